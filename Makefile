@@ -1,0 +1,47 @@
+# Every target sets up what it needs; `make` alone lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+OLDEST := .venv-oldest
+
+.PHONY: help install demo test test-oldest lint types check clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/.installed ## set up .venv (the only step that needs a network)
+
+.venv/.installed: pyproject.toml constraints.txt tests/fetch_transformers_tests.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python tests/fetch_transformers_tests.py
+	touch $@
+
+demo: .venv/.installed ## fine-tune on generated shapes, save, load again, draw a prediction
+	$(BIN)/python -m training.finetune configuration/shapes_b0.toml
+
+test: .venv/.installed ## run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed ## check format and style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/.installed ## check the types
+	$(BIN)/mypy
+
+check: lint types test ## all that a change must pass: lint, types, tests
+
+$(OLDEST)/.installed: pyproject.toml constraints.txt constraints-oldest.txt tests/fetch_transformers_tests.py
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt torch
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[dev]'
+	$(OLDEST)/bin/python tests/fetch_transformers_tests.py
+	touch $@
+
+test-oldest: $(OLDEST)/.installed ## run the tests on the oldest Transformers that is supported
+	$(OLDEST)/bin/python -m pytest
+
+clean: ## remove the environments, caches and outputs
+	rm -rf .venv .venv-oldest .cache build dist outputs *.egg-info

@@ -1,0 +1,1 @@
+"""SegFormer from scratch, at home in Transformers."""

@@ -1,1 +1,35 @@
-"""SegFormer from scratch, at home in Transformers."""
+"""SegFormer from scratch, at home in Transformers: the public names, and their registration with the Auto classes."""
+
+from .builtin import override_builtin
+from .configuration_segformer import SegFormerConfig
+from .image_processing_segformer import SegFormerImageProcessor
+from .modeling_segformer import (
+    SegFormerBackbone,
+    SegFormerForImageClassification,
+    SegFormerForSemanticSegmentation,
+    SegFormerModel,
+)
+from .registration import register
+from .version import __version__
+
+register(
+    SegFormerConfig,
+    {
+        "AutoModel": SegFormerModel,
+        "AutoModelForSemanticSegmentation": SegFormerForSemanticSegmentation,
+        "AutoModelForImageClassification": SegFormerForImageClassification,
+        "AutoBackbone": SegFormerBackbone,
+    },
+    SegFormerImageProcessor,
+)
+
+__all__ = [
+    "SegFormerBackbone",
+    "SegFormerConfig",
+    "SegFormerForImageClassification",
+    "SegFormerForSemanticSegmentation",
+    "SegFormerImageProcessor",
+    "SegFormerModel",
+    "__version__",
+    "override_builtin",
+]

@@ -1,0 +1,89 @@
+"""The configuration: published fields, and values that can not make a network are refused by name."""
+
+import json
+
+import pytest
+from transformers import AutoConfig, SegformerConfig
+
+from hf_segformer import SegFormerConfig
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"depths": [2, 2]}, r"depths is \[2, 2\]: 2 entries, but num_encoder_blocks is 4"),
+        ({"num_encoder_blocks": 5}, "num_encoder_blocks is 5, but SegFormer has 1 to 4 stages"),
+        ({"num_attention_heads": [3, 2, 5, 8]}, "32 channels do not divide by 3 heads"),
+        ({"sr_ratios": [8, 0, 2, 1]}, r"sr_ratios is \[8, 0, 2, 1\], but every entry must be at least 1"),
+        ({"patch_sizes": [7, 3, 2, 3]}, r"patch_sizes is \[7, 3, 2, 3\], but every entry must be odd"),
+        ({"drop_path_rate": 1.5}, r"drop_path_rate is 1.5, but it must lie in \[0, 1\)"),
+        ({"classifier_dropout_prob": -0.1}, "classifier_dropout_prob is -0.1"),
+        ({"layer_norm_eps": 0.0}, "layer_norm_eps is 0.0, but it must be above 0"),
+        ({"num_labels": 0}, "num_labels is 0, but it must be at least 1"),
+        ({"num_channels": 0}, "num_channels is 0, but it must be at least 1"),
+        ({"out_features": ["stage9"]}, "stage9"),
+        ({"hidden_act": "gleu"}, "hidden_act is 'gleu', no activation's name: did you mean 'gelu'"),
+    ],
+)
+def test_impossible_values_are_refused_with_field_and_value(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        SegFormerConfig(**overrides)
+
+
+def test_a_field_set_after_construction_is_checked_when_the_model_is_built(tiny_config):
+    from hf_segformer import SegFormerModel
+
+    config = tiny_config()
+    config.sr_ratios = [8, 4]
+    with pytest.raises(ValueError, match="sr_ratios"):
+        SegFormerModel(config)
+
+
+def test_a_misspelt_variant_or_field_is_answered_with_the_nearest_right_name():
+    with pytest.raises(ValueError, match="unknown variant 'b6': known are b0, b1, b2, b3, b4, b5"):
+        SegFormerConfig.from_variant("b6")
+    with pytest.raises(ValueError, match="unknown field 'drop_path' of SegFormerConfig: did you mean 'drop_path_rate'"):
+        SegFormerConfig.from_variant("b0", drop_path=0.0)
+
+
+def test_overrides_of_a_variant_reach_the_configuration():
+    config = SegFormerConfig.from_variant("b3", num_labels=7, num_channels=4, out_indices=[0, 2])
+    assert (config.depths, config.num_labels, config.num_channels) == ([3, 4, 18, 3], 7, 4)
+    assert config.out_features == ["stage1", "stage3"]
+
+
+def test_the_fields_are_those_of_transformers_with_the_same_defaults():
+    stock, ours = SegformerConfig().to_dict(), SegFormerConfig().to_dict()
+    same = set(stock) - {"model_type", "transformers_version"}
+    assert {name: stock[name] for name in same} == {name: ours[name] for name in same}
+
+
+def test_a_file_may_hold_unknown_keys(tmp_path):
+    values = {**SegFormerConfig().to_dict(), "image_size": 224, "downsampling_rates": [1, 4, 8, 16]}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert AutoConfig.from_pretrained(tmp_path).image_size == 224
+
+
+def test_save_and_load_keep_every_field_and_name_the_code_of_every_auto_class(tiny_config, tmp_path):
+    config = tiny_config(layer_norm_eps=1e-5, id2label={0: "sky", 1: "road"}, out_features=["stage2"])
+    config.save_pretrained(tmp_path)
+    loaded = SegFormerConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert set(json.loads((tmp_path / "config.json").read_text())["auto_map"]) == {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForSemanticSegmentation",
+        "AutoModelForImageClassification",
+        "AutoBackbone",
+    }
+    assert (tmp_path / "configuration_segformer.py").exists()
+
+
+def test_another_networks_config_is_refused_and_transformers_own_is_not(tmp_path, recwarn):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(ValueError, match="model_type 'vit', but SegFormer reads 'hf_segformer' and 'segformer'"):
+        SegFormerConfig.from_pretrained(tmp_path)
+    SegformerConfig(num_labels=3, depths=[1, 1, 1, 1]).save_pretrained(tmp_path)
+    config = SegFormerConfig.from_pretrained(tmp_path)
+    assert (config.num_labels, config.depths, config.layer_norm_eps) == (3, [1, 1, 1, 1], 1e-6)
+    assert config.to_dict()["model_type"] == "hf_segformer"

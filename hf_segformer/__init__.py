@@ -2,6 +2,7 @@
 
 from .builtin import override_builtin
 from .configuration_segformer import SegFormerConfig
+from .conversion import convert_checkpoint
 from .image_processing_segformer import SegFormerImageProcessor
 from .modeling_segformer import (
     SegFormerBackbone,
@@ -31,5 +32,6 @@ __all__ = [
     "SegFormerImageProcessor",
     "SegFormerModel",
     "__version__",
+    "convert_checkpoint",
     "override_builtin",
 ]

@@ -1,0 +1,166 @@
+"""The command `segformer`: a thin layer over the package's functions.
+
+A command is a function that adds its parser and names the function to run; `COMMANDS` lists them. Each imports what it
+needs when it runs, so that `segformer --help` costs nothing.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .version import __version__
+
+
+def add_convert(commands) -> None:
+    """`segformer convert SOURCE DESTINATION`: other code bases' weights to this package's, or back to Transformers'."""
+    parser = commands.add_parser(
+        "convert",
+        help="bring weights of other code bases here, or take them to Transformers' own SegFormer",
+        description="Reads the paper's .pth files, mmsegmentation's encoders, segmentation_models_pytorch, "
+        "Transformers' own SegFormer and this package's checkpoints, and writes a folder for from_pretrained.",
+    )
+    parser.add_argument("source", help="a file, a folder or a Hub repository")
+    parser.add_argument("destination", type=Path, help="a folder that does not exist yet, or is empty")
+    parser.add_argument("--num-channels", type=int, metavar="N", help="take N bands; keeps what the filters learnt")
+    parser.add_argument("--encoder-only", action="store_true", help="leave the head out, whatever it is")
+    parser.add_argument("--to", choices=["transformers"], help="write for Transformers' own SegFormer, without code")
+    parser.set_defaults(run=convert)
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """Run `segformer convert`."""
+    from .checkpoints import locate
+    from .conversion import convert_checkpoint, image_processor_for, to_transformers
+
+    require_free(arguments.destination)
+    source = locate(arguments.source)
+    model = convert_checkpoint(source, num_channels=arguments.num_channels, encoder_only=arguments.encoder_only)
+    processor = image_processor_for(source, model.config.num_channels)
+    with whole_folder(arguments.destination) as folder:
+        if arguments.to == "transformers":
+            difference = to_transformers(model, folder, processor)
+        else:
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+    config, name = model.config, type(model).__name__
+    labels = "no head" if name == "SegFormerModel" else f"{config.num_labels} labels"
+    print(
+        f"{name}: depths {list(config.depths)}, hidden sizes {list(config.hidden_sizes)}, "
+        f"{config.num_channels} channels, {labels}"
+    )
+    if arguments.to == "transformers":
+        print(
+            f"loaded in Transformers its output differs by at most {difference:.1e} of the largest value "
+            f"(LayerNorm epsilon there 1e-05, here {config.layer_norm_eps:.0e})"
+        )
+    print(f"written to {arguments.destination}")
+
+
+def add_info(commands) -> None:
+    """`segformer info SOURCE`: what a model costs, stage by stage."""
+    parser = commands.add_parser(
+        "info",
+        help="show grids, tokens, parameters and multiply-adds, stage by stage",
+        description="Shows what each stage makes of an image and what it costs, without running the model.",
+    )
+    parser.add_argument("source", help="b0 to b5, a config.json, a checkpoint or a Hub repository")
+    parser.add_argument("--size", default="512x512", metavar="HxW", help="image size in pixels (default: 512x512)")
+    parser.add_argument("--num-labels", type=int, metavar="K", help="with another number of labels")
+    parser.set_defaults(run=info)
+
+
+def info(arguments: argparse.Namespace) -> None:
+    """Run `segformer info`."""
+    from .info import format_info, load_config, parse_size
+
+    size = parse_size(arguments.size)
+    config = load_config(arguments.source)
+    if arguments.num_labels is not None:
+        config.num_labels = arguments.num_labels
+        config.check()
+    print(format_info(config, *size))
+
+
+_DEBUG_HELP = "show where an error comes from"
+COMMANDS = (add_convert, add_info)
+
+
+def require_free(destination: Path) -> None:
+    """Raise ValueError where a destination holds something already."""
+    if destination.is_dir() and any(destination.iterdir()):
+        raise ValueError(f"{destination} is a folder with files in it, but it must be a new or an empty folder")
+    if destination.exists() and not destination.is_dir():
+        raise ValueError(f"{destination} is a file, but it must be a new or an empty folder")
+
+
+@contextmanager
+def whole_folder(destination: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the destination's place only if all went well."""
+    partial = destination.absolute().with_name(f".{destination.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if destination.exists():
+            destination.rmdir()  # empty, or it fails; not every system renames onto a folder
+        partial.rename(destination)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser and the names of its commands."""
+    parser = argparse.ArgumentParser(prog="segformer", description="SegFormer from scratch, at home in Transformers.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add_command in COMMANDS:
+        add_command(commands)
+    for each in (parser, *commands.choices.values()):
+        each.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=_DEBUG_HELP)
+    parser.set_defaults(debug=False)
+    return parser, list(commands.choices)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Errors are one line on stderr; `--debug` shows where they come from.
+
+    Args:
+        argv: arguments after the program's name; those of the process by default.
+
+    Returns:
+        The exit status: 0, 1 after an error, 130 when interrupted. Wrong usage exits with 2, as argparse does.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser, names = build_parser()
+    command = next((argument for argument in argv if not argument.startswith("-")), None)
+    if command is not None and command not in names:
+        from .configuration_segformer import closest
+
+        parser.error(f"unknown command {command!r}: {closest(command, names)}")
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has left; what is still buffered must not be flushed into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("segformer: interrupted", file=sys.stderr)
+        return 130
+    except (OSError, ValueError) as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"segformer: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

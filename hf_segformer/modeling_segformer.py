@@ -420,6 +420,10 @@ class SegFormerPreTrainedModel(PreTrainedModel):
         config.check()  # fields may have been set after construction
         super().__init__(config)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The first convolution: with a frozen base, reentrant checkpointing starts gradients at its output."""
+        return self.base_model.encoder.patch_embeddings[0].proj
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):

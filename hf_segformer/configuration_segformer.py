@@ -4,6 +4,7 @@ Every field of a published `segformer` config.json is read under its published n
 that can not make a network is refused here, at construction, rather than deep in a forward pass.
 """
 
+from copy import deepcopy
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import ClassVar
@@ -60,7 +61,7 @@ _PROBABILITIES = (
 
 def closest(name: str, known) -> str:
     """A hint that names the known word nearest to a misspelt one, or lists all of them if none is near."""
-    near = get_close_matches(name, known, n=1)
+    near = get_close_matches(str(name).lower(), known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
 
 
@@ -131,6 +132,9 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        num_labels = kwargs.get("num_labels")
+        if num_labels is not None and (not isinstance(num_labels, int) or num_labels < 1):
+            raise ValueError(f"num_labels is {num_labels!r}, but it must be a whole number, at least 1")
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         super().__post_init__(**kwargs)
         self.check()
@@ -170,6 +174,10 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"hidden_act is {self.hidden_act!r}, no activation's name: {closest(self.hidden_act, ACT2FN)}"
             )
+        if set(self.id2label) != set(range(len(self.id2label))):
+            raise ValueError(
+                f"id2label has the keys {sorted(self.id2label)}, but must number its {len(self.id2label)} labels from 0"
+            )
         for name in ("num_channels", "decoder_hidden_size", "num_labels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 1")
@@ -198,7 +206,7 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in overrides:
             if name not in known:
                 raise ValueError(f"unknown field {name!r} of SegFormerConfig: {closest(name, known)}")
-        return cls(**{**VARIANTS[variant], **overrides})
+        return cls(**{**deepcopy(VARIANTS[variant]), **overrides})
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

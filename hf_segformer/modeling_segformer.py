@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin
@@ -28,7 +29,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import logging
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_segformer import SegFormerConfig
 
@@ -52,21 +53,25 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def is_untouched(module: nn.Module) -> bool:
+    """Whether calling the module runs its class's `forward` and nothing else: no hook, no offloading."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
 def is_exactly(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module is just what its type says, so that using its weights directly equals calling it.
 
     LoRA layers and parametrizations change the type, quantisation the type of the weight, hooks and offloading the
     call. Where any of them is at work, only calling the module is right.
     """
-    return (
-        type(module) is kind
-        and type(module.weight) in (nn.Parameter, torch.Tensor)
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and not module._backward_hooks
-        and not module._backward_pre_hooks
-        and "forward" not in module.__dict__
-    )
+    plain = (nn.Parameter, torch.Tensor, FakeTensor)  # the last while exporting
+    return type(module) is kind and type(module.weight) in plain and is_untouched(module)
 
 
 class SegFormerOverlapPatchEmbeddings(nn.Module):
@@ -304,10 +309,9 @@ class SegFormerEncoder(nn.Module):
     ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...] | None]:
         """(B, bands, height, width) -> each stage's features (B, C, H, W) and, on demand, each block's maps."""
         self.check(pixel_values)
-        if output_attentions and self.config._attn_implementation != "eager":
-            logger.warning_once(
-                f"{self.config._attn_implementation!r} attention gives no maps: this call runs eager attention"
-            )
+        implementation = self.config._attn_implementation
+        if output_attentions and implementation != "eager" and not torch.compiler.is_compiling():
+            logger.warning_once(f"{implementation!r} attention gives no maps: this call runs eager attention")
         dtype = self.patch_embeddings[0].proj.weight.dtype
         features = pixel_values.to(dtype).contiguous(memory_format=torch.channels_last)
         stages, attentions = [], []
@@ -322,10 +326,11 @@ class SegFormerEncoder(nn.Module):
 
     def check(self, pixel_values: torch.Tensor) -> None:
         """Raise ValueError unless `pixel_values` is (B, num_channels, height, width) of real numbers."""
-        if not pixel_values.is_floating_point():
+        if not isinstance(pixel_values, torch.Tensor) or not pixel_values.is_floating_point():
+            kind = getattr(pixel_values, "dtype", type(pixel_values).__name__)
             raise ValueError(
-                f"pixel_values are of type {pixel_values.dtype}, but the model takes normalised real numbers: "
-                "SegFormerImageProcessor makes them"
+                f"pixel_values are of type {kind}, but the model takes a tensor of normalised real numbers: "
+                "SegFormerImageProcessor makes it"
             )
         num_channels = self.config.num_channels
         if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
@@ -384,19 +389,32 @@ class SegFormerDecodeHead(nn.Module):
         fused, biases = [], []
         columns = self.linear_fuse.weight.flatten(1).chunk(len(features), dim=1)[::-1]
         for linear, column, stage in zip(self.linear_c, columns, features, strict=True):
-            with torch.autocast(stage.device.type, enabled=False):
+            with maybe_autocast(stage.device.type, enabled=False):
                 column = at_least_float32(column)
                 weight = (column @ at_least_float32(linear.proj.weight)).to(linear.proj.weight.dtype)
                 biases.append(column @ at_least_float32(linear.proj.bias))
             fused.append(upsample(F.linear(stage.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2), size))
         return sum(fused[1:], fused[0] + sum(biases).to(fused[0].dtype)[:, None, None])
 
+    def is_foldable(self) -> bool:
+        """Whether every layer before BatchNorm still is what it was built as."""
+        fuse = self.linear_fuse
+        return (
+            is_exactly(fuse, nn.Conv2d)
+            and fuse.bias is None
+            and fuse.kernel_size == (1, 1)
+            and all(
+                type(linear) is SegFormerMLP
+                and is_untouched(linear)
+                and is_exactly(linear.proj, nn.Linear)
+                and linear.proj.bias is not None
+                for linear in self.linear_c
+            )
+        )
+
     def forward(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Each stage's (B, C, H, W) -> logits (B, K, H, W) at the first stage's size."""
-        foldable = is_exactly(self.linear_fuse, nn.Conv2d) and all(
-            type(linear) is SegFormerMLP and is_exactly(linear.proj, nn.Linear) for linear in self.linear_c
-        )
-        fused = self.fuse_folded(features) if foldable else self.fuse_plain(features)
+        fused = self.fuse_folded(features) if self.is_foldable() else self.fuse_plain(features)
         return self.classifier(self.dropout(F.relu(self.batch_norm(fused))))
 
 
@@ -417,6 +435,12 @@ class SegFormerPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     def __init__(self, config: SegFormerConfig):
+        # Asked by what it can do: code that came with a checkpoint has a class of its own.
+        if not hasattr(config, "check"):
+            raise ValueError(
+                f"config is a {type(config).__name__}, but {type(self).__name__} takes a SegFormerConfig: leave config "
+                "out, or read it by SegFormerConfig.from_pretrained, which takes Transformers' own files too"
+            )
         config.check()  # fields may have been set after construction
         super().__init__(config)
 
@@ -428,19 +452,20 @@ class SegFormerPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
-            init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
             fan_out = module.out_channels * module.weight[0, 0].numel() // module.groups
             init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
-            if module.bias is not None:
-                init.zeros_(module.bias)
         elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            if isinstance(module, nn.BatchNorm2d):
+            if module.weight is not None:
+                init.ones_(module.weight)
+            if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
                 init.zeros_(module.running_mean)
                 init.ones_(module.running_var)
                 init.zeros_(module.num_batches_tracked)
+        else:
+            return
+        if module.bias is not None:
+            init.zeros_(module.bias)
 
     def _wanted(self, output_attentions: bool | None, output_hidden_states: bool | None) -> tuple[bool, bool]:
         """The two switches, from the configuration where the caller left them open."""
@@ -542,6 +567,40 @@ class SegFormerBackbone(BackboneMixin, SegFormerPreTrainedModel):
         )
 
 
+def check_labels(
+    labels: torch.Tensor, shape: tuple[int | str, ...], num_classes: int, ignore_index: int
+) -> torch.Tensor:
+    """Class indices as int64, after a look at their shape, type and values.
+
+    Args:
+        labels: class indices of any integer type.
+        shape: what their shape must be; a word stands for any size.
+        num_classes: they go from 0 to one less.
+        ignore_index: value that is allowed beside them.
+
+    Raises:
+        ValueError: names the shape, type or values that can not be. Values are not looked at while compiling.
+    """
+    if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.is_complex():
+        kind = getattr(labels, "dtype", type(labels).__name__)
+        raise ValueError(f"labels are of type {kind}, but class indices must be a tensor of integers")
+    fits = zip(labels.shape, shape, strict=False)
+    if labels.ndim != len(shape) or not all(isinstance(wanted, str) or side == wanted for side, wanted in fits):
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"labels has shape {tuple(labels.shape)}, but these pixel_values ask for ({wanted})")
+    labels = labels.long()
+    if not torch.compiler.is_compiling():
+        wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)]
+        if wrong.numel():
+            values = wrong.unique().tolist()
+            shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
+            raise ValueError(
+                f"labels hold {shown}, but the model knows classes 0 to {num_classes - 1} and {ignore_index} for what "
+                "does not count"
+            )
+    return labels
+
+
 class SegFormerForImageClassification(SegFormerPreTrainedModel):
     """The encoder with a linear classifier over the mean token, as it was pre-trained on ImageNet.
 
@@ -559,6 +618,7 @@ class SegFormerForImageClassification(SegFormerPreTrainedModel):
         super().__init__(config)
         self.segformer = SegFormerModel(config)
         self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels)
+        self.loss_type = "ForSequenceClassification"  # Transformers goes by the class's name, which subclasses change
         self.post_init()
 
     @can_return_tuple
@@ -573,18 +633,24 @@ class SegFormerForImageClassification(SegFormerPreTrainedModel):
 
         Args:
             pixel_values: (B, num_channels, height, width).
-            labels: (B,) classes, or values for a regression where `num_labels` is 1.
+            labels: (B,) classes of any integer type; (B, K) real numbers in [0, 1] for several labels an image; or
+                real numbers for a regression where `num_labels` is 1.
             output_attentions: as for `SegFormerModel`.
             output_hidden_states: as for `SegFormerModel`.
 
         Returns:
             `logits` (B, K), and `loss` where labels are given.
+
+        Raises:
+            ValueError: if `pixel_values` or class labels have a wrong shape, type or range.
         """
         output_attentions, output_hidden_states = self._wanted(output_attentions, output_hidden_states)
         stages, attentions = self.segformer.encoder(pixel_values, output_attentions)
         logits = self.classifier(stages[-1].mean(dim=(2, 3)))
         loss = None
         if labels is not None:
+            if self.config.num_labels > 1 and not torch.is_floating_point(labels):
+                labels = check_labels(labels, (len(logits),), self.config.num_labels, ignore_index=-100)
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         return ImageClassifierOutput(
             loss=loss,
@@ -592,37 +658,6 @@ class SegFormerForImageClassification(SegFormerPreTrainedModel):
             hidden_states=stages if output_hidden_states else None,
             attentions=attentions,
         )
-
-
-def check_labels(labels: torch.Tensor, logits: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    """Labels as int64, after a look at their shape, type and values.
-
-    Args:
-        labels: (B, height, width) of any integer type.
-        logits: (B, K, H, W).
-        ignore_index: value that is allowed beside 0..K-1 (0..1 for one logit).
-
-    Raises:
-        ValueError: names the shape, type or values that can not be. Values are not looked at while compiling.
-    """
-    if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
-        raise ValueError(
-            f"labels has shape {tuple(labels.shape)}, but pixel_values asks for ({logits.shape[0]}, height, width)"
-        )
-    if labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"labels are of type {labels.dtype}, but class indices must be integers")
-    labels = labels.long()
-    if not torch.compiler.is_compiling():
-        num_classes = max(logits.shape[1], 2)
-        wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)]
-        if wrong.numel():
-            values = wrong.unique().tolist()
-            shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
-            raise ValueError(
-                f"labels hold {shown}, but the model knows classes 0 to {num_classes - 1} "
-                f"and {ignore_index} for pixels that do not count"
-            )
-    return labels
 
 
 def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
@@ -638,7 +673,7 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: 
     Raises:
         ValueError: see `check_labels`.
     """
-    labels = check_labels(labels, logits, ignore_index)
+    labels = check_labels(labels, (len(logits), "height", "width"), max(logits.shape[1], 2), ignore_index)
     logits = upsample(at_least_float32(logits), labels.shape[-2:])
     valid = labels != ignore_index
     if logits.shape[1] == 1:
@@ -673,7 +708,9 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """The head starts as in the original: PyTorch's defaults, and Kaiming for the fusing convolution."""
         head = self.decode_head
-        if module is head.linear_fuse:
+        if not isinstance(head, SegFormerDecodeHead):  # a subclass brought its own
+            super()._init_weights(module)
+        elif module is head.linear_fuse:
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif module is head.classifier or any(module is linear.proj for linear in head.linear_c):
             bound = module.weight[0].numel() ** -0.5

@@ -19,7 +19,9 @@ from hf_segformer import SegFormerConfig
         ({"drop_path_rate": 1.5}, r"drop_path_rate is 1.5, but it must lie in \[0, 1\)"),
         ({"classifier_dropout_prob": -0.1}, "classifier_dropout_prob is -0.1"),
         ({"layer_norm_eps": 0.0}, "layer_norm_eps is 0.0, but it must be above 0"),
-        ({"num_labels": 0}, "num_labels is 0, but it must be at least 1"),
+        ({"num_labels": -3}, "num_labels is -3, but it must be a whole number, at least 1"),
+        ({"num_labels": "3"}, "num_labels is '3', but it must be a whole number"),
+        ({"id2label": {0: "sky", 2: "road"}}, r"id2label has the keys \[0, 2\], but must number its 2 labels from 0"),
         ({"num_channels": 0}, "num_channels is 0, but it must be at least 1"),
         ({"out_features": ["stage9"]}, "stage9"),
         ({"hidden_act": "gleu"}, "hidden_act is 'gleu', no activation's name: did you mean 'gelu'"),
@@ -42,6 +44,8 @@ def test_a_field_set_after_construction_is_checked_when_the_model_is_built(tiny_
 def test_a_misspelt_variant_or_field_is_answered_with_the_nearest_right_name():
     with pytest.raises(ValueError, match="unknown variant 'b6': known are b0, b1, b2, b3, b4, b5"):
         SegFormerConfig.from_variant("b6")
+    with pytest.raises(ValueError, match="unknown variant 'B0': did you mean 'b0'"):
+        SegFormerConfig.from_variant("B0")
     with pytest.raises(ValueError, match="unknown field 'drop_path' of SegFormerConfig: did you mean 'drop_path_rate'"):
         SegFormerConfig.from_variant("b0", drop_path=0.0)
 
@@ -50,6 +54,11 @@ def test_overrides_of_a_variant_reach_the_configuration():
     config = SegFormerConfig.from_variant("b3", num_labels=7, num_channels=4, out_indices=[0, 2])
     assert (config.depths, config.num_labels, config.num_channels) == ([3, 4, 18, 3], 7, 4)
     assert config.out_features == ["stage1", "stage3"]
+
+
+def test_a_changed_configuration_leaves_the_variant_as_it_was():
+    SegFormerConfig.from_variant("b0").depths[0] = 7
+    assert SegFormerConfig.from_variant("b0").depths == [2, 2, 2, 2]
 
 
 def test_the_fields_are_those_of_transformers_with_the_same_defaults():

@@ -282,7 +282,11 @@ def test_bands_other_than_three(tiny_config):
     [
         (torch.zeros(1, 4, 32, 40), r"\(1, 4, 32, 40\), but the model takes \(batch, 3, height, width\)"),
         (torch.zeros(3, 32, 40), r"\(3, 32, 40\), but the model takes"),
-        (torch.zeros(1, 3, 32, 40, dtype=torch.uint8), "of type torch.uint8, but the model takes normalised real"),
+        (
+            torch.zeros(1, 3, 32, 40, dtype=torch.uint8),
+            "of type torch.uint8, but the model takes a tensor of normalised",
+        ),
+        ([[[0.0]]], "of type list, but the model takes a tensor"),
     ],
 )
 def test_pixel_values_of_another_shape_or_type_are_refused(tiny_config, pixel_values, message):
@@ -318,6 +322,49 @@ def test_logits_come_from_the_folded_form_and_a_hooked_layer_from_the_plain_one(
     assert used == ["fuse_folded", "fuse_plain", "fuse_folded"]
 
 
+@pytest.mark.parametrize("name", ["linear_c.0", "linear_c.0.proj", "linear_fuse"])
+def test_a_hook_anywhere_in_the_head_has_its_say(tiny_config, name):
+    model = SegFormerForSemanticSegmentation(tiny_config()).eval()
+    pixel_values = torch.randn(1, 3, 40, 56)
+    before = model(pixel_values).logits
+    model.decode_head.get_submodule(name).register_forward_hook(lambda module, inputs, output: output * 0)
+    assert not torch.equal(model(pixel_values).logits, before)
+
+
+def test_a_head_with_its_batch_norm_merged_and_one_without_biases_take_the_plain_form(tmp_path):
+    _, model = stock_pair(tmp_path)
+    model.eval().requires_grad_(False)
+    head, pixel_values = model.decode_head, torch.randn(1, 3, 40, 56)
+    before = model(pixel_values).logits
+    head.linear_fuse = nn.utils.fuse_conv_bn_eval(head.linear_fuse, head.batch_norm)
+    head.batch_norm = nn.Identity()
+    close(model(pixel_values).logits, before)
+    head.linear_c[0].proj = nn.Linear(8, 16, bias=False)
+    assert model(pixel_values).logits.isfinite().all()
+
+
+def test_a_meta_model_tells_its_shapes():
+    with torch.device("meta"):
+        model = SegFormerForSemanticSegmentation(SegFormerConfig(**TINY, num_labels=5))
+        assert model(torch.zeros(1, 3, 40, 56)).logits.shape == (1, 5, 10, 14)
+
+
+def test_a_subclass_may_bring_layers_and_a_head_of_its_own(tiny_config):
+    class Mine(SegFormerForSemanticSegmentation):
+        def __init__(self, config):
+            super().__init__(config)
+            self.decode_head = nn.Sequential(nn.Conv2d(8, 3, 1, bias=False), nn.LayerNorm(4, elementwise_affine=False))
+            self.extra = nn.ModuleList([nn.Linear(4, 4, bias=False), nn.BatchNorm2d(4, affine=False)])
+            self.post_init()
+
+    assert Mine(tiny_config()).extra[0].weight.abs().max() < 0.2
+
+
+def test_transformers_own_configuration_is_refused_with_the_way_out():
+    with pytest.raises(ValueError, match="config is a SegformerConfig, but SegFormerModel takes a SegFormerConfig"):
+        SegFormerModel(SegformerConfig())
+
+
 def test_output_attentions_and_hidden_states_follow_the_configuration_too(tiny_config):
     config = tiny_config(attn_implementation="eager")
     config.output_attentions = config.output_hidden_states = True
@@ -345,6 +392,20 @@ def test_backbone_gives_the_named_stages_of_any_checkpoint(tiny_config, tmp_path
     assert torch.equal(maps[0], stages[0])
     assert torch.equal(maps[1], stages[3])
     assert (backbone.channels, backbone.stage_names) == ([8, 16], ["stage1", "stage2", "stage3", "stage4"])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_a_classifier_and_its_subclasses_take_labels_of_any_integer_type(tiny_config, dtype):
+    class Pets(SegFormerForImageClassification):
+        pass
+
+    model = Pets(tiny_config()).eval()
+    outputs = model(torch.randn(3, 3, 40, 56), labels=torch.tensor([0, 4, 2], dtype=dtype))
+    close(outputs.loss, F.cross_entropy(outputs.logits, torch.tensor([0, 4, 2])))
+    with pytest.raises(ValueError, match="labels hold 5, but the model knows classes 0 to 4"):
+        model(torch.randn(1, 3, 40, 56), labels=torch.tensor([5], dtype=dtype))
+    with pytest.raises(ValueError, match=r"shape \(2,\), but these pixel_values ask for \(1\)"):
+        model(torch.randn(1, 3, 40, 56), labels=torch.tensor([1, 1], dtype=dtype))
 
 
 # The loss
@@ -385,7 +446,7 @@ def test_a_batch_without_a_valid_pixel_gives_zero_loss_and_zero_gradient(tiny_co
         (5, torch.full((2, 40, 56), 7), "labels hold 7, but the model knows classes 0 to 4 and 255"),
         (5, torch.full((2, 40, 56), -1), "labels hold -1"),
         (1, torch.full((2, 40, 56), 2), "labels hold 2, but the model knows classes 0 to 1 and 255"),
-        (5, torch.zeros(2, 40, 56), "of type torch.float32, but class indices must be integers"),
+        (5, torch.zeros(2, 40, 56), "of type torch.float32, but class indices must be a tensor of int"),
         (5, torch.zeros(2, 3, 40, 56, dtype=torch.long), r"shape \(2, 3, 40, 56\), but .* \(2, height, width\)"),
         (5, torch.zeros(1, 40, 56, dtype=torch.long), r"shape \(1, 40, 56\), but .* \(2, height, width\)"),
     ],

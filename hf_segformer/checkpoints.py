@@ -27,7 +27,7 @@ _FOLDER_WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 # Keys under which training programs keep the state dict, and what wrappers put before every key of it.
-_WRAPPERS = ("state_dict", "model")
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 # All that torch.load was seen to raise when files were cut at every byte and their bytes changed.
 _DAMAGE = (
@@ -73,7 +73,10 @@ def locate(source: str) -> Path:
 
     Raises:
         OSError: if there is neither such a path nor such a repository.
+        ValueError: if the source is a web address.
     """
+    if "://" in source:
+        raise ValueError(f"{source} is a web address, but a path or a Hub repository's name, owner/name, is wanted")
     if not is_repository(source):
         return Path(source)
     top_level = {"repo_id": source, "ignore_patterns": "*/*"}  # a Trainer's checkpoints lie below
@@ -95,9 +98,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         OSError: if the path does not exist or can not be opened.
         ValueError: if the file is empty, cut, no checkpoint at all, needs code to be read, or holds no state dict.
     """
-    path = Path(path)
-    if not path.exists():
+    if not Path(path).exists():
         raise FileNotFoundError(f"no such file or folder: {path}")
+    path = Path(path)
     if path.is_file():
         return _read_file(path)
     weights_file = _find_weights(path)

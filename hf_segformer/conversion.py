@@ -91,8 +91,8 @@ def convert_checkpoint(
         >>> converted.config.depths, converted.config.num_labels, converted.config.num_channels
         ([1, 1, 1, 1], 5, 4)
     """
-    if num_channels is not None and num_channels < 1:
-        raise ValueError(f"num_channels is {num_channels}, but it must be at least 1")
+    if num_channels is not None and (type(num_channels) is not int or num_channels < 1):
+        raise ValueError(f"num_channels is {num_channels!r}, but it must be a whole number, at least 1")
     checkpoint = read_checkpoint(path)
     held = without_head(checkpoint.weights) if encoder_only else checkpoint.weights
     weights = _published_weights(checkpoint.path, held)
@@ -150,7 +150,7 @@ def _infer_config(checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor]) -
     def encoder(name: str) -> torch.Size:
         return weights[f"segformer.encoder.{name}.weight"].shape
 
-    depths = num_blocks(weights, "segformer.encoder.block.{stage}.")
+    depths = num_blocks(checkpoint.path, weights, "segformer.encoder.block.{stage}.")
     stages = range(len(depths))
     hidden_sizes = [encoder(f"layer_norm.{stage}")[0] for stage in stages]
     patch_sizes = [encoder(f"patch_embeddings.{stage}.proj")[-1] for stage in stages]

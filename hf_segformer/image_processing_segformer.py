@@ -8,7 +8,11 @@ of means, bands are measurements and are taken as they are.
 Axes: B images, C bands, H height, W width, K classes. Sizes are (height, width).
 """
 
+import copy
+import math
+import os
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -39,6 +43,23 @@ _SERVICE_KEYS = {
     "image_processor_type",
     "processor_class",
     "video_processor_type",
+}
+# Where and how `from_pretrained` loads, as Transformers and its Auto classes pass it on.
+_LOADING_KEYS = {
+    "_commit_hash",
+    "_from_auto",
+    "backend",
+    "cache_dir",
+    "code_revision",
+    "force_download",
+    "image_processor_filename",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+    "use_fast",
 }
 # Transformers' keywords for what is not done here, with the values that do not ask for it.
 _NOT_OFFERED: dict[str, tuple] = {
@@ -114,27 +135,48 @@ def _label_map(logits: torch.Tensor, size: Sequence[int] | None, threshold: floa
     return labels
 
 
+def _is_whole(value: Any) -> bool:
+    """Whether this is a whole number above 0, of Python's type or NumPy's."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
+
+
 def _parse_size(size: Any) -> dict[str, int]:
     """An int, (height, width) or a dict -> a dict with one of the known sets of keys."""
-    if isinstance(size, int):
+    if isinstance(size, Integral):
         sides = {"height": size, "width": size}
     elif isinstance(size, list | tuple) and len(size) == 2:
         sides = {"height": size[0], "width": size[1]}
     else:
         sides = dict(size) if isinstance(size, Mapping | SizeDict) else {}
-    if set(sides) not in _SIZE_KEYS or not all(isinstance(side, int) and side > 0 for side in sides.values()):
+    if set(sides) not in _SIZE_KEYS or not all(_is_whole(side) for side in sides.values()):
         raise ValueError(
             f"size is {size!r}, but it must be an int, (height, width) or a dict with height and width, "
             "shortest_edge, or shortest_edge and longest_edge; all whole numbers above 0"
         )
-    return sides
+    return {name: int(side) for name, side in sides.items()}
 
 
 def _parse_channels(values: Any, name: str) -> list[float]:
     """One number a channel."""
-    if not isinstance(values, list | tuple | np.ndarray) or len(values) == 0:
-        raise ValueError(f"{name} is {values!r}, but it must list one number for each channel")
+    listed = isinstance(values, list | tuple | np.ndarray) and len(values) > 0
+    if not listed or not all(isinstance(value, Real) and math.isfinite(value) for value in values):
+        raise ValueError(f"{name} is {values!r}, but it must list one finite number for each channel")
     return [float(value) for value in values]
+
+
+def _parse_target_sizes(target_sizes: Any, num_images: int) -> list[list[int]]:
+    """Pairs of whole numbers, one an image."""
+    message = (
+        f"target_sizes is {target_sizes}, but {num_images} images need {num_images} pairs (height, width) of whole "
+        "numbers above 0"
+    )
+    try:
+        table = np.asarray(target_sizes)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(message) from error
+    if table.shape != (num_images, 2) or table.dtype.kind not in "iu" or table.min() < 1:
+        raise ValueError(message)
+    return table.tolist()
 
 
 class SegFormerImageProcessor(BaseImageProcessor):
@@ -145,8 +187,9 @@ class SegFormerImageProcessor(BaseImageProcessor):
 
     - **Pictures** (three means): PIL images of any mode, grey, palette, RGB, CMYK, 16-bit; alpha is dropped. Arrays
       and tensors are (H, W), or have one or three bands. 8 bits are taken as they are, bool is black and white,
-      uint16 is divided by 257, floats of whole numbers in 0 to 255 are bytes, floats within [0, 1] are resized as
-      bytes and stay in [0, 1] (give `do_rescale=False` with those).
+      uint16 is divided by 257 whatever its values, floats of whole numbers in 0 to 255 are bytes, floats within
+      [0, 1] are resized as bytes and stay in [0, 1] (give `do_rescale=False` with those). PIL's mode I, as which
+      Pillow opens 16-bit PGM files, is uint16 where a value exceeds 255, else bytes.
     - **Bands** (any other number N of means): (H, W, N) or (N, H, W), each band resized for itself, in its own units.
     - **Layout** of an array: the axis, first or last, that has as many entries as there are means; the first if both
       have. `input_data_format` ("channels_first" or "channels_last") settles it.
@@ -206,35 +249,44 @@ class SegFormerImageProcessor(BaseImageProcessor):
         super().__init__()
         self._refuse(others)
         self.do_resize = do_resize
-        self.size = _parse_size(size)
+        self.size: Any = size
         self.resample = resample
         self.keep_ratio = keep_ratio
         self.size_divisor = size_divisor
         self.do_rescale = do_rescale
         self.rescale_factor = rescale_factor
         self.do_normalize = do_normalize
-        self.image_mean = _parse_channels(image_mean, "image_mean")
-        self.image_std = _parse_channels(image_std, "image_std")
+        self.image_mean: Any = image_mean
+        self.image_std: Any = image_std
         self.do_reduce_labels = do_reduce_labels
-        self._check()
+        self._settle()
 
-    def _refuse(self, others: dict[str, Any]) -> None:
-        own = {*self.valid_kwargs.__annotations__, "segmentation_maps", "return_tensors", "input_data_format"}
+    @classmethod
+    def _refuse(cls, others: dict[str, Any]) -> None:
+        own = {*cls.valid_kwargs.__annotations__, "segmentation_maps", "return_tensors", "input_data_format"}
         for keyword, value in others.items():
             if keyword not in ImagesKwargs.__annotations__ and keyword not in _SERVICE_KEYS:
                 raise ValueError(f"unknown keyword {keyword!r} of SegFormerImageProcessor: {closest(keyword, own)}")
             if value not in _NOT_OFFERED.get(keyword, (value,)):
                 raise ValueError(f"{keyword} is {value!r}, which SegFormerImageProcessor does not offer")
 
-    def _check(self) -> None:
+    def _settle(self) -> None:
+        """Bring every keyword to its own form, or raise."""
+        self.size = _parse_size(self.size)
+        self.image_mean = _parse_channels(self.image_mean, "image_mean")
+        self.image_std = _parse_channels(self.image_std, "image_std")
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but it must be True or False")
         if self.resample not in list(Image.Resampling):
             filters = ", ".join(f"{filter.value} ({filter.name})" for filter in Image.Resampling)
             raise ValueError(f"resample is {self.resample!r}, but PIL's filters are {filters}")
-        if self.size_divisor is not None and not (isinstance(self.size_divisor, int) and self.size_divisor > 0):
-            raise ValueError(f"size_divisor is {self.size_divisor!r}, but it must be a whole number above 0, or None")
+        if self.size_divisor is not None:
+            if not _is_whole(self.size_divisor):
+                raise ValueError(
+                    f"size_divisor is {self.size_divisor!r}, but it must be a whole number above 0, or None"
+                )
+            self.size_divisor = int(self.size_divisor)
         if not (isinstance(self.rescale_factor, int | float) and 0 < self.rescale_factor < float("inf")):
             raise ValueError(f"rescale_factor is {self.rescale_factor!r}, but it must be a number above 0")
         if len(self.image_mean) != len(self.image_std):
@@ -244,6 +296,23 @@ class SegFormerImageProcessor(BaseImageProcessor):
             )
         if not min(self.image_std) > 0:
             raise ValueError(f"image_std is {self.image_std}, but every entry must be above 0")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
+        """Read the processor of a folder, a file or a Hub repository.
+
+        Keywords of the class override what the file says. A misspelt one is an error, unless `return_unused_kwargs`
+        asks for it back.
+
+        Raises:
+            ValueError: if a keyword is unknown or its value impossible.
+            OSError: if there is no such file.
+        """
+        # A pipeline gives its image processor the model's keywords, too.
+        if "_from_pipeline" not in kwargs and not kwargs.get("return_unused_kwargs"):
+            known = {*cls.valid_kwargs.__annotations__, *_LOADING_KEYS, "return_unused_kwargs"}
+            cls._refuse({keyword: value for keyword, value in kwargs.items() if keyword not in known})
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any):
@@ -282,7 +351,8 @@ class SegFormerImageProcessor(BaseImageProcessor):
                 arrays or tensors of any integer type.
             return_tensors: `"pt"` or `"np"` to stack the batch; None gives lists of arrays.
             input_data_format: `"channels_first"` or `"channels_last"`, where an array's shape does not tell.
-            **overrides: any keyword of the class, for this call.
+            **overrides: any keyword of the class, for this call. None leaves a keyword as it is, but switches
+                `size_divisor` off.
 
         Returns:
             `pixel_values`, float32 (B, C, H, W), and with maps `labels`, int64 (B, H, W).
@@ -291,10 +361,19 @@ class SegFormerImageProcessor(BaseImageProcessor):
             ValueError: if an input can not be read as said above; the message names which one and why.
             OSError: if a file can not be opened.
         """
-        if overrides:
-            own = {keyword: getattr(self, keyword) for keyword in self.valid_kwargs.__annotations__}
-            own.update({k: v for k, v in overrides.items() if v is not None or k not in own})
-            return type(self)(**own).preprocess(images, segmentation_maps, return_tensors, input_data_format)
+        own = self.valid_kwargs.__annotations__
+        self._refuse({keyword: value for keyword, value in overrides.items() if keyword not in own})
+        processor = copy.copy(self)
+        for keyword, value in overrides.items():
+            if keyword in own and (value is not None or keyword == "size_divisor"):
+                setattr(processor, keyword, value)
+        processor._settle()
+        return processor._prepare(images, segmentation_maps, return_tensors, input_data_format)
+
+    def _prepare(
+        self, images: Any, segmentation_maps: Any, return_tensors: str | None, input_data_format: str | None
+    ) -> BatchFeature:
+        """What `preprocess` promises, by the processor's own keywords."""
         images = flatten(images)
         maps = self._pair(images, segmentation_maps)
         data: dict[str, list[np.ndarray]] = {"pixel_values": []}
@@ -410,19 +489,17 @@ class SegFormerImageProcessor(BaseImageProcessor):
             B tensors, int64 (H, W).
 
         Raises:
-            ValueError: if `target_sizes` does not fit the logits or `threshold` is no probability.
+            ValueError: if `outputs` has no logits, `target_sizes` does not fit them or `threshold` is no probability.
         """
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
+        logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 4:
+            raise ValueError(
+                f"outputs is a {type(outputs).__name__}, but it must be the model's output or a mapping with `logits`, "
+                "a tensor (B, K, h, w)"
+            )
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}, but it must lie in [0, 1]")
-        sizes = [None] * len(logits)
-        if target_sizes is not None:
-            table = np.asarray(target_sizes)
-            if table.shape != (len(logits), 2) or table.min() < 1:
-                raise ValueError(
-                    f"target_sizes is {target_sizes}, but {len(logits)} images need {len(logits)} pairs (height, width)"
-                )
-            sizes = table.tolist()
+        sizes = [None] * len(logits) if target_sizes is None else _parse_target_sizes(target_sizes, len(logits))
         return [_label_map(image, size, threshold) for image, size in zip(logits, sizes, strict=True)]
 
 

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from transformers.image_utils import ChannelDimension
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # Modes that hold one number a pixel rather than a colour.
 _WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
@@ -41,15 +44,20 @@ def check_area(height: int, width: int, name: str) -> None:
 
 def _load(source: Any, name: str) -> Image.Image | np.ndarray:
     """A path, PIL image, array or tensor -> an upright PIL image or an array; the source stays as it is."""
-    if isinstance(source, str | os.PathLike):
-        try:
-            with Image.open(source) as file:
+    path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+    name = name if path is None else f"{name}, {path}"
+    try:
+        if path is not None:
+            with Image.open(path) as file:
                 return ImageOps.exif_transpose(file)
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"{name}, {os.fspath(source)}: {error}") from error
-    if isinstance(source, Image.Image):
-        upright = source.getexif().get(ExifTags.Base.Orientation, 1) == 1
-        return source if upright else ImageOps.exif_transpose(source)
+        if isinstance(source, Image.Image):
+            source.load()
+            upright = source.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            return source if upright else ImageOps.exif_transpose(source)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name}: {error}") from error
+    except OSError as error:  # of a truncated file Pillow says no name
+        raise OSError(f"{name}: {error.strerror or error}") from error
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu()
         return (source.float() if source.dtype == torch.bfloat16 else source).numpy()
@@ -107,6 +115,11 @@ def _values(array: np.ndarray, name: str) -> np.ndarray:
     if len(array) != 3:
         return array.astype(np.float32)
     if kind == "u" and array.dtype.itemsize == 2:
+        if 0 < array.max() <= 255:
+            logger.warning_once(
+                "A uint16 picture without any value above 255 is divided by 257 like every uint16 picture and becomes "
+                'nearly black: where its values are bytes, give image.astype("uint8").'
+            )
         # 257 = 65535 / 255: white stays white.
         return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     fits = array.min() >= 0 and array.max() <= 255
@@ -124,7 +137,8 @@ def _values(array: np.ndarray, name: str) -> np.ndarray:
 def read_image(source: Any, num_channels: int, data_format: str | None, name: str) -> Image.Image | np.ndarray:
     """Reads one image; three channels mean a picture, any other number means bands of measurements.
 
-    A PIL picture stays one, since PIL resizes it without a detour over an array.
+    A PIL picture stays one, since PIL resizes it without a detour over an array. Mode I stands for uint16 where its
+    values lie in 0 to 65535 and one exceeds 255, since Pillow opens 16-bit PGM files so; up to 255 they are bytes.
 
     Args:
         source: a path, PIL image, array or tensor; never changed.
@@ -138,7 +152,7 @@ def read_image(source: Any, num_channels: int, data_format: str | None, name: st
 
     Raises:
         ValueError: if bands, values or size do not fit; the message says how.
-        OSError: if a file can not be opened.
+        OSError: if a file can not be opened, or is truncated.
     """
     image = _load(source, name)
     if isinstance(image, Image.Image):
@@ -149,7 +163,10 @@ def read_image(source: Any, num_channels: int, data_format: str | None, name: st
                 # Pillow warns of palettes with transparency unless they go by RGBA.
                 image = image.convert("RGBA")
             return image if image.mode == mode else image.convert(mode)
-        image, data_format = np.asarray(image), "channels_last"
+        array = np.asarray(image)
+        if image.mode == "I" and array.min() >= 0 and 255 < array.max() <= 65535:
+            array = array.astype(np.uint16)
+        image, data_format = array, "channels_last"
     return _values(_channels_first(image, num_channels, data_format, name), name)
 
 

@@ -7,6 +7,7 @@ that a checkpoint must hold, so whatever is missing or left over is known by nam
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -148,7 +149,7 @@ def published_names(path: Path, held: Collection[str]) -> dict[str, list[str]]:
             "(segformer convert --encoder-only)"
         )
     prefix, encoder, blocks = _find_encoder(path, held)
-    depths = num_blocks(held, blocks)
+    depths = num_blocks(path, held, blocks)
     head = next((head for begin, head in _HEADS.items() if any(key.startswith(begin) for key in held)), {})
     wanted = defaultdict(list)
     for own, published in _pairs(encoder, depths):
@@ -170,18 +171,28 @@ def without_head(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return {key: tensor for key, tensor in weights.items() if not key.startswith(_ANY_HEAD)}
 
 
-def num_blocks(held: Iterable[str], blocks: str) -> list[int]:
-    """Number of blocks in each stage, by the highest index that any key bears.
+def num_blocks(path: Path, held: Iterable[str], blocks: str) -> list[int]:
+    """Number of blocks in each stage, by the indices that its keys bear.
 
     Args:
+        path: names the checkpoint in errors.
         held: a checkpoint's keys.
         blocks: how a block's keys begin, up to its index, with `{stage}` or `{number}`.
+
+    Raises:
+        ValueError: if a stage's indices have a gap; one stray high index would else ask for millions of names.
     """
     depths = []
     for stage in range(MAX_STAGES):
         begin = blocks.format(stage=stage, number=stage + 1)
-        indices = [key.removeprefix(begin).split(".")[0] for key in held if key.startswith(begin)]
-        depths.append(max((int(index) + 1 for index in indices if index.isdecimal()), default=0))
+        names = {key.removeprefix(begin).split(".")[0] for key in held if key.startswith(begin)}
+        indices = {int(name) for name in names if name.isdecimal()}
+        depth = next(index for index in count() if index not in indices)
+        if depth < len(indices):
+            raise ValueError(
+                f"{path} holds {begin}{max(indices)}, but no {begin}{depth}: a stage's blocks have no gaps"
+            )
+        depths.append(depth)
     num_stages = max(stage for stage, depth in enumerate(depths, start=1) if depth)
     return [max(depth, 1) for depth in depths[:num_stages]]
 

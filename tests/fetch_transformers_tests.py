@@ -22,9 +22,9 @@ def main() -> None:
     if (target / "tests" / "test_modeling_common.py").exists():
         return
     with tempfile.TemporaryDirectory() as folder:
+        options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-binary", "transformers"]
         subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
-            + ["--no-binary", "transformers", f"transformers=={release}", "--dest", folder],
+            [sys.executable, "-m", "pip", "download", *options, "--dest", folder, f"transformers=={release}"],
             check=True,
         )
         archive = next(Path(folder).glob("transformers-*.tar.gz"))

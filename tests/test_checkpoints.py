@@ -43,7 +43,7 @@ def test_files_in_torchs_old_format_are_read(weights, tmp_path):
     assert_equal(read_checkpoint(tmp_path / "old.pth").weights, weights)
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
 def test_what_training_programs_wrap_around_weights_is_taken_off(wrapper, weights, tmp_path):
     inner = {f"module._orig_mod.{key}": tensor for key, tensor in weights.items()}
     path = saved(tmp_path, {wrapper: inner, "epoch": 3, "optimizer": {"state": {}}})
@@ -101,6 +101,14 @@ def test_transformers_own_file_wins_over_what_else_lies_in_a_folder(weights, tmp
 def test_a_missing_path_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such file or folder: .*mit_b0\.pth"):
         read_checkpoint(tmp_path / "mit_b0.pth")
+
+
+def test_a_web_address_is_named_as_given(tmp_path):
+    source = "https://huggingface.co/nvidia/mit-b0"
+    with pytest.raises(ValueError, match=f"{source} is a web address.*owner/name"):
+        locate(source)
+    with pytest.raises(FileNotFoundError, match=source):
+        read_checkpoint(source)
 
 
 def test_a_folder_without_or_with_several_files_of_weights_is_refused(weights, tmp_path):

@@ -151,6 +151,12 @@ def test_a_source_that_does_not_exist_is_named_without_asking_the_hub(source, tm
     assert os.listdir(tmp_path) == []
 
 
+def test_a_web_address_is_named_as_given(tmp_path, capsys):
+    source = "https://huggingface.co/nvidia/mit-b0"
+    assert run("convert", source, tmp_path / "converted") == 1
+    assert_one_line(capsys.readouterr().err, source, "owner/name")
+
+
 def test_debug_shows_where_an_error_comes_from_before_and_after_the_command(capsys):
     for arguments in (["--debug", "info", "b7"], ["info", "b7", "--debug"]):
         assert run(*arguments) == 1

@@ -4,6 +4,7 @@ What those code bases do is written down here a second time, module by module, i
 """
 
 import json
+import re
 import shutil
 
 import pytest
@@ -430,9 +431,10 @@ def test_a_converted_model_takes_the_bands_asked_for_and_changes_nothing_else(nu
         assert name == first or torch.equal(model.state_dict()[name], tensor), name
 
 
-def test_no_bands_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="num_channels is 0"):
-        convert_checkpoint(tmp_path, num_channels=0)
+@pytest.mark.parametrize("num_channels", [0, "4", 4.0, True])
+def test_no_number_of_bands_is_refused(num_channels, tmp_path):
+    with pytest.raises(ValueError, match=f"num_channels is {num_channels!r}, but it must be a whole number"):
+        convert_checkpoint(tmp_path, num_channels=num_channels)
 
 
 # Refusals
@@ -493,6 +495,18 @@ def test_a_key_left_over_is_named(name, tmp_path):
     weights = paper_segmenter(filled()) | {name: torch.zeros(2, 2)}
     with pytest.raises(ValueError, match=name):
         convert_checkpoint(saved(tmp_path, weights))
+
+
+def test_a_gap_in_a_stages_blocks_is_named_before_millions_of_names_are_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_segformer.weight_names._pairs", lambda *_: pytest.fail("names are made"))
+    source = filled()
+    for weights, high, low in (
+        (source.state_dict(), "segformer.encoder.block.0.99999", "segformer.encoder.block.0.2"),
+        (paper_segmenter(source), "backbone.block2.99999", "backbone.block2.2"),
+    ):
+        path = saved(tmp_path, dict(weights) | {f"{high}.norm1.weight": torch.zeros(4)})
+        with pytest.raises(ValueError, match=rf"weights\.pth holds {re.escape(high)}, but no {re.escape(low)}:"):
+            convert_checkpoint(path)
 
 
 def test_many_missing_keys_are_counted_and_ten_of_them_named(tmp_path):

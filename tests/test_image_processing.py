@@ -211,8 +211,27 @@ class TestPictures:
         for dtype in (np.int32, np.float32):
             np.testing.assert_array_equal(raw(Image.fromarray(grey.astype(dtype))), np.stack([grey] * 3))
         np.testing.assert_array_equal(raw(Image.fromarray(grey.astype(np.float32) * 1.5)), np.stack([grey * 1.5] * 3))
-        with pytest.raises(ValueError, match=r"image 0 has dtype int32 and values from .* to 25700.* uint16"):
-            raw(Image.fromarray(np.full((4, 5), 25700, dtype=np.int32)))
+        for value in (-1, 65536):
+            with pytest.raises(ValueError, match=rf"image 0 has dtype int32 and values from .* to {value},.* uint16"):
+                raw(Image.fromarray(np.full((4, 5), value, dtype=np.int32)))
+
+    def test_16_bit_pgm_files_become_8(self, tmp_path):
+        values = np.arange(15, dtype=np.uint16).reshape(3, 5) * 257
+        (tmp_path / "grey.pgm").write_bytes(b"P5 5 3 65535\n" + values.astype(">u2").tobytes())
+        with Image.open(tmp_path / "grey.pgm") as image:
+            assert image.mode == "I"
+        np.testing.assert_array_equal(raw(tmp_path / "grey.pgm"), np.stack([values // 257] * 3))
+
+    def test_only_16_bit_pictures_that_turn_black_are_warned_of(self, monkeypatch):
+        warned = []
+        monkeypatch.setattr("hf_segformer.reading_segformer.logger", SimpleNamespace(warning_once=warned.append))
+        wide = picture().astype(np.uint16)
+        for image in (picture(), wide * 257, np.zeros_like(wide)):
+            raw(image)
+        raw(picture(num_channels=5).astype(np.uint16), **BANDS)
+        assert not warned
+        assert raw(wide).max() <= 1
+        assert 'astype("uint8")' in warned[0]
 
     def test_bool_is_black_and_white(self):
         mask = label_map() > 1
@@ -375,6 +394,11 @@ class TestSizes:
         batch = SegFormerImageProcessor(size=(33, 50), size_divisor=32)(picture(), return_tensors="pt")
         assert batch.pixel_values.shape == (1, 3, 64, 64)
 
+    def test_a_call_may_switch_size_divisor_off(self):
+        processor = SegFormerImageProcessor(size=(33, 50), size_divisor=32)
+        assert processor(picture(), size_divisor=None)["pixel_values"][0].shape == (3, 33, 50)
+        assert processor.size_divisor == 32
+
     def test_there_is_one_resize_in_all(self):
         processor = SegFormerImageProcessor(size={"shortest_edge": 20}, keep_ratio=True, size_divisor=32)
         expected = SegFormerImageProcessor(size=32)(picture())["pixel_values"][0]
@@ -483,6 +507,27 @@ class TestErrors:
             with pytest.raises(OSError, match=name):
                 SegFormerImageProcessor()(tmp_path / name)
 
+    @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "webp"])
+    def test_truncated_files_are_named(self, suffix, tmp_path):
+        path = tmp_path / f"cut.{suffix}"
+        Image.fromarray(picture(40, 57)).save(path)
+        whole = path.read_bytes()
+        for share in (0.1, 0.5, 0.8):
+            path.write_bytes(whole[: int(len(whole) * share)])
+            with pytest.raises(OSError, match=rf"image 1, .*cut\.{suffix}: "):
+                SegFormerImageProcessor(size=8)([picture(40, 57), path])
+            with pytest.raises(OSError, match=rf"segmentation map 0, .*cut\.{suffix}: "):
+                SegFormerImageProcessor(size=8)(picture(40, 57), path)
+
+    def test_a_truncated_pil_image_is_named(self, tmp_path):
+        Image.fromarray(picture(40, 57)).save(tmp_path / "cut.bmp")
+        (tmp_path / "cut.bmp").write_bytes((tmp_path / "cut.bmp").read_bytes()[:3000])
+        with (
+            Image.open(tmp_path / "cut.bmp") as image,
+            pytest.raises(OSError, match="image 1: image file is truncated"),
+        ):
+            SegFormerImageProcessor(size=8)([picture(40, 57), image])
+
     @pytest.mark.parametrize("return_tensors", ["pt", "np"])
     def test_different_sizes_do_not_stack(self, return_tensors):
         processor, images = SegFormerImageProcessor(do_resize=False), [picture(), picture(13, 9)]
@@ -506,16 +551,22 @@ class TestErrors:
             ({"size": {"height": 5}}, "size is .*height"),
             ({"size": {"longest_edge": 5}}, "size is .*longest_edge"),
             ({"size": {"height": 5, "width": 2.5}}, "size is "),
+            ({"size": True}, "size is True"),
+            ({"size": np.int64(0)}, "size is .*0"),
             ({"size": (5, 6, 7)}, r"size is \(5, 6, 7\)"),
             ({"size": "big"}, "size is 'big'"),
             ({"resample": 99}, r"resample is 99.*2 \(BILINEAR\)"),
             ({"resample": "bilinear"}, "resample is 'bilinear'"),
             ({"size_divisor": 0}, "size_divisor is 0"),
             ({"size_divisor": 1.5}, "size_divisor is 1.5"),
+            ({"size_divisor": True}, "size_divisor is True"),
             ({"rescale_factor": 0}, "rescale_factor is 0"),
             ({"rescale_factor": float("nan")}, "rescale_factor is nan"),
             ({"rescale_factor": "1/255"}, "rescale_factor is '1/255'"),
             ({"image_mean": 0.5}, "image_mean is 0.5.*each channel"),
+            ({"image_mean": ["a", 0.5, 0.5]}, r"image_mean is \['a', 0.5, 0.5\].*finite number"),
+            ({"image_mean": [0.5, float("nan"), 0.5]}, r"image_mean is \[0.5, nan, 0.5\]"),
+            ({"image_std": [0.5, float("inf"), 0.5]}, r"image_std is \[0.5, inf, 0.5\]"),
             ({"image_std": []}, r"image_std is \[\]"),
             ({"image_mean": [0.5]}, "image_mean has 1 entries and image_std 3"),
             ({"image_std": [1, 0, 1]}, r"image_std is \[1.0, 0.0, 1.0\].*above 0"),
@@ -545,6 +596,34 @@ class TestKeywords:
         for key in ("pixel_values", "labels"):
             np.testing.assert_array_equal(overridden[key][0], expected[key][0])
         assert processor.to_dict() == before
+
+    def test_a_call_keeps_a_subclass_and_its_state(self):
+        class Inverted(SegFormerImageProcessor):
+            def __init__(self, white, **keywords):
+                super().__init__(**keywords)
+                self.white = white
+
+            def _scale(self, band, channel):
+                return self.white - super()._scale(band, channel)
+
+        processor = Inverted(255, **RAW)
+        for overrides in ({}, {"keep_ratio": True}):
+            pixels = processor(picture(), **overrides)["pixel_values"][0]
+            np.testing.assert_array_equal(pixels, 255 - raw(picture()))
+
+    @pytest.mark.parametrize("overrides", [{}, {"do_rescale": True}])
+    def test_attributes_may_be_set_as_keywords_are(self, overrides):
+        processor = SegFormerImageProcessor()
+        processor.size = 8
+        assert processor(picture(), **overrides)["pixel_values"][0].shape == (3, 8, 8)
+        processor.size = "big"
+        with pytest.raises(ValueError, match="size is 'big'"):
+            processor(picture(), **overrides)
+
+    def test_numpys_whole_numbers_are_sizes_and_can_be_saved(self, tmp_path):
+        SegFormerImageProcessor(size=np.int64(16), size_divisor=np.int32(32)).save_pretrained(tmp_path)
+        loaded = SegFormerImageProcessor.from_pretrained(tmp_path)
+        assert (loaded.size, loaded.size_divisor) == ({"height": 16, "width": 16}, 32)
 
     def test_transformers_keywords_that_ask_for_nothing_are_accepted(self):
         idle = {"do_center_crop": False, "crop_size": None, "do_convert_rgb": True, "disable_grouping": True}
@@ -604,6 +683,23 @@ class TestKeywords:
         SegFormerImageProcessor(size=64).save_pretrained(tmp_path)
         loaded = SegFormerImageProcessor.from_pretrained(tmp_path, size=32, keep_ratio=True)
         assert (loaded.size, loaded.keep_ratio) == ({"height": 32, "width": 32}, True)
+
+    def test_loading_refuses_what_it_does_not_know(self, tmp_path):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 64, "keep_rati": True}))
+        with pytest.raises(ValueError, match=r"'keep_rati'.*'keep_ratio'"):
+            SegFormerImageProcessor.from_pretrained(tmp_path, keep_rati=True)
+        with pytest.raises(ValueError, match=r"do_center_crop is True.*not offer"):
+            SegFormerImageProcessor.from_pretrained(tmp_path, do_center_crop=True)
+        known = {"trust_remote_code": True, "revision": "main", "token": None, "use_fast": False, "backend": "pil"}
+        known |= {"cache_dir": None, "local_files_only": True, "subfolder": "", "_commit_hash": None}
+        assert SegFormerImageProcessor.from_pretrained(tmp_path, **known).size == {"height": 64, "width": 64}
+        _, unused = SegFormerImageProcessor.from_pretrained(tmp_path, keep_rati=True, return_unused_kwargs=True)
+        assert unused["keep_rati"] is True
+
+    def test_a_pipelines_words_to_its_model_do_not_disturb_loading(self, tmp_path):
+        SegFormerImageProcessor(size=64).save_pretrained(tmp_path)
+        words = {"_from_pipeline": "image-segmentation", "attn_implementation": "eager"}
+        assert SegFormerImageProcessor.from_pretrained(tmp_path, **words).size == {"height": 64, "width": 64}
 
     def test_the_file_of_a_builtin_processor_and_its_dict_are_read(self, tmp_path):
         theirs = SegformerImageProcessorPil(size={"height": 24, "width": 16}, do_reduce_labels=True)
@@ -683,6 +779,8 @@ class TestPostProcessing:
             ({"target_sizes": [(9, 13)]}, r"target_sizes is \[\(9, 13\)\], but 2 images need 2 pairs"),
             ({"target_sizes": (9, 13)}, "target_sizes"),
             ({"target_sizes": [(9, 13), (0, 4)]}, "target_sizes"),
+            ({"target_sizes": [(9.5, 13), (20, 6)]}, r"target_sizes is \[\(9.5, 13\).*whole numbers"),
+            ({"target_sizes": [(9, 13), (20,)]}, r"target_sizes is \[\(9, 13\), \(20,\)\].*pairs"),
             ({"threshold": 1.5}, r"threshold is 1.5, but it must lie in \[0, 1\]"),
             ({"threshold": float("nan")}, "threshold is nan"),
         ],
@@ -690,6 +788,11 @@ class TestPostProcessing:
     def test_bad_arguments_are_named(self, keywords, message):
         with pytest.raises(ValueError, match=message):
             SegFormerImageProcessor().post_process_semantic_segmentation({"logits": self.LOGITS}, **keywords)
+
+    @pytest.mark.parametrize("outputs", [LOGITS, (LOGITS,), {"logit": LOGITS}, {"logits": LOGITS[0]}])
+    def test_outputs_without_logits_are_named(self, outputs):
+        with pytest.raises(ValueError, match=rf"outputs is a {type(outputs).__name__}.*`logits`"):
+            SegFormerImageProcessor().post_process_semantic_segmentation(outputs)
 
     @pytest.mark.parametrize("num_labels", [2, 5])
     def test_the_pipeline_runs_on_pictures_of_any_size(self, num_labels, tmp_path):

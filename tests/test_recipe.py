@@ -1,0 +1,115 @@
+"""Recipes: every name and value checked at once, the nearest right one named, nothing heavy imported for it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training.recipe import DataRecipe, read_recipe
+
+ROOT = Path(__file__).parents[1]
+SHAPES = ROOT / "configuration" / "shapes_b0.toml"
+
+
+def recipe_file(folder, text):
+    path = folder / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configuration").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_repository_is_right(path):
+    recipe = read_recipe(path, ["data.root=somewhere"])
+    assert recipe.trainer["output_dir"] == f"outputs/{path.stem}"
+
+
+def test_the_command_line_wins_over_the_file():
+    overrides = ["trainer.max_steps=24", "data.image_size=64", "trainer.learning_rate=1", "trainer.output_dir=a b=c"]
+    recipe = read_recipe(SHAPES, overrides)
+    assert recipe.data.image_size == 64
+    assert recipe.trainer["max_steps"] == 24
+    assert recipe.trainer["learning_rate"] == 1
+    assert recipe.trainer["output_dir"] == "a b=c"
+
+
+@pytest.mark.parametrize(
+    ("literal", "value"),
+    [("[8, 8, 16, 16]", [8, 8, 16, 16]), ("[1]", [1])],
+)
+def test_lists_are_written_as_in_toml(literal, value):
+    assert read_recipe(SHAPES, [f"model.hidden_sizes={literal}"]).model["hidden_sizes"] == value
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.max_step=3", "unknown key 'trainer.max_step', did you mean 'trainer.max_steps'"),
+        ("data.imagesize=64", "did you mean 'data.image_size'"),
+        ("model.deph=[1]", "did you mean 'model.depths'"),
+        ("trainr.max_steps=3", "unknown table 'trainr', did you mean 'trainer'"),
+        ("trainer.max_steps=many", r"trainer.max_steps is 'many' \(str\), but it must be int"),
+        ("trainer.max_steps=1.5", "but it must be int"),
+        ("trainer.bf16=1", "but it must be bool"),
+        ("trainer.bf16=True", "but it must be bool"),
+        ("model.depths=3", "model.depths is 3"),
+        ('model.depths=["a"]', "but it must be list"),
+        ("model.depths=[1, 2", "can not read the value"),
+        ("trainer.batch_eval_metrics=false", "settled by the program"),
+        ("max_steps=3", "table.key=value"),
+        ("trainer.max_steps", "table.key=value"),
+        ("data.name=shape", "unknown data.name 'shape', did you mean 'shapes'"),
+        ("data.image_size=8", "data.image_size is 8"),
+        ("data.num_train=0", "data.num_train is 0"),
+        ("data.num_eval=-1", "data.num_eval is -1"),
+        ("data.scale=[2.0, 1.0]", "data.scale is"),
+        ("data.scale=[1.0]", "data.scale is"),
+        ("data.jitter=1.0", "data.jitter is"),
+        ("data.jitter=nan", "data.jitter is nan"),
+        ("data.seed=-1", "data.seed is -1"),
+        ("data.name=camvid", "data.root is not set"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(override, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        read_recipe(SHAPES, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[model\n", "is not TOML"),
+        ('[modle]\nvariant = "b0"\n', "recipe.toml: unknown table 'modle', did you mean 'model'"),
+        ("model = 3\n", "recipe.toml: model is 3, but it must be a table"),
+        ('[data]\nname = "shapes"\n', "names no model"),
+        ('[model]\nvariant = "b0"\n', "does not set data.name"),
+        ('[model]\nvariant = "b0"\n[data]\nname = "shapes"\n', "does not set trainer.output_dir"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_fault(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_recipe(recipe_file(tmp_path, text))
+
+
+def test_a_missing_file_names_the_one_that_was_meant():
+    with pytest.raises(FileNotFoundError, match=r"there is no recipe .*shape_b0.toml: did you mean .*shapes_b0.toml"):
+        read_recipe(SHAPES.with_name("shape_b0.toml"))
+
+
+def test_the_data_table_is_checked_without_a_file_too():
+    with pytest.raises(ValueError, match=r"data\.num_train is 0, but it must be at least 1"):
+        DataRecipe(name="shapes")
+
+
+def test_a_misspelt_key_is_told_before_anything_heavy_is_imported():
+    code = (
+        "import sys; from training.finetune import main; "
+        f"code = main([{str(SHAPES)!r}, 'trainer.max_step=3']); "
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules); sys.exit(code)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert "did you mean 'trainer.max_steps'" in result.stderr

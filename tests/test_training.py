@@ -1,0 +1,331 @@
+"""The training program: a folder that loads, resumed runs that end where others do, errors in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForSemanticSegmentation
+
+import training.run
+from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segformer.metrics import MeanIoU
+from training.augmentation import augment, color_jitter, random_crop, random_flip, random_scale
+from training.camvid import camvid_dataset
+from training.checkpoints import find_defect, newest_whole_checkpoint
+from training.data import TrainTransform, collate, load_data, with_index
+from training.finetune import main
+from training.recipe import DataRecipe
+from training.report import format_table
+from training.run import build_model, put_aside
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("ground", "disc", "bar")
+TINY = {
+    "hidden_sizes": [8, 8, 16, 16],
+    "depths": [1] * 4,
+    "num_attention_heads": [1, 1, 2, 2],
+    "decoder_hidden_size": 16,
+}
+SMALL = [
+    *(f"model.{key}={value}" for key, value in TINY.items()),
+    "model.drop_path_rate=0.2",
+    "data.image_size=32",
+    "data.num_train=24",
+    "data.num_eval=6",
+    "trainer.per_device_train_batch_size=4",
+    "trainer.per_device_eval_batch_size=4",
+    "trainer.warmup_steps=1",
+    "trainer.logging_steps=1",
+    "trainer.use_cpu=true",
+]
+
+
+def program(folder, *arguments, recipe="shapes_b0"):
+    path = ROOT / "configuration" / f"{recipe}.toml"
+    return main([str(path), *SMALL, f"trainer.output_dir={folder}", *arguments])
+
+
+def error_of(capsys, folder, *arguments, **options):
+    """The one line that a run ends with."""
+    assert program(folder, *arguments, **options) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    return error
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 8 steps, 6 to the epoch, with checkpoints at 4 and 8."""
+    folder = tmp_path_factory.mktemp("run") / "finished"
+    assert program(folder, "trainer.max_steps=8", "trainer.save_steps=4") == 0
+    return folder
+
+
+@pytest.fixture
+def run_folder(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def road_scenes(root, size=(60, 44), suffixes=(".webp", ".png")):
+    """A small CamVid: pictures of which every pixel tells its label, and the labels."""
+    rng = np.random.default_rng(0)
+    for split, number in (("train", 3), ("val", 2)):
+        for folder in (split, f"{split}annot"):
+            (root / folder).mkdir(parents=True)
+        for index in range(number):
+            labels = np.kron(rng.integers(0, 12, (4, 5)), np.ones((11, 12))).astype(np.uint8)
+            Image.fromarray(labels).save(root / f"{split}annot" / f"frame{index}.png")
+            picture = Image.fromarray(np.stack([labels * 20] * 3, axis=-1)).resize(size)
+            picture.save(root / split / f"frame{index}{suffixes[index % 2]}", lossless=True)
+    return root
+
+
+class TestMainJob:
+    def test_the_folder_itself_holds_the_model_its_processor_the_numbers_and_a_picture(self, finished):
+        model, info = AutoModelForSemanticSegmentation.from_pretrained(finished, output_loading_info=True)
+        assert not any(info.values())
+        assert model.config.id2label[6] == "star"
+        assert SegFormerImageProcessor.from_pretrained(finished).do_resize is False
+        with Image.open(finished / "prediction.png") as picture:
+            assert picture.width > 700
+
+    def test_the_numbers_are_those_of_the_saved_model_on_whole_pictures(self, finished):
+        model = AutoModelForSemanticSegmentation.from_pretrained(finished).eval()
+        processor = SegFormerImageProcessor.from_pretrained(finished)
+        data = load_data(DataRecipe(name="shapes", image_size=32, num_train=1, num_eval=6))
+        metric = MeanIoU(len(data.names))
+        for row in data.evaluation:
+            with torch.no_grad():
+                outputs = model(**processor(row["image"], return_tensors="pt"))
+            [labels] = processor.post_process_semantic_segmentation(outputs, [(32, 32)])
+            metric.add(prediction=labels, reference=np.array(row["label"]))
+        results = json.loads((finished / "eval_results.json").read_text())
+        assert results["eval_mean_iou"] == pytest.approx(metric.compute()["mean_iou"], abs=1e-3)
+
+    def test_a_second_run_starts_anew_and_keeps_the_first(self, run_folder, capsys):
+        before = (run_folder / "model.safetensors").read_bytes()
+        assert program(run_folder, "trainer.max_steps=1", "trainer.seed=5") == 0
+        assert f"now {run_folder}.1" in capsys.readouterr().out
+        assert (run_folder.with_name("run.1") / "model.safetensors").read_bytes() == before
+        assert [path.name for path in run_folder.glob("checkpoint-*")] == ["checkpoint-1"]
+
+    def test_the_seed_decides_all(self, finished, tmp_path):
+        assert program(tmp_path / "again", "trainer.max_steps=8", "trainer.save_steps=4") == 0
+        assert (tmp_path / "again" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+class TestResume:
+    @pytest.mark.parametrize("step", [4, 6], ids=["amid an epoch", "between epochs"])
+    def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(self, finished, tmp_path, step, capsys):
+        arguments = ("trainer.max_steps=8", f"trainer.save_steps={step}")
+        assert program(tmp_path / "run", *arguments) == 0
+        shutil.rmtree(tmp_path / "run" / "checkpoint-8")
+        assert program(tmp_path / "run", *arguments, "--resume") == 0
+        assert f"from {tmp_path / 'run'}/checkpoint-{step}" in capsys.readouterr().out
+        expected, found = (load_file(folder / "model.safetensors") for folder in (finished, tmp_path / "run"))
+        for name, weights in expected.items():
+            torch.testing.assert_close(found[name], weights, rtol=0, atol=1e-6)
+
+    def test_a_broken_checkpoint_is_named_and_passed_over(self, run_folder, capsys):
+        weights = run_folder / "checkpoint-8" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        assert newest_whole_checkpoint(run_folder) == run_folder / "checkpoint-4"
+        assert "checkpoint-8, which is broken: model.safetensors does not open" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("name", ["trainer_state.json", "optimizer.pt", "rng_state.pth", "config.json"])
+    def test_a_file_cut_short_is_a_defect(self, run_folder, name):
+        file = run_folder / "checkpoint-8" / name
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        assert find_defect(file.parent).startswith(f"{name} does not open")
+
+    def test_a_changed_byte_in_the_optimizer_is_a_defect(self, run_folder):
+        file = run_folder / "checkpoint-8" / "optimizer.pt"
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        assert "wrong checksum" in find_defect(file.parent)
+
+    @pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors", "scheduler.pt"])
+    def test_a_missing_file_is_a_defect(self, run_folder, name):
+        (run_folder / "checkpoint-8" / name).unlink()
+        assert "missing" in find_defect(run_folder / "checkpoint-8")
+
+    def test_a_missing_shard_is_a_defect(self, run_folder):
+        index = run_folder / "checkpoint-8" / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": {"a": "model-00002-of-00002.safetensors"}}))
+        assert "model-00002-of-00002.safetensors" in find_defect(index.parent)
+
+    def test_a_whole_checkpoint_has_no_defect(self, finished):
+        assert find_defect(finished / "checkpoint-8") is None
+
+    def test_a_finished_run_is_not_trained_any_further(self, run_folder):
+        before = (run_folder / "model.safetensors").read_bytes()
+        assert program(run_folder, "trainer.max_steps=8", "--resume") == 0
+        assert (run_folder / "model.safetensors").read_bytes() == before
+
+    def test_nothing_to_resume_is_an_error(self, tmp_path, capsys):
+        assert "no checkpoint in" in error_of(capsys, tmp_path / "run", "--resume")
+
+    def test_another_network_than_the_recipe_s_is_not_resumed(self, run_folder, capsys):
+        error = error_of(capsys, run_folder, "--resume", "model.decoder_hidden_size=24")
+        assert "decoder_hidden_size 16, but the recipe asks for 24" in error
+
+    def test_ctrl_c_says_how_to_go_on(self, run_folder, monkeypatch, capsys):
+        def interrupted(recipe, resume):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(training.run, "fine_tune", interrupted)
+        assert program(run_folder, "trainer.max_steps=8") == 130
+        error = capsys.readouterr().err
+        assert f"Go on from {run_folder}/checkpoint-8 with: " in error
+        assert error.rstrip().endswith("--resume")
+        assert program(run_folder / "none") == 130
+        assert "no checkpoint yet" in capsys.readouterr().err
+
+
+class TestErrors:
+    def test_a_folder_that_holds_something_else_is_left_alone(self, tmp_path):
+        (tmp_path / "thesis.txt").touch()
+        with pytest.raises(ValueError, match="holds files, but no earlier run"):
+            put_aside(tmp_path)
+
+    def test_an_impossible_value_is_told_in_one_line(self, tmp_path, capsys):
+        error = error_of(capsys, tmp_path / "run", "trainer.lr_scheduler_type=linaer")
+        assert "linaer is not a valid SchedulerType" in error
+
+    def test_debug_shows_where_an_error_comes_from(self, tmp_path):
+        with pytest.raises(ValueError, match="unknown key"):
+            program(tmp_path, "trainer.max_step=1", "--debug")
+
+    def test_wrong_usage_is_exit_code_2(self, capsys):
+        with pytest.raises(SystemExit) as caught:
+            main(["recipe.toml", "--resum", "--nonsense"])
+        assert caught.value.code == 2
+
+    def test_pictures_of_two_sizes_do_not_make_a_batch(self):
+        samples = [{"labels": torch.zeros(4, 5)}, {"labels": torch.zeros(4, 6)}]
+        with pytest.raises(ValueError, match="4x5, 4x6 do not fit into one batch"):
+            collate(samples)
+
+
+class TestModel:
+    def test_a_checkpoint_keeps_its_encoder_and_gets_a_head_for_these_classes(self, tmp_path):
+        config = SegFormerConfig(**TINY, num_labels=5)
+        SegFormerForSemanticSegmentation(config).save_pretrained(tmp_path)
+        model = build_model({"variant": "b0", "checkpoint": str(tmp_path), "drop_path_rate": 0.3}, NAMES)
+        assert (model.config.num_labels, model.config.drop_path_rate) == (3, 0.3)
+        saved = load_file(tmp_path / "model.safetensors")
+        for name, weights in model.segformer.state_dict().items():
+            assert torch.equal(weights, saved[f"segformer.{name}"])
+
+    def test_a_checkpoint_of_another_shape_is_refused(self, tmp_path):
+        SegFormerForSemanticSegmentation(SegFormerConfig(**TINY)).save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="weights of the encoder are not in it"):
+            build_model({"checkpoint": str(tmp_path), "hidden_sizes": [16, 16, 16, 16]}, NAMES)
+
+
+class TestCamVid:
+    def test_real_pictures_train_from_their_folder_or_its_parent(self, tmp_path, capsys):
+        road_scenes(tmp_path / "data" / "CamVid")
+        arguments = (f"data.root={tmp_path / 'data'}", "data.num_train=0", "data.num_eval=0", "trainer.max_steps=2")
+        assert program(tmp_path / "run", *arguments, recipe="camvid_b0") == 0
+        assert "bicyclist" in capsys.readouterr().out
+        processor = SegFormerImageProcessor.from_pretrained(tmp_path / "run")
+        assert processor(Image.new("RGB", (60, 44)), return_tensors="pt").pixel_values.shape == (1, 3, 64, 64)
+
+    def test_index_11_is_ignored_and_all_else_kept(self, tmp_path):
+        road_scenes(tmp_path)
+        for row in camvid_dataset(tmp_path, "train"):
+            picture, labels = np.asarray(row["image"])[..., 0], np.asarray(row["label"])
+            np.testing.assert_array_equal(labels, np.where(picture == 220, 255, picture // 20))
+
+    def test_a_few_pictures_are_spread_over_the_split(self, tmp_path):
+        road_scenes(tmp_path)
+        first, last = camvid_dataset(tmp_path, "train", 2)
+        everything = camvid_dataset(tmp_path, "train")
+        assert [first["image"], last["image"]] == [everything[0]["image"], everything[2]["image"]]
+
+    @pytest.mark.parametrize(
+        ("spoil", "message"),
+        [
+            (lambda root: shutil.rmtree(root / "train"), "holds neither train/ nor CamVid/train/"),
+            (lambda root: shutil.rmtree(root / "trainannot"), "there is no folder .*trainannot"),
+            (lambda root: (root / "trainannot" / "frame1.png").unlink(), "frame1.png has no label map"),
+            (lambda root: (root / "train" / "frame0.webp").unlink(), "frame0.png has no picture"),
+            (lambda root: (root / "train" / "frame0.webp").write_bytes(b"RIFF"), "can not read .*frame0.webp"),
+            (lambda root: (root / "train" / "frame0.jpg").touch(), "frame0.jpg and frame0.webp have one name"),
+            (lambda root: Image.new("L", (9, 9)).save(root / "trainannot" / "frame0.png"), r"frame0.png is \(9, 9\)"),
+            (
+                lambda root: Image.new("RGB", (60, 44)).save(root / "trainannot" / "frame0.png"),
+                "frame0.png .* mode RGB",
+            ),
+            (lambda root: Image.new("L", (60, 44), 77).save(root / "trainannot" / "frame0.png"), r"labels \[77\]"),
+        ],
+    )
+    def test_what_does_not_fit_is_named_with_its_file(self, tmp_path, spoil, message):
+        road_scenes(tmp_path)
+        spoil(tmp_path)
+        with pytest.raises((ValueError, OSError), match=message):
+            camvid_dataset(tmp_path, "train")
+
+    def test_more_pictures_than_there_are_is_an_error(self, tmp_path):
+        road_scenes(tmp_path)
+        with pytest.raises(ValueError, match=r"9 pictures are asked for, but .* has 2 in val/"):
+            camvid_dataset(tmp_path, "validation", 9)
+
+
+class TestAugmentation:
+    LABELS = Image.fromarray(np.arange(12, dtype=np.uint8).repeat(20).reshape(12, 20).T.repeat(3, axis=1))
+    PICTURE = Image.merge("RGB", [LABELS.point(lambda label: 20 * label + 10)] * 3)
+
+    def test_labels_stay_on_their_pixels_and_what_is_beyond_is_ignored(self):
+        for index in range(20):
+            image, labels = augment(
+                self.PICTURE, self.LABELS, [random_flip, random_crop(28)], np.random.default_rng(index)
+            )
+            pixels, labels = np.asarray(image)[..., 0], np.asarray(labels)
+            np.testing.assert_array_equal(pixels, np.where(labels == 255, 0, 20 * labels.astype(int) + 10))
+            assert (labels == 255).sum() == 8 * 28
+
+    def test_a_scaled_picture_keeps_its_labels_in_place(self):
+        image, labels = augment(self.PICTURE, self.LABELS, [random_scale(2, 2)], np.random.default_rng(0))
+        assert image.size == labels.size == (72, 40)
+        nearest = (np.asarray(image)[..., 0].astype(int) - 10 + 10) // 20
+        assert (nearest == np.asarray(labels)).mean() > 0.95
+
+    def test_colours_vary_and_labels_do_not(self):
+        image, labels = augment(self.PICTURE, self.LABELS, [color_jitter(0.3)], np.random.default_rng(0))
+        assert image != self.PICTURE
+        assert labels is self.LABELS
+        assert augment(self.PICTURE, self.LABELS, [color_jitter(0.0)], np.random.default_rng(0))[0] == self.PICTURE
+
+    def test_a_picture_depends_on_seed_epoch_and_index_alone(self):
+        recipe = DataRecipe(name="shapes", image_size=32, num_train=4, num_eval=1, scale=[0.5, 2.0], jitter=0.2)
+        data = load_data(recipe)
+        transform = TrainTransform(recipe, data.processor)
+        view = with_index(data.train).with_transform(transform)
+        first = view[2]["pixel_values"]
+        assert torch.equal(first, view[[3, 2]]["pixel_values"][1])
+        transform.epoch = 1
+        assert not torch.equal(first, view[2]["pixel_values"])
+        transform.epoch = 0
+        assert torch.equal(first, view[2]["pixel_values"])
+
+
+def test_the_table_shows_percent_by_class_and_a_dash_for_what_is_absent():
+    metrics = {"eval_mean_iou": 0.5, "eval_mean_accuracy": 0.75, "eval_overall_accuracy": 0.9}
+    for name, value in zip(NAMES, (1.0, 0.0, float("nan")), strict=True):
+        metrics |= {f"eval_iou_{name}": value, f"eval_accuracy_{name}": value}
+    lines = format_table(metrics, NAMES).splitlines()
+    assert [line.split() for line in lines[1:4]] == [
+        ["ground", "100.0", "100.0"],
+        ["disc", "0.0", "0.0"],
+        ["bar", "-", "-"],
+    ]
+    assert lines[5].split() == ["mean", "50.0", "75.0"]
+    assert len({len(line) for line in lines[1:6]}) == 1

@@ -1,0 +1,86 @@
+"""Label maps as pictures: colours told apart, ignored pixels never mistaken for a class."""
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_segformer.visualize import colorize, default_palette, figure, overlay
+
+PALETTE = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+
+
+def test_default_colours_differ_and_do_not_depend_on_how_many_are_asked_for():
+    colors = default_palette(150)
+    assert colors[:8] == default_palette(8)
+    assert len(set(default_palette(1000))) == 1000
+    gaps = [sum(abs(a - b) for a, b in zip(*pair, strict=True)) for pair in itertools.combinations(colors[:12], 2)]
+    assert min(gaps) > 120
+
+
+def test_the_palette_can_not_be_spoilt_by_who_asked_first():
+    default_palette(3).clear()
+    assert len(default_palette(3)) == 3
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint16])
+def test_every_class_has_its_colour(dtype):
+    labels = np.array([[0, 1, 2], [2, 1, 0]], dtype=dtype)
+    picture = colorize(labels, PALETTE)
+    assert picture.size == (3, 2)
+    assert [[picture.getpixel((column, row)) for column in range(3)] for row in range(2)] == [PALETTE, PALETTE[::-1]]
+
+
+@pytest.mark.parametrize("value", [255, 3, -1])
+def test_what_is_no_class_is_hatched_in_grey(value):
+    picture = np.asarray(colorize(np.full((6, 9), value), PALETTE))
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 2
+    assert not (picture[..., None, :] == np.array(PALETTE)).all(axis=-1).any()
+
+
+def test_overlay_mixes_classes_and_leaves_ignored_pixels_alone():
+    image = Image.new("RGB", (3, 2), (100, 100, 100))
+    picture = overlay(image, np.array([[0, 1, 255]] * 2), PALETTE, alpha=0.5)
+    assert picture.getpixel((0, 0)) == (150, 50, 50)
+    assert picture.getpixel((2, 1)) == (100, 100, 100)
+
+
+def test_a_figure_shows_every_panel_and_every_colour_of_the_legend():
+    image = Image.new("RGB", (20, 10), (1, 2, 3))
+    picture = figure([[image, image]] * 2, ["left", "right"], ["a", "b", "c"], PALETTE, ["one", "two"], panel_height=50)
+    colors = {color for _, color in picture.getcolors(picture.width * picture.height)}
+    assert {*PALETTE, (1, 2, 3)} <= colors
+    pixels = (np.asarray(picture) == (1, 2, 3)).all(axis=-1).sum()
+    assert pixels == 4 * 50 * 100
+
+
+def test_a_long_legend_wraps_instead_of_running_out_of_the_picture():
+    image, names = Image.new("RGB", (20, 10)), [f"a rather long name {index}" for index in range(30)]
+    colors = default_palette(30)
+    picture = figure([[image]], ["picture"], names, colors, panel_height=100)
+    shown = {color for _, color in picture.getcolors(picture.width * picture.height)}
+    assert set(colors) <= shown
+
+
+def test_a_title_wider_than_its_pictures_does_not_run_into_the_next():
+    narrow = Image.new("RGB", (2, 40))
+    picture = figure([[narrow, narrow]], ["a very long title indeed", "next"], ["a"], PALETTE[:1], panel_height=40)
+    assert picture.width > 200
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: default_palette(0), "num_classes is 0"),
+        (lambda: colorize(np.zeros((2, 3, 4), int), PALETTE), r"this is \(2, 3, 4\) int64"),
+        (lambda: colorize(np.zeros((2, 3)), PALETTE), "this is .* float64"),
+        (lambda: overlay(Image.new("RGB", (3, 3)), np.zeros((2, 3), int), PALETTE), r"the image is \(3, 3\)"),
+        (lambda: overlay(Image.new("RGB", (3, 2)), np.zeros((2, 3), int), PALETTE, 1.5), "alpha is 1.5"),
+        (lambda: figure([], ["a"], ["x"], PALETTE), "1 names need as many colours"),
+        (lambda: figure([[]], ["a"], ["x"], PALETTE[:1]), "row 0 has 0 pictures"),
+    ],
+)
+def test_what_can_not_be_drawn_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

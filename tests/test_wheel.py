@@ -1,0 +1,71 @@
+"""The built wheel, alone: it holds the package and nothing else, loads a checkpoint, predicts, answers --help."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# datasets, evaluate and accelerate can not be imported here: loading and predicting must not need them.
+ALONE = """
+import json, sys
+for name in ("datasets", "evaluate", "accelerate", "peft", "hf_segformer.trainer"):
+    sys.modules[name] = None
+import numpy, torch
+from transformers import AutoModelForSemanticSegmentation
+import hf_segformer
+from hf_segformer import SegFormerImageProcessor
+model = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1])
+processor = SegFormerImageProcessor.from_pretrained(sys.argv[1])
+inputs = processor(numpy.zeros((50, 70, 3), dtype="uint8"), return_tensors="pt")
+labels = processor.post_process_semantic_segmentation(model(**inputs), target_sizes=[(50, 70)])[0]
+print(json.dumps({"file": hf_segformer.__file__, "labels": list(labels.shape)}))
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder with the wheel installed, and the names of the wheel's files."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder), str(ROOT)]
+    subprocess.run([*pip, *build], check=True)
+    wheel = next(folder.glob("*.whl"))
+    target = folder / "site"
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", str(target), str(wheel)], check=True)
+    return target, zipfile.ZipFile(wheel).namelist()
+
+
+def run(site, folder, *command):
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    result = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=folder, env=environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_wheel_holds_the_package_its_marker_and_licence_and_nothing_else(site):
+    _, names = site
+    assert "hf_segformer/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert all(name.startswith(("hf_segformer/", "hf_segformer-")) for name in names)
+
+
+def test_the_wheel_loads_a_checkpoint_and_predicts_without_the_training_packages(site, tiny_config, tmp_path):
+    target, _ = site
+    SegFormerForSemanticSegmentation(tiny_config()).save_pretrained(tmp_path)
+    SegFormerImageProcessor(size=64).save_pretrained(tmp_path)
+    facts = json.loads(run(target, tmp_path, "-c", ALONE, str(tmp_path)).splitlines()[-1])
+    assert Path(facts["file"]).is_relative_to(target)
+    assert facts["labels"] == [50, 70]
+
+
+def test_the_wheel_answers_help(site, tmp_path):
+    target, _ = site
+    assert "usage: segformer" in run(target, tmp_path, target / "bin" / "segformer", "--help")

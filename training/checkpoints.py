@@ -1,0 +1,77 @@
+"""Which checkpoint a run can go on from: the newest one that is whole.
+
+A run that is cut off while it writes leaves a checkpoint that looks like one and fails, or worse, on loading.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+# The Trainer writes its state last; without the others it could not go on where it was.
+_NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "config.json")
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The folders `checkpoint-N` of a run, newest first."""
+    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and _step(path).isdecimal()]
+    return sorted(found, key=lambda path: int(_step(path)), reverse=True)
+
+
+def newest_whole_checkpoint(folder: Path) -> Path:
+    """Find the newest checkpoint that is whole, and say which newer ones are not.
+
+    Args:
+        folder: the run's `trainer.output_dir`.
+
+    Raises:
+        ValueError: if there is none; the message says what was found.
+    """
+    checkpoints = list_checkpoints(folder)
+    for checkpoint in checkpoints:
+        defect = find_defect(checkpoint)
+        if defect is None:
+            return checkpoint
+        print(f"Passing over {checkpoint}, which is broken: {defect}")
+    found = f"none of its {len(checkpoints)} is whole" if checkpoints else "it holds none"
+    raise ValueError(f"no checkpoint in {folder} to resume from, {found}: run without --resume to start anew")
+
+
+def find_defect(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None: every file is opened, and read through where it has a checksum."""
+    names = {path.name for path in checkpoint.iterdir()}
+    missing = [name for name in _NEEDED if name not in names]
+    if missing:
+        return f"{missing[0]} is missing"
+    if not any(name.endswith(".safetensors") for name in names):
+        return "its weights, *.safetensors, are missing"
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file():
+            try:
+                _open(path)
+            except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+                return f"{path.name} does not open ({error})"
+    return None
+
+
+def _open(path: Path) -> None:
+    """Open a file as what it is; raises one of the errors above if it is not whole."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt"):  # compares the header with the file's length
+            pass
+    elif path.suffix in (".pt", ".pth", ".bin"):  # written by torch.save, which is a zip archive
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} in it has a wrong checksum")
+    elif path.suffix == ".json":
+        values = json.loads(path.read_text(encoding="utf-8"))
+        for shard in set(values.get("weight_map", {}).values()):
+            (path.parent / shard).stat()
+    else:
+        path.read_bytes()
+
+
+def _step(checkpoint: Path) -> str:
+    return checkpoint.name.removeprefix("checkpoint-")

@@ -1,0 +1,71 @@
+"""Fine-tune SegFormer as a recipe says: train, evaluate, save, load again, draw.
+
+python -m training.finetune configuration/shapes_b0.toml
+python -m training.finetune configuration/camvid_b0.toml data.root=DIR trainer.max_steps=500
+python -m training.finetune configuration/camvid_b0.toml data.root=DIR --resume
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .checkpoints import list_checkpoints
+from .recipe import Recipe, read_recipe
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        arguments: of the command line; by default those of the process.
+
+    Returns:
+        exit code: 0, 1 after an error, 130 after Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m training.finetune",
+        description="Fine-tune SegFormer as a recipe says, on generated or real pictures.",
+    )
+    parser.add_argument("recipe", type=Path, help="TOML file, for example configuration/shapes_b0.toml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="table.key=value", help="set a value, for example trainer.max_steps=24"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        recipe = read_recipe(options.recipe, options.overrides)
+        return _run(recipe, options)
+    except (ValueError, OSError) as error:
+        if options.debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+def _run(recipe: Recipe, options: argparse.Namespace) -> int:
+    print("Loading PyTorch and Transformers ...", flush=True)
+    try:
+        from .run import fine_tune  # after the recipe was checked: this import takes seconds
+
+        fine_tune(recipe, options.resume)
+    except KeyboardInterrupt:
+        print(f"\nStopped. {_way_on(recipe, options)}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _way_on(recipe: Recipe, options: argparse.Namespace) -> str:
+    checkpoints = list_checkpoints(Path(recipe.trainer["output_dir"]))
+    if not checkpoints:
+        return "There is no checkpoint yet to go on from; trainer.save_steps says how often one is written."
+    python = Path(sys.executable)
+    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+    command = shlex.join([str(python), "-m", "training.finetune", str(options.recipe), *options.overrides, "--resume"])
+    return f"Go on from {checkpoints[0]} with: {command}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -354,8 +354,6 @@ class SegFormerMLP(nn.Module):
 
 def upsample(features: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """(B, C, h, w) -> (B, C, *size) by bilinear interpolation, as everywhere in SegFormer (corners not aligned)."""
-    if features.shape[-2:] == size:
-        return features
     return F.interpolate(features, size=list(size), mode="bilinear", align_corners=False)
 
 
@@ -379,22 +377,23 @@ class SegFormerDecodeHead(nn.Module):
 
     def fuse_plain(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Each stage's (B, C, H, W) -> (B, D, H, W) at the first stage's size, as the paper writes it."""
-        size = features[0].shape[-2:]
-        projected = [upsample(linear(stage), size) for linear, stage in zip(self.linear_c, features, strict=True)]
+        first, *others = [linear(stage) for linear, stage in zip(self.linear_c, features, strict=True)]
+        projected = [first, *(upsample(stage, first.shape[-2:]) for stage in others)]
         return self.linear_fuse(torch.cat(projected[::-1], dim=1))
 
     def fuse_folded(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """What `fuse_plain` gives, with linear and fusing weights multiplied first."""
-        size = features[0].shape[-2:]
-        fused, biases = [], []
+        projected, biases = [], []
         columns = self.linear_fuse.weight.flatten(1).chunk(len(features), dim=1)[::-1]
         for linear, column, stage in zip(self.linear_c, columns, features, strict=True):
             with maybe_autocast(stage.device.type, enabled=False):
                 column = at_least_float32(column)
                 weight = (column @ at_least_float32(linear.proj.weight)).to(linear.proj.weight.dtype)
                 biases.append(column @ at_least_float32(linear.proj.bias))
-            fused.append(upsample(F.linear(stage.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2), size))
-        return sum(fused[1:], fused[0] + sum(biases).to(fused[0].dtype)[:, None, None])
+            projected.append(F.linear(stage.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2))
+        first, *others = projected
+        fused = first + sum(biases).to(first.dtype)[:, None, None]
+        return sum((upsample(stage, first.shape[-2:]) for stage in others), fused)
 
     def is_foldable(self) -> bool:
         """Whether every layer before BatchNorm still is what it was built as."""

@@ -1,8 +1,8 @@
 """A generated data set: textured shapes that hide one another on cluttered ground.
 
-It needs no download and any number of pictures can be drawn, yet it is no toy. Shapes are vivid, ground and clutter dull,
-but textures and colours are drawn alike for every class: nothing but the outline tells which one it is. Picture i of a
-split is a function of (seed, split, i) alone.
+It needs no download and any number of pictures can be drawn, yet it is no toy. Shapes are vivid, ground and clutter
+dull, but textures and colours are drawn alike for every class: nothing but the outline tells which one it is. Picture i
+of a split is a function of (seed, split, i) alone.
 
 Outlines are signed distances: negative inside, in pixels, from which both the label (below 0) and the soft edge of
 the picture follow. Axes: H W pixels, here H = W.

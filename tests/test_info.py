@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import PARAMETERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,15 +18,6 @@ from hf_segformer import (
 from hf_segformer.info import decode_head_cost, format_info, load_config, model_info, parse_size
 
 VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
-# Parameters of the paper's code: encoder, with a head for 150 and for 19 classes, with the ImageNet classifier.
-PARAMETERS = {
-    "b0": (3_319_392, 3_752_694, 3_719_027, 3_576_392),
-    "b1": (13_151_424, 13_715_798, 13_682_131, 13_664_424),
-    "b2": (24_196_288, 27_461_974, 27_361_235, 24_709_288),
-    "b3": (44_072_128, 47_337_814, 47_237_075, 44_585_128),
-    "b4": (60_842_688, 64_108_374, 64_007_635, 61_355_688),
-    "b5": (81_443_008, 84_708_694, 84_607_955, 81_956_008),
-}
 # Paper, Table 1: ADE20K, 512x512, B5 640x640.
 GIGA_MULTIPLY_ADDS = {"b0": 8.4, "b1": 15.9, "b2": 62.4, "b3": 79.0, "b4": 95.7, "b5": 183.3}
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
+from conftest import PARAMETERS, TINY
 from torch import nn
 from transformers import (
     AutoModelForSemanticSegmentation,
@@ -134,17 +134,6 @@ def test_layer_norms_use_the_originals_two_epsilons():
     assert all("patch_embeddings" in name or "attention.self" in name for name in wide)
     assert len(wide) == 4 + 3
     assert len(fine) == 4 * 2 + 4
-
-
-# Encoder, with a head of 150 classes, of 19 classes, and the ImageNet classifier (facts of the original code).
-PARAMETERS = {
-    "b0": (3_319_392, 3_752_694, 3_719_027, 3_576_392),
-    "b1": (13_151_424, 13_715_798, 13_682_131, 13_664_424),
-    "b2": (24_196_288, 27_461_974, 27_361_235, 24_709_288),
-    "b3": (44_072_128, 47_337_814, 47_237_075, 44_585_128),
-    "b4": (60_842_688, 64_108_374, 64_007_635, 61_355_688),
-    "b5": (81_443_008, 84_708_694, 84_607_955, 81_956_008),
-}
 
 
 @pytest.mark.parametrize("variant", PARAMETERS)

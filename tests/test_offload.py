@@ -5,31 +5,11 @@ import logging
 import accelerate
 import pytest
 import torch
+from conftest import assert_same, logits_of
 from transformers import AttentionInterface
 from transformers.utils import logging as transformers_logging
 
 from hf_segformer import SegFormerForSemanticSegmentation, SegFormerModel
-
-
-@pytest.fixture
-def model(tiny_config):
-    return SegFormerForSemanticSegmentation(tiny_config()).eval()
-
-
-@pytest.fixture
-def images():
-    return torch.randn(2, 3, 40, 72)
-
-
-def logits_of(model, images):
-    with torch.no_grad():
-        return model(images).logits
-
-
-def assert_same(first, second):
-    """Float32 equality but for the order of sums: two forms of the head round differently."""
-    torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
-
 
 ENCODER_PARTS = ("patch_embeddings", "block", "layer_norm")
 PLACES = {

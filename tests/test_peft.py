@@ -6,6 +6,7 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import assert_same, logits_of
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -27,26 +28,6 @@ LORA_TARGETS = {
     "the fusing convolution": (["linear_fuse"], {"decode_head.linear_fuse"}),
     "the classifier": (["decode_head.classifier"], {"decode_head.classifier"}),
 }
-
-
-@pytest.fixture
-def model(tiny_config):
-    return SegFormerForSemanticSegmentation(tiny_config()).eval()
-
-
-@pytest.fixture
-def images():
-    return torch.randn(2, 3, 40, 72)
-
-
-def logits_of(model, images):
-    with torch.no_grad():
-        return model(images).logits
-
-
-def assert_same(first, second):
-    """Float32 equality but for the order of sums: two forms of the head round differently."""
-    torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
 
 
 def perturb(adapted):

@@ -46,6 +46,8 @@ def fine_tune(recipe: Recipe, resume: bool = False) -> Path:
     arguments = training_arguments(recipe)
     folder = Path(arguments.output_dir)
     checkpoint = newest_whole_checkpoint(folder) if resume else None
+    if not recipe.model.get("checkpoint"):
+        fresh_config(recipe.model)  # wrong values are told before pictures are drawn or read
     data = load_data(recipe.data)
     set_seed(arguments.seed)
     if checkpoint is None:
@@ -89,6 +91,16 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     return TrainingArguments(**{**defaults, **recipe.trainer})
 
 
+def fresh_config(table: dict[str, Any], **labels: Any) -> SegFormerConfig:
+    """The configuration of the recipe's `[model]`.
+
+    Raises:
+        ValueError: if the variant is unknown or a value impossible.
+    """
+    fields = {key: value for key, value in table.items() if key not in ("variant", "checkpoint")}
+    return SegFormerConfig.from_variant(table["variant"], **fields, **labels)
+
+
 def build_model(table: dict[str, Any], names: Sequence[str]) -> SegFormerForSemanticSegmentation:
     """A fresh network of a variant, or the weights of a checkpoint with a head for these classes.
 
@@ -101,10 +113,10 @@ def build_model(table: dict[str, Any], names: Sequence[str]) -> SegFormerForSema
         OSError: if the checkpoint can not be read.
     """
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-    fields = {key: value for key, value in table.items() if key not in ("variant", "checkpoint")}
     source = table.get("checkpoint")
     if not source:
-        return SegFormerForSemanticSegmentation(SegFormerConfig.from_variant(table["variant"], **fields, **labels))
+        return SegFormerForSemanticSegmentation(fresh_config(table, **labels))
+    fields = {key: value for key, value in table.items() if key not in ("variant", "checkpoint")}
     model, found = SegFormerForSemanticSegmentation.from_pretrained(
         source, ignore_mismatched_sizes=True, output_loading_info=True, **fields, **labels
     )

@@ -65,6 +65,8 @@ class SegformerImageProcessor(image_processing_segformer.SegFormerImageProcessor
 def override_builtin() -> None:
     """Let this process's Auto classes give our classes for model type `segformer`.
 
+    On Transformers 5.17 without torchvision, which has no AutoImageProcessor, the models are taken over alone.
+
     Example:
         >>> from hf_segformer import override_builtin
         >>> from transformers import AutoModelForSemanticSegmentation

@@ -48,5 +48,5 @@ def register(
             config, image_processor_classes={"pil": processor, "torchvision": processor}, exist_ok=take_over
         )
     except ImportError:
-        # Without torchvision the whole of AutoImageProcessor is out of order, until transformers 5.18 or so.
+        # Transformers 5.17 has no AutoImageProcessor without torchvision: until 5.17 is no longer supported.
         return

@@ -86,8 +86,36 @@ def info(arguments: argparse.Namespace) -> None:
     print(format_info(config, *size))
 
 
+def add_push(commands) -> None:
+    """`segformer push FOLDER REPO`: publish a trained model on the Hugging Face Hub."""
+    parser = commands.add_parser(
+        "push",
+        help="publish a folder on the Hugging Face Hub",
+        description="Publishes model, processor, code, card, pictures and measurements by one commit, or nothing.",
+    )
+    parser.add_argument("folder", type=Path, help="a folder with a model and its processor")
+    parser.add_argument("repository", help="owner/name; it is made if there is none")
+    parser.add_argument("--private", action="store_true", help="make the repository a private one")
+    parser.add_argument("--revision", metavar="BRANCH", help="publish on this branch (default: main)")
+    parser.set_defaults(run=push)
+
+
+def push(arguments: argparse.Namespace) -> None:
+    """Run `segformer push`."""
+    from .publishing import push_folder
+
+    commit = push_folder(arguments.folder, arguments.repository, private=arguments.private, revision=arguments.revision)
+    pinned = f'"{commit.repo_url.repo_id}", revision="{commit.oid}"'
+    print(f"published as {commit.commit_url}")
+    print("load exactly this, whatever is published later:")
+    print(f"  SegFormerForSemanticSegmentation.from_pretrained({pinned})")
+    print("or without the package installed:")
+    print(f"  AutoModelForSemanticSegmentation.from_pretrained({pinned},")
+    print(f'      code_revision="{commit.oid}", trust_remote_code=True)')
+
+
 _DEBUG_HELP = "show where an error comes from"
-COMMANDS = (add_convert, add_info)
+COMMANDS = (add_convert, add_info, add_push)
 
 
 def require_free(destination: Path) -> None:

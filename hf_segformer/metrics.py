@@ -5,6 +5,7 @@ Axes: K classes; the matrix is (K, K + 1), rows are true classes, columns are pr
 predictions that are no class at all.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -12,6 +13,8 @@ import evaluate
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from transformers import EvalPrediction
 
 _DESCRIPTION = (
     "Mean intersection over union of semantic segmentation, accumulated as a confusion matrix, so that the result "
@@ -149,6 +152,51 @@ class MeanIoU(evaluate.Metric):
         return scores(matrix)
 
 
+class SegmentationMetrics:
+    """`compute_metrics` for a Trainer with `batch_eval_metrics`: counts batch by batch, then gives numbers by class.
+
+    Args:
+        names: of the K classes; to a single one `background` is added.
+        ignore_index: label of pixels that do not count.
+
+    Example:
+        >>> from transformers import EvalPrediction
+        >>> from hf_segformer.metrics import SegmentationMetrics
+        >>> compute_metrics = SegmentationMetrics(["sky", "road"])
+        >>> compute_metrics(EvalPrediction([[0, 1]], [[0, 0]]), compute_result=True)["iou_sky"]
+        0.5
+    """
+
+    def __init__(self, names: Sequence[str], ignore_index: int = 255):
+        self.names = ["background", *names] if len(names) == 1 else list(names)
+        self.metric = MeanIoU(len(self.names), ignore_index)
+
+    def __call__(self, evaluation: EvalPrediction, compute_result: bool) -> dict[str, float]:
+        """Add a batch; after the last, return `mean_iou`, ..., `iou_NAME` and `accuracy_NAME` of each class."""
+        self.metric.add_batch(predictions=evaluation.predictions, references=evaluation.label_ids)
+        if not compute_result:
+            return {}
+        results = self.metric.compute()
+        for kind in ("iou", "accuracy"):
+            values = results.pop(f"per_category_{kind}")
+            results |= {f"{kind}_{name}": value for name, value in zip(self.names, values, strict=True)}
+        return results
+
+
+def predict_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits -> class ids in the labels' size: what a Trainer shall keep in place of logits.
+
+    Args:
+        logits: (B, K, h, w).
+        labels: (B, H, W).
+
+    Returns:
+        (B, H, W), 0..K-1; with one logit 1 where it is above zero.
+    """
+    logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
+
+
 def _integers(name: str, values: Any) -> Tensor:
     if not isinstance(values, Tensor):
         array = np.asarray(values)
@@ -159,4 +207,4 @@ def _integers(name: str, values: Any) -> Tensor:
     return values.long()
 
 
-__all__ = ["MeanIoU", "confusion_matrix", "scores"]
+__all__ = ["MeanIoU", "SegmentationMetrics", "confusion_matrix", "predict_labels", "scores"]

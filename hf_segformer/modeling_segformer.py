@@ -10,7 +10,7 @@ nothing.
 Axes: B batch, C channels, H W a stage's grid, N = H*W tokens, M tokens left after reduction, A heads, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -687,6 +687,9 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: 
 class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
     """The encoder with the all-MLP decode head: SegFormer itself.
 
+    The loss is `segmentation_loss` unless `model.loss_function` is set to another function or module of logits, labels
+    and ignore index; after loading it has to be set anew.
+
     Example:
         >>> import torch
         >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
@@ -702,6 +705,16 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
         self.segformer = SegFormerModel(config)
         self.decode_head = SegFormerDecodeHead(config)
         self.post_init()
+
+    @property
+    def loss_function(self) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]:
+        """Of logits, labels and ignore index; what was set, or `segmentation_loss`."""
+        # PyTorch stores a module past the setter, and in 5.x the class's name would decide where nothing was set.
+        return self._modules.get("loss_function", getattr(self, "_loss_function", segmentation_loss))
+
+    @loss_function.setter
+    def loss_function(self, value: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]) -> None:
+        self._loss_function = value
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -747,7 +760,7 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
         logits = self.decode_head(stages)
         loss = None
         if labels is not None:
-            loss = segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
+            loss = self.loss_function(logits, labels, self.config.semantic_loss_ignore_index)
         return SemanticSegmenterOutput(
             loss=loss,
             logits=logits,

@@ -113,6 +113,7 @@ class LoopbackHub(ThreadingHTTPServer):
         self.errors: list[BaseException | None] = []
         self.lock = threading.Lock()
         self._drops: list[str] = []
+        self._failures: list[tuple[str, int]] = []
 
     @property
     def url(self) -> str:
@@ -155,6 +156,24 @@ class LoopbackHub(ThreadingHTTPServer):
                 return True
         return False
 
+    def fail(self, pattern: str, status: int, times: int = 1) -> None:
+        """Answer the next `times` requests whose `"METHOD path"` the pattern fits by this status and nothing else."""
+        self._failures += [(pattern, status)] * times
+
+    def serve_all(self) -> int:
+        """Fail no request any more; returns how many failures were left."""
+        left = len(self._failures)
+        self._failures.clear()
+        return left
+
+    def takes_failure(self, request: str) -> int | None:
+        """The status by which this request is to fail; each failure counts once."""
+        for pattern, status in self._failures:
+            if re.match(pattern, request):
+                self._failures.remove((pattern, status))
+                return status
+        return None
+
     def copy(self, source: str, target: str) -> None:
         """Make a repository `target` whose main branch holds what that of `source` holds."""
         self.repositories[target] = Repository(target)
@@ -191,6 +210,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.body = self.rfile.read(length)
         try:
             with self.server.lock:
+                status = self.server.takes_failure(request)
+                if status is not None:
+                    raise RefusedError(status, "", f"told to answer {status}")
                 self._dispatch(path)
         except RefusedError as refused:
             self._answer({"error": str(refused)}, refused.status, **refused.headers)
@@ -249,6 +271,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.repositories[repo_id] = Repository(repo_id, wish.get("visibility") == "private")
         self._answer({"url": f"{self.server.url}/{repo_id}", "name": repo_id}, 409 if known else 200)
 
+    @_route("DELETE", "/api/repos/delete")
+    def _delete(self):
+        wish = json.loads(self.body)
+        repo_id = f"{wish.get('organization') or self._user()}/{wish['name']}"
+        del self.server.repositories[self._repository(repo_id, writes=True).name]
+        self._answer({})
+
     @_route("POST", "/api/validate-yaml")
     def _validate_card(self):
         self._answer({"errors": [], "warnings": []})
@@ -275,6 +304,11 @@ class _Handler(BaseHTTPRequestHandler):
         if branch in repo.branches:
             raise RefusedError(409, "", f"Reference refs/heads/{branch} already exists")
         repo.branches[branch] = repo.resolve(json.loads(self.body).get("startingPoint", "main"))
+        self._answer({})
+
+    @_route("DELETE", f"{MODEL}/branch/(?P<branch>[^/]+)")
+    def _delete_branch(self, repo: Repository, branch: str):
+        del repo.branches[branch]
         self._answer({})
 
     @_route("POST", f"{MODEL}/tag/(?P<revision>[^/]+)")

@@ -22,7 +22,7 @@ from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegF
 from hf_segformer.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]  # results hold model cards: tests/test_card.py
 MODULES = sorted(module.name for module in pkgutil.iter_modules(hf_segformer.__path__))
 NEEDS_AUTO_IMAGE_PROCESSOR = "this Transformers has no AutoImageProcessor without torchvision"
 
@@ -61,6 +61,8 @@ PYTHON = [(page, number) for page in PAGES for number in range(len(blocks(page, 
 @pytest.mark.parametrize(("page", "number"), PYTHON, ids=[f"{page.stem}-{number}" for page, number in PYTHON])
 def test_python_examples_run(page, number, workplace):
     code = blocks(page, "python")[number]
+    if "push_to_hub" in code:
+        pytest.skip("tests/test_push.py runs it, with a Hub")
     if "AutoImageProcessor" in code:
         from transformers import AutoImageProcessor
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def run(site, folder, *command):
 def test_the_wheel_holds_the_package_its_marker_and_licence_and_nothing_else(site):
     _, names = site
     assert "hf_segformer/py.typed" in names
+    assert "hf_segformer/model_card.md" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert all(name.startswith(("hf_segformer/", "hf_segformer-")) for name in names)
 
@@ -64,6 +66,22 @@ def test_the_wheel_loads_a_checkpoint_and_predicts_without_the_training_packages
     facts = json.loads(run(target, tmp_path, "-c", ALONE, str(tmp_path)).splitlines()[-1])
     assert Path(facts["file"]).is_relative_to(target)
     assert facts["labels"] == [50, 70]
+
+
+def test_the_wheel_renders_a_card_by_the_template_that_it_carries(site, tiny_config, tmp_path):
+    target, _ = site
+    SegFormerForSemanticSegmentation(tiny_config()).save_pretrained(tmp_path)
+    code = "import sys; from hf_segformer.card import write_card; print(write_card(sys.argv[1]).read_text())"
+    assert "gives every pixel of an image one of 5 classes" in run(target, tmp_path, "-c", code, str(tmp_path))
+    assert (target / "hf_segformer/model_card.md").read_bytes() == (ROOT / "model_card.md").read_bytes()
+
+
+def test_a_source_distribution_holds_the_template(tmp_path):
+    command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run([*command, "sdist", "--dist-dir", str(tmp_path)], check=True, cwd=ROOT, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        assert any(name.endswith("/model_card.md") for name in files.getnames())
 
 
 def test_the_wheel_answers_help(site, tmp_path):

@@ -1,128 +1,153 @@
-"""From a recipe's `[data]` to the pictures that the Trainer draws, and the processor that the model is saved with.
+"""From a recipe's `[data]` to pictures with label maps, and the processor that the model is saved with.
 
-Axes: B pictures, H W pixels, K classes.
+Nothing is decoded before it is asked for; `training/reader.py` then does it, and `training/check.py` reads everything
+once before a training. Axes: C bands, H W pixels, K classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
+from PIL import Image
 
 from hf_segformer import SegFormerImageProcessor
-from hf_segformer.visualize import Color
+from hf_segformer.visualize import Color, default_palette
 
-from . import camvid, shapes
-from .augmentation import Step, augment, color_jitter, random_crop, random_flip, random_scale
-from .recipe import DataRecipe
+from .data_recipe import DataRecipe, check_palette
+from .reader import LabelRule, RowReader, array_dtype, class_values, file_name
+from .sources import open_source
+
+_NUM_MEASURED = 100
 
 
 @dataclass(frozen=True)
 class Data:
     """What a run trains on and is judged by.
 
+    A row has the columns `image`, a Pillow picture or, with other than one or three bands, an array (C, H, W), and
+    `label`, uint8 (H, W): 0..K-1, and 255 for what does not count. A single class has the labels 0 and 1.
+
     Args:
-        train: columns `image` and `label`.
-        evaluation: the same, of pictures that are never trained on.
+        train: a `Dataset`, or an `IterableDataset`, which is shuffled.
+        evaluation: pictures that are never trained on.
         names: of the K classes.
         palette: one colour a class.
         processor: prepares whole pictures for evaluation and later use.
     """
 
-    train: Dataset
+    train: Dataset | IterableDataset
     evaluation: Dataset
     names: tuple[str, ...]
     palette: tuple[Color, ...]
     processor: SegFormerImageProcessor
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether `train` has neither length nor indices."""
+        return not isinstance(self.train, Dataset)
 
-def load_data(recipe: DataRecipe) -> Data:
-    """Draw or read the pictures that a recipe names.
+    def describe(self, split: str, index: int) -> str:
+        """What a message calls a picture: its file, where it has one, with split and row.
 
-    Shapes are seen as they are. Real pictures are evaluated whole and at their own scale, sides rounded up to
-    multiples of 32, as the paper does (section 4.1).
-
-    Raises:
-        ValueError: if pictures and label maps do not fit.
-        OSError: if folders or files are missing.
-    """
-    if recipe.name == "shapes":
-        train, evaluation = (
-            shapes.shapes_dataset(split, num_samples, recipe.image_size, recipe.seed)
-            for split, num_samples in zip(shapes.SPLITS, (recipe.num_train, recipe.num_eval), strict=True)
-        )
-        processor = SegFormerImageProcessor(do_resize=False)
-        return Data(train, evaluation, shapes.NAMES, shapes.PALETTE, processor)
-    train = camvid.camvid_dataset(recipe.root, "train", recipe.num_train)
-    evaluation = camvid.camvid_dataset(recipe.root, "validation", recipe.num_eval)
-    edge = min(evaluation[0]["image"].size)
-    processor = SegFormerImageProcessor(size={"shortest_edge": edge}, keep_ratio=True, size_divisor=32)
-    return Data(train, evaluation, camvid.NAMES, camvid.PALETTE, processor)
+        Args:
+            split: `"train"` or `"evaluation"`.
+            index: of the row.
+        """
+        place = f"{split} row {index}"
+        if split == "train" and self.is_stream:
+            return place
+        path = file_name(getattr(self, split).with_format(None)[index]["image"])
+        return f"{path} ({place})" if path else place
 
 
-class TrainTransform:
-    """Varies pictures and prepares them for the model; for `Dataset.with_transform`.
+def load_data(recipe: DataRecipe, num_channels: int = 3) -> Data:
+    """Find or draw the pictures that a recipe names.
+
+    Shapes are evaluated as they are. Real pictures are evaluated whole, their shorter side resized to
+    `recipe.eval_size`, sides rounded up to multiples of 32, as the paper does (section 4.1). Pictures of other than
+    three bands are normalised by mean and standard deviation of up to a hundred training pictures, in their own units.
 
     Args:
-        recipe: how pictures are varied.
-        processor: whose mean and standard deviation count.
-
-    Attributes:
-        epoch: number of the pass over the data; set it at the start of each, so that pictures come out differently.
-    """
-
-    def __init__(self, recipe: DataRecipe, processor: SegFormerImageProcessor):
-        self.steps: list[Step] = [
-            random_scale(*recipe.scale),
-            random_crop(recipe.image_size),
-            random_flip,
-            color_jitter(recipe.jitter),
-        ]
-        self.seed, self.epoch = recipe.seed, 0
-        self.processor = SegFormerImageProcessor(
-            do_resize=False, image_mean=processor.image_mean, image_std=processor.image_std
-        )
-
-    def __call__(self, batch: dict[str, list]) -> dict[str, torch.Tensor]:
-        """Columns `index`, `image`, `label` -> `pixel_values` (B, 3, H, W) and `labels` (B, H, W)."""
-        samples = [
-            augment(image, label, self.steps, np.random.default_rng([self.seed, self.epoch, index]))
-            for index, image, label in zip(batch["index"], batch["image"], batch["label"], strict=True)
-        ]
-        images, labels = zip(*samples, strict=True)
-        return dict(self.processor(list(images), list(labels), return_tensors="pt"))
-
-
-class EvalTransform:
-    """Prepares whole pictures and keeps label maps in their own size; for `Dataset.with_transform`."""
-
-    def __init__(self, processor: SegFormerImageProcessor):
-        self.processor = processor
-
-    def __call__(self, batch: dict[str, list]) -> dict[str, list[torch.Tensor]]:
-        """Columns `image`, `label` -> lists of `pixel_values` (3, H', W') and `labels` (H, W)."""
-        pixels = [self.processor(image, return_tensors="pt").pixel_values[0] for image in batch["image"]]
-        labels = [torch.from_numpy(np.array(label, dtype=np.int64)) for label in batch["label"]]
-        return {"pixel_values": pixels, "labels": labels}
-
-
-def with_index(dataset: Dataset) -> Dataset:
-    """The data set with the column `index`, from which `TrainTransform` seeds each picture."""
-    return dataset.add_column("index", np.arange(len(dataset)))
-
-
-def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
-    """Stack samples to a batch.
+        recipe: the table `[data]`.
+        num_channels: bands C.
 
     Raises:
-        ValueError: if they differ in size.
+        ValueError: if the data do not fit the recipe, or nobody names the classes.
+        OSError: if folders or files are missing or can not be read.
+
+    Example:
+        >>> from training.data import load_data
+        >>> from training.data_recipe import DataRecipe
+        >>> data = load_data(DataRecipe("shapes", image_size=32, num_train=2, num_eval=1))
+        >>> data.train[1]["label"].shape
+        (32, 32)
     """
-    for name in samples[0]:
-        sizes = {tuple(sample[name].shape[-2:]) for sample in samples}
-        if len(sizes) > 1:
-            raise ValueError(
-                f"pictures of sizes {', '.join(f'{height}x{width}' for height, width in sorted(sizes))} do not fit "
-                "into one batch: set trainer.per_device_eval_batch_size=1"
-            )
-    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    source = open_source(recipe)
+    names = tuple(recipe.names) or source.names
+    if not names:
+        raise ValueError(
+            f"nobody names the classes of {recipe.root}: set data.names, or put classes.json beside the data, "
+            '{"names": ["road", ...]}'
+        )
+    values = class_values(len(names), recipe.reduce_labels, recipe.label_values)
+    ignore = {*recipe.ignore, *((0,) if recipe.reduce_labels else ()), *source.ignore}
+    reader = RowReader(
+        num_channels,
+        LabelRule(values, tuple(sorted(ignore))),
+        *(array_dtype(source.evaluation.features[column]) for column in ("image", "label")),
+    )
+    train = source.train.map(_Row(reader)) if recipe.streaming else source.train.with_transform(reader)
+    evaluation = source.evaluation.with_transform(reader)
+    processor = _processor(recipe, num_channels, train, evaluation)
+    return Data(train, evaluation, names, _palette(recipe, names, source.palette), processor)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A reader for `IterableDataset.map`, which gives single rows."""
+
+    reader: RowReader
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        image, label = self.reader.read(row["image"], row["label"])
+        return {"image": image, "label": label}
+
+
+def _palette(recipe: DataRecipe, names: Sequence[str], own: tuple[Color, ...]) -> tuple[Color, ...]:
+    if recipe.palette:
+        check_palette("data.palette", recipe.palette, len(names))
+        return tuple((red, green, blue) for red, green, blue in recipe.palette)
+    return own if len(own) == len(names) else tuple(default_palette(len(names)))
+
+
+def _processor(recipe: DataRecipe, num_channels: int, train: Any, evaluation: Dataset) -> SegFormerImageProcessor:
+    size: dict[str, Any] = {"do_resize": False}
+    if recipe.eval_size or recipe.source != "shapes":
+        edge = recipe.eval_size or min(_bands(evaluation[0]["image"]).shape[1:])
+        size = {"size": {"shortest_edge": edge}, "keep_ratio": True, "size_divisor": 32}
+    if num_channels == 3:
+        return SegFormerImageProcessor(**size)
+    mean, std = _measure(train)
+    return SegFormerImageProcessor(**size, do_rescale=False, image_mean=mean, image_std=std)
+
+
+def _bands(image: Image.Image | np.ndarray) -> np.ndarray:
+    """A row's picture as an array (C, H, W)."""
+    return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1) if isinstance(image, Image.Image) else image
+
+
+def _measure(train: Any) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each band over the first pictures of a stream, or some of the whole data set."""
+    if isinstance(train, Dataset):
+        rows = train.select(np.linspace(0, len(train) - 1, min(_NUM_MEASURED, len(train))).astype(int))
+    else:
+        rows = train.take(_NUM_MEASURED)
+    sums: Any = 0.0
+    for row in rows:
+        pixels = _bands(row["image"]).astype(np.float64)
+        sums = sums + np.stack([np.ones(len(pixels)) * pixels[0].size, pixels.sum((1, 2)), (pixels**2).sum((1, 2))])
+    mean = sums[1] / sums[0]
+    std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0))
+    return mean.tolist(), np.where(std > 0, std, 1.0).tolist()  # a band that never varies is only centred

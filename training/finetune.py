@@ -3,15 +3,19 @@
 python -m training.finetune configuration/shapes_b0.toml
 python -m training.finetune configuration/camvid_b0.toml data.root=DIR trainer.max_steps=500
 python -m training.finetune configuration/camvid_b0.toml data.root=DIR --resume
+python -m training.finetune configuration/camvid_b0.toml data.root=DIR --check-data
+python -m training.finetune configuration/camvid_b0.toml data.root=DIR --show-batch batch.png
 """
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from .checkpoints import list_checkpoints
+from .program import run_program
 from .recipe import Recipe, read_recipe
 
 
@@ -33,26 +37,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "overrides", nargs="*", metavar="table.key=value", help="set a value, for example trainer.max_steps=24"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
+    parser.add_argument("--check-data", action="store_true", help="read all pictures and label maps, and stop there")
+    parser.add_argument(
+        "--show-batch", type=Path, metavar="PNG", help="draw what the model would be fed first, and stop there"
+    )
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        recipe = read_recipe(options.recipe, options.overrides)
-        return _run(recipe, options)
-    except (ValueError, OSError) as error:
-        if options.debug:
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    return run_program(lambda: _run(options), options.debug)
 
 
-def _run(recipe: Recipe, options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
+    recipe = read_recipe(options.recipe, options.overrides)
     print("Loading PyTorch and Transformers ...", flush=True)
     try:
-        from .run import fine_tune  # after the recipe was checked: this import takes seconds
+        from . import run  # after the recipe was checked: this import takes seconds
 
-        fine_tune(recipe, options.resume)
+        if options.check_data or options.show_batch:
+            run.inspect_data(recipe, options.check_data, options.show_batch)
+        else:
+            run.fine_tune(recipe, options.resume)
     except KeyboardInterrupt:
-        print(f"\nStopped. {_way_on(recipe, options)}", file=sys.stderr)
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"\nStopped. {_way_on(recipe, options)}", file=sys.stderr)
         return 130
     return 0
 

@@ -1,4 +1,4 @@
-"""Recipes: TOML files that say all about a training run, in the tables `[model]`, `[data]` and `[trainer]`.
+"""Recipes: TOML files that say all about a training run, a table for each of its parts.
 
 A recipe is checked whole before anything heavy is imported: a misspelt name or a value of the wrong kind is told within
 a second, not after the data are read. For that the known names are read from the classes' source, as importing
@@ -14,89 +14,106 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-DATA_SETS = ("shapes", "camvid")
+from .data_recipe import DataRecipe
 
 # TrainingArguments that are part of how the program works: label maps need them so.
 _SETTLED = ("trainer.batch_eval_metrics", "trainer.remove_unused_columns")
 
 
 @dataclass(frozen=True)
-class DataRecipe:
-    """The table `[data]`: which pictures, how many, and how they are varied for training.
+class LoraRecipe:
+    """The table `[lora]`: train low-rank adapters (PEFT) and the head, and merge them at the end.
 
     Args:
-        name: `"shapes"`, which are generated, or `"camvid"`, which are read from `root`.
-        root: folder of real pictures, the one that holds `train/` and `trainannot/`, or its parent.
-        image_size: side of a training picture in pixels: shapes are drawn at it, real pictures cropped to it.
-        num_train: number of training pictures; 0 is all there are (of real ones).
-        num_eval: the same for evaluation.
-        seed: of the generated pictures and of their variation.
-        scale: bounds of the factor by which a training picture is enlarged before it is cropped.
-        jitter: how far brightness, contrast and the balance of colours vary, as a share; 0 is not at all.
+        rank: of the adapters; 0 trains all weights instead.
+        alpha: their scale is alpha / rank.
+        dropout: on what goes into them.
+        target_modules: names of the layers that get one.
 
     Raises:
-        ValueError: if a value is out of range; the message names it as `data.name`.
-
-    Example:
-        >>> from training.recipe import DataRecipe
-        >>> DataRecipe(name="shapes", num_train=100, num_eval=10).image_size
-        128
+        ValueError: if a value is out of range; the message names it as `lora.name`.
     """
 
-    name: str
-    root: str = ""
-    image_size: int = 128
-    num_train: int = 0
-    num_eval: int = 0
-    seed: int = 0
-    scale: list[float] = field(default_factory=lambda: [1.0, 1.0])
-    jitter: float = 0.0
+    rank: int = 0
+    alpha: int = 16
+    dropout: float = 0.0
+    target_modules: list[str] = field(default_factory=lambda: ["query", "value"])
 
     def __post_init__(self):
-        if self.name not in DATA_SETS:
-            raise ValueError(f"unknown data.name {self.name!r}, {_hint(self.name, DATA_SETS)}")
-        if self.name == "camvid" and not self.root:
-            raise ValueError("data.root is not set: give the folder of the pictures as data.root=DIR")
-        if self.image_size < 16:
-            raise ValueError(f"data.image_size is {self.image_size}, but it must be at least 16")
-        smallest = 1 if self.name == "shapes" else 0
-        for name in ("num_train", "num_eval"):
-            if getattr(self, name) < smallest:
-                raise ValueError(f"data.{name} is {getattr(self, name)}, but it must be at least {smallest}")
-        if self.seed < 0:
-            raise ValueError(f"data.seed is {self.seed}, but it must be at least 0")
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"data.scale is {self.scale}, but it must be [low, high] with 0 < low <= high")
-        if not 0 <= self.jitter < 1:
-            raise ValueError(f"data.jitter is {self.jitter}, but it must lie in [0, 1)")
+        if self.rank < 0:
+            raise ValueError(f"lora.rank is {self.rank}, but it must be at least 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout is {self.dropout}, but it must lie in [0, 1)")
+        if not self.target_modules:
+            raise ValueError("lora.target_modules is empty: name the layers that get an adapter")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole recipe, checked.
+    """A whole recipe, its names and types checked.
 
     Args:
-        model: `variant` or `checkpoint`, and any field of `SegFormerConfig`.
+        tables: all of it, as TOML tables; a table that the file leaves out is empty.
         data: the pictures.
-        trainer: keywords of `TrainingArguments`.
+        lora: the adapters.
     """
 
-    model: dict[str, Any]
+    tables: dict[str, dict[str, Any]]
     data: DataRecipe
-    trainer: dict[str, Any]
+    lora: LoraRecipe
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """`variant` or `checkpoint`, and any field of `SegFormerConfig`."""
+        return self.tables["model"]
+
+    @property
+    def trainer(self) -> dict[str, Any]:
+        """Keywords of `TrainingArguments`."""
+        return self.tables["trainer"]
+
+    # What follows imports PyTorch, and raises a ValueError where a value is out of range.
+
+    @property
+    def augmentation(self):
+        """The table `[augmentation]` as an `Augmentation`."""
+        from hf_segformer.augmentation import Augmentation
+
+        return Augmentation(**self.tables["augmentation"])
+
+    @property
+    def loss(self):
+        """The table `[loss]` as a `SegmentationLoss`."""
+        from hf_segformer.losses import SegmentationLoss
+
+        return SegmentationLoss(**self.tables["loss"])
+
+    @property
+    def optimization(self):
+        """The table `[optimizer]` as an `Optimization`."""
+        from hf_segformer.trainer import Optimization
+
+        return Optimization(**self.tables["optimizer"])
+
+    @property
+    def evaluation(self):
+        """The table `[evaluation]` as `EvaluationOptions`."""
+        from hf_segformer.evaluation import EvaluationOptions
+
+        return EvaluationOptions(**self.tables["evaluation"])
 
 
 def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe, set what the command line says otherwise, and check every name and value.
+    """Read a recipe, set what the command line says otherwise, and check every name and type.
 
     Args:
-        path: the TOML file.
+        path: the TOML file; `base = "other.toml"` at its top takes over the tables of a file beside it.
         overrides: `table.key=value`, where value is written as in TOML; a string needs no quotes.
 
     Raises:
         ValueError: if a table or key is unknown (the message gives the nearest right one), a value is of the wrong
             type or out of range, or the file is not TOML.
-        OSError: if the file can not be read.
+        OSError: if the file, or a folder that it names, is not there.
 
     Example:
         >>> from training.recipe import read_recipe
@@ -105,20 +122,53 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     path = Path(path)
     known = _known_fields()
-    tables = _read_tables(path)
-    for table, values in tables.items():
-        _check_table(str(path), table, values, known)
+    tables: dict[str, dict[str, Any]] = {table: {} for table in known}
+    for file in _with_bases(path):
+        for table, values in _read_tables(file).items():
+            if table != "base":
+                _check_table(str(file), table, values, known)
+                tables[table] |= values
     for text in overrides:
         table, key, value = _parse_override(text)
         _check_table(text, table, {key: value}, known)
-        tables.setdefault(table, {})[key] = value
-    model, data, trainer = (tables.get(table, {}) for table in ("model", "data", "trainer"))
-    if not {"variant", "checkpoint"} & model.keys():
-        raise ValueError(f"{path} names no model: set model.variant (b0 to b5) or model.checkpoint")
-    for table, key in (("data", "name"), ("trainer", "output_dir")):
-        if not tables.get(table, {}).get(key):
+        tables[table][key] = value
+    for table, key in (("data", "source"), ("trainer", "output_dir")):
+        if not tables[table].get(key):
             raise ValueError(f"{path} does not set {table}.{key}")
-    return Recipe(model, DataRecipe(**data), trainer)
+    _check_model(path, tables["model"])
+    data = DataRecipe(**tables["data"])
+    data.check_root()
+    return Recipe(tables, data, LoraRecipe(**tables["lora"]))
+
+
+def _with_bases(path: Path) -> list[Path]:
+    """A recipe after those that it builds on."""
+    files = [path]
+    while base := _read_tables(files[0]).get("base"):
+        if not isinstance(base, str):
+            raise ValueError(f"{files[0]}: base is {base!r}, but it must be the name of a recipe beside it")
+        files.insert(0, files[0].parent / base)
+        if files[0] in files[1:]:
+            raise ValueError(f"{files[1]} builds on itself: base = {base!r}")
+    return files
+
+
+def _check_model(path: Path, table: dict[str, Any]) -> None:
+    checkpoint = table.get("checkpoint", "")
+    if checkpoint:
+        # What a repository's name can not look like must be there.
+        if (checkpoint.count("/") != 1 or checkpoint[0] in "./~") and not Path(checkpoint).exists():
+            raise FileNotFoundError(f"there is no {checkpoint}, which model.checkpoint names")
+    elif "variant" not in table:
+        raise ValueError(f"{path} names no model: set model.variant (b0 to b5) or model.checkpoint")
+    elif table["variant"] not in (variants := _variants()):
+        raise ValueError(f"unknown model.variant {table['variant']!r}, {_hint(table['variant'], variants)}")
+
+
+def _variants() -> list[str]:
+    tree = ast.parse((_package("hf_segformer") / "configuration_segformer.py").read_text(encoding="utf-8"))
+    values = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
+    return list(ast.literal_eval(values["VARIANTS"]))
 
 
 def _read_tables(path: Path) -> dict[str, Any]:
@@ -129,7 +179,7 @@ def _read_tables(path: Path) -> dict[str, Any]:
         )
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
 
 
@@ -178,11 +228,19 @@ def _matches(value: Any, annotation: ast.expr) -> bool:
 
 def _known_fields() -> dict[str, dict[str, ast.expr]]:
     """For each table its keys, and for each of these the annotation of its type."""
-    text = ast.Name("str")
-    model = _declared(_package("hf_segformer") / "configuration_segformer.py", "SegFormerConfig")
+    text, ours, here = ast.Name("str"), _package("hf_segformer"), Path(__file__).parent
     return {
-        "model": {"variant": text, "checkpoint": text, **model},
-        "data": _declared(Path(__file__), "DataRecipe"),
+        "model": {
+            "variant": text,
+            "checkpoint": text,
+            **_declared(ours / "configuration_segformer.py", "SegFormerConfig"),
+        },
+        "data": _declared(here / "data_recipe.py", "DataRecipe"),
+        "augmentation": _declared(ours / "augmentation.py", "Augmentation"),
+        "loss": _declared(ours / "losses.py", "SegmentationLoss"),
+        "optimizer": _declared(ours / "trainer.py", "Optimization"),
+        "evaluation": _declared(ours / "evaluation.py", "EvaluationOptions"),
+        "lora": _declared(here / "recipe.py", "LoraRecipe"),
         "trainer": _declared(_package("transformers") / "training_args.py", "TrainingArguments"),
     }
 

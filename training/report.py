@@ -1,60 +1,20 @@
-"""What a run tells: a progress bar, IoU by class, and a picture of what the model sees."""
+"""What a run tells: a progress bar, and a picture of what the model sees."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.nn import functional as F
-from transformers import EvalPrediction, ProgressCallback
+from transformers import ProgressCallback
 
-from hf_segformer.metrics import MeanIoU, confusion_matrix, scores
-from hf_segformer.visualize import Color, colorize, figure
+from hf_segformer.evaluation import Evaluation, write_json
+from hf_segformer.metrics import confusion_matrix, scores
+from hf_segformer.visualize import Color, colorize, draw_confusion, figure
 
+from .recipe import Recipe
 
-def predict_labels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Logits (B, K, h, w) -> class ids (B, H, W) in the labels' size, which the Trainer keeps in place of logits."""
-    return F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False).argmax(dim=1)
-
-
-class SegmentationMetrics:
-    """`compute_metrics` for a Trainer with `batch_eval_metrics`: counts batch by batch, then gives numbers by class.
-
-    Args:
-        names: of the K classes.
-        ignore_index: label of pixels that do not count.
-    """
-
-    def __init__(self, names: Sequence[str], ignore_index: int = 255):
-        self.names = names
-        self.metric = MeanIoU(len(names), ignore_index)
-
-    def __call__(self, evaluation: EvalPrediction, compute_result: bool) -> dict[str, float]:
-        """Add a batch; after the last, return `mean_iou`, ..., `iou_NAME` and `accuracy_NAME` of each class."""
-        self.metric.add_batch(predictions=evaluation.predictions, references=evaluation.label_ids)
-        if not compute_result:
-            return {}
-        results = self.metric.compute()
-        for kind in ("iou", "accuracy"):
-            values = results.pop(f"per_category_{kind}")
-            results |= {f"{kind}_{name}": value for name, value in zip(self.names, values, strict=True)}
-        return results
-
-
-def format_table(metrics: dict[str, float], names: Sequence[str]) -> str:
-    """Evaluation metrics, as the Trainer returns them, as a table of percent by class."""
-    rows = [(name, metrics[f"eval_iou_{name}"], metrics[f"eval_accuracy_{name}"]) for name in names]
-    rows.append(("mean", metrics["eval_mean_iou"], metrics["eval_mean_accuracy"]))
-    width = max(len(name) for name, *_ in rows)
-    lines = [f"  {'':{width}}    IoU  accuracy"]
-    lines += [f"  {name:{width}}  {_percent(iou):>5}  {_percent(accuracy):>8}" for name, iou, accuracy in rows]
-    lines.insert(-1, "  " + "-" * (width + 17))
-    return "\n".join([*lines, f"  {_percent(metrics['eval_overall_accuracy'])} % of all pixels are right"])
-
-
-def _percent(share: float) -> str:
-    return "-" if np.isnan(share) else f"{100 * share:.1f}"
+Sample = tuple[Image.Image | np.ndarray, np.ndarray, np.ndarray]  # picture, true and predicted label map (H, W)
 
 
 class ProgressBar(ProgressCallback):
@@ -69,19 +29,46 @@ class ProgressBar(ProgressCallback):
         self.training_bar.set_postfix(self.numbers)
 
 
-def draw_predictions(
-    samples: Sequence[tuple[Image.Image, np.ndarray, np.ndarray]], names: Sequence[str], palette: Sequence[Color]
-) -> Image.Image:
+def write_evaluation(evaluation: Evaluation, recipe: Recipe, folder: Path) -> None:
+    """Write `metrics.json` and `confusion.png`.
+
+    Raises:
+        OSError: if they can not be written.
+    """
+    data = recipe.data
+    split = f"{100 * data.eval_share:g} % of {data.train_split}" if data.eval_share else data.eval_split_name
+    write_json(evaluation.to_json(data.title or data.source, split, recipe.evaluation), folder / "metrics.json")
+    draw_confusion(evaluation.matrix, evaluation.names).save(folder / "confusion.png")
+
+
+def draw_predictions(samples: Sequence[Sample], names: Sequence[str], palette: Sequence[Color]) -> Image.Image:
     """A figure with picture, truth and prediction in a row, and the share of right pixels below.
 
     Args:
-        samples: picture, true and predicted label map (H, W) of each row.
+        samples: of each row.
         names: of the K classes.
         palette: one colour a class.
     """
+    names, palette = with_background(names, palette)
     rows, captions = [], []
     for image, truth, prediction in samples:
-        rows.append([image, colorize(truth, palette), colorize(prediction, palette)])
+        rows.append([shown(image), colorize(truth, palette), colorize(prediction, palette)])
         share = scores(confusion_matrix(prediction, truth, len(names)))["overall_accuracy"]
-        captions.append(f"{_percent(share)} % of the pixels are right")
+        captions.append(f"{100 * share:.1f} % of the pixels are right")
     return figure(rows, ("picture", "truth", "prediction"), names, palette, captions)
+
+
+def with_background(names: Sequence[str], palette: Sequence[Color]) -> tuple[list[str], list[Color]]:
+    """Names and colours of the labels: a single class has two, 0 and 1."""
+    if len(names) == 1:
+        return ["background", *names], [(214, 209, 196), *palette]
+    return [*names], [*palette]
+
+
+def shown(image: Image.Image | np.ndarray) -> Image.Image:
+    """A row's picture for the eye: of an array (C, H, W) the first three bands, each stretched to 0..255."""
+    if isinstance(image, Image.Image):
+        return image
+    bands = image[:3] if len(image) >= 3 else image[:1].repeat(3, axis=0)
+    low, high = bands.min(axis=(1, 2), keepdims=True), bands.max(axis=(1, 2), keepdims=True)
+    return Image.fromarray((255.0 * (bands - low) / np.maximum(high - low, 1e-6)).astype(np.uint8).transpose(1, 2, 0))

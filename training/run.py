@@ -1,78 +1,182 @@
 """One training run, from a recipe to a folder with a model that was loaded again and checked."""
 
-import json
-from collections.abc import Sequence
-from itertools import count
+import errno
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForSemanticSegmentation,
     ProgressCallback,
-    Trainer,
-    TrainerCallback,
+    TrainerState,
     TrainingArguments,
     logging,
     set_seed,
 )
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segformer.augmentation import EpochSampler, EvalDataset, TrainDataset, TrainStream, collate
+from hf_segformer.card import training_facts, write_card, write_training
 from hf_segformer.configuration_segformer import VARIANTS
+from hf_segformer.evaluation import evaluate
+from hf_segformer.losses import SegmentationLoss, class_weights
+from hf_segformer.metrics import SegmentationMetrics, predict_labels
+from hf_segformer.trainer import SegFormerTrainer
 
+from .callbacks import StopAfterStep, StopAtNonFinite
+from .check import check_classes, check_data, format_counts, show_batch
 from .checkpoints import list_checkpoints, newest_whole_checkpoint
-from .data import Data, EvalTransform, TrainTransform, collate, load_data, with_index
-from .recipe import Recipe
-from .report import ProgressBar, SegmentationMetrics, draw_predictions, format_table, predict_labels
+from .data import Data, load_data
+from .recipe import LoraRecipe, Recipe
+from .report import ProgressBar, Sample, draw_predictions, write_evaluation
 
 _NUM_DRAWN = 4
 
 
 def fine_tune(recipe: Recipe, resume: bool = False) -> Path:
-    """Train, evaluate, save, load again, check and draw.
+    """Check the data, train, evaluate, save, load again, check and draw.
 
     Args:
         recipe: what to do.
         resume: go on from the newest whole checkpoint in `trainer.output_dir`.
 
     Returns:
-        that folder; it holds the final model and its processor, `eval_results.json` and `prediction.png`.
+        that folder; it holds the final model and its processor, its card, `metrics.json`, `training.json` and pictures.
 
     Raises:
-        ValueError: if the recipe's values, the data or the checkpoints do not fit.
+        ValueError: if the recipe's values, the data or the checkpoints do not fit, or training came to nothing.
         OSError: if files are missing or can not be read or written.
+        KeyboardInterrupt: if it was stopped; there is a checkpoint then.
     """
     arguments = training_arguments(recipe)
     folder = Path(arguments.output_dir)
     checkpoint = newest_whole_checkpoint(folder) if resume else None
-    if not recipe.model.get("checkpoint"):
-        fresh_config(recipe.model)  # wrong values are told before pictures are drawn or read
-    data = load_data(recipe.data)
+    # Wrong values are told before pictures are drawn or read.
+    config, loss, _, _, _ = (
+        fresh_config(recipe.model),
+        recipe.loss,
+        recipe.augmentation,
+        recipe.optimization,
+        recipe.evaluation,
+    )
+    data = load_data(recipe.data, config.num_channels)
+    is_main = arguments.process_index == 0
+    if recipe.model.get("checkpoint") and (told := check_classes(data.names, config.id2label)) and is_main:
+        print(told)
+    if checkpoint is None or isinstance(loss.class_weights, str):
+        counts = check_data(data, len(data.names), quiet=not is_main)
+        if is_main:
+            print(format_counts(counts, data.names), end="\n\n")
+        if isinstance(loss.class_weights, str):
+            loss = replace(loss, class_weights=class_weights(counts[0, :-1].tolist(), loss.class_weights))
     set_seed(arguments.seed)
-    if checkpoint is None:
-        model = build_model(recipe.model, data.names)
-    else:
-        model = resumed_model(checkpoint, recipe.model, data.names)
-    if arguments.process_index == 0:
+    model = build_model(recipe.model, data.names)
+    if checkpoint is not None and not recipe.lora.rank:
+        check_resumable(checkpoint, model.config)
+    if is_main:
         if checkpoint is None:
             put_aside(folder)
         announce(model, data, arguments, checkpoint)
-    trainer = build_trainer(model, arguments, recipe, data)
-    if checkpoint is None or not is_finished(checkpoint, arguments):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model()
-    metrics = trainer.evaluate()
-    trainer.save_metrics("eval", metrics, combined=False)
-    if trainer.is_world_process_zero():
-        print(f"\nOn {len(data.evaluation)} pictures that it was not trained on, in percent:\n")
-        print(format_table(metrics, data.names))
-        check_saved(trainer.model, data, folder)
-        print("\nThe model was loaded again from its folder by AutoModelForSemanticSegmentation and predicts the same.")
-        print(f"  {folder / 'prediction.png'}  picture, truth and prediction")
-        print(f"  {folder / 'eval_results.json'}  the numbers above")
-        print(f"  {folder}  the model, for from_pretrained")
+    trainer = build_trainer(model, arguments, recipe, loss, data)
+    if checkpoint is not None and is_finished(checkpoint, arguments):
+        take_over(trainer, checkpoint)
+    else:
+        with told_of_full_disk(folder):
+            train(trainer, checkpoint)
+    finish(trainer, recipe, data, folder)
     return folder
+
+
+def inspect_data(recipe: Recipe, check: bool, picture: Path | None) -> None:
+    """Look at the data as a run would, and train nothing.
+
+    Args:
+        recipe: whose data.
+        check: whether to read all of it and print the share of each class.
+        picture: file to draw the first training batch to.
+
+    Raises:
+        ValueError: if something is wrong with the data.
+        OSError: if files are missing or can not be read or written.
+    """
+    config = fresh_config(recipe.model)
+    data = load_data(recipe.data, config.num_channels)
+    if check:
+        print(format_counts(check_data(data, len(data.names)), data.names))
+    if picture is not None:
+        samples = train_samples(data, recipe)
+        count = training_arguments(recipe).train_batch_size
+        if isinstance(samples, TrainStream):
+            batch = list(islice(samples, count))
+        else:
+            batch = [samples[pair] for pair in islice(EpochSampler(len(samples), recipe.data.seed, lambda: 0), count)]
+        show_batch(batch, data.names, data.palette, data.processor, picture)
+        print(f"{picture}  what the model is fed")
+
+
+def train(trainer: SegFormerTrainer, checkpoint: Path | None) -> None:
+    """Train to the end, or until somebody stops it.
+
+    Raises:
+        KeyboardInterrupt: after a checkpoint was saved, if it was stopped.
+    """
+    stop = StopAfterStep(trainer)
+    trainer.add_callback(stop)
+    trainer.add_callback(StopAtNonFinite())
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.stopped:
+        raise KeyboardInterrupt
+
+
+def finish(trainer: SegFormerTrainer, recipe: Recipe, data: Data, folder: Path) -> None:
+    """Save, evaluate, load again and compare; write numbers, pictures and the card."""
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if recipe.lora.rank:
+        model = model.merge_and_unload()
+        trainer.model = trainer.model_wrapped = model
+    with told_of_full_disk(folder):
+        trainer.save_model()
+    evaluation = evaluate(model, data.processor, data.evaluation, recipe.evaluation, names=data.names)
+    if not trainer.is_world_process_zero():
+        return
+    print(f"\nOn {evaluation.num_images} pictures that it was not trained on, in percent:\n")
+    print(evaluation.format_table())
+    write_evaluation(evaluation, recipe, folder)
+    draw_predictions(check_saved(model, data, folder), data.names, data.palette).save(folder / "prediction.png")
+    facts = training_facts(trainer, recipe=recipe.tables, title=recipe.data.title, terms=recipe.data.terms)
+    write_training(folder, facts)
+    write_card(folder)
+    print("\nThe model was loaded again from its folder by AutoModelForSemanticSegmentation and predicts the same.")
+    print(f"  {folder / 'prediction.png'}  picture, truth and prediction")
+    print(f"  {folder / 'metrics.json'}  the numbers above")
+    print(f"  {folder / 'README.md'}  the model's card, for publishing")
+    print(f"  {folder}  the model, for from_pretrained")
+
+
+@contextmanager
+def told_of_full_disk(folder: Path) -> Iterator[None]:
+    """Turns what PyTorch, safetensors and Python say of a full disk into one sentence.
+
+    Raises:
+        OSError: names the folder.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not full and not re.search(r"PytorchStreamWriter|os error (28|27|122)\b|No space left", str(error)):
+            raise
+        raise OSError(
+            f"{folder} can not be written to, its disk is full: checkpoints that were finished are still good; make "
+            "room, then go on with --resume"
+        ) from error
 
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
@@ -87,6 +191,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         "batch_eval_metrics": True,  # a matrix of counts is kept, never the logits of all pictures
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": not torch.accelerator.is_available(),  # else bf16 is refused there
     }
     return TrainingArguments(**{**defaults, **recipe.trainer})
 
@@ -95,9 +200,12 @@ def fresh_config(table: dict[str, Any], **labels: Any) -> SegFormerConfig:
     """The configuration of the recipe's `[model]`.
 
     Raises:
-        ValueError: if the variant is unknown or a value impossible.
+        ValueError: if a value is impossible.
+        OSError: if the checkpoint can not be read.
     """
     fields = {key: value for key, value in table.items() if key not in ("variant", "checkpoint")}
+    if table.get("checkpoint"):
+        return SegFormerConfig.from_pretrained(table["checkpoint"], **fields, **labels)
     return SegFormerConfig.from_variant(table["variant"], **fields, **labels)
 
 
@@ -127,25 +235,19 @@ def build_model(table: dict[str, Any], names: Sequence[str]) -> SegFormerForSema
     return model
 
 
-def resumed_model(checkpoint: Path, table: dict[str, Any], names: Sequence[str]) -> SegFormerForSemanticSegmentation:
-    """The network of a checkpoint of this run.
+def check_resumable(checkpoint: Path, config: SegFormerConfig) -> None:
+    """See that a checkpoint holds the network that the recipe describes.
 
     Raises:
-        ValueError: if it is not the one that the recipe describes.
+        ValueError: if it does not.
     """
-    model = SegFormerForSemanticSegmentation.from_pretrained(checkpoint)
-    described = {} if table.get("checkpoint") else VARIANTS[table["variant"]]
-    described = {**described, **table, "num_labels": len(names)}
-    for name, wanted in described.items():
-        if name in ("variant", "checkpoint"):
-            continue
-        value = getattr(model.config, name)
-        value = list(value) if isinstance(value, tuple) else value
-        if value != wanted:
+    saved = SegFormerConfig.from_pretrained(checkpoint)
+    for name in [*VARIANTS["b0"], "num_channels", "num_labels", "id2label"]:
+        found, wanted = getattr(saved, name), getattr(config, name)
+        if found != wanted:
             raise ValueError(
-                f"{checkpoint} has {name} {value}, but the recipe asks for {wanted}: resume what was started"
+                f"{checkpoint} has {name} {found}, but the recipe asks for {wanted}: resume what was started"
             )
-    return model
 
 
 def put_aside(folder: Path) -> None:
@@ -166,36 +268,63 @@ def put_aside(folder: Path) -> None:
 
 def is_finished(checkpoint: Path, arguments: TrainingArguments) -> bool:
     """Whether a checkpoint is the last of its run; the Trainer would take one more step."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return 0 < arguments.max_steps <= state["global_step"]
+    return 0 < arguments.max_steps <= TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
 
 
-class EpochCounter(TrainerCallback):
-    """Tells the training transform which pass over the data begins, in resumed runs too."""
+def take_over(trainer: SegFormerTrainer, checkpoint: Path) -> None:
+    """Give the trainer the weights and the log of a finished run."""
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    trainer._load_from_checkpoint(best if best and Path(best).is_dir() else str(checkpoint))
 
-    def __init__(self, transform: TrainTransform):
-        self.transform = transform
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Set the transform's epoch."""
-        self.transform.epoch = int(state.epoch or 0)
+def with_adapters(model: SegFormerForSemanticSegmentation, recipe: LoraRecipe):
+    """The model with low-rank adapters (PEFT), and its head trained whole.
+
+    Raises:
+        ValueError: if PEFT is not installed, or no layer has such a name.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ValueError("lora.rank is set, but PEFT is not installed: pip install peft") from error
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=recipe.rank,
+            lora_alpha=recipe.alpha,
+            lora_dropout=recipe.dropout,
+            target_modules=recipe.target_modules,
+            modules_to_save=["decode_head"],
+        ),
+    )
+
+
+def train_samples(data: Data, recipe: Recipe) -> TrainDataset | TrainStream:
+    """Training samples as the recipe varies them."""
+    kind = TrainStream if data.is_stream else TrainDataset
+    return kind(data.train, recipe.augmentation, data.processor, recipe.data.seed)
 
 
 def build_trainer(
-    model: SegFormerForSemanticSegmentation, arguments: TrainingArguments, recipe: Recipe, data: Data
-) -> Trainer:
-    """A plain Trainer on the recipe's data, with IoU by class as its metric."""
-    transform = TrainTransform(recipe.data, data.processor)
-    trainer = Trainer(
-        model=model,
+    model: SegFormerForSemanticSegmentation,
+    arguments: TrainingArguments,
+    recipe: Recipe,
+    loss: SegmentationLoss,
+    data: Data,
+) -> SegFormerTrainer:
+    """A Trainer on the recipe's data, with its loss, and with IoU by class as its metric."""
+    model.loss_function = loss
+    trainer = SegFormerTrainer(
+        model=with_adapters(model, recipe.lora) if recipe.lora.rank else model,
         args=arguments,
         data_collator=collate,
-        train_dataset=with_index(data.train).with_transform(transform),
-        eval_dataset=data.evaluation.with_transform(EvalTransform(data.processor)),
+        train_dataset=train_samples(data, recipe),
+        eval_dataset=EvalDataset(data.evaluation, data.processor),
         processing_class=data.processor,
         compute_metrics=SegmentationMetrics(data.names),
         preprocess_logits_for_metrics=predict_labels,
-        callbacks=[EpochCounter(transform)],
+        optimization=recipe.optimization,
     )
     if not arguments.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
@@ -215,8 +344,11 @@ def announce(model, data: Data, arguments: TrainingArguments, checkpoint: Path |
     print(f"Folder   {arguments.output_dir}\n", flush=True)
 
 
-def check_saved(trained: SegFormerForSemanticSegmentation, data: Data, folder: Path) -> None:
-    """Load the model from its folder as a user would, compare it with the trained one, and draw what it predicts.
+def check_saved(trained: SegFormerForSemanticSegmentation, data: Data, folder: Path) -> list[Sample]:
+    """Load the model from its folder as a user would, compare it with the trained one, and predict some pictures.
+
+    Returns:
+        for each of them the row's picture, the true label map and the predicted one.
 
     Raises:
         ValueError: if the loaded model's logits are not those of the trained one.
@@ -226,13 +358,12 @@ def check_saved(trained: SegFormerForSemanticSegmentation, data: Data, folder: P
     trained.eval()
     samples = []
     for index in np.linspace(0, len(data.evaluation) - 1, min(_NUM_DRAWN, len(data.evaluation))).astype(int):
-        image, truth = data.evaluation[int(index)]["image"], data.evaluation[int(index)]["label"]
-        inputs = processor(image, return_tensors="pt").to(trained.device)
+        row = data.evaluation[int(index)]
+        inputs = processor(row["image"], return_tensors="pt").to(trained.device)
         with torch.inference_mode():
-            outputs = loaded(**inputs)
-            expected = trained(**inputs).logits
-        if not torch.allclose(outputs.logits, expected, rtol=1e-3, atol=1e-3):
+            outputs, expected = loaded(**inputs), trained(**inputs)
+        if not torch.allclose(outputs.logits, expected.logits, rtol=1e-3, atol=1e-3):
             raise ValueError(f"the model loaded from {folder} does not predict what the trained one does")
-        [labels] = processor.post_process_semantic_segmentation(outputs, [(image.height, image.width)])
-        samples.append((image, np.array(truth), labels.cpu().numpy()))
-    draw_predictions(samples, data.names, data.palette).save(folder / "prediction.png")
+        [labels] = processor.post_process_semantic_segmentation(outputs, [row["label"].shape])
+        samples.append((row["image"], row["label"], labels.cpu().numpy()))
+    return samples

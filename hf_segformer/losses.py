@@ -1,0 +1,210 @@
+"""Losses for segmentation and sums of them; set one by `model.loss_function = SegmentationLoss(...)`.
+
+Axes: B pictures, K classes, h w logits, H W pixels of the label maps. One logit is two classes, background at log odds
+0 and foreground, so that every term below is binary, too.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .modeling_segformer import at_least_float32, check_labels, segmentation_loss, upsample
+
+_TERMS = ("cross_entropy", "ohem", "dice", "focal")
+_SCHEMES = ("median_frequency", "log", "inverse_sqrt")
+
+
+@dataclass(frozen=True)
+class SegmentationLoss:
+    """A weighted sum of losses of the logits, upsampled once to the label maps' size.
+
+    Where no pixel counts, the loss is 0 with zero gradient. `SegmentationLoss()` is the model's own cross entropy.
+
+    Args:
+        cross_entropy: weight of the cross entropy, the mean over the pixels that count.
+        ohem: weight of the cross entropy of hard pixels only (Shrivastava et al. 2016): those whose right class has a
+            probability below `ohem_threshold`, and in any case the B * `ohem_min_kept` least probable of the batch;
+            the mean over these.
+        dice: weight of the soft Dice loss (Milletari et al. 2016): 1 - 2 sum(p t) / (sum(p) + sum(t)) for each class,
+            with probabilities p and targets t of all pixels of the batch that count, the mean over the classes that
+            its label maps hold; with one logit of the foreground alone. Such a denominator is at least 1: nothing is
+            added to it.
+        focal: weight of the focal loss (Lin et al. 2017), -(1 - p)^gamma log(p), the mean over the pixels that count.
+        class_weights: K weights (with one logit two) for the pixels of each class in all terms but Dice; means are
+            divided by the sum of the pixels' weights, as PyTorch does. The name of a scheme of `class_weights` stands
+            for numbers that are still to be computed.
+        label_smoothing: share of the target that is spread evenly over the classes in `cross_entropy`.
+        focal_gamma: exponent of the focal loss.
+        ohem_threshold: probability from which on a pixel is easy.
+        ohem_min_kept: pixels a picture.
+
+    Raises:
+        ValueError: if a value is out of range; the message names it as `loss.name`.
+
+    Example:
+        >>> import torch
+        >>> from hf_segformer.losses import SegmentationLoss
+        >>> loss = SegmentationLoss(cross_entropy=1.0, dice=0.5)
+        >>> round(loss(torch.zeros(2, 4, 8, 12), torch.zeros(2, 32, 48, dtype=torch.long)).item(), 4)
+        1.6863
+    """
+
+    cross_entropy: float = 1.0
+    ohem: float = 0.0
+    dice: float = 0.0
+    focal: float = 0.0
+    class_weights: list[float] | str | None = None
+    label_smoothing: float = 0.0
+    focal_gamma: float = 2.0
+    ohem_threshold: float = 0.7
+    ohem_min_kept: int = 100_000
+
+    def __post_init__(self):
+        for name in (*_TERMS, "focal_gamma", "ohem_min_kept"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"loss.{name} is {getattr(self, name)}, but it must be at least 0 and finite")
+        if not any(getattr(self, name) for name in _TERMS):
+            raise ValueError(f"loss has no term: give one of {', '.join(_TERMS)} a positive weight")
+        for name in ("label_smoothing", "ohem_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"loss.{name} is {getattr(self, name)}, but it must lie between 0 and 1")
+        weights = self.class_weights
+        if isinstance(weights, str):
+            _check_scheme(weights)
+        elif weights is not None and not (any(weights) and all(0 <= weight < math.inf for weight in weights)):
+            raise ValueError(f"loss.class_weights is {weights}, but it must be finite numbers from 0 up, not all 0")
+
+    def __call__(self, logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+        """The loss of a batch, in float32 at least.
+
+        Args:
+            logits: (B, K, h, w).
+            labels: (B, H, W), 0..K-1 (0 and 1 where K is 1) or `ignore_index`.
+            ignore_index: label of pixels that do not count.
+
+        Raises:
+            ValueError: if labels do not fit, or class weights are not as many as classes or still a scheme.
+        """
+        if self == SegmentationLoss():
+            return segmentation_loss(logits, labels, ignore_index)
+        num_classes = max(logits.shape[1], 2)
+        labels = check_labels(labels, (len(logits), "height", "width"), num_classes, ignore_index)
+        logits = upsample(at_least_float32(logits), labels.shape[-2:])
+        is_binary = logits.shape[1] == 1
+        if is_binary:
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        log_probabilities = F.log_softmax(logits, dim=1)
+        class_weights = self._class_weights(num_classes, logits)
+        counted = labels != ignore_index
+        targets = labels.where(counted, 0)
+        log_likelihood = log_probabilities.gather(1, targets[:, None])[:, 0]  # (B, H, W), of the right class
+        weights = class_weights[targets] * counted
+        total = logits.new_zeros(())
+        if self.cross_entropy:
+            losses = -log_likelihood
+            if self.label_smoothing:
+                # As in PyTorch, the part that is spread has the weights of all classes, not that of the right one.
+                spread = -(log_probabilities * class_weights[:, None, None]).sum(1) / num_classes * counted
+                losses = (1 - self.label_smoothing) * losses * weights + self.label_smoothing * spread
+            else:
+                losses = losses * weights
+            total = total + self.cross_entropy * _divide(losses.sum(), weights.sum())
+        if self.ohem:
+            kept = weights * self._is_hard(log_likelihood, counted)
+            total = total + self.ohem * _divide((-log_likelihood * kept).sum(), kept.sum())
+        if self.focal:
+            # Of a power below 1 the slope at 0 is infinite.
+            wrong = (-torch.expm1(log_likelihood)).clamp(min=1e-12)
+            losses = -(wrong**self.focal_gamma) * log_likelihood * weights
+            total = total + self.focal * _divide(losses.sum(), weights.sum())
+        if self.dice:
+            losses, is_present = _dice_losses(log_probabilities, log_likelihood, targets, counted)
+            if is_binary:
+                losses, is_present = losses[1:], is_present[1:]
+            total = total + self.dice * _divide((losses * is_present).sum(), is_present.sum())
+        return total
+
+    def _class_weights(self, num_classes: int, logits: Tensor) -> Tensor:
+        if self.class_weights is None:
+            return logits.new_ones(num_classes)
+        if isinstance(self.class_weights, str):
+            raise ValueError(
+                f"loss.class_weights is still the scheme {self.class_weights!r}: turn it into numbers by "
+                "hf_segformer.losses.class_weights(pixel_counts, scheme)"
+            )
+        if len(self.class_weights) != num_classes:
+            raise ValueError(f"loss.class_weights has {len(self.class_weights)} numbers for {num_classes} classes")
+        return logits.new_tensor(self.class_weights)
+
+    @torch.no_grad()
+    def _is_hard(self, log_likelihood: Tensor, counted: Tensor) -> Tensor:
+        likelihood = log_likelihood.exp().where(counted, 1)
+        is_hard = likelihood < self.ohem_threshold
+        num_kept = min(self.ohem_min_kept * len(likelihood), likelihood.numel())
+        if num_kept:
+            is_hard |= likelihood <= likelihood.flatten().kthvalue(num_kept).values
+        return is_hard
+
+
+def _divide(total: Tensor, number: Tensor) -> Tensor:
+    return total / number.where(number > 0, 1)
+
+
+def _dice_losses(
+    log_probabilities: Tensor, log_likelihood: Tensor, targets: Tensor, counted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(K,) losses, and which classes the label maps hold."""
+    num_images, num_classes, height, _ = log_probabilities.shape
+    # Sums of a row first: one running sum of millions of float32 loses what it adds.
+    rows = log_likelihood.new_zeros(num_images, height, num_classes)
+    overlap = rows.scatter_add(2, targets, log_likelihood.exp() * counted).sum((0, 1))
+    true = rows.scatter_add(2, targets, counted.to(rows.dtype)).sum((0, 1))
+    predicted = (log_probabilities.exp() * counted[:, None]).sum((0, 2, 3))
+    return 1 - 2 * _divide(overlap, predicted + true), true > 0
+
+
+def class_weights(counts: Sequence[float], scheme: str) -> list[float]:
+    """Weights that lift rare classes, scaled so that the mean over all pixels is 1.
+
+    Args:
+        counts: pixels of each class.
+        scheme: `"median_frequency"` (Eigen and Fergus 2015: the median class's share of the pixels by a class's own,
+            here of all pictures, not only of those that hold the class), `"log"` (Paszke et al. 2016:
+            1 / ln(1.02 + share)) or `"inverse_sqrt"` (1 / sqrt(share)). A class without a pixel gets 0: there is
+            nothing to lift, and by any of these it would weigh most.
+
+    Raises:
+        ValueError: if the scheme is unknown, or there is no pixel.
+
+    Example:
+        >>> from hf_segformer.losses import class_weights
+        >>> class_weights([900, 100], "inverse_sqrt")
+        [0.8333333333333334, 2.5]
+    """
+    _check_scheme(scheme)
+    total = float(sum(counts))
+    if not total > 0:
+        raise ValueError("there is no pixel of any class to compute class weights from")
+    shares = [float(count) / total for count in counts]
+    if scheme == "median_frequency":
+        weights = [1 / share if share else 0.0 for share in shares]  # the median is a factor, which scaling settles
+    elif scheme == "log":
+        weights = [1 / math.log(1.02 + share) if share else 0.0 for share in shares]
+    else:
+        weights = [share**-0.5 if share else 0.0 for share in shares]
+    mean = sum(share * weight for share, weight in zip(shares, weights, strict=True))
+    return [weight / mean for weight in weights]
+
+
+def _check_scheme(scheme: str) -> None:
+    if scheme not in _SCHEMES:
+        near = get_close_matches(scheme, _SCHEMES, n=1, cutoff=0)[0]
+        raise ValueError(f"unknown loss.class_weights {scheme!r}, did you mean {near!r}?")
+
+
+__all__ = ["SegmentationLoss", "class_weights"]

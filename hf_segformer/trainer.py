@@ -1,0 +1,189 @@
+"""The Trainer with the optimiser, the schedule and the samples of the paper's recipe, and with our model card."""
+
+import re
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainerCallback
+
+from .augmentation import EpochSampler, TrainDataset
+from .card import training_facts, write_card, write_training
+
+_ENCODER_LAYER = re.compile(r"encoder\.(patch_embeddings|block|layer_norm)\.(\d+)\.(\d+)?")
+_WARMUP_START = 1e-6
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """What the paper's recipe asks of the optimiser beside learning rate, weight decay and warm-up.
+
+    Args:
+        head_lr_multiplier: the head's learning rate as a multiple of the encoder's.
+        layer_lr_decay: each block's learning rate as a share of the next one's; 1 is the paper's.
+        freeze_encoder: train the head alone.
+        power: of the polynomial decay.
+
+    Raises:
+        ValueError: if a value is out of range; the message names it as `optimizer.name`.
+    """
+
+    head_lr_multiplier: float = 10.0
+    layer_lr_decay: float = 1.0
+    freeze_encoder: bool = False
+    power: float = 1.0
+
+    def __post_init__(self):
+        if self.head_lr_multiplier <= 0:
+            raise ValueError(f"optimizer.head_lr_multiplier is {self.head_lr_multiplier}, but it must be positive")
+        if not 0 < self.layer_lr_decay <= 1:
+            raise ValueError(f"optimizer.layer_lr_decay is {self.layer_lr_decay}, but it must lie in (0, 1]")
+        if self.power <= 0:
+            raise ValueError(f"optimizer.power is {self.power}, but it must be positive")
+
+
+class SegFormerTrainer(Trainer):
+    """A `Trainer` that optimises as the paper's code does and writes our model card; else it is one.
+
+    - Two learning rates, the head's ten times the encoder's; no weight decay on LayerNorms, on all else there is.
+    - Linear warm-up (`TrainingArguments.warmup_steps`) times polynomial decay, step i of T at
+      base (1 - i / T)^power. Another `lr_scheduler_type` than the default is used as Transformers has it.
+    - From a `TrainDataset` samples are drawn so that a resumed run sees what an unbroken one would have seen.
+
+    Args:
+        *args: as for `Trainer`.
+        optimization: see `Optimization`.
+        **kwargs: as for `Trainer`.
+    """
+
+    optimizer: torch.optim.Optimizer | None
+    lr_scheduler: Any
+
+    def __init__(self, *args: Any, optimization: Optimization | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.optimization = optimization or Optimization()
+        if self.optimization.freeze_encoder:
+            for name, parameter in self.model.named_parameters():
+                if _ENCODER_LAYER.search(name):
+                    parameter.requires_grad_(False)
+        self.add_callback(Stopwatch())
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build the optimiser of `TrainingArguments.optim` with the paper's parameter groups.
+
+        Raises:
+            ValueError: if that optimiser makes groups of its own.
+        """
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            kind, keywords = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
+            if not isinstance(kind, type) or {"params", "model", "optimizer_dict"} & keywords.keys():
+                raise ValueError(f"optim {self.args.optim} makes parameter groups of its own: train by a plain Trainer")
+            groups = parameter_groups(model, self.args.learning_rate, self.args.weight_decay, self.optimization)
+            self.optimizer = kind(groups, **keywords)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """Build the paper's schedule, or Transformers' own where `lr_scheduler_type` names one."""
+        if self.lr_scheduler is not None or self.args.lr_scheduler_type != "linear":
+            return super().create_scheduler(num_training_steps, optimizer)
+        factor = partial(
+            warmed_polynomial,
+            num_steps=num_training_steps,
+            num_warmup_steps=self.args.get_warmup_steps(num_training_steps),
+            power=self.optimization.power,
+        )
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write our card, from what was measured, into `output_dir`; `push_to_hub` calls it."""
+        if self.is_world_process_zero():
+            write_training(self.args.output_dir, training_facts(self))
+            write_card(self.args.output_dir, repo_id=self.hub_model_id)
+
+    def _get_train_sampler(self, train_dataset: Any = None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not isinstance(dataset, TrainDataset):
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochSampler(len(dataset), seed, lambda: int(self.state.epoch or 0))
+
+
+class Stopwatch(TrainerCallback):
+    """Notes the hours of training in each row of the log, over all the runs that a run was resumed from."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start from what earlier runs took."""
+        self.start = time.monotonic() - 3600 * max((row.get("hours", 0.0) for row in state.log_history), default=0.0)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add `hours` to the newest row, but for an evaluation without training."""
+        if hasattr(self, "start") and state.log_history:
+            state.log_history[-1]["hours"] = (time.monotonic() - self.start) / 3600
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop: what comes after is no training."""
+        del self.start
+
+
+def warmed_polynomial(step: int, num_steps: int, num_warmup_steps: int, power: float) -> float:
+    """The factor on the learning rate in a step, as mmcv's poly policy with linear warm-up has it.
+
+    Args:
+        step: from 0.
+        num_steps: T, of the whole run.
+        num_warmup_steps: over which a second factor rises from 1e-6 to 1.
+        power: of the decay.
+
+    Example:
+        >>> from hf_segformer.trainer import warmed_polynomial
+        >>> 6e-5 * warmed_polynomial(1500, num_steps=160_000, num_warmup_steps=1500, power=1.0)
+        5.94375e-05
+    """
+    factor = max(0.0, 1 - step / num_steps) ** power
+    if step < num_warmup_steps:
+        factor *= 1 - (1 - step / num_warmup_steps) * (1 - _WARMUP_START)
+    return factor
+
+
+def parameter_groups(model: nn.Module, lr: float, weight_decay: float, how: Optimization) -> list[dict[str, Any]]:
+    """Trainable parameters, grouped by learning rate and weight decay.
+
+    Args:
+        model: any SegFormer model, wrapped by PEFT or not.
+        lr: learning rate of the encoder's last block.
+        weight_decay: of everything but LayerNorms.
+        how: see `Optimization`.
+
+    Returns:
+        groups with `params`, `lr` and `weight_decay`, in order of learning rate.
+    """
+    depths = model.config.depths
+    undecayed = {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm)
+        for name, _ in module.named_parameters(recurse=False)
+    }
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (_lr_multiplier(name, depths, how), 0.0 if name in undecayed else weight_decay)
+            groups.setdefault(key, []).append(parameter)
+    return [{"params": groups[key], "lr": lr * key[0], "weight_decay": key[1]} for key in sorted(groups, reverse=True)]
+
+
+def _lr_multiplier(name: str, depths: list[int], how: Optimization) -> float:
+    """Of a parameter, by the number of blocks that come after its layer."""
+    found = _ENCODER_LAYER.search(name)
+    if found is None:
+        return how.head_lr_multiplier
+    kind, stage, block = found[1], int(found[2]), int(found[3] or 0)
+    layer = sum(depths[:stage]) + {"patch_embeddings": 0, "block": block + 1, "layer_norm": depths[stage]}[kind]
+    return how.layer_lr_decay ** (sum(depths) - layer)

@@ -1,0 +1,157 @@
+"""Evaluate a checkpoint on the evaluation data of a recipe: a table by class, metrics.json and two pictures.
+
+python -m training.evaluate outputs/shapes_b0 configuration/shapes_b0.toml
+python -m training.evaluate outputs/camvid_b0 configuration/camvid_b0.toml data.root=DIR evaluation.flip=true
+python -m training.evaluate OWNER/NAME configuration/camvid_b0.toml data.root=DIR --out outputs/theirs
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .program import run_program
+from .recipe import Recipe, read_recipe
+
+_NUM_WORST = 10
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        arguments: of the command line; by default those of the process.
+
+    Returns:
+        exit code: 0, 1 after an error, 130 after Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluate",
+        description="Evaluate a checkpoint on a recipe's evaluation data, in the way that its [evaluation] says.",
+    )
+    parser.add_argument("checkpoint", help="a folder, a file of weights or a Hub repository")
+    parser.add_argument("recipe", type=Path, help="TOML file, for example configuration/shapes_b0.toml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="table.key=value", help="set a value, for example evaluation.window=512"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where to write (default: the checkpoint's folder, or outputs/evaluation)",
+    )
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+    options = parser.parse_intermixed_args(arguments)
+    return run_program(lambda: _run(options), options.debug)
+
+
+def _run(options: argparse.Namespace) -> int:
+    _check_checkpoint(options.checkpoint)
+    recipe = read_recipe(options.recipe, options.overrides)
+    is_folder = Path(options.checkpoint).is_dir()
+    folder = options.out or (Path(options.checkpoint) if is_folder else Path("outputs/evaluation"))
+    print("Loading PyTorch and Transformers ...", flush=True)
+    evaluate_checkpoint(options.checkpoint, recipe, folder)
+    return 0
+
+
+def _check_checkpoint(checkpoint: str) -> None:
+    """Tell a missing folder before anything heavy is imported."""
+    is_name = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", checkpoint) and not Path(checkpoint).parent.is_dir()
+    if not is_name and not Path(checkpoint).exists():
+        raise FileNotFoundError(f"there is no checkpoint {checkpoint}")
+
+
+def evaluate_checkpoint(checkpoint: str, recipe: Recipe, folder: Path) -> None:
+    """Print the table, and write metrics.json, confusion.png and worst.png.
+
+    Args:
+        checkpoint: a folder, a file of weights or a Hub repository.
+        recipe: whose evaluation data and `[evaluation]` count.
+        folder: where to write.
+
+    Raises:
+        ValueError: if the checkpoint holds no segmentation model, or its classes are not those of the data.
+        OSError: if it or the data can not be read, or the results not be written.
+    """
+    # These take seconds to import; the arguments were checked by now.
+    from accelerate import PartialState
+
+    from hf_segformer.evaluation import evaluate
+
+    from .data import load_data
+    from .report import write_evaluation
+
+    options, state = recipe.evaluation, PartialState()
+    model, processor = _load(checkpoint)
+    data = load_data(recipe.data, model.config.num_channels)
+    _check_classes(checkpoint, model.config, data.names)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} can not be written to: name another folder with --out")
+    model, processor = model.to(state.device), processor or data.processor
+    if state.is_main_process:
+        print(f"Model    {checkpoint}, {model.num_parameters():,} parameters, {len(data.names)} classes")
+        print(f"Data     {len(data.evaluation)} pictures\n", flush=True)
+    result = evaluate(model, processor, data.evaluation, options, names=data.names, num_worst=_NUM_WORST)
+    if not state.is_main_process:
+        return
+    print(result.format_table())
+    write_evaluation(result, recipe, folder)
+    _draw_worst(model, processor, data, options, result).save(folder / "worst.png")
+    print(f"\nWritten to {folder}: metrics.json, confusion.png, worst.png")
+
+
+def _load(checkpoint: str):
+    """The segmentation model of a checkpoint, and its processor, or None where it brings none."""
+    from transformers import logging
+
+    from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor, convert_checkpoint
+    from hf_segformer.checkpoints import locate
+
+    logging.disable_progress_bar()
+    try:
+        path = locate(checkpoint)
+    except OSError as error:
+        raise OSError(f"{checkpoint} is no folder here, and from the Hub it could not be had: {error}") from error
+    model = convert_checkpoint(path)
+    if not isinstance(model, SegFormerForSemanticSegmentation):
+        raise ValueError(f"{checkpoint} holds a {type(model).__name__}, but only a segmentation model tells classes")
+    has_processor = (path / "preprocessor_config.json").is_file()
+    return model, SegFormerImageProcessor.from_pretrained(path) if has_processor else None
+
+
+def _check_classes(checkpoint: str, config, names: Sequence[str]) -> None:
+    own = [config.id2label[index].strip() for index in range(config.num_labels)]
+    is_unnamed = own == [f"LABEL_{index}" for index in range(len(own))]  # weights that came without names
+    if own != list(names) and not (is_unnamed and len(own) == len(names)):
+        raise ValueError(
+            f"{checkpoint} tells {len(own)} classes apart, {', '.join(own)}, but the data have {len(names)}: "
+            f"{', '.join(names)}"
+        )
+
+
+def _draw_worst(model, processor, data, options, result):
+    """A figure of the worst pictures: what was seen, the truth and the prediction laid over it, mean IoU below."""
+    import numpy as np
+
+    from hf_segformer.evaluation import predict
+    from hf_segformer.visualize import figure, overlay
+
+    from .report import shown, with_background
+
+    names, palette = with_background(data.names, data.palette)
+    rows, captions = [], []
+    for index, score in result.worst:
+        row = data.evaluation[index]
+        truth, picture = np.asarray(row["label"]), shown(row["image"])
+        prediction = predict(model, processor, row["image"], truth.shape, options).cpu()
+        rows.append([picture, overlay(picture, truth, palette), overlay(picture, prediction, palette)])
+        captions.append(f"{data.describe('evaluation', index)}: mean IoU {100 * score:.1f} %")
+    return figure(rows, ("picture", "truth", "prediction"), names, palette, captions, panel_height=200)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

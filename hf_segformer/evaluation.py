@@ -240,9 +240,11 @@ def evaluate(
         5400
     """
     options, names = options or EvaluationOptions(), _class_names(model.config, names)
-    num_images, state, start = len(dataset), PartialState(), time.perf_counter()
+    num_images, start = len(dataset), time.perf_counter()
     if num_images == 0:
         raise ValueError("the data set to evaluate on is empty")
+    # Not told that it is on CPUs, accelerate takes each of several processes for the only one.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     matrix = torch.zeros(len(names), len(names) + 1, dtype=torch.int64, device=model.device)
     worst: list[tuple[float, int]] = []
     with state.split_between_processes(list(range(num_images))) as indices:

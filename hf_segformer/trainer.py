@@ -101,11 +101,40 @@ class SegFormerTrainer(Trainer):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write our card, from what was measured, into `output_dir`; `push_to_hub` calls it."""
-        if self.is_world_process_zero():
-            write_training(self.args.output_dir, training_facts(self))
-            write_card(self.args.output_dir, repo_id=self.hub_model_id)
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: Any = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: Any = None,
+        dataset_tags: Any = None,
+        dataset: Any = None,
+        dataset_args: Any = None,
+    ) -> None:
+        """Write our card into `output_dir`, from what was measured; `push_to_hub` calls it and passes its keywords on.
+
+        Args:
+            language: not used.
+            license: of the model, in the Hub's words.
+            tags: not used.
+            model_name: not used, the card has a name of its own.
+            finetuned_from: repository of the weights that training began with.
+            tasks: not used.
+            dataset_tags: the data set's repository, or several.
+            dataset: the data set's name, or several.
+            dataset_args: not used.
+        """
+        if not self.is_world_process_zero():
+            return
+        if self.state.global_step:
+            hub_id, title = (
+                names if isinstance(names, str) or not names else names[0] for names in (dataset_tags, dataset)
+            )
+            facts = training_facts(self, title=title, hub_id=hub_id, license=license, base_model=finetuned_from)
+            write_training(self.args.output_dir, facts)
+        write_card(self.args.output_dir, repo_id=self.hub_model_id)
 
     def _get_train_sampler(self, train_dataset: Any = None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -113,6 +142,16 @@ class SegFormerTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return EpochSampler(len(dataset), seed, lambda: int(self.state.epoch or 0))
+
+
+def _seeded_apart(loader: Any):
+    """Give a loader its own source of seeds for workers.
+
+    It draws one whenever workers start. Those that live on start once, but in a resumed run again: drawn from the
+    global generator this would shift every drop path after it.
+    """
+    getattr(loader, "base_dataloader", loader).generator = torch.Generator()
+    return loader
 
 
 class Stopwatch(TrainerCallback):

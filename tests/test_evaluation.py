@@ -243,9 +243,11 @@ from hf_segformer.evaluation import evaluate
 folder = sys.argv[1]
 model = SegFormerForSemanticSegmentation.from_pretrained(folder)
 data = torch.load(f"{folder}/rows.pt", weights_only=True)
+seen = []
+model.register_forward_hook(lambda *_: seen.append(1))
 result = evaluate(model, SegFormerImageProcessor(do_resize=False), data, num_worst=2)
-assert torch.distributed.get_world_size() == 2
-torch.save((result.matrix, result.worst, result.num_images), f"{folder}/{torch.distributed.get_rank()}.pt")
+kept = (result.matrix, result.worst, result.num_images, len(seen))
+torch.save(kept, f"{folder}/{torch.distributed.get_rank()}.pt")
 torch.distributed.destroy_process_group()
 """
 
@@ -257,15 +259,16 @@ def test_two_processes_give_exactly_what_one_gives(model, processor, tmp_path):
     script = tmp_path / "shared_evaluation.py"
     script.write_text(SHARED_EVALUATION)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     run = subprocess.run([*launch, str(script), str(tmp_path)], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     expected = evaluate(model, processor, data, num_worst=2, progress=False)
     for process in range(2):
-        matrix, worst, num_images = torch.load(tmp_path / f"{process}.pt", weights_only=True)
+        matrix, worst, num_images, num_seen = torch.load(tmp_path / f"{process}.pt", weights_only=True)
         assert torch.equal(matrix, expected.matrix)
         assert worst == expected.worst
         assert num_images == 3
+        assert num_seen == 2 - process
 
 
 def known_result():

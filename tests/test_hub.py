@@ -46,6 +46,11 @@ NEEDS_AUTO_IMAGE_PROCESSOR = pytest.mark.skipif(
 )
 
 
+def assert_same_answer(answer, expected):
+    """Equal but for the order of sums: oneDNN takes another one for weights that lie at other addresses."""
+    np.testing.assert_allclose(answer, expected, rtol=0, atol=2e-6)
+
+
 @pytest.fixture(scope="module")
 def hub():
     """A Hub with the users `me` and `you`."""
@@ -111,15 +116,15 @@ def test_the_stranger_can_not_import_the_plugin(author, stranger):
 def test_each_auto_class_loads_the_pushed_model_without_the_plugin(name, stranger, answers):
     module, answer = stranger(load, name, f"me/{name}", trust_remote_code=True)
     assert module.startswith("transformers_modules.")
-    np.testing.assert_array_equal(answer, answers[name])
+    assert_same_answer(answer, answers[name])
 
 
 @pytest.mark.parametrize("name", ["AutoModel", "AutoBackbone"])
 def test_the_encoder_of_a_segmentation_model_loads_without_the_plugin(name, author, stranger, answers):
     _, expected = author(load, name, f"me/{SEGMENTATION}")
     _, answer = stranger(load, name, f"me/{SEGMENTATION}", trust_remote_code=True)
-    np.testing.assert_array_equal(answer, expected)
-    assert not np.array_equal(answer, answers[SEGMENTATION])
+    assert_same_answer(answer, expected)
+    assert answer.shape != answers[SEGMENTATION].shape or not np.allclose(answer, answers[SEGMENTATION])
 
 
 def test_the_pushed_config_loads_without_the_plugin(stranger, answers):
@@ -163,7 +168,7 @@ def test_what_was_pulled_can_be_published_again_with_its_code(name, stranger, an
     stranger(upload, str(tmp_path), f"you/{name}", token="hf_you")
     module, answer = stranger(load, name, f"you/{name}", trust_remote_code=True)
     assert module.startswith("transformers_modules.you.")
-    np.testing.assert_array_equal(answer, answers[name])
+    assert_same_answer(answer, answers[name])
 
 
 def test_what_borrowed_its_code_from_another_repository_carries_it_once_saved(hub, stranger, answers, tmp_path):
@@ -177,7 +182,7 @@ def test_what_borrowed_its_code_from_another_repository_carries_it_once_saved(hu
     stranger(save_again, SEGMENTATION, "you/borrower", str(tmp_path), trust_remote_code=True)
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == MODEL_MAP
     _, answer = stranger(load, SEGMENTATION, str(tmp_path), trust_remote_code=True)
-    np.testing.assert_array_equal(answer, answers[SEGMENTATION])
+    assert_same_answer(answer, answers[SEGMENTATION])
 
 
 @NEEDS_AUTO_IMAGE_PROCESSOR
@@ -191,7 +196,7 @@ def test_a_processor_that_was_pulled_and_is_saved_again_carries_its_code(strange
 def test_with_the_plugin_no_flag_is_needed(name, author, answers):
     module, answer = author(load, name, f"me/{name}")
     assert module == "hf_segformer.modeling_segformer"
-    np.testing.assert_array_equal(answer, answers[name])
+    assert_same_answer(answer, answers[name])
 
 
 def test_with_the_plugin_what_was_pulled_and_is_saved_carries_its_code(author, answers, tmp_path):
@@ -217,7 +222,7 @@ def test_a_private_model_loads_for_its_owner_only(hub, author, stranger):
         with pytest.raises(OSError, match="private repository"):
             stranger(load, SEGMENTATION, "me/secret", trust_remote_code=True, token=token)
     _, answer = stranger(load, SEGMENTATION, "me/secret", trust_remote_code=True, token="hf_me")
-    np.testing.assert_array_equal(answer, expected)
+    assert_same_answer(answer, expected)
 
 
 def test_nobody_pushes_into_the_repository_of_another(hub, author):
@@ -236,7 +241,7 @@ def test_each_revision_and_tag_gives_its_own_weights(hub, author, stranger):
     assert len({answer.tobytes() for answer in wanted.values()}) == 3
     for revision, expected in wanted.items():
         _, answer = stranger(load, SEGMENTATION, "me/growing", revision=revision, trust_remote_code=True)
-        np.testing.assert_array_equal(answer, expected)
+        assert_same_answer(answer, expected)
 
 
 @pytest.mark.parametrize("request_pattern", ["PUT /storage/", "POST .*/commit/"], ids=["weights", "commit"])
@@ -252,11 +257,11 @@ def test_an_interrupted_upload_leaves_the_previous_revision_whole(request_patter
     assert repository.branches == {"main": commit}
     assert repository.files() == files
     _, answer = stranger(load, SEGMENTATION, repo_id, trust_remote_code=True)
-    np.testing.assert_array_equal(answer, expected)
+    assert_same_answer(answer, expected)
     renewed = author(publish, SEGMENTATION, repo_id, seed=4)
-    assert not np.array_equal(renewed, expected)
+    assert not np.allclose(renewed, expected)
     _, answer = stranger(load, SEGMENTATION, repo_id, trust_remote_code=True)
-    np.testing.assert_array_equal(answer, renewed)
+    assert_same_answer(answer, renewed)
 
 
 def test_an_upload_goes_on_after_one_broken_connection(hub, author, stranger):
@@ -264,7 +269,7 @@ def test_an_upload_goes_on_after_one_broken_connection(hub, author, stranger):
     expected = author(publish_impatiently, SEGMENTATION, "me/patient", seed=5)
     assert hub.undrop() == 0
     _, answer = stranger(load, SEGMENTATION, "me/patient", trust_remote_code=True)
-    np.testing.assert_array_equal(answer, expected)
+    assert_same_answer(answer, expected)
 
 
 def test_a_saved_folder_carries_weights_code_and_every_auto_class(folder):
@@ -283,7 +288,7 @@ def test_each_auto_class_loads_a_folder_without_the_plugin(name, author, strange
     expected = author(save, name, str(tmp_path))
     module, answer = stranger(load, name, str(tmp_path), trust_remote_code=True)
     assert module.startswith("transformers_modules.")
-    np.testing.assert_array_equal(answer, expected)
+    assert_same_answer(answer, expected)
 
 
 def test_without_trust_no_folder_loads_and_no_code_is_copied(stranger, folder, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PARAMETERS, TINY
+from conftest import PARAMETERS, TINY, assert_same
 from torch import nn
 from transformers import (
     AutoModelForSemanticSegmentation,
@@ -378,8 +378,8 @@ def test_backbone_gives_the_named_stages_of_any_checkpoint(tiny_config, tmp_path
     pixel_values = torch.randn(1, 3, 40, 56)
     stages = model(pixel_values, output_hidden_states=True).hidden_states
     maps = backbone(pixel_values).feature_maps
-    assert torch.equal(maps[0], stages[0])
-    assert torch.equal(maps[1], stages[3])
+    assert_same(maps[0], stages[0])
+    assert_same(maps[1], stages[3])
     assert (backbone.channels, backbone.stage_names) == ([8, 16], ["stage1", "stage2", "stage3", "stage4"])
 
 

@@ -51,6 +51,7 @@ def test_lists_are_written_as_in_toml(literal, value):
         ('model.depths=["a"]', "but it must be list"),
         ("model.depths=[1, 2", "can not read the value"),
         ("trainer.batch_eval_metrics=false", "settled by the program"),
+        ("trainer.push_to_hub=true", "publish what was trained by `segformer push`"),
         ("max_steps=3", "table.key=value"),
         ("trainer.max_steps", "table.key=value"),
         ("data.source=shape", "unknown data.source 'shape', did you mean 'shapes'"),

@@ -5,6 +5,7 @@ import threading
 from typing import Any
 
 import torch
+from torch.utils.data import get_worker_info
 from transformers import Trainer, TrainerCallback
 
 
@@ -29,6 +30,8 @@ class StopAfterStep(TrainerCallback):
             self.handlers = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _hear(self, number: int, frame: Any) -> None:
+        if get_worker_info() is not None:  # a loader's worker hears Ctrl-C too, and must serve until the step is done
+            return
         self._unlisten()
         self.accelerator.set_trigger()
         if self.accelerator.is_main_process:

@@ -4,13 +4,14 @@ A run that is cut off while it writes leaves a checkpoint that looks like one an
 """
 
 import json
+import os
 import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 # The Trainer writes its state last; without the others it could not go on where it was.
-_NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "config.json")
+_NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -41,7 +42,11 @@ def newest_whole_checkpoint(folder: Path) -> Path:
 def find_defect(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None: every file is opened, and read through where it has a checksum."""
     names = {path.name for path in checkpoint.iterdir()}
-    missing = [name for name in _NEEDED if name not in names]
+    adapters = any(name.startswith("adapter_") for name in names)
+    needed = [*_NEEDED, "adapter_config.json" if adapters else "config.json"]
+    if "rng_state.pth" not in names:  # several processes save one each, not all of them before the state
+        needed += [f"rng_state_{rank}.pth" for rank in range(int(os.environ.get("WORLD_SIZE", 1)))]
+    missing = [name for name in needed if name not in names]
     if missing:
         return f"{missing[0]} is missing"
     if not any(name.endswith(".safetensors") for name in names):

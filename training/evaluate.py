@@ -77,6 +77,7 @@ def evaluate_checkpoint(checkpoint: str, recipe: Recipe, folder: Path) -> None:
         OSError: if it or the data can not be read, or the results not be written.
     """
     # These take seconds to import; the arguments were checked by now.
+    import torch
     from accelerate import PartialState
 
     from hf_segformer.evaluation import evaluate
@@ -84,7 +85,7 @@ def evaluate_checkpoint(checkpoint: str, recipe: Recipe, folder: Path) -> None:
     from .data import load_data
     from .report import write_evaluation
 
-    options, state = recipe.evaluation, PartialState()
+    options, state = recipe.evaluation, PartialState(cpu=not torch.accelerator.is_available())
     model, processor = _load(checkpoint)
     data = load_data(recipe.data, model.config.num_channels)
     _check_classes(checkpoint, model.config, data.names)

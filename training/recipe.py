@@ -16,8 +16,9 @@ from typing import Any
 
 from .data_recipe import DataRecipe
 
-# TrainingArguments that are part of how the program works: label maps need them so.
+# TrainingArguments that are part of how the program works: label maps need them so, and the card comes last.
 _SETTLED = ("trainer.batch_eval_metrics", "trainer.remove_unused_columns")
+_LATER = ("trainer.push_to_hub",)
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,8 @@ def _check_table(where: str, table: str, values: Any, known: dict[str, dict[str,
             )
         if name in _SETTLED:
             raise ValueError(f"{where}: {name} is settled by the program, leave it out")
+        if name in _LATER:
+            raise ValueError(f"{where}: {name} is left out: publish what was trained by `segformer push`")
         if not _matches(value, known[table][key]):
             wanted = ast.unparse(known[table][key])
             raise ValueError(f"{where}: {name} is {value!r} ({type(value).__name__}), but it must be {wanted}")

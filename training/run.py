@@ -2,6 +2,7 @@
 
 import errno
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -130,7 +131,11 @@ def train(trainer: SegFormerTrainer, checkpoint: Path | None) -> None:
     stop = StopAfterStep(trainer)
     trainer.add_callback(stop)
     trainer.add_callback(StopAtNonFinite())
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except Exception:
+        print(file=sys.stderr)  # ends the line of the progress bar
+        raise
     if stop.stopped:
         raise KeyboardInterrupt
 

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from training.data import load_data
 from training.data_recipe import DataRecipe
 from training.finetune import main
 from training.run import build_model, put_aside
+from training.tracking import LogPredictions
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("ground", "disc", "bar")
@@ -243,6 +246,32 @@ class TestRecipe:
         changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
         assert {"query", "value", "classifier"} <= changed
         assert "dense1" not in changed
+
+
+class TestTrackers:
+    def test_tensorboard_gets_pictures_of_predictions_at_each_evaluation(self, tmp_path, monkeypatch):
+        accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+        evaluated = ("trainer.max_steps=2", "trainer.eval_strategy=steps", "trainer.eval_steps=1")
+        assert program(tmp_path / "run", *evaluated, 'trainer.report_to=["tensorboard"]') == 0
+        board = accumulator.EventAccumulator(str(tmp_path / "board")).Reload()
+        assert [event.step for event in board.Images("predictions")] == [1, 2]
+        assert board.Images("predictions")[0].width > 700
+        assert "eval/mean_iou" in board.Tags()["scalars"]
+
+    @pytest.mark.parametrize("name", ["wandb", "trackio"])
+    def test_other_trackers_get_a_picture(self, finished, name, monkeypatch):
+        logged = []
+        module = SimpleNamespace(log=logged.append, Image=lambda picture: ("image", picture.size))
+        monkeypatch.setitem(sys.modules, name, module)
+        data = load_data(DataRecipe(source="shapes", image_size=32, num_train=1, num_eval=3))
+        trainer = SimpleNamespace(callback_handler=SimpleNamespace(callbacks=[]))
+        model = AutoModelForSemanticSegmentation.from_pretrained(finished)
+        arguments, state = SimpleNamespace(report_to=[name]), SimpleNamespace(is_world_process_zero=True)
+        LogPredictions(trainer, data).on_evaluate(arguments, state, None, model=model)
+        [[(key, (kind, size))]] = [entry.items() for entry in logged]
+        assert (key, kind) == ("predictions", "image")
+        assert size[0] > 700
 
 
 class TestErrors:

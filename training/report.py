@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import ProgressCallback
+from transformers import PreTrainedModel, ProgressCallback
 
-from hf_segformer.evaluation import Evaluation, write_json
+from hf_segformer.evaluation import Evaluation, predict, write_json
 from hf_segformer.metrics import confusion_matrix, scores
 from hf_segformer.visualize import Color, colorize, draw_confusion, figure
 
+from .data import Data
 from .recipe import Recipe
+
+_NUM_DRAWN = 4
 
 Sample = tuple[Image.Image | np.ndarray, np.ndarray, np.ndarray]  # picture, true and predicted label map (H, W)
 
@@ -39,6 +42,20 @@ def write_evaluation(evaluation: Evaluation, recipe: Recipe, folder: Path) -> No
     split = f"{100 * data.eval_share:g} % of {data.train_split}" if data.eval_share else data.eval_split_name
     write_json(evaluation.to_json(data.title or data.source, split, recipe.evaluation), folder / "metrics.json")
     draw_confusion(evaluation.matrix, evaluation.names).save(folder / "confusion.png")
+
+
+def spread(length: int, count: int = _NUM_DRAWN) -> list[int]:
+    """Up to `count` indices, spread evenly."""
+    return np.linspace(0, length - 1, min(count, length)).astype(int).tolist()
+
+
+def predict_some(model: PreTrainedModel, data: Data) -> list[Sample]:
+    """A few pictures of the evaluation data, with what the model predicts at its processor's size."""
+    rows = [data.evaluation[index] for index in spread(len(data.evaluation))]
+    return [
+        (row["image"], row["label"], predict(model, data.processor, row["image"], row["label"].shape).cpu().numpy())
+        for row in rows
+    ]
 
 
 def draw_predictions(samples: Sequence[Sample], names: Sequence[str], palette: Sequence[Color]) -> Image.Image:

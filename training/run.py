@@ -10,7 +10,6 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import (
@@ -36,9 +35,8 @@ from .check import check_classes, check_data, format_counts, show_batch
 from .checkpoints import list_checkpoints, newest_whole_checkpoint
 from .data import Data, load_data
 from .recipe import LoraRecipe, Recipe
-from .report import ProgressBar, Sample, draw_predictions, write_evaluation
-
-_NUM_DRAWN = 4
+from .report import ProgressBar, draw_predictions, predict_some, spread, write_evaluation
+from .tracking import LogPredictions
 
 
 def fine_tune(recipe: Recipe, resume: bool = False) -> Path:
@@ -154,7 +152,8 @@ def finish(trainer: SegFormerTrainer, recipe: Recipe, data: Data, folder: Path) 
     print(f"\nOn {evaluation.num_images} pictures that it was not trained on, in percent:\n")
     print(evaluation.format_table())
     write_evaluation(evaluation, recipe, folder)
-    draw_predictions(check_saved(model, data, folder), data.names, data.palette).save(folder / "prediction.png")
+    samples = predict_some(check_saved(model, data, folder), data)
+    draw_predictions(samples, data.names, data.palette).save(folder / "prediction.png")
     facts = training_facts(trainer, recipe=recipe.tables, title=recipe.data.title, terms=recipe.data.terms)
     write_training(folder, facts)
     write_card(folder)
@@ -331,6 +330,7 @@ def build_trainer(
         preprocess_logits_for_metrics=predict_labels,
         optimization=recipe.optimization,
     )
+    trainer.add_callback(LogPredictions(trainer, data))
     if not arguments.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressBar())
@@ -349,11 +349,13 @@ def announce(model, data: Data, arguments: TrainingArguments, checkpoint: Path |
     print(f"Folder   {arguments.output_dir}\n", flush=True)
 
 
-def check_saved(trained: SegFormerForSemanticSegmentation, data: Data, folder: Path) -> list[Sample]:
-    """Load the model from its folder as a user would, compare it with the trained one, and predict some pictures.
+def check_saved(
+    trained: SegFormerForSemanticSegmentation, data: Data, folder: Path
+) -> SegFormerForSemanticSegmentation:
+    """Load the model from its folder as a user would, and compare it with the trained one.
 
     Returns:
-        for each of them the row's picture, the true label map and the predicted one.
+        the loaded model.
 
     Raises:
         ValueError: if the loaded model's logits are not those of the trained one.
@@ -361,14 +363,10 @@ def check_saved(trained: SegFormerForSemanticSegmentation, data: Data, folder: P
     loaded = AutoModelForSemanticSegmentation.from_pretrained(folder).to(trained.device).eval()
     processor = SegFormerImageProcessor.from_pretrained(folder)
     trained.eval()
-    samples = []
-    for index in np.linspace(0, len(data.evaluation) - 1, min(_NUM_DRAWN, len(data.evaluation))).astype(int):
-        row = data.evaluation[int(index)]
-        inputs = processor(row["image"], return_tensors="pt").to(trained.device)
+    for index in spread(len(data.evaluation)):
+        inputs = processor(data.evaluation[index]["image"], return_tensors="pt").to(trained.device)
         with torch.inference_mode():
-            outputs, expected = loaded(**inputs), trained(**inputs)
-        if not torch.allclose(outputs.logits, expected.logits, rtol=1e-3, atol=1e-3):
+            logits, expected = loaded(**inputs).logits, trained(**inputs).logits
+        if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3):
             raise ValueError(f"the model loaded from {folder} does not predict what the trained one does")
-        [labels] = processor.post_process_semantic_segmentation(outputs, [row["label"].shape])
-        samples.append((row["image"], row["label"], labels.cpu().numpy()))
-    return samples
+    return loaded

@@ -136,6 +136,14 @@ class SegFormerTrainer(Trainer):
             write_training(self.args.output_dir, facts)
         write_card(self.args.output_dir, repo_id=self.hub_model_id)
 
+    def get_train_dataloader(self):
+        """The training batches."""
+        return _seeded_apart(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None):
+        """The evaluation batches."""
+        return _seeded_apart(super().get_eval_dataloader(eval_dataset))
+
     def _get_train_sampler(self, train_dataset: Any = None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not isinstance(dataset, TrainDataset):

@@ -219,3 +219,11 @@ def test_accelerate_reads_the_configuration(name):
 
 def tiny_model():
     return SegFormerForSemanticSegmentation(SegFormerConfig(**TINY))
+
+
+def test_accelerate_launch_runs_the_program_in_two_processes(tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configuration/accelerate/ddp.yaml"]
+    command = [*launch, *program(tmp_path / "run", "trainer.max_steps=2")]
+    run = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["processes"] == 2

@@ -38,6 +38,9 @@ from .recipe import LoraRecipe, Recipe
 from .report import ProgressBar, draw_predictions, predict_some, spread, write_evaluation
 from .tracking import LogPredictions
 
+# What PyTorch's zip writer and safetensors say of it; their errors have no number.
+_FULL_DISK = re.compile(r"PytorchStreamWriter|inline_container|iostream error|os error (28|27|122)\b|No space left")
+
 
 def fine_tune(recipe: Recipe, resume: bool = False) -> Path:
     """Check the data, train, evaluate, save, load again, check and draw.
@@ -175,7 +178,7 @@ def told_of_full_disk(folder: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if not full and not re.search(r"PytorchStreamWriter|os error (28|27|122)\b|No space left", str(error)):
+        if not full and not _FULL_DISK.search(str(error)):
             raise
         raise OSError(
             f"{folder} can not be written to, its disk is full: checkpoints that were finished are still good; make "

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest
+# A process a core; the tests of a file stay together.
+SPREAD := -n auto --dist loadfile
 
 .PHONY: help install demo test test-oldest lint types check clean
 .DEFAULT_GOAL := help
@@ -22,7 +24,7 @@ demo: .venv/.installed ## fine-tune on generated shapes, save, load again, draw 
 	$(BIN)/python -m training.finetune configuration/shapes_b0.toml
 
 test: .venv/.installed ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
 
 lint: .venv/.installed ## check format and style
 	$(BIN)/ruff format --check .
@@ -41,7 +43,7 @@ $(OLDEST)/.installed: pyproject.toml constraints.txt constraints-oldest.txt test
 	touch $@
 
 test-oldest: $(OLDEST)/.installed ## run the tests on the oldest Transformers that is supported
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python -m pytest $(SPREAD)
 
 clean: ## remove the environments, caches and outputs
 	rm -rf .venv .venv-oldest .cache build dist outputs *.egg-info

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import TINY
 from PIL import Image
@@ -173,6 +174,10 @@ def test_two_processes_evaluate_exactly_as_one(shared):
     assert {name: found[name] for name in names} == {name: expected[name] for name in names}
 
 
+@pytest.mark.skipif(
+    transformers.__version__.startswith("5.17."),
+    reason="Transformers 5.17 can not read an optimiser again in several CPU processes: it asks PyTorch for cpu:0",
+)
 def test_two_processes_that_were_killed_go_on_to_the_same_weights(shared):
     assert (shared / "killed" / "checkpoint-4" / "rng_state_1.pth").is_file()
     run = launched(shared, "resume")

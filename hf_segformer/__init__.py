@@ -3,6 +3,7 @@
 from .builtin import override_builtin
 from .configuration_segformer import SegFormerConfig
 from .conversion import convert_checkpoint
+from .fast_paths_segformer import set_fast_paths
 from .image_processing_segformer import SegFormerImageProcessor
 from .modeling_segformer import (
     SegFormerBackbone,
@@ -11,6 +12,7 @@ from .modeling_segformer import (
     SegFormerModel,
 )
 from .registration import register
+from .upsampling_segformer import upsample_argmax, upsample_cross_entropy
 from .version import __version__
 
 register(
@@ -34,4 +36,7 @@ __all__ = [
     "__version__",
     "convert_checkpoint",
     "override_builtin",
+    "set_fast_paths",
+    "upsample_argmax",
+    "upsample_cross_entropy",
 ]

@@ -18,7 +18,6 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
@@ -27,6 +26,7 @@ from transformers.utils import logging
 
 from .configuration_segformer import closest
 from .reading_segformer import check_area, flatten, read_image, read_mask
+from .upsampling_segformer import upsample, upsample_argmax
 
 logger = logging.get_logger(__name__)
 
@@ -123,16 +123,14 @@ def _nearest(length: int, target: int) -> np.ndarray:
 
 def _label_map(logits: torch.Tensor, size: Sequence[int] | None, threshold: float | None) -> torch.Tensor:
     """Logits (K, h, w) of one image -> labels (H, W)."""
-    logits = logits.float()
-    if size is not None:
-        logits = F.interpolate(logits[None], size=tuple(size), mode="bilinear", align_corners=False)[0]  # (K, H, W)
-    if len(logits) == 1:
-        return (logits[0].sigmoid() > (0.5 if threshold is None else threshold)).long()
-    labels = logits.argmax(dim=0)
-    if threshold is not None:
-        confidence = (logits.amax(dim=0) - logits.logsumexp(dim=0)).exp()
-        labels[confidence < threshold] = IGNORE_INDEX
-    return labels
+    logits = logits[None].float()
+    size = logits.shape[-2:] if size is None else size
+    if threshold is None:
+        return upsample_argmax(logits, size)[0]
+    if logits.shape[1] == 1:
+        return (upsample(logits, size)[0, 0].sigmoid() > threshold).long()
+    labels, probabilities = upsample_argmax(logits, size, with_probability=True)
+    return labels.masked_fill(probabilities < threshold, IGNORE_INDEX)[0]
 
 
 def _is_whole(value: Any) -> bool:

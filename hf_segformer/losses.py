@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .modeling_segformer import at_least_float32, check_labels, segmentation_loss, upsample
+from .upsampling_segformer import at_least_float32, check_labels, upsample, upsample_cross_entropy
 
 _TERMS = ("cross_entropy", "ohem", "dice", "focal")
 _SCHEMES = ("median_frequency", "log", "inverse_sqrt")
@@ -90,9 +90,14 @@ class SegmentationLoss:
         Raises:
             ValueError: if labels do not fit, or class weights are not as many as classes or still a scheme.
         """
-        if self == SegmentationLoss():
-            return segmentation_loss(logits, labels, ignore_index)
         num_classes = max(logits.shape[1], 2)
+        if not (self.ohem or self.dice or self.focal):
+            weight = None
+            if self.class_weights is not None:
+                weight = self._class_weights(num_classes, at_least_float32(logits[:0]))
+            return self.cross_entropy * upsample_cross_entropy(
+                logits, labels, ignore_index=ignore_index, weight=weight, label_smoothing=self.label_smoothing
+            )
         labels = check_labels(labels, (len(logits), "height", "width"), num_classes, ignore_index)
         logits = upsample(at_least_float32(logits), labels.shape[-2:])
         is_binary = logits.shape[1] == 1

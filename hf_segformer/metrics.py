@@ -13,8 +13,9 @@ import evaluate
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import EvalPrediction
+
+from .upsampling_segformer import upsample_argmax
 
 _DESCRIPTION = (
     "Mean intersection over union of semantic segmentation, accumulated as a confusion matrix, so that the result "
@@ -193,8 +194,7 @@ def predict_labels(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (B, H, W), 0..K-1; with one logit 1 where it is above zero.
     """
-    logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
+    return upsample_argmax(logits, labels.shape[-2:])
 
 
 def _integers(name: str, values: Any) -> Tensor:

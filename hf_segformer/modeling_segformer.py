@@ -10,7 +10,7 @@ nothing.
 Axes: B batch, C channels, H W a stage's grid, N = H*W tokens, M tokens left after reduction, A heads, K classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -32,6 +32,7 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_segformer import SegFormerConfig
+from .upsampling_segformer import at_least_float32, check_labels, upsample, upsample_cross_entropy
 
 logger = logging.get_logger(__name__)
 
@@ -46,11 +47,6 @@ def tokens_to_features(tokens: torch.Tensor, height: int, width: int) -> torch.T
 def features_to_tokens(features: torch.Tensor) -> torch.Tensor:
     """(B, C, H, W) -> (B, N, C); copies nothing where the features are channels-last."""
     return features.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float32, or as it is where it is wider."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def is_untouched(module: nn.Module) -> bool:
@@ -352,11 +348,6 @@ class SegFormerMLP(nn.Module):
         return self.proj(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def upsample(features: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """(B, C, h, w) -> (B, C, *size) by bilinear interpolation, as everywhere in SegFormer (corners not aligned)."""
-    return F.interpolate(features, size=list(size), mode="bilinear", align_corners=False)
-
-
 class SegFormerDecodeHead(nn.Module):
     """The all-MLP decode head (paper section 3.2, equation 4).
 
@@ -566,40 +557,6 @@ class SegFormerBackbone(BackboneMixin, SegFormerPreTrainedModel):
         )
 
 
-def check_labels(
-    labels: torch.Tensor, shape: tuple[int | str, ...], num_classes: int, ignore_index: int
-) -> torch.Tensor:
-    """Class indices as int64, after a look at their shape, type and values.
-
-    Args:
-        labels: class indices of any integer type.
-        shape: what their shape must be; a word stands for any size.
-        num_classes: they go from 0 to one less.
-        ignore_index: value that is allowed beside them.
-
-    Raises:
-        ValueError: names the shape, type or values that can not be. Values are not looked at while compiling.
-    """
-    if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.is_complex():
-        kind = getattr(labels, "dtype", type(labels).__name__)
-        raise ValueError(f"labels are of type {kind}, but class indices must be a tensor of integers")
-    fits = zip(labels.shape, shape, strict=False)
-    if labels.ndim != len(shape) or not all(isinstance(wanted, str) or side == wanted for side, wanted in fits):
-        wanted = ", ".join(map(str, shape))
-        raise ValueError(f"labels has shape {tuple(labels.shape)}, but these pixel_values ask for ({wanted})")
-    labels = labels.long()
-    if not torch.compiler.is_compiling():
-        wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)]
-        if wrong.numel():
-            values = wrong.unique().tolist()
-            shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
-            raise ValueError(
-                f"labels hold {shown}, but the model knows classes 0 to {num_classes - 1} and {ignore_index} for what "
-                "does not count"
-            )
-    return labels
-
-
 class SegFormerForImageClassification(SegFormerPreTrainedModel):
     """The encoder with a linear classifier over the mean token, as it was pre-trained on ImageNet.
 
@@ -659,36 +616,11 @@ class SegFormerForImageClassification(SegFormerPreTrainedModel):
         )
 
 
-def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
-    """Cross entropy of logits upsampled to the labels' size, mean over the pixels that count.
-
-    With one logit it is the binary cross entropy. Where no pixel counts the loss is 0 with zero gradient, not NaN.
-
-    Args:
-        logits: (B, K, H, W).
-        labels: (B, height, width), 0..K-1 (0..1 for one logit) or `ignore_index`.
-        ignore_index: label of pixels that do not count.
-
-    Raises:
-        ValueError: see `check_labels`.
-    """
-    labels = check_labels(labels, (len(logits), "height", "width"), max(logits.shape[1], 2), ignore_index)
-    logits = upsample(at_least_float32(logits), labels.shape[-2:])
-    valid = labels != ignore_index
-    if logits.shape[1] == 1:
-        targets = labels.where(valid, 0).to(logits.dtype)
-        losses = F.binary_cross_entropy_with_logits(logits[:, 0], targets, reduction="none")
-        total = losses.where(valid, 0).sum()
-    else:
-        total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    return total / valid.sum().clamp(min=1)
-
-
 class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
     """The encoder with the all-MLP decode head: SegFormer itself.
 
-    The loss is `segmentation_loss` unless `model.loss_function` is set to another function or module of logits, labels
-    and ignore index; after loading it has to be set anew.
+    The loss is `upsample_cross_entropy` unless `model.loss_function` is set to another function or module of logits,
+    labels and `ignore_index`; after loading it has to be set anew.
 
     Example:
         >>> import torch
@@ -707,13 +639,13 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
         self.post_init()
 
     @property
-    def loss_function(self) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]:
-        """Of logits, labels and ignore index; what was set, or `segmentation_loss`."""
+    def loss_function(self) -> Callable[..., torch.Tensor]:
+        """Of logits, labels and `ignore_index`; what was set, or `upsample_cross_entropy`."""
         # PyTorch stores a module past the setter, and in 5.x the class's name would decide where nothing was set.
-        return self._modules.get("loss_function", getattr(self, "_loss_function", segmentation_loss))
+        return self._modules.get("loss_function", getattr(self, "_loss_function", upsample_cross_entropy))
 
     @loss_function.setter
-    def loss_function(self, value: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]) -> None:
+    def loss_function(self, value: Callable[..., torch.Tensor]) -> None:
         self._loss_function = value
 
     @torch.no_grad()
@@ -760,7 +692,7 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
         logits = self.decode_head(stages)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, self.config.semantic_loss_ignore_index)
+            loss = self.loss_function(logits, labels, ignore_index=self.config.semantic_loss_ignore_index)
         return SemanticSegmenterOutput(
             loss=loss,
             logits=logits,

@@ -9,7 +9,7 @@ import torch
 
 from hf_segformer import SegFormerForSemanticSegmentation
 from hf_segformer.losses import SegmentationLoss, class_weights
-from hf_segformer.modeling_segformer import segmentation_loss, upsample
+from hf_segformer.upsampling_segformer import upsample, upsample_cross_entropy
 
 WEIGHTS = {1: [0.5, 2.0], 4: [0.5, 2.0, 1.0, 3.0]}
 
@@ -149,10 +149,10 @@ def test_terms_are_summed_by_their_weights(num_logits):
 @pytest.mark.parametrize("num_logits", [1, 4])
 def test_the_default_is_the_models_own_loss_to_the_last_bit(num_logits):
     logits, labels = batch(num_logits)
-    assert torch.equal(SegmentationLoss()(logits, labels), segmentation_loss(logits, labels))
+    assert torch.equal(SegmentationLoss()(logits, labels), upsample_cross_entropy(logits, labels))
     # What no term uses changes nothing but the way it is computed.
     assert SegmentationLoss(focal_gamma=1.0)(logits, labels).item() == pytest.approx(
-        segmentation_loss(logits, labels).item(), rel=1e-6
+        upsample_cross_entropy(logits, labels).item(), rel=1e-6
     )
 
 
@@ -285,7 +285,7 @@ def test_a_model_trains_by_the_loss_that_it_is_given(model, images, labels):
     values = []
     for _ in range(5):
         output = model(images, labels=labels)
-        assert torch.equal(output.loss, model.loss_function(output.logits, labels, 255))
+        assert torch.equal(output.loss, model.loss_function(output.logits, labels, ignore_index=255))
         output.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -301,11 +301,11 @@ def test_a_models_ignore_index_goes_to_its_loss(tiny_config, images, labels):
 
 def test_a_model_that_was_given_none_has_its_own(model, images, labels, tmp_path):
     output = model(images, labels=labels)
-    assert torch.equal(output.loss, segmentation_loss(output.logits, labels))
+    assert torch.equal(output.loss, upsample_cross_entropy(output.logits, labels))
     model.loss_function = SegmentationLoss(dice=1.0)
     model.save_pretrained(tmp_path)
     loaded = SegFormerForSemanticSegmentation.from_pretrained(tmp_path)
-    assert loaded.loss_function is segmentation_loss
+    assert loaded.loss_function is upsample_cross_entropy
     assert torch.equal(loaded(images, labels=labels).loss, output.loss)
 
 

@@ -19,7 +19,8 @@ from hf_segformer import (
     SegFormerForSemanticSegmentation,
     SegFormerModel,
 )
-from hf_segformer.modeling_segformer import SegFormerDropPath, segmentation_loss
+from hf_segformer.modeling_segformer import SegFormerDropPath
+from hf_segformer.upsampling_segformer import upsample_cross_entropy
 
 ODD_SIZES = [(64, 96), (65, 97), (33, 130), (71, 40)]
 
@@ -404,20 +405,20 @@ def test_loss_is_the_mean_over_pixels_that_count():
     logits, labels = torch.randn(2, 5, 9, 13), torch.randint(0, 5, (2, 33, 50))
     labels[0, :20] = 255
     upsampled = F.interpolate(logits, size=(33, 50), mode="bilinear", align_corners=False)
-    close(segmentation_loss(logits, labels), F.cross_entropy(upsampled, labels, ignore_index=255), 1e-6)
+    close(upsample_cross_entropy(logits, labels), F.cross_entropy(upsampled, labels, ignore_index=255), 1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.int64])
 def test_labels_of_any_integer_type(dtype):
     logits, labels = torch.randn(2, 5, 9, 13), torch.randint(0, 5, (2, 9, 13))
-    assert segmentation_loss(logits, labels.to(dtype)) == segmentation_loss(logits, labels)
+    assert upsample_cross_entropy(logits, labels.to(dtype)) == upsample_cross_entropy(logits, labels)
 
 
 def test_binary_loss_counts_valid_pixels_only():
     logits, labels = torch.randn(2, 1, 9, 13), torch.randint(0, 2, (2, 9, 13))
     labels[:, :5] = 255
     expected = F.binary_cross_entropy_with_logits(logits[:, 0, 5:], labels[:, 5:].float())
-    close(segmentation_loss(logits, labels), expected, 1e-6)
+    close(upsample_cross_entropy(logits, labels), expected, 1e-6)
 
 
 @pytest.mark.parametrize("num_labels", [1, 5])
@@ -448,7 +449,9 @@ def test_wrong_labels_are_named(tiny_config, num_labels, labels, message):
 
 def test_half_precision_loss_is_summed_in_float32():
     logits, labels = torch.zeros(1, 5, 300, 300, dtype=torch.float16), torch.zeros(1, 300, 300, dtype=torch.long)
-    assert segmentation_loss(logits, labels).item() == pytest.approx(1.6094379, rel=1e-6)  # ln 5; the sum is 144,849
+    assert upsample_cross_entropy(logits, labels).item() == pytest.approx(
+        1.6094379, rel=1e-6
+    )  # ln 5; the sum is 144,849
 
 
 def test_a_saved_checkpoint_has_the_names_of_the_model_and_of_published_files(tiny_config, tmp_path):

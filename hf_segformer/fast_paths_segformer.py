@@ -1,0 +1,86 @@
+"""When fast paths run, and how they share out work over the cores.
+
+Every fast path has a plain twin, which is the ground truth and runs wherever a fast one could go wrong: while
+compiling, exporting or tracing, under function transforms and dispatch modes, on tensors that are more than they seem,
+and where the user said so by `set_fast_paths(False)` or HF_SEGFORMER_PLAIN=1.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from threading import Thread
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+Item = TypeVar("Item")
+
+
+def set_fast_paths(enabled: bool) -> None:
+    """Switch every fast path on or off, for all models in this process and the processes that it starts.
+
+    It sets the environment variable HF_SEGFORMER_PLAIN, which therefore is the same switch.
+
+    Args:
+        enabled: False runs the plain version of everything.
+    """
+    os.environ["HF_SEGFORMER_PLAIN"] = "0" if enabled else "1"
+
+
+def is_fast(*tensors: Tensor) -> bool:
+    """Whether fast paths may run on these tensors: switched on, nothing records, all plain float tensors of a CPU."""
+    return (
+        not torch.compiler.is_compiling()
+        and os.environ.get("HF_SEGFORMER_PLAIN", "0") in ("", "0")
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0  # fake tensors, counters of operations
+        and forward_ad._current_level < 0
+        and all(
+            type(tensor) in (Tensor, torch.nn.Parameter)
+            and tensor.device.type == "cpu"
+            and tensor.layout is torch.strided
+            and tensor.is_floating_point()
+            for tensor in tensors
+        )
+    )
+
+
+def share(work: Callable[[Iterator[Item]], None], items: Sequence[Item]) -> None:
+    """Run `work` in as many threads as PyTorch uses, over items that are dealt out one by one.
+
+    Each thread computes on one core, so that what it works on stays in that core's cache, no operation waits for
+    another core, and a core that someone else keeps busy merely gets fewer items.
+
+    Args:
+        work: called once in every thread with an iterator of the items that fall to it. Gradients are not recorded.
+        items: what there is to do, in any order.
+    """
+    num_threads = torch.get_num_threads()
+    dealt, errors, inference = iter(items), [], torch.is_inference_mode_enabled()
+
+    def run() -> None:
+        torch.set_num_threads(1)  # of this thread, and the default of threads yet to start
+        with torch.inference_mode(inference), torch.no_grad():
+            try:
+                work(dealt)
+            except BaseException as error:
+                errors.append(error)
+                for _ in dealt:  # nobody need go on
+                    pass
+
+    threads = [Thread(target=run) for _ in range(min(num_threads, len(items)) - 1)]
+    for thread in threads:
+        thread.start()
+    try:
+        run()
+    finally:
+        for thread in threads:
+            thread.join()
+        torch.set_num_threads(num_threads)
+    if errors:
+        raise errors[0]
+
+
+__all__ = ["set_fast_paths"]

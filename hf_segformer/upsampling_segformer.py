@@ -1,0 +1,408 @@
+"""Bilinear upsampling and what follows it, cross entropy and label map, without ever holding logits at full size.
+
+SegFormer's logits come at a quarter of the image's sides; loss and label map are wanted at all of them. Blown up, 150
+classes take more memory, and more time, than the network. Here a picture is cut into bands of a few rows. The logits of
+a band are made by two products with bilinear weights, used, and forgotten; the loss forms its gradient on the way,
+while the softmax is at hand.
+
+Axes: B pictures, K classes, h w the logits' grid, H W the label map's sides, S rows of the grid that a band comes from,
+R its own rows, V windows that its W columns are cut into, of Q columns each, which come from D columns of the grid.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .fast_paths_segformer import is_fast, share
+
+_BAND_SIZE = 1 << 20  # floats: much larger ones leave the cache, smaller ones spend their time in Python
+_BAND_HEIGHT = 32  # rows at most: the product with the weights of S rows costs more than it needs where S is large
+_WINDOW_WIDTH = 32  # columns, for the same reason
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or as it is where it is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def upsample(features: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, h, w) -> (B, C, *size) by bilinear interpolation, as everywhere in SegFormer (corners not aligned)."""
+    return F.interpolate(features, size=list(size), mode="bilinear", align_corners=False)
+
+
+def check_labels(labels: Tensor, shape: tuple[int | str, ...], num_classes: int, ignore_index: int) -> Tensor:
+    """Class indices as int64, after a look at their shape, type and values.
+
+    Args:
+        labels: class indices of any integer type.
+        shape: what their shape must be; a word stands for any size.
+        num_classes: they go from 0 to one less.
+        ignore_index: value that is allowed beside them.
+
+    Raises:
+        ValueError: names the shape, type or values that can not be. Values are not looked at while compiling.
+    """
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        kind = getattr(labels, "dtype", type(labels).__name__)
+        raise ValueError(f"labels are of type {kind}, but class indices must be a tensor of integers")
+    fits = zip(labels.shape, shape, strict=False)
+    if labels.ndim != len(shape) or not all(isinstance(wanted, str) or side == wanted for side, wanted in fits):
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"labels has shape {tuple(labels.shape)}, but these pixel_values ask for ({wanted})")
+    labels = labels.long()
+    if not torch.compiler.is_compiling():
+        wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)]
+        if wrong.numel():
+            values = wrong.unique().tolist()
+            shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
+            raise ValueError(
+                f"labels hold {shown}, but the model knows classes 0 to {num_classes - 1} and {ignore_index} for what "
+                "does not count"
+            )
+    return labels
+
+
+class Taps(NamedTuple):
+    """The two old positions that each new one lies between, and how far it is from the lower one (0 to 1)."""
+
+    lower: Tensor
+    upper: Tensor
+    fraction: Tensor
+
+    @classmethod
+    def of(cls, num_old: int, num_new: int, dtype: torch.dtype, beyond: int = 0) -> "Taps":
+        """Those of PyTorch's bilinear interpolation, computed in the same type; `beyond` repeat the last position."""
+        scale = torch.tensor(num_old, dtype=dtype) / num_new
+        position = (scale * (torch.arange(num_new + beyond, dtype=dtype) + 0.5) - 0.5).clamp(0, num_old - 1)
+        lower = position.long()
+        return cls(lower, (lower + 1).clamp(max=num_old - 1), position - lower)
+
+    def weights(self, first: Tensor, num_old: int) -> Tensor:
+        """As a matrix (..., new, `num_old`) over the old positions from `first` (...,) on; the taps are (..., new)."""
+        matrix, first = self.fraction.new_zeros(*self.lower.shape, num_old), first[..., None]
+        matrix.scatter_add_(-1, (self.lower - first)[..., None], (1 - self.fraction)[..., None])
+        return matrix.scatter_add_(-1, (self.upper - first)[..., None], self.fraction[..., None])
+
+
+class Band(NamedTuple):
+    """A band of upsampled rows, the rows of the grid that they come from, and the weights (R, S)."""
+
+    new: slice
+    old: slice
+    weights: Tensor
+
+
+def cut_into_bands(num_old: int, num_new: int, height: int, dtype: torch.dtype) -> list[Band]:
+    """Bands of `height` upsampled rows; the last one takes what is left."""
+    taps, bands = Taps.of(num_old, num_new, dtype), []
+    for start in range(0, num_new, height):
+        here = Taps(*(tap[start : start + height] for tap in taps))
+        old = slice(int(here.lower[0]), int(here.upper[-1]) + 1)
+        weights = here.weights(torch.tensor(old.start), old.stop - old.start)
+        bands.append(Band(slice(start, start + len(weights)), old, weights))
+    return bands
+
+
+class Windows(NamedTuple):
+    """The columns of the grid (V, D) that each window of upsampled columns comes from, and the weights (V, Q, D)."""
+
+    columns: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, num_old: int, num_new: int, dtype: torch.dtype) -> "Windows":
+        """Windows of `_WINDOW_WIDTH`; the last one reaches beyond the last column and repeats it."""
+        taps = Taps.of(num_old, num_new, dtype, beyond=-num_new % _WINDOW_WIDTH)
+        taps = Taps(*(tap.view(-1, _WINDOW_WIDTH) for tap in taps))
+        num_columns = int((taps.upper[:, -1] - taps.lower[:, 0]).max()) + 1
+        first = taps.lower[:, 0].clamp(max=num_old - num_columns)
+        return cls(first[:, None] + torch.arange(num_columns), taps.weights(first, num_columns))
+
+
+def cut(grid: Tensor, size: Sequence[int], dtype: torch.dtype) -> tuple[list[Band], Windows]:
+    """Bands and windows in which a grid (B, h, w, K) is upsampled to `size`, with weights of a type."""
+    _, height, width, num_classes = grid.shape
+    windows = Windows.of(width, size[1], dtype)
+    row_size = windows.weights.shape[:2].numel() * num_classes
+    band_height = min(max(_BAND_SIZE // row_size, 1), _BAND_HEIGHT)
+    return cut_into_bands(height, size[0], band_height, dtype), windows
+
+
+def plain_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = 255,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """What `upsample_cross_entropy` computes, in PyTorch's own operations and at full size."""
+    num_classes = max(logits.shape[1], 2)
+    labels = check_labels(labels, (len(logits), "height", "width"), num_classes, ignore_index)
+    logits = upsample(_with_background(at_least_float32(logits)), labels.shape[-2:])
+    if weight is not None:
+        weight = weight.to(logits)
+    total = F.cross_entropy(logits, labels, weight, None, ignore_index, None, "sum", label_smoothing)
+    counted = labels != ignore_index
+    number = counted.sum() if weight is None else (weight[labels.where(counted, 0)] * counted).sum()
+    return total / number.where(number > 0, 1)
+
+
+def upsample_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = 255,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross entropy of logits upsampled to the labels' size, mean over the pixels that count.
+
+    Value and gradient are those of bilinear interpolation and `F.cross_entropy`, in float32 at least and whatever
+    autocast says. One logit is two classes, background at 0 and foreground. Where no pixel counts, the loss is 0 with
+    zero gradient. The gradient can not be differentiated again.
+
+    Args:
+        logits: (B, K, h, w).
+        labels: (B, H, W) of any integer type, 0..K-1 (0 and 1 where K is 1) or `ignore_index`; any size.
+        ignore_index: label of pixels that do not count.
+        weight: (K,), with one logit (2,); a pixel counts as much as the weight of its class.
+        label_smoothing: share of the target that is spread evenly over the classes.
+
+    Raises:
+        ValueError: if labels do not fit, see `check_labels`, or the weights are not as many as the classes.
+
+    Example:
+        >>> import torch
+        >>> from hf_segformer import upsample_cross_entropy
+        >>> round(upsample_cross_entropy(torch.zeros(2, 4, 8, 12), torch.ones(2, 32, 48, dtype=torch.long)).item(), 4)
+        1.3863
+    """
+    num_classes = max(logits.shape[1], 2)
+    if weight is not None and weight.shape != (num_classes,):
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, but for {num_classes} classes it must be one each")
+    labels = check_labels(labels, (len(logits), "height", "width"), num_classes, ignore_index)
+    # One logit at full size is no larger than the label map.
+    if logits.shape[1] < 2 or not is_fast(logits) or not labels.numel():
+        return plain_cross_entropy(
+            logits, labels, ignore_index=ignore_index, weight=weight, label_smoothing=label_smoothing
+        )
+    return _CrossEntropy.apply(logits, labels.masked_fill(labels == ignore_index, num_classes), weight, label_smoothing)
+
+
+def _with_background(logits: Tensor) -> Tensor:
+    """One logit (B, 1, h, w) as those of two classes."""
+    return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
+
+
+def plain_argmax(logits: Tensor, size: Sequence[int], *, with_probability: bool = False) -> Any:
+    """What `upsample_argmax` computes, in PyTorch's own operations and at full size."""
+    logits = _with_background(at_least_float32(logits))
+    if tuple(size) != logits.shape[-2:]:
+        logits = upsample(logits, size)
+    labels = logits.argmax(dim=1)
+    return (labels, logits.softmax(dim=1).amax(dim=1)) if with_probability else labels
+
+
+def upsample_argmax(logits: Tensor, size: Sequence[int], *, with_probability: bool = False) -> Any:
+    """The label map of logits upsampled to any size.
+
+    Labels are those of bilinear interpolation in float32 at least and argmax. Without probabilities, most of a picture
+    is not even computed: where all logits that a window comes from have one winner, it wins in between, too.
+
+    Args:
+        logits: (B, K, h, w). One logit is two classes, background at 0 and foreground.
+        size: H, W of the label map.
+        with_probability: whether to give the winner's probability, too.
+
+    Returns:
+        int64 (B, H, W), and probabilities (B, H, W) in float32 at least if they are wanted.
+
+    Example:
+        >>> import torch
+        >>> from hf_segformer import upsample_argmax
+        >>> upsample_argmax(torch.tensor([[[[0.0, 1.0]], [[1.0, 0.0]]]]), (1, 4))
+        tensor([[[1, 1, 0, 0]]])
+    """
+    is_plain = logits.shape[1] < 2 or not is_fast(logits) or not logits.numel() or tuple(size) == logits.shape[-2:]
+    if is_plain or not logits.detach().sum(dtype=torch.float32).isfinite():
+        return plain_argmax(logits, size, with_probability=with_probability)
+    grid = logits.detach().permute(0, 2, 3, 1)  # (B, h, w, K)
+    dtype = at_least_float32(grid[0, 0, 0]).dtype
+    bands, windows = cut(grid, size, dtype)
+    labels = torch.empty(len(grid), *size, dtype=torch.int64)
+    probabilities = torch.empty(labels.shape, dtype=dtype) if with_probability else None
+
+    def work(items: Iterator[tuple[int, int]]) -> None:
+        for index, number in items:
+            band = bands[number]
+            # With a plane a class, maxima run along columns.
+            rows = grid[index, band.old].to(dtype).transpose(1, 2).contiguous()  # (S, K, w)
+            near = _first_maximum(rows, 1)[:, windows.columns]  # (S, V, D)
+            first = near[:1, :, :1]
+            is_undecided = (near != first).flatten(2).any(2).any(0)
+            chosen = torch.arange(len(is_undecided)) if with_probability else is_undecided.nonzero()[:, 0]
+            found = first.expand(len(band.weights), -1, _WINDOW_WIDTH).clone()  # (R, V, Q)
+            upsampled = _upsample_windows(rows, band, windows, chosen)  # (R, K, V, Q)
+            if probabilities is not None:
+                best = (upsampled - upsampled.amax(1, keepdim=True)).exp_().sum(1).reciprocal_()
+                probabilities[index, band.new] = best.flatten(1)[:, : size[1]]
+            found[:, chosen] = _first_maximum(upsampled, 1)
+            labels[index, band.new] = found.flatten(1)[:, : size[1]]
+
+    share(work, list(itertools.product(range(len(grid)), range(len(bands)))))
+    return labels if probabilities is None else (labels, probabilities)
+
+
+def _first_maximum(tensor: Tensor, dim: int) -> Tensor:
+    """`argmax` of real numbers; PyTorch's is slow along any dimension, and slower along all but the last."""
+    size = tensor.shape[dim]
+    rank = torch.arange(size, 0, -1, dtype=tensor.dtype).view(-1, *[1] * (tensor.ndim - 1 - dim))
+    is_best = torch.ge(tensor, tensor.amax(dim, keepdim=True), out=torch.empty_like(tensor))  # bool were slower
+    return size - is_best.mul_(rank).amax(dim).long()
+
+
+def _upsample_windows(rows: Tensor, band: Band, windows: Windows, chosen: Tensor) -> Tensor:
+    """The rows (S, K, w) that a band comes from -> its chosen windows (R, K, V, Q)."""
+    num_classes, width = rows.shape[1:]
+    tall = torch.mm(band.weights, rows.flatten(1)).view(-1, width)  # (R * K, w)
+    columns, weights = windows.columns[chosen], windows.weights[chosen]
+    narrow = tall.index_select(1, columns.flatten()).view(len(tall), *columns.shape)
+    wide = torch.bmm(narrow.transpose(0, 1), weights.transpose(1, 2))  # (V, R * K, Q)
+    return wide.unflatten(1, (-1, num_classes)).permute(1, 2, 0, 3)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Labels that do not count are the number of classes."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
+        grid = at_least_float32(logits).permute(0, 2, 3, 1)  # (B, h, w, K)
+        # Bilinear weights lie between 0 and 1 and sum to one: what is nowhere above 0 stays so when upsampled, and
+        # the softmax needs no maximum at full size.
+        grid = (grid - grid.amax(-1, keepdim=True)).contiguous()
+        gradient = torch.zeros_like(grid) if ctx.needs_input_grad[0] else None
+        loss = _sum_cross_entropy(grid, labels, weight, label_smoothing, gradient)
+        ctx.dtype = logits.dtype
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, scale: Tensor) -> tuple[Tensor | None, ...]:
+        [gradient] = ctx.saved_tensors
+        return (gradient * scale).to(ctx.dtype).permute(0, 3, 1, 2), None, None, None
+
+
+def _sum_cross_entropy(
+    grid: Tensor, labels: Tensor, weight: Tensor | None, label_smoothing: float, gradient: Tensor | None
+) -> Tensor:
+    """The loss of a grid (B, h, w, K), nowhere above 0; adds to the gradient (B, h, w, K)."""
+    num_classes = grid.shape[-1]
+    class_weights = grid.new_ones(num_classes) if weight is None else weight.to(grid)
+    counts = torch.bincount(labels.flatten(), minlength=num_classes + 1)[:num_classes]
+    number = float((counts * class_weights).sum(dtype=torch.float64)) or 1.0
+    # What a pixel weighs by its label, for its own class and for each of all; nothing, where it does not count.
+    own = F.pad(class_weights * ((1 - label_smoothing) / number), (0, 1))
+    each = F.pad(grid.new_full((num_classes,), label_smoothing / num_classes / number), (0, 1))
+    bands, windows = cut(grid, labels.shape[-2:], grid.dtype)
+    beyond = windows.weights.shape[:2].numel() - labels.shape[-1]
+    losses = grid.new_zeros(len(grid), len(bands))
+    upsamplers: list[Upsampler] = []  # that no thread has at present
+
+    def work(items: Iterator[tuple[int, int]]) -> None:
+        upsampler = upsamplers.pop() if upsamplers else Upsampler(grid, bands, windows)
+        for index, number in items:
+            band = bands[number]
+            targets = F.pad(labels[index, band.new], (0, beyond), value=num_classes).view(-1, 1)
+            pixels = targets, own[targets], each[targets], class_weights
+            logits = upsampler.forward(grid[index], band)
+            loss = _losses(logits, *pixels)
+            if loss is None:
+                logits = upsampler.forward(grid[index], band)
+                loss = _losses(logits.sub_(logits.amax(1, keepdim=True)), *pixels)
+            losses[index, number] = loss
+            if gradient is not None:
+                upsampler.backward(logits, gradient[index], band)
+        upsamplers.append(upsampler)
+
+    for numbers in _apart(bands):
+        share(work, list(itertools.product(range(len(grid)), numbers)))
+    return losses.sum(dtype=torch.float64).to(grid.dtype)
+
+
+def _losses(logits: Tensor, targets: Tensor, own: Tensor, each: Tensor, class_weights: Tensor) -> Tensor | None:
+    """The sum of weighted losses of logits (P, K), which become their gradient; None where a softmax is lost.
+
+    It is lost where all logits of a pixel lie far below 0. Targets and what they weigh are (P, 1).
+    """
+    targets = targets.clamp(max=logits.shape[1] - 1)
+    likelihood = logits.gather(1, targets)
+    is_smoothed = bool(each.any())
+    spread = logits @ class_weights[:, None] if is_smoothed else None
+    total = logits.exp_().sum(1, keepdim=True)
+    if total.min() < 1e-30:
+        return None
+    log_total = total.log()
+    losses = own * (log_total - likelihood)
+    if is_smoothed:
+        all_weights = class_weights.sum()
+        losses += each * (all_weights * log_total - spread)
+        logits.mul_((own + each * all_weights) / total).addmm_(each, class_weights[None], alpha=-1)
+    else:
+        logits.mul_(own / total)
+    logits.scatter_add_(1, targets, -own)
+    return losses.sum()
+
+
+def _apart(bands: Sequence[Band]) -> list[range]:
+    """The bands' numbers in groups, within which no two come from the same row of the grid."""
+    stops = [band.old.stop for band in bands]
+    starts = [band.old.start for band in bands]
+    step = next(n for n in range(1, len(bands) + 1) if all(map(int.__le__, stops, starts[n:])))
+    return [range(first, len(bands), step) for first in range(step)]
+
+
+class Upsampler:
+    """Upsamples a grid (B, h, w, K) band by band, and runs that backwards; each thread has one, for the memory."""
+
+    def __init__(self, grid: Tensor, bands: Sequence[Band], windows: Windows):
+        num_rows = max(band.weights.shape[1] for band in bands)
+        num_classes = grid.shape[-1]
+        self.columns, self.weights = windows.columns.flatten(), windows.weights
+        self.narrow = grid.new_empty(num_rows, len(self.columns), num_classes)
+        self.wide = grid.new_empty(num_rows, windows.weights.shape[:2].numel(), num_classes)
+        self.band = grid.new_empty(len(bands[0].weights), self.wide[0].numel())
+
+    def forward(self, grid: Tensor, band: Band) -> Tensor:
+        """(h, w, K) -> (P, K) of the band's pixels; what it gave before is overwritten."""
+        num_rows, num_classes = band.weights.shape[1], grid.shape[-1]
+        narrow, wide, upsampled = self.narrow[:num_rows], self.wide[:num_rows], self.band[: len(band.weights)]
+        torch.index_select(grid[band.old], 1, self.columns, out=narrow)
+        _multiply_windows(self.weights, narrow, wide)
+        torch.mm(band.weights, wide.view(num_rows, -1), out=upsampled)
+        return upsampled.view(-1, num_classes)
+
+    def backward(self, gradient: Tensor, grid: Tensor, band: Band) -> None:
+        """Add to the grid's gradient (h, w, K) what that of the band's pixels (P, K) comes to."""
+        num_rows = band.weights.shape[1]
+        narrow, wide = self.narrow[:num_rows], self.wide[:num_rows]
+        torch.mm(band.weights.t(), gradient.view(len(band.weights), -1), out=wide.view(num_rows, -1))
+        _multiply_windows(self.weights.transpose(1, 2), wide, narrow)
+        grid[band.old].index_add_(1, self.columns, narrow)
+
+
+def _multiply_windows(weights: Tensor, columns: Tensor, out: Tensor) -> None:
+    """Weights (V, n, m) times each row's columns (S, V * m, K), into (S, V * n, K)."""
+    num_rows, _, num_classes = columns.shape
+    _, num_new, num_old = weights.shape
+    weights = weights.expand(num_rows, -1, -1, -1).flatten(0, 1)
+    torch.bmm(weights, columns.view(-1, num_old, num_classes), out=out.view(-1, num_new, num_classes))
+
+
+__all__ = ["upsample_argmax", "upsample_cross_entropy"]

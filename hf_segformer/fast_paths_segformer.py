@@ -7,11 +7,13 @@ and where the user said so by `set_fast_paths(False)` or HF_SEGFORMER_PLAIN=1.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 Item = TypeVar("Item")
@@ -28,23 +30,62 @@ def set_fast_paths(enabled: bool) -> None:
     os.environ["HF_SEGFORMER_PLAIN"] = "0" if enabled else "1"
 
 
+def are_fast_paths_on() -> bool:
+    """What `set_fast_paths` or the environment said."""
+    return os.environ.get("HF_SEGFORMER_PLAIN", "0") in ("", "0")
+
+
 def is_fast(*tensors: Tensor) -> bool:
     """Whether fast paths may run on these tensors: switched on, nothing records, all plain float tensors of a CPU."""
     return (
         not torch.compiler.is_compiling()
-        and os.environ.get("HF_SEGFORMER_PLAIN", "0") in ("", "0")
+        and are_fast_paths_on()
         and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0  # fake tensors, counters of operations
         and forward_ad._current_level < 0
         and all(
-            type(tensor) in (Tensor, torch.nn.Parameter)
+            type(tensor) in (Tensor, nn.Parameter)
             and tensor.device.type == "cpu"
             and tensor.layout is torch.strided
             and tensor.is_floating_point()
             for tensor in tensors
         )
     )
+
+
+def is_untouched(module: nn.Module) -> bool:
+    """Whether calling the module runs its class's `forward` and nothing else: no hook, no offloading."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or nn.modules.module._has_any_global_hook()
+    )
+
+
+def is_exactly(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is just what its type says, so that using its weights directly equals calling it.
+
+    LoRA layers and parametrizations change the type, quantisation the type of the weight, hooks and offloading the
+    call. Where any of them is at work, only calling the module is right.
+    """
+    plain = (nn.Parameter, Tensor, FakeTensor)  # the last while exporting
+    return type(module) is kind and type(module.weight) in plain and is_untouched(module)
+
+
+def is_idle(dropout: nn.Module) -> bool:
+    """Whether the dropout is the one that was built, and drops nothing."""
+    return type(dropout) is nn.Dropout and is_untouched(dropout) and not (dropout.training and dropout.p)
+
+
+def linear_weights(*linears: nn.Module) -> list[Tensor] | None:
+    """Weight and bias of each layer, or None where one is not just a linear layer with a bias."""
+    if not all(is_exactly(linear, nn.Linear) and linear.bias is not None for linear in linears):
+        return None
+    return [tensor for linear in linears for tensor in (linear.weight, linear.bias)]
 
 
 def share(work: Callable[[Iterator[Item]], None], items: Sequence[Item]) -> None:
@@ -54,7 +95,8 @@ def share(work: Callable[[Iterator[Item]], None], items: Sequence[Item]) -> None
     another core, and a core that someone else keeps busy merely gets fewer items.
 
     Args:
-        work: called once in every thread with an iterator of the items that fall to it. Gradients are not recorded.
+        work: called once in every thread with an iterator of the items that fall to it. Gradients are not recorded,
+            and there is no autocast.
         items: what there is to do, in any order.
     """
     num_threads = torch.get_num_threads()
@@ -62,7 +104,7 @@ def share(work: Callable[[Iterator[Item]], None], items: Sequence[Item]) -> None
 
     def run() -> None:
         torch.set_num_threads(1)  # of this thread, and the default of threads yet to start
-        with torch.inference_mode(inference), torch.no_grad():
+        with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", enabled=False):
             try:
                 work(dealt)
             except BaseException as error:
@@ -81,6 +123,21 @@ def share(work: Callable[[Iterator[Item]], None], items: Sequence[Item]) -> None
         torch.set_num_threads(num_threads)
     if errors:
         raise errors[0]
+
+
+def only_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """For the `backward` of an autograd function: refuse to be differentiated, which would go wrong in silence."""
+
+    @wraps(backward)
+    def checked(ctx: Any, *gradients: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "fast paths can not be differentiated twice, as create_graph=True asks for: call "
+                "hf_segformer.set_fast_paths(False) first"
+            )
+        return backward(ctx, *gradients)
+
+    return checked
 
 
 __all__ = ["set_fast_paths"]

@@ -16,7 +16,6 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin
@@ -32,6 +31,9 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_segformer import SegFormerConfig
+from .decoding_segformer import decode, decode_training, is_decodable
+from .encoding_segformer import AttentionWeights, MixWeights, are_encodable, attend, mix
+from .fast_paths_segformer import are_fast_paths_on, is_exactly, is_idle, is_untouched, linear_weights
 from .upsampling_segformer import at_least_float32, check_labels, upsample, upsample_cross_entropy
 
 logger = logging.get_logger(__name__)
@@ -47,27 +49,6 @@ def tokens_to_features(tokens: torch.Tensor, height: int, width: int) -> torch.T
 def features_to_tokens(features: torch.Tensor) -> torch.Tensor:
     """(B, C, H, W) -> (B, N, C); copies nothing where the features are channels-last."""
     return features.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def is_untouched(module: nn.Module) -> bool:
-    """Whether calling the module runs its class's `forward` and nothing else: no hook, no offloading."""
-    return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    )
-
-
-def is_exactly(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is just what its type says, so that using its weights directly equals calling it.
-
-    LoRA layers and parametrizations change the type, quantisation the type of the weight, hooks and offloading the
-    call. Where any of them is at work, only calling the module is right.
-    """
-    plain = (nn.Parameter, torch.Tensor, FakeTensor)  # the last while exporting
-    return type(module) is kind and type(module.weight) in plain and is_untouched(module)
 
 
 class SegFormerOverlapPatchEmbeddings(nn.Module):
@@ -180,6 +161,21 @@ class SegFormerAttention(nn.Module):
         self.self = SegFormerEfficientSelfAttention(config, hidden_size, num_heads, sr_ratio)
         self.output = SegFormerSelfOutput(config, hidden_size)
 
+    def weights(self) -> AttentionWeights | None:
+        """What `attend` computes with, or None where it would not do what the modules do."""
+        inner, output = self.self, self.output
+        if (
+            type(inner) is SegFormerEfficientSelfAttention
+            and type(output) is SegFormerSelfOutput
+            and all(map(is_untouched, (self, inner, output)))
+            and is_idle(output.dropout)
+            and inner.config._attn_implementation == "sdpa"
+            and not (inner.training and inner.config.attention_probs_dropout_prob)
+            and (weights := linear_weights(inner.query, inner.key, inner.value, output.dense))
+        ):
+            return AttentionWeights(*weights)
+        return None
+
     def forward(
         self, tokens: torch.Tensor, height: int, width: int, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -211,6 +207,21 @@ class SegFormerMixFFN(nn.Module):
         self.dense2 = nn.Linear(hidden_size * mlp_ratio, hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    def weights(self, norm: nn.Module) -> MixWeights | None:
+        """What `mix` computes with, the norm before it included, or None where it would not do what the modules do."""
+        convolution = getattr(self.dwconv, "dwconv", None)
+        if (
+            type(self.dwconv) is SegFormerDWConv
+            and type(self.activation) is type(ACT2FN["gelu"])
+            and all(map(is_untouched, (self, self.dwconv, self.activation)))
+            and is_idle(self.dropout)
+            and is_exactly(norm, nn.LayerNorm)
+            and is_exactly(convolution, nn.Conv2d)
+            and (weights := linear_weights(self.dense1, self.dense2))
+        ):
+            return MixWeights(norm.weight, norm.bias, *weights[:2], convolution.weight, convolution.bias, *weights[2:])
+        return None
+
     def forward(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """(B, N, C) -> (B, N, C)."""
         hidden = self.activation(self.dwconv(self.dense1(tokens), height, width))
@@ -224,9 +235,13 @@ class SegFormerDropPath(nn.Module):
         super().__init__()
         self.probability = probability
 
+    def is_active(self) -> bool:
+        """Whether it may drop anything now."""
+        return self.training and self.probability > 0.0
+
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, N, C) -> (B, N, C)."""
-        if self.probability == 0.0 or not self.training:
+        if not self.is_active():
             return tokens
         keep = torch.full((tokens.shape[0], 1, 1), 1 - self.probability, device=tokens.device)
         return tokens * (torch.bernoulli(keep) / keep).to(tokens.dtype)
@@ -255,14 +270,35 @@ class SegFormerLayer(GradientCheckpointingLayer):
         self.layer_norm_2 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.mlp = SegFormerMixFFN(config, hidden_size, mlp_ratio)
 
+    def add_attended(
+        self, tokens: torch.Tensor, height: int, width: int, output_attentions: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, N, C) -> (B, N, C) and, on demand, attention maps (B, A, N, M)."""
+        normed, attention = self.layer_norm_1(tokens), self.attention
+        weights = None
+        if not output_attentions and type(attention) is SegFormerAttention:
+            weights = attention.weights()
+        if weights is None or self.drop_path.is_active() or not are_encodable(tokens, normed, *weights):
+            attended, maps = attention(normed, height, width, output_attentions)
+            return tokens + self.drop_path(attended), maps
+        reduced = attention.self.reduce(normed, height, width) if attention.self.sr_ratio > 1 else normed
+        return attend(tokens, normed, reduced, weights, attention.self.head_dim), None
+
+    def add_mixed(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        weights = self.mlp.weights(self.layer_norm_2) if type(self.mlp) is SegFormerMixFFN else None
+        if weights is None or not are_encodable(tokens, *weights):
+            return tokens + self.drop_path(self.mlp(self.layer_norm_2(tokens), height, width))
+        residual = not self.drop_path.is_active()
+        mixed = mix(tokens, height, width, weights, self.layer_norm_2.eps, residual)
+        return mixed if residual else tokens + self.drop_path(mixed)
+
     def forward(
         self, tokens: torch.Tensor, height: int, width: int, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, N, C) -> (B, N, C) and, on demand, attention maps (B, A, N, M)."""
-        attended, maps = self.attention(self.layer_norm_1(tokens), height, width, output_attentions)
-        tokens = tokens + self.drop_path(attended)
-        tokens = tokens + self.drop_path(self.mlp(self.layer_norm_2(tokens), height, width))
-        return tokens, maps
+        tokens, maps = self.add_attended(tokens, height, width, output_attentions)
+        return self.add_mixed(tokens, height, width), maps
 
 
 class SegFormerEncoder(nn.Module):
@@ -354,7 +390,8 @@ class SegFormerDecodeHead(nn.Module):
     Up to BatchNorm everything is linear at each pixel, and bilinear weights sum to one. So the fusing convolution's
     columns for one stage may be multiplied into that stage's linear layer, applied at that stage's own resolution,
     and the results upsampled and summed: the same numbers for a tenth of the multiplications. The product is formed
-    anew in every call, in inference and in training, because parameters change behind any cache's back.
+    anew in every call, in inference and in training, because parameters change behind any cache's back. On a CPU the
+    rest of the head runs in bands of rows, too (see `decoding_segformer`).
     """
 
     def __init__(self, config: SegFormerConfig):
@@ -372,18 +409,25 @@ class SegFormerDecodeHead(nn.Module):
         projected = [first, *(upsample(stage, first.shape[-2:]) for stage in others)]
         return self.linear_fuse(torch.cat(projected[::-1], dim=1))
 
-    def fuse_folded(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """What `fuse_plain` gives, with linear and fusing weights multiplied first."""
-        projected, biases = [], []
-        columns = self.linear_fuse.weight.flatten(1).chunk(len(features), dim=1)[::-1]
-        for linear, column, stage in zip(self.linear_c, columns, features, strict=True):
-            with maybe_autocast(stage.device.type, enabled=False):
+    def fold(self) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Linear and fusing weights multiplied: a matrix (D, C) for each stage, and the bias (D,) of their sum."""
+        matrices, biases = [], []
+        columns = self.linear_fuse.weight.flatten(1).chunk(len(self.linear_c), dim=1)[::-1]
+        for linear, column in zip(self.linear_c, columns, strict=True):
+            with maybe_autocast(column.device.type, enabled=False):
                 column = at_least_float32(column)
-                weight = (column @ at_least_float32(linear.proj.weight)).to(linear.proj.weight.dtype)
+                matrices.append((column @ at_least_float32(linear.proj.weight)).to(linear.proj.weight.dtype))
                 biases.append(column @ at_least_float32(linear.proj.bias))
-            projected.append(F.linear(stage.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2))
-        first, *others = projected
-        fused = first + sum(biases).to(first.dtype)[:, None, None]
+        return matrices, sum(biases)
+
+    def fuse_folded(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """What `fuse_plain` gives, by the product of the weights."""
+        matrices, bias = self.fold()
+        first, *others = [
+            F.linear(stage.permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
+            for stage, matrix in zip(features, matrices, strict=True)
+        ]
+        fused = first + bias.to(first.dtype)[:, None, None]
         return sum((upsample(stage, first.shape[-2:]) for stage in others), fused)
 
     def is_foldable(self) -> bool:
@@ -404,7 +448,16 @@ class SegFormerDecodeHead(nn.Module):
 
     def forward(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Each stage's (B, C, H, W) -> logits (B, K, H, W) at the first stage's size."""
-        fused = self.fuse_folded(features) if self.is_foldable() else self.fuse_plain(features)
+        if not (are_fast_paths_on() and self.is_foldable()):
+            fused = self.fuse_plain(features)
+        elif not is_decodable(self, features):
+            fused = self.fuse_folded(features)
+        else:
+            wants_gradient = torch.is_grad_enabled() and any(
+                tensor.requires_grad for tensor in (*features, *self.parameters())
+            )
+            is_training = wants_gradient or self.batch_norm.training or self.dropout.training
+            return (decode_training if is_training else decode)(self, features, *self.fold())
         return self.classifier(self.dropout(F.relu(self.batch_norm(fused))))
 
 

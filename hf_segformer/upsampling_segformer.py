@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .fast_paths_segformer import is_fast, share
+from .fast_paths_segformer import is_fast, only_once, share
 
 _BAND_SIZE = 1 << 20  # floats: much larger ones leave the cache, smaller ones spend their time in Python
 _BAND_HEIGHT = 32  # rows at most: the product with the weights of S rows costs more than it needs where S is large
-_WINDOW_WIDTH = 32  # columns, for the same reason
+WINDOW_WIDTH = 32  # columns, for the same reason
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -116,9 +115,9 @@ class Windows(NamedTuple):
 
     @classmethod
     def of(cls, num_old: int, num_new: int, dtype: torch.dtype) -> "Windows":
-        """Windows of `_WINDOW_WIDTH`; the last one reaches beyond the last column and repeats it."""
-        taps = Taps.of(num_old, num_new, dtype, beyond=-num_new % _WINDOW_WIDTH)
-        taps = Taps(*(tap.view(-1, _WINDOW_WIDTH) for tap in taps))
+        """Windows of `WINDOW_WIDTH`; the last one reaches beyond the last column and repeats it."""
+        taps = Taps.of(num_old, num_new, dtype, beyond=-num_new % WINDOW_WIDTH)
+        taps = Taps(*(tap.view(-1, WINDOW_WIDTH) for tap in taps))
         num_columns = int((taps.upper[:, -1] - taps.lower[:, 0]).max()) + 1
         first = taps.lower[:, 0].clamp(max=num_old - num_columns)
         return cls(first[:, None] + torch.arange(num_columns), taps.weights(first, num_columns))
@@ -247,7 +246,7 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], *, with_probability: bo
             first = near[:1, :, :1]
             is_undecided = (near != first).flatten(2).any(2).any(0)
             chosen = torch.arange(len(is_undecided)) if with_probability else is_undecided.nonzero()[:, 0]
-            found = first.expand(len(band.weights), -1, _WINDOW_WIDTH).clone()  # (R, V, Q)
+            found = first.expand(len(band.weights), -1, WINDOW_WIDTH).clone()  # (R, V, Q)
             upsampled = _upsample_windows(rows, band, windows, chosen)  # (R, K, V, Q)
             if probabilities is not None:
                 best = (upsampled - upsampled.amax(1, keepdim=True)).exp_().sum(1).reciprocal_()
@@ -293,7 +292,7 @@ class _CrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @only_once
     def backward(ctx, scale: Tensor) -> tuple[Tensor | None, ...]:
         [gradient] = ctx.saved_tensors
         return (gradient * scale).to(ctx.dtype).permute(0, 3, 1, 2), None, None, None
@@ -331,7 +330,7 @@ def _sum_cross_entropy(
                 upsampler.backward(logits, gradient[index], band)
         upsamplers.append(upsampler)
 
-    for numbers in _apart(bands):
+    for numbers in apart([[band.old] for band in bands]):
         share(work, list(itertools.product(range(len(grid)), numbers)))
     return losses.sum(dtype=torch.float64).to(grid.dtype)
 
@@ -360,12 +359,22 @@ def _losses(logits: Tensor, targets: Tensor, own: Tensor, each: Tensor, class_we
     return losses.sum()
 
 
-def _apart(bands: Sequence[Band]) -> list[range]:
-    """The bands' numbers in groups, within which no two come from the same row of the grid."""
-    stops = [band.old.stop for band in bands]
-    starts = [band.old.start for band in bands]
-    step = next(n for n in range(1, len(bands) + 1) if all(map(int.__le__, stops, starts[n:])))
-    return [range(first, len(bands), step) for first in range(step)]
+def apart(spans: Sequence[Sequence[slice]]) -> list[range]:
+    """Bands' numbers in groups, within which no two come from the same row.
+
+    Args:
+        spans: each band's rows, in each of the grids that it comes from.
+    """
+    step = next(
+        step
+        for step in range(1, len(spans) + 1)
+        if all(
+            one.stop <= other.start
+            for ones, others in zip(spans, spans[step:], strict=False)
+            for one, other in zip(ones, others, strict=True)
+        )
+    )
+    return [range(first, len(spans), step) for first in range(step)]
 
 
 class Upsampler:
@@ -384,7 +393,7 @@ class Upsampler:
         num_rows, num_classes = band.weights.shape[1], grid.shape[-1]
         narrow, wide, upsampled = self.narrow[:num_rows], self.wide[:num_rows], self.band[: len(band.weights)]
         torch.index_select(grid[band.old], 1, self.columns, out=narrow)
-        _multiply_windows(self.weights, narrow, wide)
+        multiply_windows(self.weights, narrow, wide)
         torch.mm(band.weights, wide.view(num_rows, -1), out=upsampled)
         return upsampled.view(-1, num_classes)
 
@@ -393,11 +402,11 @@ class Upsampler:
         num_rows = band.weights.shape[1]
         narrow, wide = self.narrow[:num_rows], self.wide[:num_rows]
         torch.mm(band.weights.t(), gradient.view(len(band.weights), -1), out=wide.view(num_rows, -1))
-        _multiply_windows(self.weights.transpose(1, 2), wide, narrow)
+        multiply_windows(self.weights.transpose(1, 2), wide, narrow)
         grid[band.old].index_add_(1, self.columns, narrow)
 
 
-def _multiply_windows(weights: Tensor, columns: Tensor, out: Tensor) -> None:
+def multiply_windows(weights: Tensor, columns: Tensor, out: Tensor) -> None:
     """Weights (V, n, m) times each row's columns (S, V * m, K), into (S, V * n, K)."""
     num_rows, _, num_classes = columns.shape
     _, num_new, num_old = weights.shape

@@ -18,6 +18,7 @@ from hf_segformer import (
     SegFormerForImageClassification,
     SegFormerForSemanticSegmentation,
     SegFormerModel,
+    modeling_segformer,
 )
 from hf_segformer.modeling_segformer import SegFormerDropPath
 from hf_segformer.upsampling_segformer import upsample_cross_entropy
@@ -300,16 +301,16 @@ def test_folded_head_equals_the_papers_form_forward_and_backward(tiny_config):
 def test_logits_come_from_the_folded_form_and_a_hooked_layer_from_the_plain_one(tiny_config, monkeypatch):
     model = SegFormerForSemanticSegmentation(tiny_config()).eval()
     used = []
-    for name in ("fuse_folded", "fuse_plain"):
-        fuse = getattr(model.decode_head, name)
-        monkeypatch.setattr(model.decode_head, name, lambda stages, f=fuse, n=name: used.append(n) or f(stages))
+    for owner, name in ((modeling_segformer, "decode_training"), (model.decode_head, "fuse_plain")):
+        run = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, run=run, name=name: used.append(name) or run(*given))
     pixel_values = torch.randn(1, 3, 40, 56)
     first = model(pixel_values).logits
     hook = model.decode_head.linear_c[2].proj.register_forward_hook(lambda *_: None)
     close(model(pixel_values).logits, first)
     hook.remove()
     model(pixel_values)
-    assert used == ["fuse_folded", "fuse_plain", "fuse_folded"]
+    assert used == ["decode_training", "fuse_plain", "decode_training"]
 
 
 @pytest.mark.parametrize("name", ["linear_c.0", "linear_c.0.proj", "linear_fuse"])

@@ -10,6 +10,7 @@ Axes: C bands, H W pixels of a picture, S side of the crop.
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from .image_processing_segformer import SegFormerImageProcessor
 from .reading_segformer import read_image, read_mask
@@ -200,17 +201,16 @@ def _turn_colours(pixels: Tensor, saturation: float, turn: float) -> Tensor:
 
 
 class _Transform:
-    """A row with columns `image` and `label` -> normalised, padded tensors for the model."""
+    """Image (C, H, W) and labels (H, W) -> varied, normalised, padded tensors for the model."""
 
     def __init__(self, augmentation: Augmentation, processor: SegFormerImageProcessor, seed: int):
         self.augmentation, self.seed = augmentation, seed
         self.processor = SegFormerImageProcessor.from_dict({**processor.to_dict(), "do_resize": False})
         self.num_channels = len(processor.image_mean)
 
-    def __call__(self, row: dict[str, Any], epoch: int, index: int) -> dict[str, Tensor]:
+    def __call__(self, image: Tensor, labels: Tensor, epoch: int, index: int) -> dict[str, Tensor]:
         entropy = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(entropy))
-        image, labels = read_row(row, self.num_channels, f"picture {index}")
         image, labels = augment(image, labels, self.augmentation, generator)
         pixels = self.processor(image, input_data_format="channels_first", return_tensors="pt").pixel_values[0]
         right, below = (self.augmentation.crop_size - side for side in (pixels.shape[2], pixels.shape[1]))
@@ -275,37 +275,38 @@ class TrainDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
         """`pixel_values` (C, S, S) and `labels` (S, S)."""
         epoch, index = key if isinstance(key, tuple) else (int(torch.randint(2**31, ())), int(key))
-        return self.transform(self.dataset[index], epoch, index)
+        image, labels = read_row(self.dataset[index], self.transform.num_channels, f"picture {index}")
+        return self.transform(image, labels, epoch, index)
 
 
 class TrainStream(IterableDataset):
-    """The same from a stream, whose rows have no index: their pixels' checksum takes its place.
+    """The same from a stream, pass after pass without an end: `max_steps` says when a Trainer stops.
+
+    Rows of a stream have no index: the checksum of a picture's pixels takes its place. That it does not end lets a
+    resumed Trainer, which counts a stream as one epoch, find its place again.
 
     Args:
-        dataset: a `datasets.IterableDataset` with columns `image` and `label`; shuffle it before.
+        dataset: a `datasets.IterableDataset` with columns `image` and `label`; shuffle it before. Each of several
+            workers gets shards of its own.
         augmentation: see `TrainDataset`.
         processor: see `TrainDataset`.
         seed: of the variation.
     """
 
     def __init__(self, dataset: Any, augmentation: Augmentation, processor: SegFormerImageProcessor, seed: int = 0):
-        self.dataset, self.epoch = dataset, 0
+        self.dataset = dataset
         self.transform = _Transform(augmentation, processor, seed)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each pass; reshuffles the stream."""
-        self.epoch = epoch
-        self.dataset.set_epoch(epoch)
-
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        worker, rows = get_worker_info(), self.dataset
-        if worker is not None:
-            if worker.id >= rows.num_shards:
+        rows = self.dataset.select_columns(["image", "label"])  # a copy: workers share the original's epoch
+        for epoch in count(self.dataset.epoch):
+            rows.set_epoch(epoch)
+            row = None
+            for row in rows:
+                image, labels = read_row(row, self.transform.num_channels, "a picture of the stream")
+                yield self.transform(image, labels, epoch, zlib.crc32(image.numpy().tobytes()))
+            if row is None:  # fewer shards than workers
                 return
-            rows = rows.shard(min(worker.num_workers, rows.num_shards), worker.id)
-        for row in rows:
-            labels = read_mask(row["label"], "label map of the stream")
-            yield self.transform({**row, "label": labels}, self.epoch, zlib.crc32(labels.tobytes()))
 
 
 class EvalDataset(Dataset):

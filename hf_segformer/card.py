@@ -1,22 +1,18 @@
 """The model card: rendered from the files that lie beside the weights, never typed in.
 
 `model_card.md` is its template. What was not measured is left out, so a bare folder of weights gets a short card; and a
-card that somebody wrote or edited is kept. `training_facts` gathers what is known of a run from its Trainer.
+card that somebody wrote or edited is kept.
 """
 
 import hashlib
 import json
-import math
-import platform
 import re
-from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .checkpoints import read_json
 from .configuration_segformer import VARIANTS, SegFormerConfig
-from .curve import draw_curve
-from .version import __version__
+from .facts import is_hub_id
 
 PICTURES = ("prediction.png", "confusion.png", "curve.png")
 MODEL_TYPES = ("hf_segformer", "segformer")
@@ -30,89 +26,9 @@ _PIPELINES = {
 }
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _TEMPLATE = "model_card.md"
 _SEAL = re.compile(r"\n<!-- Rendered by hf_segformer ([0-9a-f]{16}); once edited it is kept as it is. -->\n\Z")
 _DRAFT = "generated automatically according to the information the Trainer had access to"
-# Where a run lay on somebody's machine, and what it signed in with, is no part of a recipe.
-_PRIVATE = ("root", "output_dir", "logging_dir", "hub_token", "push_to_hub", "hub_model_id", "report_to", "run_name")
-_ARGUMENTS = ("learning_rate", "weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "seed")
-_SWITCHES = ("bf16", "fp16", "gradient_checkpointing", "torch_compile")
-_PACKAGES = ("torch", "transformers", "accelerate", "datasets")
-_LOGGED = ("step", "loss", "learning_rate", "eval_loss", "eval_mean_iou")
-
-
-def training_facts(
-    trainer: Any,
-    *,
-    recipe: dict[str, dict[str, Any]] | None = None,
-    title: str | None = None,
-    terms: str | None = None,
-    hub_id: str | None = None,
-    num_images: int | None = None,
-    base_model: str | None = None,
-    license: str | None = None,
-) -> dict[str, Any]:
-    """What is known of a training run: its arguments, course, length, machine and versions.
-
-    Names of machines, folders and tokens are not among it.
-
-    Args:
-        trainer: any `Trainer` that has trained.
-        recipe: the run's tables; those of `training.finetune`.
-        title: name of the training data.
-        terms: under which they may be used.
-        hub_id: their repository on the Hub.
-        num_images: that were trained on; by default the length of the training data, if they have one.
-        base_model: repository of the weights that training began with; by default where the model came from, if that
-            was the Hub.
-        license: of the model, in the Hub's words.
-
-    Returns:
-        what training.json holds; what is not known is left out.
-    """
-    arguments, state = trainer.args, trainer.state
-    if num_images is None and hasattr(trainer.train_dataset, "__len__"):
-        num_images = len(trainer.train_dataset)
-    origin = base_model or getattr(trainer.model.config, "_name_or_path", "") or ""
-    batch_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    hours = max((row["hours"] for row in state.log_history if "hours" in row), default=None)
-    facts = {
-        "recipe": _without_private(recipe or {}),
-        "arguments": _arguments(trainer),
-        "steps": state.global_step,
-        "epochs": round(state.epoch or 0, 3),
-        "hours": hours and round(hours, 4),
-        "batch_size": batch_size,
-        "hardware": _hardware(arguments),
-        "processes": arguments.world_size,
-        "versions": _versions(),
-        "base_model": origin if _is_hub_id(origin) and not Path(origin).exists() else None,
-        "license": license,
-        "dataset": _known({"title": title, "terms": terms, "hub_id": hub_id, "images": num_images}),
-        "evaluation": _last_evaluation(trainer),
-        "curve": [row for row in map(_curve_row, state.log_history) if len(row) > 1],
-    }
-    return _known(facts)
-
-
-def write_training(folder: str | Path, facts: dict[str, Any]) -> None:
-    """Write training.json, and curve.png if there is a curve to draw.
-
-    Args:
-        folder: where the model lies.
-        facts: see `training_facts`.
-
-    Raises:
-        OSError: if a file can not be written.
-    """
-    from .evaluation import write_json
-
-    folder = Path(folder)
-    write_json(facts, folder / "training.json")
-    (folder / "curve.png").unlink(missing_ok=True)
-    if any("loss" in row or "eval_mean_iou" in row for row in facts.get("curve", ())):
-        draw_curve(facts["curve"]).save(folder / "curve.png")
 
 
 def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
@@ -146,22 +62,6 @@ def card_text(folder: str | Path, *, repo_id: str | None = None) -> str:
     if path.is_file() and not _is_rendered(text := path.read_text(encoding="utf-8")):
         return text
     return _render(Path(folder), repo_id)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object.
-
-    Raises:
-        ValueError: if it holds anything else.
-        OSError: if it can not be read.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, but it must be a JSON object")
-    return values
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
@@ -228,100 +128,6 @@ def weight_files(folder: Path) -> list[Path]:
         if not path.is_file():
             raise ValueError(f"{index} names {path.name}, which is not there: save the model again")
     return paths
-
-
-def _known(values: dict[str, Any]) -> dict[str, Any]:
-    """Without what is empty or None."""
-    return {key: value for key, value in values.items() if value not in (None, "", [], {}, 0)}
-
-
-def _without_private(recipe: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    tables = {
-        table: {key: value for key, value in values.items() if key not in _PRIVATE and not _is_local(value)}
-        for table, values in recipe.items()
-    }
-    return _known(tables)
-
-
-def _is_local(value: Any) -> bool:
-    """Whether a value names a place on this machine."""
-    return (
-        isinstance(value, str)
-        and ("/" in value or "\\" in value)
-        and not (_is_hub_id(value) and not Path(value).exists())
-    )
-
-
-def _arguments(trainer: Any) -> dict[str, Any]:
-    values = {name: getattr(trainer.args, name) for name in _ARGUMENTS}
-    values |= {name: True for name in _SWITCHES if getattr(trainer.args, name, False)}
-    values = {name: getattr(value, "value", value) for name, value in values.items()}  # an enum's own word
-    optimization = getattr(trainer, "optimization", None)
-    return values | (asdict(optimization) if optimization else {})
-
-
-def _last_evaluation(trainer: Any) -> dict[str, Any]:
-    """The Trainer's own evaluation of the weights that it holds now, if it made one."""
-    state = trainer.state
-    step = state.global_step
-    if trainer.args.load_best_model_at_end and state.best_global_step:
-        step = state.best_global_step
-    rows = [row for row in state.log_history if row.get("step") == step and _is_number(row.get("eval_mean_iou"))]
-    if not rows:
-        return {}
-    row = rows[-1]
-    results = {key: row[f"eval_{key}"] for key in _SCORES if _is_number(row.get(f"eval_{key}"))}
-    classes = []
-    for index, name in sorted(trainer.model.config.id2label.items()):
-        shares = {key: _of_class(row, key, index, name) for key in ("iou", "accuracy")}
-        classes.append({"name": name, **shares})
-    # Where no class has a number, the metric gave none by class.
-    return {
-        "step": step,
-        **results,
-        **({"classes": classes} if any(each["iou"] is not None for each in classes) else {}),
-    }
-
-
-def _of_class(row: dict[str, Any], key: str, index: int, name: str) -> float | None:
-    """A class's number in a row of the log, from `SegmentationMetrics` or `MeanIoU`."""
-    column = row.get(f"eval_per_category_{key}") or []
-    value = row.get(f"eval_{key}_{name}", column[index] if index < len(column) else None)
-    return value if _is_number(value) else None
-
-
-def _curve_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: row[key] for key in _LOGGED if _is_number(row.get(key))}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _hardware(arguments: Any) -> str:
-    import torch
-
-    if arguments.device.type == "cuda":
-        count = max(arguments.n_gpu, arguments.world_size)
-        return f"{count} x {torch.cuda.get_device_name(arguments.device)}"
-    if arguments.device.type != "cpu":
-        return f"{platform.machine()}, {arguments.device.type}"
-    information = Path("/proc/cpuinfo")
-    found = (
-        re.search(r"^model name\s*:\s*(.+)$", information.read_text(), re.MULTILINE) if information.is_file() else None
-    )
-    threads = torch.get_num_threads()
-    return f"{found[1] if found else platform.machine()}, {threads} thread{'s' if threads != 1 else ''}"
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "hf_segformer": __version__}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def _is_rendered(text: str) -> bool:
@@ -421,7 +227,7 @@ def _metadata(title: str, pipeline: str, data: dict, training: dict, results: di
     from huggingface_hub import EvalResult, ModelCardData
 
     hub_id, base = data.get("hub_id"), training.get("base_model")
-    hub_id = hub_id if _is_hub_id(hub_id) else None
+    hub_id = hub_id if is_hub_id(hub_id) else None
     measured = results.get("dataset") or {}
     name = measured.get("title") or data.get("title") or hub_id or "evaluation data"
     same = hub_id is not None and measured.get("title") in (None, data.get("title"))
@@ -442,17 +248,13 @@ def _metadata(title: str, pipeline: str, data: dict, training: dict, results: di
         library_name="transformers",
         pipeline_tag=pipeline,
         license=training.get("license"),
-        base_model=base if _is_hub_id(base) else None,
+        base_model=base if is_hub_id(base) else None,
         datasets=[hub_id] if hub_id else None,
         metrics=[evaluation.metric_type for evaluation in evaluations] or None,
         tags=["hf_segformer", "segformer"] + ["semantic-segmentation"] * (pipeline == "image-segmentation"),
         model_name=title if evaluations else None,
         eval_results=evaluations or None,
     ).to_yaml()
-
-
-def _is_hub_id(name: Any) -> bool:
-    return isinstance(name, str) and _HUB_ID.fullmatch(name) is not None
 
 
 def _results(metrics: dict, training: dict) -> dict[str, Any]:
@@ -467,7 +269,7 @@ def _origin(training: dict) -> str:
     base, data = training.get("base_model"), training.get("dataset") or {}
     model = (training.get("recipe") or {}).get("model") or {}
     start = ""
-    if _is_hub_id(base):
+    if is_hub_id(base):
         start = f" from [{in_markdown(base)}](https://huggingface.co/{base})"
     elif model.get("variant") and not model.get("checkpoint"):
         start = " from scratch"
@@ -573,4 +375,4 @@ def _remote_usage(kind: str, source: str, on_hub: bool) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["card_text", "in_markdown", "training_facts", "write_card", "write_training"]
+__all__ = ["card_text", "in_markdown", "write_card"]

@@ -10,10 +10,11 @@ import re
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -80,9 +81,18 @@ def locate(source: str) -> Path:
     if not is_repository(source):
         return Path(source)
     top_level = {"repo_id": source, "ignore_patterns": "*/*"}  # a Trainer's checkpoints lie below
-    folder = Path(snapshot_download(**top_level, allow_patterns=["*.json", "*.safetensors"]))
-    if not any(folder.glob("*.safetensors")):
-        snapshot_download(**top_level, allow_patterns=[f"*{suffix}" for suffix in SUFFIXES])
+    try:
+        folder = Path(snapshot_download(**top_level, allow_patterns=["*.json", "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            snapshot_download(**top_level, allow_patterns=[f"*{suffix}" for suffix in SUFFIXES])
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no folder {source}, and on the Hub no repository of that name that you may read"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no folder {source}, and the Hub, which may have a repository of that name, can not be reached"
+        ) from error
     return folder
 
 
@@ -111,6 +121,22 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(path, checkpoint.weights, folder_config(path), checkpoint.classes)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object.
+
+    Raises:
+        ValueError: if it holds anything else.
+        OSError: if it can not be read.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, but it must be a JSON object")
+    return values
+
+
 def folder_config(folder: Path) -> SegFormerConfig | None:
     """The configuration in a folder; None without a config.json, or where it is not in Transformers' form.
 
@@ -118,7 +144,7 @@ def folder_config(folder: Path) -> SegFormerConfig | None:
         ValueError: as `read_config`.
     """
     path = folder / "config.json"
-    return read_config(path) if path.exists() and "model_type" in _read_json(path) else None
+    return read_config(path) if path.exists() and "model_type" in read_json(path) else None
 
 
 def read_config(source: str | Path) -> SegFormerConfig:
@@ -134,16 +160,6 @@ def read_config(source: str | Path) -> SegFormerConfig:
         raise ValueError(f"{source}: {error}") from error
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, but it must hold an object")
-    return content
-
-
 def _find_weights(folder: Path) -> Path:
     """The one file of weights in a folder, or the index of its shards."""
     for name in _FOLDER_WEIGHTS:
@@ -157,7 +173,7 @@ def _find_weights(folder: Path) -> Path:
 
 
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
-    shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
     weights: dict[str, torch.Tensor] = {}
     for shard in shards:
         if not (index.parent / shard).is_file():

@@ -11,6 +11,7 @@ _BLUE, _PALE_BLUE, _ORANGE = (33, 84, 196), (190, 206, 240), (214, 96, 20)
 _SCALE = 3  # drawn larger and reduced, since Pillow's lines have hard edges
 _WIDTH, _HEIGHT = 620, 400
 _LEFT, _TOP, _RIGHT, _BOTTOM = 66, 52, 26, 54
+_PEAK = 3  # a loss so many times higher than 97 % of them runs out of the panel
 
 Point = tuple[float, float]
 
@@ -121,8 +122,10 @@ def round_ticks(top: float) -> list[float]:
 
 def _loss_panel(loss: Sequence[Point], eval_loss: Sequence[Point]) -> _Panel:
     mean = _running_mean(loss)
-    usual = sorted(value for _, value in loss)[: math.ceil(0.97 * len(loss))]  # not the first steps' peak
-    top = max([*usual[-1:], *(value for _, value in eval_loss)])
+    ordered = sorted(value for _, value in loss)
+    usual = ordered[: math.ceil(0.97 * len(loss))]
+    highest = usual if loss and ordered[-1] > _PEAK * usual[-1] else ordered  # a peak would flatten all else
+    top = max([*highest[-1:], *(value for _, value in eval_loss)])
     panel = _Panel("Loss", max(step for step, _ in [*loss, *eval_loss]), top)
     if loss:
         if mean != loss:

@@ -10,7 +10,8 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from .card import PICTURES, card_text, read_json, read_model_config, read_weights, weight_files
+from .card import PICTURES, card_text, read_model_config, read_weights, weight_files
+from .checkpoints import read_json
 
 _MEASURED = ("metrics.json", "training.json", *PICTURES)
 

@@ -11,8 +11,9 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
 
-from .augmentation import EpochSampler, TrainDataset
-from .card import training_facts, write_card, write_training
+from .augmentation import EpochSampler, EvalDataset, TrainDataset, TrainStream
+from .card import write_card
+from .facts import training_facts, write_training
 
 _ENCODER_LAYER = re.compile(r"encoder\.(patch_embeddings|block|layer_norm)\.(\d+)\.(\d+)?")
 _WARMUP_START = 1e-6
@@ -153,12 +154,14 @@ class SegFormerTrainer(Trainer):
 
 
 def _seeded_apart(loader: Any):
-    """Give a loader its own source of seeds for workers.
+    """Give a loader of our samples, for which workers draw nothing, its own source of the workers' seeds.
 
     It draws one whenever workers start. Those that live on start once, but in a resumed run again: drawn from the
     global generator this would shift every drop path after it.
     """
-    getattr(loader, "base_dataloader", loader).generator = torch.Generator()
+    base = getattr(loader, "base_dataloader", loader)
+    if isinstance(base.dataset, TrainDataset | TrainStream | EvalDataset):
+        base.generator = torch.Generator()
     return loader
 
 

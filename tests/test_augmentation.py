@@ -1,6 +1,7 @@
 """Training samples: the paper's steps, each against a plain form of it, and chance that depends on a seed alone."""
 
 import colorsys
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hf_segformer.augmentation import (
     EpochSampler,
     EvalDataset,
     TrainDataset,
+    TrainStream,
     augment,
     collate,
     distort,
@@ -207,6 +209,40 @@ def test_workers_give_what_the_main_process_gives_in_every_epoch(workers, start)
             assert torch.equal(ours["labels"], theirs["labels"])
         seen.append(ours["pixel_values"])
     assert not torch.equal(*seen)
+
+
+def stream_of_rows(path, num_shards):
+    """Sixteen pictures in as many files, each of one grey, and all with one label map."""
+    datasets = pytest.importorskip("datasets")
+    pictures = [Image.new("RGB", (52, 40), (10 * index,) * 3) for index in range(16)]
+    labels = Image.fromarray((np.arange(40 * 52) % 251).astype(np.uint8).reshape(40, 52))
+    columns = {"image": datasets.Image(), "label": datasets.Image()}
+    for shard in range(num_shards):
+        rows = [{"image": picture, "label": labels} for picture in pictures[shard::num_shards]]
+        table = datasets.Dataset.from_list(rows, features=datasets.Features(columns))
+        table.to_parquet(path / f"train-{shard}.parquet")
+    stream = datasets.load_dataset(str(path), split="train", streaming=True)
+    return stream.shuffle(seed=0, buffer_size=100)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize(("num_shards", "workers"), [(4, 0), (4, 2), (4, 3), (1, 2)])
+def test_each_pass_over_a_stream_has_every_picture_once_in_an_order_of_its_own(tmp_path, num_shards, workers):
+    processor = SegFormerImageProcessor(do_rescale=False, do_normalize=False)
+    stream = TrainStream(stream_of_rows(tmp_path, num_shards), PLAIN, processor)
+    samples = [sample["pixel_values"] for sample in islice(DataLoader(stream, 1, num_workers=workers), 40)]
+    greys = [int(pixels[0, 0, 0, 0]) // 10 for pixels in samples]
+    if workers in (0, 2) and num_shards % max(workers, 1) == 0:  # then workers finish a pass together
+        assert sorted(greys[:16]) == sorted(greys[16:32]) == list(range(16))
+    assert set(greys) == set(range(16))
+    assert greys[:8] != greys[16:24]
+
+
+def test_pictures_of_a_stream_vary_by_pixels_and_epoch_though_their_label_maps_are_alike(tmp_path):
+    stream = TrainStream(stream_of_rows(tmp_path, 1), with_changes(scale=[0.5, 2.0]), SegFormerImageProcessor())
+    drawn, again = ([sample["labels"].numpy().tobytes() for sample in islice(stream, 32)] for _ in range(2))
+    assert len(set(drawn)) == 32
+    assert again == drawn
 
 
 def test_an_epochs_order_is_a_permutation_that_the_next_one_does_not_repeat():

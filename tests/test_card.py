@@ -8,8 +8,9 @@ from huggingface_hub import ModelCard
 from transformers import TrainingArguments
 
 from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor, SegFormerModel
-from hf_segformer.card import training_facts, write_card, write_training
+from hf_segformer.card import write_card
 from hf_segformer.curve import draw_curve, round_ticks
+from hf_segformer.facts import training_facts, write_training
 from hf_segformer.trainer import SegFormerTrainer
 
 NAMES = ["sky", "a|b_c", "<script>", "`x`", "never seen"]
@@ -294,6 +295,15 @@ def test_a_higher_loss_is_drawn_higher():
         return next(row for row, (red, _, blue) in enumerate(column) if blue - red > 100)
 
     assert first_blue_row(3.0) < first_blue_row(1.0)
+
+
+def test_the_first_steps_are_drawn_whole_unless_they_would_flatten_all_else():
+    def curve(first):
+        losses = [first] * 3 + [1.0] * 97
+        return draw_curve([{"step": step, "loss": loss} for step, loss in enumerate(losses)]).tobytes()
+
+    assert curve(2.9) != curve(2.7)
+    assert curve(30.0) == curve(60.0)
 
 
 @pytest.mark.parametrize("top", [3e-5, 0.013, 1, 7.3, 12, 99.9, 160_000])

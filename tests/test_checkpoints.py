@@ -4,9 +4,11 @@ import json
 import os
 import pickle
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save_file
 
@@ -251,3 +253,19 @@ def test_of_a_repository_only_the_weights_that_are_needed_are_fetched(names, wan
 
     monkeypatch.setattr(checkpoints, "snapshot_download", snapshot_download)
     assert sorted(path.name for path in locate("owner/name").iterdir()) == wanted
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (RepositoryNotFoundError("a long text", response=SimpleNamespace(headers={}, request=None)), "no repository"),
+        (LocalEntryNotFoundError("a long text"), "can not be reached"),
+    ],
+)
+def test_a_repository_that_can_not_be_had_is_told_in_one_line(monkeypatch, raised, message):
+    def snapshot_download(**kwargs):
+        raise raised
+
+    monkeypatch.setattr(checkpoints, "snapshot_download", snapshot_download)
+    with pytest.raises(FileNotFoundError, match=f"there is no folder owner/name, and .*{message}"):
+        locate("owner/name")

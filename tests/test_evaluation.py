@@ -480,7 +480,7 @@ def test_weights_without_class_names_are_taken_for_as_many_classes(checkpoint, r
         (["./no/where"], "there is no checkpoint ./no/where"),
         (["MODEL", "evaluation.flipp=true"], "did you mean 'evaluation.flip'"),
         (["MODEL", "evaluation.window=7"], "evaluation.window is 7"),
-        (["MODEL", "--out", "RECIPE"], "File exists"),
+        (["MODEL", "--out", "RECIPE"], "can not be written to"),
         (["RECIPE"], "is no checkpoint"),
     ],
 )
@@ -490,14 +490,17 @@ def test_what_is_wrong_is_told_in_one_line(checkpoint, recipe, capsys, change, m
     assert message in error_of(capsys, first, recipe, *others)
 
 
-def test_a_missing_checkpoint_is_told_before_anything_heavy_is_imported(recipe):
+@pytest.mark.parametrize("missing", ["no/such/folder", "runs/none"])
+def test_a_missing_checkpoint_is_told_before_anything_heavy_is_imported(recipe, missing):
+    """One that would lie beside the recipe's run is no repository's name."""
     code = (
         "import sys; from training.evaluate import main; "
-        f"assert main(['no/such/folder', {str(recipe)!r}]) == 1; assert 'torch' not in sys.modules"
+        f"assert main([{missing!r}, {str(recipe)!r}, 'trainer.output_dir=runs/shapes']) == 1; "
+        "assert 'torch' not in sys.modules"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert run.stderr.strip() == "error: there is no checkpoint no/such/folder"
+    assert run.stderr.strip() == f"error: there is no checkpoint {missing}"
 
 
 def test_debug_shows_where_an_error_comes_from(recipe):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from hf_segformer import SegFormerForImageClassification
@@ -107,6 +108,30 @@ def test_a_frozen_encoder_gets_no_optimiser(model, tmp_path):
     trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     assert trained == set(model.decode_head.parameters())
     assert not any(parameter.requires_grad for parameter in model.segformer.parameters())
+
+
+class Chance(Dataset):
+    """What a user's own data set may be: each sample is drawn."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return torch.rand(3)
+
+
+@pytest.mark.parametrize("kind", ["train", "eval"])
+def test_workers_of_other_data_sets_are_seeded_as_the_trainer_seeds_them(model, tmp_path, kind):
+    data = {f"{kind}_dataset": Chance(), "data_collator": torch.stack}
+
+    def drawn(seed):
+        settings = arguments(tmp_path, seed=seed, dataloader_num_workers=1, dataloader_pin_memory=False)
+        trainer = SegFormerTrainer(model, settings, **data)
+        [samples] = trainer.get_train_dataloader() if kind == "train" else trainer.get_eval_dataloader()
+        return samples
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
 
 
 @pytest.mark.parametrize(

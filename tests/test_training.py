@@ -1,20 +1,26 @@
 """The training program: a folder that loads, resumed runs that end where others do, errors in one line."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features
+from datasets import Image as ImageColumn
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils.data import get_worker_info
 from transformers import AutoModelForSemanticSegmentation
 
 import training.run
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segformer.augmentation import TrainDataset
 from hf_segformer.metrics import MeanIoU
 from training.checkpoints import find_defect, newest_whole_checkpoint
 from training.data import load_data
@@ -176,6 +182,15 @@ class TestResume:
         assert program(run_folder, "trainer.max_steps=8", "--resume") == 0
         assert (run_folder / "model.safetensors").read_bytes() == before
 
+    @pytest.mark.parametrize("epochs", [1, 1.5])
+    def test_a_run_that_was_finished_by_epochs_is_not_trained_any_further_either(self, tmp_path, epochs):
+        arguments = ("trainer.max_steps=-1", f"trainer.num_train_epochs={epochs}", "trainer.save_steps=3")
+        steps = []
+        for more in ([], ["--resume"], ["--resume", "trainer.num_train_epochs=2"]):
+            assert program(tmp_path / "run", *arguments, *more) == 0
+            steps.append(json.loads((tmp_path / "run" / "training.json").read_text())["steps"])
+        assert steps == [6 * epochs, 6 * epochs, 12]
+
     def test_nothing_to_resume_is_an_error(self, tmp_path, capsys):
         assert "no checkpoint in" in error_of(capsys, tmp_path / "run", "--resume")
 
@@ -224,6 +239,105 @@ class TestData:
         assert "floor, disc" in error
 
 
+class TestOtherData:
+    """What is not an RGB picture with several classes, through the whole program and back through evaluation."""
+
+    def evaluated(self, folder, arguments):
+        from training.evaluate import main as evaluate
+
+        recipe = str(ROOT / "configuration" / "shapes_b0.toml")
+        written = {path.name for path in folder.iterdir()}
+        assert {"metrics.json", "confusion.png", "prediction.png", "README.md", "training.json"} <= written
+        first = json.loads((folder / "metrics.json").read_text())
+        assert evaluate([str(folder), recipe, *arguments]) == 0
+        again = json.loads((folder / "metrics.json").read_text())
+        assert again["classes"] == first["classes"]
+        return first
+
+    def stream(self, root):
+        """Overrides for eight training pictures in two files, and two others."""
+        rng = np.random.default_rng(0)
+        features = Features({"image": ImageColumn(), "label": ImageColumn()})
+        root.mkdir()
+        for name, count in (("train-0", 4), ("train-1", 4), ("validation", 2)):
+            rows = [
+                {
+                    "image": Image.fromarray(rng.integers(0, 256, (40, 52, 3), dtype=np.uint8)),
+                    "label": Image.fromarray(rng.integers(0, 3, (40, 52), dtype=np.uint8)),
+                }
+                for _ in range(count)
+            ]
+            Dataset.from_list(rows, features=features).to_parquet(root / f"{name}.parquet")
+        return (
+            "data.source=dataset",
+            f"data.root={root}",
+            "data.streaming=true",
+            'data.names=["ground", "disc", "bar"]',
+            "data.num_train=0",
+            "data.num_eval=0",
+        )
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_a_stream_also_when_resumed_in_its_second_pass(self, tmp_path, workers, capsys):
+        data = self.stream(tmp_path / "data")
+        accumulated = ("trainer.per_device_train_batch_size=3", "trainer.gradient_accumulation_steps=2")
+        settings = ("trainer.max_steps=4", "trainer.save_steps=2", *accumulated)
+        settings = (*settings, f"trainer.dataloader_num_workers={workers}")
+        assert program(tmp_path / "run", *data, *settings) == 0
+        assert "a stream of pictures to train on, 2 others" in capsys.readouterr().out
+        assert self.evaluated(tmp_path / "run", data)["dataset"]["images"] == 2
+        facts = json.loads((tmp_path / "run" / "training.json").read_text())
+        assert "epochs" not in facts  # of a stream nobody knows
+        assert facts["steps"] == 4
+        whole = load_file(tmp_path / "run" / "model.safetensors")
+        shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+        assert program(tmp_path / "run", *data, *settings, "--resume") == 0
+        for name, weights in load_file(tmp_path / "run" / "model.safetensors").items():
+            torch.testing.assert_close(weights, whole[name], rtol=0, atol=1e-6)
+
+    def test_of_a_stream_the_first_batch_is_drawn(self, tmp_path):
+        data = self.stream(tmp_path / "data")
+        assert program(tmp_path / "run", *data, "--show-batch", str(tmp_path / "batch.png")) == 0
+        assert (tmp_path / "batch.png").is_file()
+
+    def folders(self, root, bands, labels):
+        rng = np.random.default_rng(0)
+        for index in range(6):
+            for folder in ("images", "masks"):
+                (root / folder).mkdir(parents=True, exist_ok=True)
+            image = rng.integers(0, 4000, (bands, 40, 52)).astype(np.uint16)
+            np.save(root / "images" / f"{index}.npy", image)
+            Image.fromarray(rng.choice(labels, (40, 52)).astype(np.uint8)).save(root / "masks" / f"{index}.png")
+        return (
+            "data.source=folders",
+            f"data.root={root}",
+            "data.eval_share=0.4",
+            "data.num_train=0",
+            "data.num_eval=0",
+        )
+
+    def test_four_bands_and_a_single_class(self, tmp_path):
+        data = (
+            *self.folders(tmp_path / "data", 4, [0, 255]),
+            'data.names=["water"]',
+            "data.label_values=[0, 255]",
+            "model.num_channels=4",
+            "augmentation.distortion=0",
+        )
+        evaluation = ("trainer.max_steps=2", "trainer.eval_strategy=steps", "trainer.eval_steps=2")
+        assert program(tmp_path / "run", *data, *evaluation, "loss.dice=1.0", "loss.class_weights=log") == 0
+        found = self.evaluated(tmp_path / "run", data)
+        assert [row["name"] for row in found["classes"]] == ["background", "water"]
+        assert sum(row["pixels"] for row in found["classes"]) == found["dataset"]["images"] * 40 * 52
+
+    def test_wide_pictures_can_not_be_distorted_and_an_earlier_run_stays_where_it_is(
+        self, tmp_path, run_folder, capsys
+    ):
+        data = (*self.folders(tmp_path / "data", 4, [0, 1]), 'data.names=["a", "b"]', "model.num_channels=4")
+        assert "set augmentation.distortion=0" in error_of(capsys, run_folder, *data)
+        assert not run_folder.with_name("run.1").exists()
+
+
 class TestRecipe:
     def test_loss_and_class_weights_come_from_the_recipe(self, finished, tmp_path):
         weighted = ("loss.dice=1.0", "loss.class_weights=inverse_sqrt")
@@ -236,7 +350,7 @@ class TestRecipe:
 
     # PEFT asks by the name that Transformers 5.23 renamed.
     @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-    def test_adapters_are_merged_into_a_model_that_needs_no_peft(self, finished, tmp_path):
+    def test_adapters_are_merged_into_a_model_that_needs_no_peft(self, finished, tmp_path, capsys):
         pytest.importorskip("peft")
         arguments = (f"model.checkpoint={finished}", "lora.rank=2", "trainer.max_steps=3")
         assert program(tmp_path / "run", *arguments) == 0
@@ -246,6 +360,10 @@ class TestRecipe:
         changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
         assert {"query", "value", "classifier"} <= changed
         assert "dense1" not in changed
+        assert program(tmp_path / "run", *arguments, "--resume", "lora.alpha=4") == 1
+        assert "has lora.alpha 16, but the recipe asks for 4" in capsys.readouterr().err
+        assert program(tmp_path / "run", *arguments, "--resume", "lora.rank=0") == 1
+        assert "holds adapters, but lora.rank is 0" in capsys.readouterr().err
 
 
 class TestTrackers:
@@ -279,6 +397,44 @@ class TestErrors:
         (tmp_path / "thesis.txt").touch()
         with pytest.raises(ValueError, match="holds files, but no earlier run"):
             put_aside(tmp_path)
+
+    def test_a_folder_that_can_not_be_written_is_told_before_anything_is_read(self, tmp_path, capsys):
+        (tmp_path / "file").touch()
+        error = error_of(capsys, tmp_path / "file" / "run", "data.source=folders", "data.root=/")
+        assert f"{tmp_path}/file/run can not be written to, {tmp_path}/file says 'Not a directory'" in error
+        assert "trainer.output_dir" in error
+
+    def test_a_stream_needs_to_be_told_how_long_to_train(self, tmp_path, capsys):
+        arguments = ("data.source=dataset", f"data.root={tmp_path}", "data.streaming=true", "trainer.max_steps=-1")
+        assert error_of(capsys, tmp_path / "run", *arguments).endswith("set trainer.max_steps")
+
+    def test_what_goes_wrong_in_a_worker_is_told_in_one_line(self, tmp_path, capsys):
+        """The first picture is good, another is not, and nobody looked at it before."""
+        worker = "trainer.dataloader_num_workers=1"
+
+        def broken(self, key):
+            if get_worker_info() is None:
+                return original(self, key)
+            raise ValueError(f"picture {key[1]} is\nnot good: at all")
+
+        original = TrainDataset.__getitem__
+        with mock.patch.object(TrainDataset, "__getitem__", broken):
+            error = error_of(capsys, tmp_path / "run", worker, "trainer.max_steps=1")
+        assert re.fullmatch(r"error: picture \d+ is not good: at all", error)
+
+    def test_adapters_need_a_trained_encoder(self, tmp_path, capsys):
+        assert error_of(capsys, tmp_path / "run", "lora.rank=2").endswith("set model.checkpoint")
+
+    def test_a_run_without_a_step_is_an_error(self, tmp_path, capsys):
+        arguments = ("trainer.per_device_train_batch_size=100", "trainer.dataloader_drop_last=true")
+        assert "nothing was trained" in error_of(capsys, tmp_path / "run", *arguments)
+
+    def test_the_best_metric_must_be_one_that_is_measured(self, tmp_path, capsys):
+        arguments = ("trainer.load_best_model_at_end=true", "trainer.eval_strategy=steps", "trainer.save_steps=300")
+        assert program(tmp_path / "run", *arguments, "trainer.metric_for_best_model=miou") == 1
+        error = capsys.readouterr().err
+        assert "error: trainer.metric_for_best_model is 'miou', but it must be one of loss, mean_iou" in error
+        assert "iou_star" in error
 
     def test_an_impossible_value_is_told_in_one_line(self, tmp_path, capsys):
         error = error_of(capsys, tmp_path / "run", "trainer.lr_scheduler_type=linaer")

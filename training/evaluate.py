@@ -6,13 +6,12 @@ python -m training.evaluate OWNER/NAME configuration/camvid_b0.toml data.root=DI
 """
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .program import run_program
+from .program import add_recipe, check_writable, run_program
 from .recipe import Recipe, read_recipe
 
 _NUM_WORST = 10
@@ -32,35 +31,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Evaluate a checkpoint on a recipe's evaluation data, in the way that its [evaluation] says.",
     )
     parser.add_argument("checkpoint", help="a folder, a file of weights or a Hub repository")
-    parser.add_argument("recipe", type=Path, help="TOML file, for example configuration/shapes_b0.toml")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="table.key=value", help="set a value, for example evaluation.window=512"
-    )
+    add_recipe(parser, "evaluation.window=512")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
         help="where to write (default: the checkpoint's folder, or outputs/evaluation)",
     )
-    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
     options = parser.parse_intermixed_args(arguments)
     return run_program(lambda: _run(options), options.debug)
 
 
 def _run(options: argparse.Namespace) -> int:
-    _check_checkpoint(options.checkpoint)
     recipe = read_recipe(options.recipe, options.overrides)
+    _check_checkpoint(options.checkpoint, Path(recipe.trainer["output_dir"]))
     is_folder = Path(options.checkpoint).is_dir()
     folder = options.out or (Path(options.checkpoint) if is_folder else Path("outputs/evaluation"))
+    check_writable(folder, "--out")
     print("Loading PyTorch and Transformers ...", flush=True)
     evaluate_checkpoint(options.checkpoint, recipe, folder)
     return 0
 
 
-def _check_checkpoint(checkpoint: str) -> None:
-    """Tell a missing folder before anything heavy is imported."""
-    is_name = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", checkpoint) and not Path(checkpoint).parent.is_dir()
-    if not is_name and not Path(checkpoint).exists():
+def _check_checkpoint(checkpoint: str, output_dir: Path) -> None:
+    """Tell a missing folder before anything heavy is imported; where the recipe's runs lie no repository is meant."""
+    path = Path(checkpoint)
+    is_name = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", checkpoint) and path.parent != output_dir.parent
+    if not path.exists() and (not is_name or path.parent.is_dir()):
         raise FileNotFoundError(f"there is no checkpoint {checkpoint}")
 
 
@@ -90,8 +87,6 @@ def evaluate_checkpoint(checkpoint: str, recipe: Recipe, folder: Path) -> None:
     data = load_data(recipe.data, model.config.num_channels)
     _check_classes(checkpoint, model.config, data.names)
     folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{folder} can not be written to: name another folder with --out")
     model, processor = model.to(state.device), processor or data.processor
     if state.is_main_process:
         print(f"Model    {checkpoint}, {model.num_parameters():,} parameters, {len(data.names)} classes")
@@ -113,10 +108,7 @@ def _load(checkpoint: str):
     from hf_segformer.checkpoints import locate
 
     logging.disable_progress_bar()
-    try:
-        path = locate(checkpoint)
-    except OSError as error:
-        raise OSError(f"{checkpoint} is no folder here, and from the Hub it could not be had: {error}") from error
+    path = locate(checkpoint)
     model = convert_checkpoint(path)
     if not isinstance(model, SegFormerForSemanticSegmentation):
         raise ValueError(f"{checkpoint} holds a {type(model).__name__}, but only a segmentation model tells classes")

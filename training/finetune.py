@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .checkpoints import list_checkpoints
-from .program import run_program
+from .program import add_recipe, check_writable, run_program
 from .recipe import Recipe, read_recipe
 
 
@@ -32,27 +32,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m training.finetune",
         description="Fine-tune SegFormer as a recipe says, on generated or real pictures.",
     )
-    parser.add_argument("recipe", type=Path, help="TOML file, for example configuration/shapes_b0.toml")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="table.key=value", help="set a value, for example trainer.max_steps=24"
-    )
+    add_recipe(parser, "trainer.max_steps=24")
     parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
     parser.add_argument("--check-data", action="store_true", help="read all pictures and label maps, and stop there")
     parser.add_argument(
         "--show-batch", type=Path, metavar="PNG", help="draw what the model would be fed first, and stop there"
     )
-    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
     options = parser.parse_intermixed_args(arguments)
     return run_program(lambda: _run(options), options.debug)
 
 
 def _run(options: argparse.Namespace) -> int:
     recipe = read_recipe(options.recipe, options.overrides)
+    is_look = bool(options.check_data or options.show_batch)
+    if not is_look:
+        check_writable(Path(recipe.trainer["output_dir"]), "trainer.output_dir")
     print("Loading PyTorch and Transformers ...", flush=True)
     try:
         from . import run  # after the recipe was checked: this import takes seconds
 
-        if options.check_data or options.show_batch:
+        if is_look:
             run.inspect_data(recipe, options.check_data, options.show_batch)
         else:
             run.fine_tune(recipe, options.resume)

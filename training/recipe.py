@@ -19,6 +19,14 @@ from .data_recipe import DataRecipe
 # TrainingArguments that are part of how the program works: label maps need them so, and the card comes last.
 _SETTLED = ("trainer.batch_eval_metrics", "trainer.remove_unused_columns")
 _LATER = ("trainer.push_to_hub",)
+_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "learning_rate": 0,
+    "weight_decay": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -137,8 +145,11 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         if not tables[table].get(key):
             raise ValueError(f"{path} does not set {table}.{key}")
     _check_model(path, tables["model"])
+    _check_trainer(tables["trainer"])
     data = DataRecipe(**tables["data"])
     data.check_root()
+    if data.streaming and tables["trainer"].get("max_steps", 0) <= 0:
+        raise ValueError("data.streaming is set, but nobody knows how long a stream is: set trainer.max_steps")
     return Recipe(tables, data, LoraRecipe(**tables["lora"]))
 
 
@@ -164,6 +175,15 @@ def _check_model(path: Path, table: dict[str, Any]) -> None:
         raise ValueError(f"{path} names no model: set model.variant (b0 to b5) or model.checkpoint")
     elif table["variant"] not in (variants := _variants()):
         raise ValueError(f"unknown model.variant {table['variant']!r}, {_hint(table['variant'], variants)}")
+
+
+def _check_trainer(table: dict[str, Any]) -> None:
+    """What `TrainingArguments` lets pass, and a Trainer stumbles over."""
+    for name, least in _LEAST.items():
+        if table.get(name, least) < least:
+            raise ValueError(f"trainer.{name} is {table[name]}, but it must be at least {least}")
+    if table.get("max_steps") == 0:
+        raise ValueError("trainer.max_steps is 0: set a number of steps, or -1 for trainer.num_train_epochs")
 
 
 def _variants() -> list[str]:

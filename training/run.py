@@ -23,9 +23,11 @@ from transformers import (
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.augmentation import EpochSampler, EvalDataset, TrainDataset, TrainStream, collate
-from hf_segformer.card import training_facts, write_card, write_training
+from hf_segformer.card import write_card
+from hf_segformer.checkpoints import read_json
 from hf_segformer.configuration_segformer import VARIANTS
 from hf_segformer.evaluation import evaluate
+from hf_segformer.facts import training_facts, write_training
 from hf_segformer.losses import SegmentationLoss, class_weights
 from hf_segformer.metrics import SegmentationMetrics, predict_labels
 from hf_segformer.trainer import SegFormerTrainer
@@ -57,6 +59,8 @@ def fine_tune(recipe: Recipe, resume: bool = False) -> Path:
         OSError: if files are missing or can not be read or written.
         KeyboardInterrupt: if it was stopped; there is a checkpoint then.
     """
+    if recipe.lora.rank and not recipe.model.get("checkpoint"):
+        raise ValueError("lora.rank is set, but adapters can not make up for a random encoder: set model.checkpoint")
     arguments = training_arguments(recipe)
     folder = Path(arguments.output_dir)
     checkpoint = newest_whole_checkpoint(folder) if resume else None
@@ -78,10 +82,13 @@ def fine_tune(recipe: Recipe, resume: bool = False) -> Path:
             print(format_counts(counts, data.names), end="\n\n")
         if isinstance(loss.class_weights, str):
             loss = replace(loss, class_weights=class_weights(counts[0, :-1].tolist(), loss.class_weights))
+    if not data.is_stream:  # of which a thousand rows would be fetched for one
+        first_samples(data, recipe, 1)  # what does not go together is told before an earlier run is put aside
+    check_best_metric(arguments, data.names)
     set_seed(arguments.seed)
     model = build_model(recipe.model, data.names)
-    if checkpoint is not None and not recipe.lora.rank:
-        check_resumable(checkpoint, model.config)
+    if checkpoint is not None:
+        check_resumable(checkpoint, model.config, recipe.lora)
     if is_main:
         if checkpoint is None:
             put_aside(folder)
@@ -113,12 +120,7 @@ def inspect_data(recipe: Recipe, check: bool, picture: Path | None) -> None:
     if check:
         print(format_counts(check_data(data, len(data.names)), data.names))
     if picture is not None:
-        samples = train_samples(data, recipe)
-        count = training_arguments(recipe).train_batch_size
-        if isinstance(samples, TrainStream):
-            batch = list(islice(samples, count))
-        else:
-            batch = [samples[pair] for pair in islice(EpochSampler(len(samples), recipe.data.seed, lambda: 0), count)]
+        batch = first_samples(data, recipe, training_arguments(recipe).train_batch_size)
         show_batch(batch, data.names, data.palette, data.processor, picture)
         print(f"{picture}  what the model is fed")
 
@@ -127,6 +129,7 @@ def train(trainer: SegFormerTrainer, checkpoint: Path | None) -> None:
     """Train to the end, or until somebody stops it.
 
     Raises:
+        ValueError: if not one step was taken.
         KeyboardInterrupt: after a checkpoint was saved, if it was stopped.
     """
     stop = StopAfterStep(trainer)
@@ -139,6 +142,8 @@ def train(trainer: SegFormerTrainer, checkpoint: Path | None) -> None:
         raise
     if stop.stopped:
         raise KeyboardInterrupt
+    if not trainer.state.global_step:
+        raise ValueError("nothing was trained: no batch was full, and trainer.dataloader_drop_last drops all others")
 
 
 def finish(trainer: SegFormerTrainer, recipe: Recipe, data: Data, folder: Path) -> None:
@@ -242,15 +247,40 @@ def build_model(table: dict[str, Any], names: Sequence[str]) -> SegFormerForSema
     return model
 
 
-def check_resumable(checkpoint: Path, config: SegFormerConfig) -> None:
-    """See that a checkpoint holds the network that the recipe describes.
+def check_best_metric(arguments: TrainingArguments, names: Sequence[str]) -> None:
+    """See that the evaluation gives the number by which the best checkpoint is to be told.
+
+    Raises:
+        ValueError: if it does not; the Trainer would say so after the first evaluation.
+    """
+    wanted = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
+    shown = ("background", *names) if len(names) == 1 else names
+    by_class = [f"{kind}_{name}" for kind in ("iou", "accuracy") for name in shown]
+    known = ["loss", "mean_iou", "mean_accuracy", "overall_accuracy", *by_class]
+    if wanted not in known:
+        raise ValueError(f"trainer.metric_for_best_model is {wanted!r}, but it must be one of {', '.join(known)}")
+
+
+def check_resumable(checkpoint: Path, config: SegFormerConfig, recipe: LoraRecipe) -> None:
+    """See that a checkpoint holds the network, or the adapters, that the recipe describes.
 
     Raises:
         ValueError: if it does not.
     """
-    saved = SegFormerConfig.from_pretrained(checkpoint)
-    for name in [*VARIANTS["b0"], "num_channels", "num_labels", "id2label"]:
-        found, wanted = getattr(saved, name), getattr(config, name)
+    path = checkpoint / "adapter_config.json"
+    if path.is_file() != bool(recipe.rank):
+        kind = "adapters" if path.is_file() else "a whole network"
+        raise ValueError(f"{checkpoint} holds {kind}, but lora.rank is {recipe.rank}: resume what was started")
+    if recipe.rank:
+        adapters = read_json(path)
+        saved = (adapters.get("r"), adapters.get("lora_alpha"), sorted(adapters.get("target_modules") or ()))
+        asked = (recipe.rank, recipe.alpha, sorted(recipe.target_modules))
+        pairs = [*zip(("lora.rank", "lora.alpha", "lora.target_modules"), saved, asked, strict=True)]
+    else:
+        network = SegFormerConfig.from_pretrained(checkpoint)
+        fields = [*VARIANTS["b0"], "num_channels", "num_labels", "id2label"]
+        pairs = [(name, getattr(network, name), getattr(config, name)) for name in fields]
+    for name, found, wanted in pairs:
         if found != wanted:
             raise ValueError(
                 f"{checkpoint} has {name} {found}, but the recipe asks for {wanted}: resume what was started"
@@ -275,7 +305,10 @@ def put_aside(folder: Path) -> None:
 
 def is_finished(checkpoint: Path, arguments: TrainingArguments) -> bool:
     """Whether a checkpoint is the last of its run; the Trainer would take one more step."""
-    return 0 < arguments.max_steps <= TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if arguments.max_steps > 0:
+        return state.global_step >= arguments.max_steps
+    return (state.epoch or 0) >= arguments.num_train_epochs
 
 
 def take_over(trainer: SegFormerTrainer, checkpoint: Path) -> None:
@@ -313,6 +346,14 @@ def train_samples(data: Data, recipe: Recipe) -> TrainDataset | TrainStream:
     return kind(data.train, recipe.augmentation, data.processor, recipe.data.seed)
 
 
+def first_samples(data: Data, recipe: Recipe, number: int) -> list[dict[str, torch.Tensor]]:
+    """As many samples as there are, up to a number, as an epoch might begin."""
+    samples = train_samples(data, recipe)
+    if isinstance(samples, TrainStream):
+        return list(islice(samples, number))
+    return [samples[pair] for pair in islice(EpochSampler(len(samples), recipe.data.seed, lambda: 0), number)]
+
+
 def build_trainer(
     model: SegFormerForSemanticSegmentation,
     arguments: TrainingArguments,
@@ -345,7 +386,8 @@ def announce(model, data: Data, arguments: TrainingArguments, checkpoint: Path |
     length = f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs"
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
     print(f"Model    SegFormer, {model.num_parameters():,} parameters, {len(data.names)} classes")
-    print(f"Data     {len(data.train)} pictures to train on, {len(data.evaluation)} others to evaluate on")
+    count = "a stream of" if data.is_stream else len(data.train)
+    print(f"Data     {count} pictures to train on, {len(data.evaluation)} others to evaluate on")
     print(
         f"Training {length} of {batch} pictures on {arguments.device}" + (f", from {checkpoint}" if checkpoint else "")
     )

@@ -5,7 +5,7 @@ OLDEST := .venv-oldest
 # A process a core; the tests of a file stay together.
 SPREAD := -n auto --dist loadfile
 
-.PHONY: help install demo test test-oldest lint types check clean
+.PHONY: help install demo test test-oldest lint types check bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -34,6 +34,13 @@ types: .venv/.installed ## check the types
 	$(BIN)/mypy
 
 check: lint types test ## all that a change must pass: lint, types, tests
+
+.venv/.bench: .venv/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	touch $@
+
+bench: .venv/.bench ## measure speed and memory, rewrite benchmarks/results and docs/benchmarks.md (20 minutes)
+	$(BIN)/python -m benchmarks
 
 $(OLDEST)/.installed: pyproject.toml constraints.txt constraints-oldest.txt tests/fetch_transformers_tests.py
 	$(PYTHON) -m venv $(OLDEST)

@@ -86,6 +86,49 @@ def info(arguments: argparse.Namespace) -> None:
     print(format_info(config, *size))
 
 
+def add_bench(commands) -> None:
+    """`segformer bench SOURCE`: how fast a model is on this machine, here and in Transformers."""
+    parser = commands.add_parser(
+        "bench",
+        help="measure time and memory on this machine, against Transformers' own SegFormer",
+        description="Measures latency, throughput and peak memory of a model with random weights, here and in "
+        "Transformers, eager and compiled. The candidates take turns, and must agree before they are timed.",
+    )
+    parser.add_argument("source", help="b0 to b5, a config.json, a checkpoint or a Hub repository")
+    parser.add_argument("--size", action="append", metavar="HxW", help="may be given often (default: 512x512)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images at once (default: 1)")
+    parser.add_argument("--num-labels", type=int, metavar="K", help="with another number of labels")
+    parser.add_argument("--train", action="store_true", help="a training step instead, forward and backward, eager")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes minutes")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: as many as PyTorch takes")
+    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="rounds to take medians of (default: 7)")
+    parser.add_argument("--device", default="cpu", help="of PyTorch, such as cuda (default: cpu)")
+    parser.set_defaults(run=bench)
+
+
+def bench(arguments: argparse.Namespace) -> None:
+    """Run `segformer bench`."""
+    from .info import load_config, parse_size
+
+    sizes = [parse_size(size) for size in arguments.size or ["512x512"]]
+    if small := [size for size in sizes if min(size) < 32]:
+        height, width = small[0]
+        raise ValueError(f"--size is {height}x{width}, but Transformers' SegFormer needs sides of 32 pixels at least")
+    for option in ("batch", "threads", "repeats"):
+        if (number := getattr(arguments, option)) is not None and number < 1:
+            raise ValueError(f"--{option} is {number}, but it must be 1 at least")
+    config = load_config(arguments.source)
+    if arguments.num_labels is not None:
+        config.num_labels = arguments.num_labels
+        config.check()
+    from .benchmark import CANDIDATES, EAGER, Task, check_machine, format_measurements, measure
+
+    check_machine(arguments.device, arguments.threads)
+    names = EAGER if arguments.no_compile or arguments.train else CANDIDATES
+    tasks = [Task(config, arguments.batch, *size, arguments.train, device=arguments.device) for size in sizes]
+    print(format_measurements([(task, measure(task, names, rounds=arguments.repeats)) for task in tasks]))
+
+
 def add_push(commands) -> None:
     """`segformer push FOLDER REPO`: publish a trained model on the Hugging Face Hub."""
     parser = commands.add_parser(
@@ -115,7 +158,7 @@ def push(arguments: argparse.Namespace) -> None:
 
 
 _DEBUG_HELP = "show where an error comes from"
-COMMANDS = (add_convert, add_info, add_push)
+COMMANDS = (add_convert, add_info, add_bench, add_push)
 
 
 def require_free(destination: Path) -> None:

@@ -191,6 +191,17 @@ class SegFormerDWConv(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv2d(hidden_size, hidden_size, 3, padding=1, groups=hidden_size)
 
+    def is_as_built(self) -> bool:
+        """Whether it still is a zero-padded depthwise 3x3 convolution and nothing else."""
+        convolution = self.dwconv
+        return (
+            is_exactly(convolution, nn.Conv2d)
+            and convolution.kernel_size == (3, 3)
+            and convolution.stride == convolution.padding == convolution.dilation == (1, 1)
+            and convolution.groups == convolution.in_channels == convolution.out_channels
+            and convolution.padding_mode == "zeros"
+        )
+
     def forward(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """(B, N, C) -> (B, N, C)."""
         return features_to_tokens(self.dwconv(tokens_to_features(tokens, height, width)))
@@ -209,17 +220,19 @@ class SegFormerMixFFN(nn.Module):
 
     def weights(self, norm: nn.Module) -> MixWeights | None:
         """What `mix` computes with, the norm before it included, or None where it would not do what the modules do."""
-        convolution = getattr(self.dwconv, "dwconv", None)
         if (
             type(self.dwconv) is SegFormerDWConv
             and type(self.activation) is type(ACT2FN["gelu"])
             and all(map(is_untouched, (self, self.dwconv, self.activation)))
             and is_idle(self.dropout)
             and is_exactly(norm, nn.LayerNorm)
-            and is_exactly(convolution, nn.Conv2d)
+            and self.dwconv.is_as_built()
             and (weights := linear_weights(self.dense1, self.dense2))
         ):
-            return MixWeights(norm.weight, norm.bias, *weights[:2], convolution.weight, convolution.bias, *weights[2:])
+            convolution = self.dwconv.dwconv
+            return MixWeights(
+                *(norm.weight, norm.bias, *weights[:2], convolution.weight, convolution.bias, *weights[2:])
+            )
         return None
 
     def forward(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:

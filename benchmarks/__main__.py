@@ -1,0 +1,47 @@
+"""All rows, each in a process of its own, then the page: what `make bench` runs."""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from .record import RESULTS, ROOT, machine, read_records
+from .report import SCRIPTS
+
+
+def is_measured(script: str, row: str) -> bool:
+    """Whether the row is there for this commit, undisturbed."""
+    records = [record for record in read_records(RESULTS / f"{script}.csv") if record.row == row]
+    return bool(records) and all(
+        record.commit == machine()["commit"] and record.quiet is not False for record in records
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and write the page whatever failed; the status is 1 if anything did."""
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.add_argument("scripts", nargs="*", metavar="SCRIPT", help=f"of {', '.join(SCRIPTS)} (default: all)")
+    parser.add_argument("--missing", action="store_true", help="only rows that are not there for this commit")
+    parser.add_argument("--device", default="cpu", help="of PyTorch (default: cpu)")
+    arguments = parser.parse_args(argv)
+    if unknown := set(arguments.scripts) - set(SCRIPTS):
+        parser.error(f"unknown scripts {', '.join(sorted(unknown))}: there are {', '.join(SCRIPTS)}")
+    began, failed = time.perf_counter(), []
+    for script in arguments.scripts or SCRIPTS:
+        for row in SCRIPTS[script]:
+            if arguments.missing and is_measured(script, row):
+                continue
+            minutes = (time.perf_counter() - began) / 60
+            print(f"--- {script} {row} (after {minutes:.1f} minutes)", flush=True)
+            command = [sys.executable, "-m", f"benchmarks.{script}", row, "--device", arguments.device]
+            if subprocess.run(command, cwd=ROOT).returncode:
+                failed.append(f"{script} {row}")
+    status = subprocess.run([sys.executable, "-m", "benchmarks.report"], cwd=ROOT).returncode
+    if failed:
+        print(f"not measured, old numbers kept: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed or status else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

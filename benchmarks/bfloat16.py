@@ -1,0 +1,49 @@
+"""bfloat16 autocast against float32, both here: worth it on a processor with AMX; elsewhere the row says so."""
+
+import sys
+from functools import partial
+
+import torch
+
+from hf_segformer.benchmark import Call, Task, build_call, compare
+
+from .inference import task_of
+from .record import Options, Record, Row, main
+
+_TOLERANCE = 0.05  # of the largest logit: eight bits of mantissa, through all blocks
+
+
+def build_autocast(task: Task) -> Call:
+    """Our model under autocast."""
+    call = build_call("hf_segformer", task)
+
+    def infer() -> torch.Tensor:
+        with torch.autocast(torch.device(task.device).type, torch.bfloat16):
+            return call().float()
+
+    return infer
+
+
+def measure_autocast(row: str, task: Task, options: Options, rounds: int) -> list[Record]:
+    """Two records, or one that says what is missing."""
+    if task.device == "cpu" and not torch.cpu.get_capabilities().get("amx_bf16"):
+        return [Record(row, "hf_segformer bfloat16", note="not measured: this processor has no AMX")]
+    builds = {
+        "hf_segformer": partial(build_call, "hf_segformer", task),
+        "hf_segformer bfloat16": partial(build_autocast, task),
+    }
+    found = compare(builds, tolerance=_TOLERANCE, device=task.device, **options.turns(rounds))
+    return [Record.of(row, each.name, each.timing, difference=each.difference, device=task.device) for each in found]
+
+
+def row_of(variant: str, rounds: int) -> Row:
+    """What measures a row, at 1x3x512x512."""
+    return lambda options: measure_autocast(
+        variant, task_of(variant, 1, 512, 512, device=options.device), options, rounds
+    )
+
+
+ROWS = {"b0": row_of("b0", 99), "b2": row_of("b2", 9)}
+
+if __name__ == "__main__":
+    sys.exit(main("bfloat16", ROWS, __doc__))

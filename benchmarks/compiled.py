@@ -1,0 +1,171 @@
+"""Compiled SegFormer here, against Transformers' own compiled and exported to ONNX Runtime and OpenVINO.
+
+A product of two large matrices takes its turn with them: its rate is what the machine can do in float32, of which a
+network reaches a share. First calls are timed with empty caches.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+from hf_segformer.benchmark import (
+    TOLERANCE,
+    Call,
+    Task,
+    build_call,
+    largest_difference,
+    require_agreement,
+    run_model,
+    take_turns,
+)
+from hf_segformer.info import model_info
+
+from .inference import task_of
+from .record import Options, Record, Row, main
+
+PRODUCT = "matrix product"
+_SIDES = (1024, 2048, 3072)
+
+
+class _Logits(nn.Module):
+    """Transformers' model with a plain tensor as its output, as exporters want it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.model(pixel_values=pixel_values).logits
+
+
+def export(task: Task, path: Path) -> None:
+    """Transformers' model as an ONNX file, by PyTorch's exporter."""
+    torch.onnx.export(
+        _Logits(task.theirs()).eval(),
+        (task.inputs()["pixel_values"],),
+        path,
+        dynamo=True,
+        verbose=False,
+        external_data=False,
+    )
+
+
+def build_onnxruntime(task: Task, path: Path) -> Call:
+    """The exported model in ONNX Runtime; idle threads sleep."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    inputs = {session.get_inputs()[0].name: task.inputs()["pixel_values"].numpy()}
+    return lambda: torch.from_numpy(session.run(None, inputs)[0])
+
+
+def build_openvino(task: Task, path: Path) -> Call:
+    """The exported model in OpenVINO, in float32 even where the processor has something shorter."""
+    import openvino
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(path), "CPU", settings)
+    inputs = [task.inputs()["pixel_values"].numpy()]
+    return lambda: torch.from_numpy(compiled(inputs)[0])
+
+
+def build_any_size(task: Task) -> Call:
+    """Our model compiled for any height and width."""
+    inputs = task.inputs()
+    torch._dynamo.mark_dynamic(inputs["pixel_values"], [2, 3])
+    return run_model(torch.compile(task.ours(), fullgraph=True), task, inputs)
+
+
+def build_product(side: int, device: str) -> Call:
+    """A product of two square matrices."""
+    first, second = torch.randn(2, side, side, device=device)
+    out = torch.empty_like(first)
+
+    def multiply() -> Tensor:
+        torch.mm(first, second, out=out)
+        return out if device == "cpu" else out[0, 0].item()  # waits for the device
+
+    return multiply
+
+
+def fastest_side(device: str) -> int:
+    """Of the products that are tried, the one that computes most a second."""
+    timings = take_turns({str(side): build_product(side, device) for side in _SIDES}, rounds=5, budget=5)
+    return max(_SIDES, key=lambda side: side**3 / timings[str(side)].median)
+
+
+def measure_compiled(row: str, task: Task, options: Options, rounds: int = 99) -> list[Record]:
+    """One record a candidate, and one for the matrix product."""
+    is_cpu = task.device == "cpu"
+    with TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "inductor")
+        path = Path(folder) / "model.onnx"
+        builds: dict[str, Callable[[], Call]] = {
+            "transformers": partial(build_call, "transformers", task),
+            "hf_segformer": partial(build_call, "hf_segformer", task),
+            "transformers compiled": partial(build_call, "transformers compiled", task),
+            "hf_segformer compiled": partial(build_call, "hf_segformer compiled", task),
+            "hf_segformer compiled, any size": partial(build_any_size, task),
+        }
+        if is_cpu:
+            export(task, path)
+            builds["transformers in ONNX Runtime"] = partial(build_onnxruntime, task, path)
+            builds["transformers in OpenVINO"] = partial(build_openvino, task, path)
+        calls, results, first_calls = {}, {}, {}
+        for name, build in builds.items():
+            began = time.perf_counter()
+            calls[name] = build()
+            results[name] = calls[name]()
+            if "compiled" in name:
+                first_calls[name] = round(time.perf_counter() - began, 1)
+        expected = results.pop("transformers")
+        differences = {name: largest_difference(found, expected) for name, found in results.items()}
+        require_agreement(differences, TOLERANCE)
+        del calls["transformers"]
+        side = fastest_side(task.device)
+        calls[PRODUCT] = build_product(side, task.device)
+        timings = take_turns(calls, **options.turns(rounds))
+    flop = 2 * sum(stage.num_multiply_adds for stage in model_info(task.config, task.height, task.width))
+    flop *= task.batch_size
+    return [
+        Record.of(
+            row,
+            name,
+            timing,
+            difference=differences.get(name),
+            first_call=first_calls.get(name),
+            gigaflop=(2 * side**3 if name == PRODUCT else flop if name.startswith("hf_segformer") else None),
+            note=f"{side}x{side}" if name == PRODUCT else "",
+            device=task.device,
+        )
+        for name, timing in timings.items()
+    ]
+
+
+def row_of(variant: str, rounds: int) -> Row:
+    """What measures a row, at 1x3x512x512."""
+    return lambda options: measure_compiled(
+        variant, task_of(variant, 1, 512, 512, device=options.device), options, rounds
+    )
+
+
+ROWS = {"b0": row_of("b0", 21), "b2": row_of("b2", 9)}
+
+if __name__ == "__main__":
+    sys.exit(main("compiled", ROWS, __doc__))

@@ -1,0 +1,45 @@
+"""Inference of SegFormer here and in Transformers, both eager, 150 classes, float32: time and memory."""
+
+import sys
+from collections.abc import Sequence
+
+from hf_segformer import SegFormerConfig
+from hf_segformer.benchmark import EAGER, Task, measure
+
+from .record import Options, Record, Row, main
+
+
+def task_of(variant: str, batch_size: int, height: int, width: int, **others) -> Task:
+    """With 150 classes, as in ADE20K."""
+    config = SegFormerConfig.from_variant(variant, num_labels=150)
+    return Task(config, batch_size, height, width, **others)
+
+
+def measure_eager(
+    row: str, task: Task, options: Options, candidates: Sequence[str] = EAGER, rounds: int = 99, **turns
+) -> list[Record]:
+    """One record a candidate; `turns` go to `take_turns`."""
+    return [
+        Record.of(row, each.name, each.timing, each.memory, difference=each.difference, device=task.device)
+        for each in measure(task, candidates, **options.turns(rounds, **turns))
+    ]
+
+
+def row_of(row: str, rounds: int, *task: object) -> Row:
+    """What measures a row."""
+    return lambda options: measure_eager(row, task_of(*task, device=options.device), options, rounds=rounds)
+
+
+ROWS = {
+    row: row_of(row, rounds, *task)
+    for row, rounds, *task in (
+        ("b0", 99, "b0", 1, 512, 512),
+        ("b2", 5, "b2", 1, 512, 512),
+        ("b5", 5, "b5", 1, 512, 512),
+        ("b0_batch8", 5, "b0", 8, 512, 512),
+        ("b0_wide", 3, "b0", 1, 1024, 2048),
+    )
+}
+
+if __name__ == "__main__":
+    sys.exit(main("inference", ROWS, __doc__))

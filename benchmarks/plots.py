@@ -1,0 +1,82 @@
+"""Pictures of the measurements."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")  # no window
+
+import matplotlib.pyplot as plt
+
+from .record import Record
+
+_BLUE, _ORANGE, _INK, _FAINT, _GRID = "#2154c4", "#d66014", "#202124", "#5f6368", "#e4e6ea"
+_STYLE = {
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "xtick.color": _FAINT,
+    "ytick.color": _INK,
+    "figure.dpi": 150,
+}
+
+
+def draw_goals(goals: Sequence[tuple[str, float, float]], path: Path, is_memory: bool = False) -> None:
+    """A bar for each (work, goal, measured), with the goal as a mark; blue where it is reached."""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(5.5, 0.8 + 0.34 * len(goals)))
+        for place, (_, goal, measured) in enumerate(goals):
+            is_reached = measured <= goal if is_memory else measured >= goal
+            axes.barh(place, measured, height=0.62, color=_BLUE if is_reached else _ORANGE)
+            axes.plot([goal, goal], [place - 0.42, place + 0.42], color=_INK, linewidth=2)
+            text = f"{measured:.2f}" if is_memory else f"{measured:.1f}x"
+            axes.annotate(text, (max(measured, goal), place), (6, 0), textcoords="offset points", va="center")
+        axes.set_yticks(range(len(goals)), [work for work, *_ in goals])
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+        axes.grid(False, axis="y")
+        axes.margins(x=0.1)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("share of the memory" if is_memory else "times as fast")
+        axes.set_title("The black mark is the goal; orange falls short", loc="left", fontsize=10, color=_FAINT)
+        _save(figure, path)
+
+
+def draw_sizes(rows: dict[str, dict[str, Record]], path: Path) -> None:
+    """Time and memory of a pixel against the side of the image, for both packages."""
+    sides = [int(name.split("x")[0]) for name in rows]
+    with plt.rc_context(_STYLE | {"ytick.color": _FAINT}):
+        figure, panels = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+        for axes, title, field, factor in (
+            (panels[0], "Time, ns a pixel", "milliseconds", 1e6),
+            (panels[1], "Memory at the peak, bytes a pixel", "mebibytes", 2**20),
+        ):
+            for candidate, color in (("transformers", _ORANGE), ("hf_segformer", _BLUE)):
+                values = [getattr(records[candidate], field) for records in rows.values()]
+                points = [
+                    (side, factor * value / side**2)
+                    for side, value in zip(sides, values, strict=True)
+                    if value is not None
+                ]
+                if points:
+                    axes.plot(*zip(*points, strict=True), color=color, linewidth=2.2, marker="o", label=candidate)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(sides, [str(side) for side in sides])
+            axes.minorticks_off()
+            axes.set_ylim(bottom=0)
+            axes.set_xlabel("side of the image, pixels")
+            axes.set_title(title, loc="left", fontsize=12)
+        panels[0].legend(frameon=False)
+        _save(figure, path)
+
+
+def _save(figure, path: Path) -> None:
+    figure.savefig(path, bbox_inches="tight", metadata={"Software": None})  # the same picture from the same numbers
+    plt.close(figure)

@@ -1,0 +1,393 @@
+"""docs/benchmarks.md from the CSV files: goals, what was reached, how it was measured, and pictures of it.
+
+No number of the page is written by hand.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_segformer import SegFormerConfig
+from hf_segformer.benchmark import QUIET
+from hf_segformer.info import model_info
+
+from . import bfloat16, compiled, inference, labels, sizes, training
+from .record import RESULTS, ROOT, Record, read_records
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+OURS, THEIRS = "hf_segformer", "transformers"
+COMPILED = ("hf_segformer compiled", "hf_segformer compiled, any size")
+RUNTIMES = ("transformers compiled", "transformers in ONNX Runtime", "transformers in OpenVINO")
+SCRIPTS = {
+    name: module.ROWS
+    for name, module in (
+        ("inference", inference),
+        ("compiled", compiled),
+        ("training", training),
+        ("labels", labels),
+        ("bfloat16", bfloat16),
+        ("sizes", sizes),
+    )
+}
+
+Row = dict[str, Record]
+Results = dict[str, dict[str, Row]]
+
+
+def speed(row: Row, ours: Sequence[str], theirs: Sequence[str]) -> float | None:
+    """The fastest of theirs over the fastest of ours: how many times as fast."""
+    fastest = [
+        min((row[name].milliseconds for name in names if name in row and row[name].milliseconds), default=None)
+        for names in (theirs, ours)
+    ]
+    return fastest[0] / fastest[1] if all(fastest) else None
+
+
+def memory(row: Row, ours: Sequence[str], theirs: Sequence[str]) -> float | None:
+    """Our peak as a share of theirs."""
+    [mine], [other] = ([row[name].mebibytes for name in names if name in row] or [None] for names in (ours, theirs))
+    return mine / other if mine is not None and other else None
+
+
+def share_of_peak(row: Row, ours: Sequence[str], theirs: Sequence[str]) -> float | None:
+    """The fastest of ours as a share of the matrix product's rate."""
+    rates = {name: each.gigaflop / each.milliseconds for name, each in row.items() if each.gigaflop}
+    mine = [rates[name] for name in ours if name in rates]
+    return max(mine) / rates[compiled.PRODUCT] if mine and compiled.PRODUCT in rates else None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One claim.
+
+    Attributes:
+        work: what is done, in words.
+        script: whose file has the row.
+        row: in that file.
+        goal: number to reach, or not to exceed where it is memory.
+        quantity: `speed`, `memory` or `share_of_peak`.
+        ours: candidates of which the fastest counts.
+        theirs: likewise.
+    """
+
+    work: str
+    script: str
+    row: str
+    goal: float
+    quantity: Callable[..., float | None] = speed
+    ours: tuple[str, ...] = (OURS,)
+    theirs: tuple[str, ...] = (THEIRS,)
+
+    def measured(self, results: Results) -> float | None:
+        """The number, or None where it was not measured."""
+        return self.quantity(results.get(self.script, {}).get(self.row, {}), self.ours, self.theirs)
+
+    def is_reached(self, measured: float) -> bool:
+        """Whether the number is as good as the goal."""
+        return measured <= self.goal if self.quantity is memory else measured >= self.goal
+
+    def format(self, number: float) -> str:
+        """The number with its unit."""
+        if self.quantity is share_of_peak:
+            return f"{number:.0%} of the peak"
+        return f"{number:.2f} of the memory" if self.quantity is memory else f"{number:.2f}x"
+
+
+_AUTOCAST = {"ours": ("hf_segformer bfloat16",), "theirs": (OURS,)}
+_WIDE = "B0, 1x3x1024x2048, eager"
+GOALS = (
+    Goal("B0, 1x3x512x512, eager", "inference", "b0", 6),
+    Goal("B2, 1x3x512x512, eager", "inference", "b2", 9),
+    Goal("B5, 1x3x512x512, eager", "inference", "b5", 4.2),
+    Goal("B0, 1x3x512x512, eager", "inference", "b0", 1 / 6, memory),
+    Goal("B2, 1x3x512x512, eager", "inference", "b2", 1 / 6, memory),
+    Goal("B5, 1x3x512x512, eager", "inference", "b5", 1 / 6, memory),
+    Goal("B0, 8x3x512x512, eager", "inference", "b0_batch8", 4),
+    Goal(_WIDE, "inference", "b0_wide", 6),
+    Goal("B0, compiled, against the best of others", "compiled", "b0", 2.6, speed, COMPILED, RUNTIMES),
+    Goal("B2, compiled, against the best of others", "compiled", "b2", 3, speed, COMPILED, RUNTIMES),
+    Goal("B0, compiled or eager", "compiled", "b0", 0.45, share_of_peak, (OURS, *COMPILED)),
+    Goal("B2, compiled or eager", "compiled", "b2", 0.60, share_of_peak, (OURS, *COMPILED)),
+    Goal("B0, compiled for any size, against eager", "compiled", "b0", 1, speed, COMPILED[1:], (OURS,)),
+    Goal("B2, compiled for any size, against eager", "compiled", "b2", 1, speed, COMPILED[1:], (OURS,)),
+    Goal("B0, training step, batch 4", "training", "b0_batch4", 5),
+    Goal("B0, training step, batch 4", "training", "b0_batch4", 0.28, memory),
+    Goal("B2, training step, batch 2", "training", "b2_batch2", 3.6),
+    Goal("B2, training step, batch 2", "training", "b2_batch2", 0.45, memory),
+    Goal("B0, training step, batch 4, one core busy", "training", "b0_batch4_busy", 1),
+    Goal("Labels of 19 classes, 1024x2048, scene", "labels", "scene", 5),
+    Goal("Labels of 19 classes, 1024x2048, scene", "labels", "scene", 0.10, memory),
+    Goal("Labels of 19 classes, 1024x2048, noise", "labels", "noise", 5),
+    Goal("Labels of 19 classes, 1024x2048, noise", "labels", "noise", 0.10, memory),
+    Goal("B0, bfloat16 autocast, against float32", "bfloat16", "b0", 1.8, **_AUTOCAST),
+    Goal("B2, bfloat16 autocast, against float32", "bfloat16", "b2", 1.8, **_AUTOCAST),
+)
+
+
+def read_results(folder: Path) -> Results:
+    """Records by script, row and candidate."""
+    results: Results = {}
+    for script in SCRIPTS:
+        for record in read_records(folder / f"{script}.csv"):
+            results.setdefault(script, {}).setdefault(record.row, {})[record.candidate] = record
+    return results
+
+
+def table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """In Markdown."""
+    rows = [titles, ["---"] * len(titles), *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def goal_table(results: Results) -> str:
+    """Goal, measured, reached or not."""
+    lines = []
+    for goal in GOALS:
+        measured, row = goal.measured(results), results.get(goal.script, {}).get(goal.row, {})
+        if measured is None:
+            notes = {each.note for each in row.values() if each.note and each.milliseconds is None}
+            lines.append((goal.work, goal.format(goal.goal), "", "; ".join(notes) or "not measured", ""))
+            continue
+        reached = "reached" if goal.is_reached(measured) else "**not reached**"
+        if any(each.quiet is False for each in row.values()):
+            reached += ", machine disturbed"
+        [commit] = {each.commit for each in row.values()}
+        lines.append((goal.work, goal.format(goal.goal), goal.format(measured), reached, f"`{commit}`"))
+    return table(("work", "goal", "measured", "", "commit"), lines)
+
+
+def record_table(rows: dict[str, Row]) -> str:
+    """Every record of a script."""
+    lines = [
+        (
+            row,
+            each.candidate,
+            _number(each.milliseconds),
+            f"{_number(each.fastest)} to {_number(each.slowest)}" if each.samples else "",
+            str(each.samples or ""),
+            _number(each.mebibytes, 0),
+            "" if each.difference is None else f"{each.difference:.0e}",
+            each.note or ("" if each.first_call is None else f"first call {each.first_call:.1f} s"),
+        )
+        for row, records in rows.items()
+        for each in records.values()
+    ]
+    return table(("row", "candidate", "ms", "from, to", "samples", "MiB", "difference", ""), lines)
+
+
+def _number(number: float | None, digits: int = 1) -> str:
+    return "" if number is None else f"{number:,.{digits}f}"
+
+
+def machine_table(results: Results) -> str:
+    """Which machines, versions and commits the rows are of."""
+    seen: dict[tuple[str, ...], list[str]] = {}
+    for script, rows in results.items():
+        for row, records in rows.items():
+            each = next(iter(records.values()))
+            versions = f"Python {each.python}, torch {each.torch}, transformers {each.transformers}"
+            place = f"{each.processor}, {each.cores} cores, {each.gibibytes} GiB, {each.system}"
+            key = (place, each.device, str(each.threads), f"{versions} {each.runtimes}".strip(), each.commit, each.date)
+            seen.setdefault(key, []).append(f"{script} {row}")
+    everything = sum(len(rows) for rows in results.values())
+    lines = [(*key, "all" if len(rows) == everything else ", ".join(rows)) for key, rows in seen.items()]
+    return table(("machine", "device", "threads", "versions", "commit", "date", "rows"), lines)
+
+
+def attention_table() -> str:
+    """Where B0's multiply-adds go as the image grows: worked out from the configuration, as `segformer info` does."""
+    config, lines = SegFormerConfig.from_variant("b0", num_labels=150), []
+    for name in SCRIPTS["sizes"]:
+        height, width = (int(side) for side in name.split("x"))
+        rows = model_info(config, height, width)
+        stages = list(zip(rows[:-1], config.depths, strict=True))
+        attention = sum(
+            2 * depth * stage.num_tokens * stage.num_reduced_tokens * stage.num_channels for stage, depth in stages
+        )
+        total = sum(row.num_multiply_adds for row in rows)
+        first = rows[0]
+        lines.append(
+            (
+                name,
+                f"{first.num_tokens:,}",
+                f"{first.num_reduced_tokens:,}",
+                f"{total / height / width:,.0f}",
+                f"{attention / height / width:,.0f}",
+                f"{attention / total:.0%}",
+            )
+        )
+    titles = ("image", "tokens N", "reduced N/R", "multiply-adds a pixel", "of them N²/R", "share")
+    return table(titles, lines)
+
+
+def size_table(rows: dict[str, Row]) -> str:
+    """Cost of a pixel, here and there."""
+    lines = []
+    for name, records in rows.items():
+        height, width = (int(side) for side in name.split("x"))
+        cells = [name]
+        for candidate in (OURS, THEIRS):
+            each = records[candidate]
+            cells += [_number(1e6 * each.milliseconds / height / width), _bytes(each, height * width)]
+        lines.append(cells)
+    titles = ("image", "ns a pixel", "bytes a pixel", "Transformers: ns a pixel", "bytes a pixel")
+    return table(titles, lines)
+
+
+def _bytes(record: Record, num_pixels: int) -> str:
+    return "not known" if record.mebibytes is None else _number(record.mebibytes * 2**20 / num_pixels, 0)
+
+
+def growth(rows: dict[str, Row]) -> str:
+    """What the measured sizes come to, in a sentence."""
+    if len(rows) < 2:
+        return ""
+    (small, first), *_, (large, last) = rows.items()
+    pixels = [int(name.split("x")[0]) * int(name.split("x")[1]) for name in (small, large)]
+    ratios = [last[name].milliseconds / first[name].milliseconds for name in (OURS, THEIRS)]
+    return (
+        f"From {small} to {large}, {pixels[1] / pixels[0]:.0f} times the pixels, this package took "
+        f"{ratios[0]:.0f} times as long and Transformers {ratios[1]:.0f} times."
+    )
+
+
+def first_calls(rows: dict[str, Row]) -> str:
+    """What compiling takes, in a sentence."""
+    parts = [
+        f"{row.upper()} {each.first_call:.0f} s ({each.candidate.removeprefix('hf_segformer ')})"
+        for row, records in rows.items()
+        for each in records.values()
+        if each.first_call is not None and each.candidate in COMPILED
+    ]
+    return f"The first call compiles: {', '.join(parts)}." if parts else ""
+
+
+def write_page(results: Results, page: Path, pictures: Path) -> None:
+    """The page and its pictures; raises ValueError where there is nothing to show."""
+    if not results:
+        raise ValueError("there are no measurements: make bench makes them")
+    from .plots import draw_goals, draw_sizes  # matplotlib, which only the page needs
+
+    pictures.mkdir(parents=True, exist_ok=True)
+    reached = [(goal, measured) for goal in GOALS if (measured := goal.measured(results)) is not None]
+    shown = []
+    for quantity, title in ((speed, "Times as fast"), (memory, "Share of the memory")):
+        if bars := [(goal.work, goal.goal, measured) for goal, measured in reached if goal.quantity is quantity]:
+            draw_goals(bars, pictures / f"{quantity.__name__}.png", quantity is memory)
+            shown.append(f"![{title}, with goals]({{folder}}/{quantity.__name__}.png)")
+    rows = results.get("sizes", {})
+    if rows:
+        draw_sizes(rows, pictures / "sizes.png")
+    disturbed = statistics.fmean(
+        each.quiet is False for script in results.values() for row in script.values() for each in row.values()
+    )
+    held = sum(goal.is_reached(measured) for goal, measured in reached)
+    folder = Path("..") / pictures.relative_to(ROOT) if pictures.is_relative_to(ROOT) else pictures
+    text = _PAGE.format(
+        goals=goal_table(results),
+        summary=f"Of {len(GOALS)} goals {len(reached)} were measured here, and {held} reached.",
+        quiet=f"{QUIET:.0%}",
+        disturbed=f"{disturbed:.0%}",
+        machines=machine_table(results),
+        attention=attention_table(),
+        sizes=size_table(rows) if rows else "Not measured yet.",
+        growth=growth(rows),
+        first_calls=first_calls(results.get("compiled", {})),
+        size_picture=f"![Time and memory of a pixel against the side of the image]({folder}/sizes.png)" if rows else "",
+        pictures="\n\n".join(shown).format(folder=folder),
+        records="\n\n".join(
+            f"### {script}\n\n[{script}.csv](../benchmarks/results/{script}.csv)\n\n{record_table(script_rows)}"
+            for script, script_rows in results.items()
+        ),
+    )
+    page.write_text(text)
+
+
+_PAGE = """# Speed and memory
+
+`make bench` measures all of this again and writes this page: no number on it is written by hand. On your own machine,
+with your own model and sizes, `segformer bench` prints a table.
+
+{summary} A factor says how many times as fast as Transformers' SegFormer with the same weights, if nothing else is
+said; memory is the share of its peak.
+
+{goals}
+
+{pictures}
+
+## How it is measured
+
+- **Only equals are timed.** Each row first compares results: logits, label maps, or loss and the whole gradient without
+  dropout, with LayerNorm's epsilon at 1e-5 in both. Where they differ there is no number. BatchNorm has statistics of
+  its own, so that leaving it out would show.
+- **In turn.** The candidates of a row take turns in one process, and the median of each counts. A round during which
+  other processes used more than {quiet} of the machine is measured again. Where that did not help, the row says so:
+  here it was so for {disturbed} of the records.
+- **Memory** is the growth of the process's peak (VmHWM) during one call, in a fresh process for each candidate. One
+  call before it warms up, so that threads, kernels and lazy imports, which cost once, are not counted; then the
+  allocator gives back what it keeps. Weights and inputs are not counted; results are, and gradients. Only Linux tells
+  it. ONNX Runtime and OpenVINO keep their memory between calls, so that theirs can not be told this way.
+- **The same threads.** ONNX Runtime's idle threads sleep instead of spinning, OpenVINO has the hint for latency and
+  float32, and there is a pause before each sample. {first_calls}
+- **The peak** is the rate of the fastest of three products of square matrices, which takes turns with the networks. The
+  network's operations are those that `segformer info` counts, with the decode head folded: what folding saves does not
+  count as computed.
+- **Labels**: "scene" has logits that change slowly, "noise" has another winner at every place, which is the worst case.
+- **A busy core** is another process that computes all the time, on two cores one of them.
+
+```sh
+make bench                              # all rows
+python -m benchmarks --missing          # only rows that are not there for this commit
+python -m benchmarks.inference b0       # one row
+python -m benchmarks.report             # this page alone
+```
+
+A row is replaced as a whole, and never by one that failed, or was disturbed where the old one was not.
+
+## Cost against size
+
+{size_picture}
+
+{sizes}
+
+{growth} Nearly all a SegFormer does costs the same for every pixel: convolutions, projections, the Mix-FFN and the
+decode head. Attention does not. N tokens attend to N/R others, where R is the square of the reduction (64, 16, 4 and 1
+in the four stages), so its products grow as N²/R: four times the pixels, sixteen times the work. R divides it, but does
+not change the power. For B0, worked out as in `segformer info` (N and N/R of the first stage, products of all):
+
+{attention}
+
+Memory need not follow: attention maps are never held as a whole, so the peak of a forward pass grows with the pixels.
+
+## Where and when
+
+{machines}
+
+## All records
+
+"Difference" is that from the first candidate, relative to the largest value; for labels, the share of pixels.
+
+{records}
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page."""
+    parser = argparse.ArgumentParser("python -m benchmarks.report", description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files, and of the pictures")
+    parser.add_argument("--page", type=Path, default=PAGE, help="file to write")
+    arguments = parser.parse_args(argv)
+    try:
+        write_page(read_results(arguments.results), arguments.page, arguments.results)
+    except (ValueError, OSError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 1
+    print(f"written to {arguments.page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

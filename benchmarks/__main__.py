@@ -6,13 +6,13 @@ import sys
 import time
 from collections.abc import Sequence
 
-from .record import RESULTS, ROOT, machine, read_records
+from .record import RESULTS, ROOT, file_of, machine, read_records
 from .report import SCRIPTS
 
 
-def is_measured(script: str, row: str) -> bool:
+def is_measured(script: str, row: str, device: str = "cpu") -> bool:
     """Whether the row is there for this commit, undisturbed."""
-    records = [record for record in read_records(RESULTS / f"{script}.csv") if record.row == row]
+    records = [record for record in read_records(file_of(RESULTS, script, device)) if record.row == row]
     return bool(records) and all(
         record.commit == machine()["commit"] and record.quiet is not False for record in records
     )
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     began, failed = time.perf_counter(), []
     for script in arguments.scripts or SCRIPTS:
         for row in SCRIPTS[script]:
-            if arguments.missing and is_measured(script, row):
+            if arguments.missing and is_measured(script, row, arguments.device):
                 continue
             minutes = (time.perf_counter() - began) / 60
             print(f"--- {script} {row} (after {minutes:.1f} minutes)", flush=True)

@@ -173,6 +173,12 @@ _READERS: dict[Any, Callable[[str], Any]] = {
 }
 
 
+def file_of(folder: Path, script: str, device: str) -> Path:
+    """Of a script's records; each kind of device has its own."""
+    kind = torch.device(device).type
+    return folder / (f"{script}.csv" if kind == "cpu" else f"{script}_{kind}.csv")
+
+
 def read_records(path: Path) -> list[Record]:
     """All records of a file; none where there is no file."""
     if not path.exists():
@@ -252,7 +258,7 @@ def main(name: str, rows: Mapping[str, Row], description: str, argv: Sequence[st
     for row in arguments.rows or rows:
         try:
             records = rows[row](options)
-            replace_row(arguments.results / f"{name}.csv", records)
+            replace_row(file_of(arguments.results, name, arguments.device), records)
         except (ValueError, RuntimeError, OSError) as error:
             print(f"{name} {row}: {' '.join(str(error).split())}", file=sys.stderr)
             status = 1

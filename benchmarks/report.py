@@ -15,7 +15,7 @@ from hf_segformer.benchmark import QUIET
 from hf_segformer.info import model_info
 
 from . import bfloat16, compiled, inference, labels, sizes, training
-from .record import RESULTS, ROOT, Record, read_records
+from .record import RESULTS, ROOT, Record, file_of, read_records
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 OURS, THEIRS = "hf_segformer", "transformers"
@@ -127,11 +127,11 @@ GOALS = (
 )
 
 
-def read_results(folder: Path) -> Results:
+def read_results(folder: Path, device: str = "cpu") -> Results:
     """Records by script, row and candidate."""
     results: Results = {}
     for script in SCRIPTS:
-        for record in read_records(folder / f"{script}.csv"):
+        for record in read_records(file_of(folder, script, device)):
             results.setdefault(script, {}).setdefault(record.row, {})[record.candidate] = record
     return results
 
@@ -176,6 +176,17 @@ def record_table(rows: dict[str, Row]) -> str:
         for each in records.values()
     ]
     return table(("row", "candidate", "ms", "from, to", "samples", "MiB", "difference", ""), lines)
+
+
+def record_sections(results: Path, link: Path) -> str:
+    """Every file's records, those of a GPU beside them, where there are any."""
+    sections = []
+    for device in ("cpu", "cuda"):
+        for script, rows in read_results(results, device).items():
+            name = file_of(results, script, device).name
+            about = "" if device == "cpu" else f"\n\n{machine_table({script: rows})}"
+            sections.append(f"### {Path(name).stem}\n\n[{name}]({link / name}){about}\n\n{record_table(rows)}")
+    return "\n\n".join(sections)
 
 
 def _number(number: float | None, digits: int = 1) -> str:
@@ -265,27 +276,27 @@ def first_calls(rows: dict[str, Row]) -> str:
     return f"The first call compiles: {', '.join(parts)}." if parts else ""
 
 
-def write_page(results: Results, page: Path, pictures: Path) -> None:
-    """The page and its pictures; raises ValueError where there is nothing to show."""
+def write_page(page: Path, folder: Path) -> None:
+    """The page from the files of a folder, and pictures into it; raises ValueError where there is nothing to show."""
+    results = read_results(folder)
     if not results:
         raise ValueError("there are no measurements: make bench makes them")
     from .plots import draw_goals, draw_sizes  # matplotlib, which only the page needs
 
-    pictures.mkdir(parents=True, exist_ok=True)
     reached = [(goal, measured) for goal in GOALS if (measured := goal.measured(results)) is not None]
     shown = []
     for quantity, title in ((speed, "Times as fast"), (memory, "Share of the memory")):
         if bars := [(goal.work, goal.goal, measured) for goal, measured in reached if goal.quantity is quantity]:
-            draw_goals(bars, pictures / f"{quantity.__name__}.png", quantity is memory)
+            draw_goals(bars, folder / f"{quantity.__name__}.png", quantity is memory)
             shown.append(f"![{title}, with goals]({{folder}}/{quantity.__name__}.png)")
     rows = results.get("sizes", {})
     if rows:
-        draw_sizes(rows, pictures / "sizes.png")
+        draw_sizes(rows, folder / "sizes.png")
     disturbed = statistics.fmean(
         each.quiet is False for script in results.values() for row in script.values() for each in row.values()
     )
     held = sum(goal.is_reached(measured) for goal, measured in reached)
-    folder = Path("..") / pictures.relative_to(ROOT) if pictures.is_relative_to(ROOT) else pictures
+    link = Path("..") / folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
     text = _PAGE.format(
         goals=goal_table(results),
         summary=f"Of {len(GOALS)} goals {len(reached)} were measured here, and {held} reached.",
@@ -296,12 +307,9 @@ def write_page(results: Results, page: Path, pictures: Path) -> None:
         sizes=size_table(rows) if rows else "Not measured yet.",
         growth=growth(rows),
         first_calls=first_calls(results.get("compiled", {})),
-        size_picture=f"![Time and memory of a pixel against the side of the image]({folder}/sizes.png)" if rows else "",
-        pictures="\n\n".join(shown).format(folder=folder),
-        records="\n\n".join(
-            f"### {script}\n\n[{script}.csv](../benchmarks/results/{script}.csv)\n\n{record_table(script_rows)}"
-            for script, script_rows in results.items()
-        ),
+        size_picture=f"![Time and memory of a pixel against the side of the image]({link}/sizes.png)" if rows else "",
+        pictures="\n\n".join(shown).format(folder=link),
+        records=record_sections(folder, link),
     )
     page.write_text(text)
 
@@ -381,7 +389,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, default=PAGE, help="file to write")
     arguments = parser.parse_args(argv)
     try:
-        write_page(read_results(arguments.results), arguments.page, arguments.results)
+        write_page(arguments.page, arguments.results)
     except (ValueError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 1

@@ -44,6 +44,7 @@ def is_fast(*tensors: Tensor) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0  # fake tensors, counters of operations
         and forward_ad._current_level < 0
+        and not nn.modules.module._has_any_global_hook()
         and all(
             type(tensor) in (Tensor, nn.Parameter)
             and tensor.device.type == "cpu"
@@ -62,7 +63,6 @@ def is_untouched(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or nn.modules.module._has_any_global_hook()
     )
 
 

@@ -9,8 +9,8 @@ from test_cli import assert_one_line
 from benchmarks import __main__ as all_rows
 from benchmarks import record as records
 from benchmarks import report
-from benchmarks.record import Options, Record, main, read_records, replace_row
-from benchmarks.report import GOALS, SCRIPTS, Goal, memory, read_results, share_of_peak, speed, write_page
+from benchmarks.record import Options, Record, file_of, main, read_records, replace_row
+from benchmarks.report import GOALS, SCRIPTS, Goal, memory, share_of_peak, speed, write_page
 from hf_segformer import SegFormerConfig
 from hf_segformer.benchmark import (
     DisagreementError,
@@ -25,6 +25,7 @@ from hf_segformer.benchmark import (
     measure,
     peak_memory,
     require_agreement,
+    run_model,
     take_turns,
 )
 from hf_segformer.cli import main as segformer
@@ -179,6 +180,15 @@ def test_both_networks_agree_with_their_statistics_and_a_wrong_one_is_noticed(ti
         measure(task, rounds=1, load=Others(0), memory_of=())
 
 
+def test_a_training_step_is_timed_with_gradients_on_every_parameter(tiny_config):
+    task = Task(tiny_config(), 2, 64, 96, is_training=True)
+    found = measure(task, rounds=1, load=Others(0), memory_of=())
+    assert found[1].difference < 1e-4
+    model = task.ours()
+    assert run_model(model, task)().requires_grad is False
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def _without_statistics(model):
     model.decode_head.batch_norm.reset_running_stats()
     return model
@@ -252,6 +262,11 @@ def test_a_failing_row_keeps_the_old_one_and_the_others_go_on(tmp_path, capsys):
     assert capsys.readouterr().err == "inference b0: they differ\n"
 
 
+def test_a_gpus_rows_leave_those_of_the_cpu_alone(tmp_path):
+    assert file_of(tmp_path, "inference", "cpu") == tmp_path / "inference.csv"
+    assert file_of(tmp_path, "inference", "cuda:0") == tmp_path / "inference_cuda.csv"
+
+
 def test_rows_of_this_commit_are_not_measured_again(tmp_path, monkeypatch):
     monkeypatch.setattr(all_rows, "RESULTS", tmp_path)
     assert not all_rows.is_measured("inference", "b0")
@@ -306,7 +321,7 @@ def test_the_page_says_what_was_reached_what_was_not_and_what_is_missing(tmp_pat
         records_of_row = [record_of(row, "transformers", 400.0), record_of(row, "hf_segformer", ours)]
         replace_row(tmp_path / "inference.csv", records_of_row)
     replace_row(tmp_path / "bfloat16.csv", [Record("b0", "hf_segformer bfloat16", note="no AMX")])
-    write_page(read_results(tmp_path), tmp_path / "page.md", tmp_path)
+    write_page(tmp_path / "page.md", tmp_path)
     page = (tmp_path / "page.md").read_text()
     commit = records.machine()["commit"]
     assert f"| B0, 1x3x512x512, eager | 6.00x | 8.00x | reached | `{commit}` |" in page

@@ -60,6 +60,11 @@ def differing(first, second):
     return [name for name in first if not torch.equal(first[name], second[name])]
 
 
+def all_that_move(tensors):
+    """All names but those of the head's projections' biases: BatchNorm takes them out again, their gradient is 0."""
+    return [name for name in tensors if not (name.startswith("decode_head.linear_c") and name.endswith("bias"))]
+
+
 def overwritten(config):
     """A model of which no tensor is, by chance or by initialisation, what a checkpoint holds."""
     model = SegFormerForSemanticSegmentation(config)
@@ -76,7 +81,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tiny_config, sam
     resumed = overwritten(config)
     trainer(resumed, tmp_path, samples).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     at_the_break = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
-    assert len(differing(copy_of(unbroken), at_the_break)) == len(at_the_break)
+    assert differing(copy_of(unbroken), at_the_break) == all_that_move(copy_of(unbroken))
     assert not differing(copy_of(resumed), copy_of(unbroken))
 
 
@@ -106,7 +111,7 @@ def test_the_best_checkpoint_is_restored_whole_at_the_end(tiny_config, samples, 
     )
     run.train()
     last = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
-    assert len(differing(copy_of(run.model), last)) == len(last)
+    assert differing(copy_of(run.model), last) == all_that_move(copy_of(run.model))
     assert not differing(copy_of(run.model), load_file(tmp_path / "checkpoint-4" / "model.safetensors"))
 
 
@@ -207,7 +212,11 @@ def test_gradient_checkpointing_recomputes_blocks_and_gives_the_same_gradients(r
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_the_trainers_gradient_checkpointing_switch_changes_no_weight(reentrant, tiny_config, samples, tmp_path):
+def test_the_trainers_gradient_checkpointing_switch_changes_no_weight(
+    reentrant, tiny_config, samples, tmp_path, monkeypatch
+):
+    """The reentrant kind runs forward without gradients, where fast paths add in another order: see test_fast_paths."""
+    monkeypatch.setenv("HF_SEGFORMER_PLAIN", str(int(reentrant)))
     runs = []
     for checkpointing in (False, True):
         torch.manual_seed(0)

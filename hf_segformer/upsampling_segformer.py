@@ -20,7 +20,7 @@ from torch import Tensor
 from .fast_paths_segformer import is_fast, only_once, share
 
 _BAND_SIZE = 1 << 20  # floats: much larger ones leave the cache, smaller ones spend their time in Python
-_LABEL_BAND_SIZE = 1 << 18  # for label maps: a quarter more time, a third less memory
+_LABEL_BAND_SIZE = 1 << 19  # for label maps: a quarter less memory in the same time; half of it takes twice the time
 _BAND_HEIGHT = 32  # rows at most: the product with the weights of S rows costs more than it needs where S is large
 WINDOW_WIDTH = 32  # columns, for the same reason
 

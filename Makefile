@@ -16,7 +16,7 @@ install: .venv/.installed ## set up .venv (the only step that needs a network)
 .venv/.installed: pyproject.toml constraints.txt tests/fetch_transformers_tests.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,geo,app]'
 	$(BIN)/python tests/fetch_transformers_tests.py
 	touch $@
 
@@ -36,7 +36,7 @@ types: .venv/.installed ## check the types
 check: lint types test ## all that a change must pass: lint, types, tests
 
 .venv/.bench: .venv/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,geo,app,bench]'
 	touch $@
 
 bench: .venv/.bench ## measure speed and memory, rewrite benchmarks/results and docs/benchmarks.md (20 minutes)

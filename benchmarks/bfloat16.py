@@ -7,8 +7,8 @@ import torch
 
 from hf_segformer.benchmark import Call, Task, build_call, compare
 
-from .inference import task_of
-from .record import Options, Record, Row, main
+from .inference import rows_at_512
+from .record import Options, Record, main
 
 _TOLERANCE = 0.05  # of the largest logit: eight bits of mantissa, through all blocks
 
@@ -36,14 +36,7 @@ def measure_autocast(row: str, task: Task, options: Options, rounds: int) -> lis
     return [Record.of(row, each.name, each.timing, difference=each.difference, device=task.device) for each in found]
 
 
-def row_of(variant: str, rounds: int) -> Row:
-    """What measures a row, at 1x3x512x512."""
-    return lambda options: measure_autocast(
-        variant, task_of(variant, 1, 512, 512, device=options.device), options, rounds
-    )
-
-
-ROWS = {"b0": row_of("b0", 99), "b2": row_of("b2", 9)}
+ROWS = rows_at_512(measure_autocast, b0=99, b2=9)
 
 if __name__ == "__main__":
     sys.exit(main("bfloat16", ROWS, __doc__))

@@ -27,8 +27,8 @@ from hf_segformer.benchmark import (
 )
 from hf_segformer.info import model_info
 
-from .inference import task_of
-from .record import Options, Record, Row, main
+from .inference import rows_at_512
+from .record import Options, Record, main
 
 PRODUCT = "matrix product"
 _SIDES = (1024, 2048, 3072)
@@ -158,14 +158,7 @@ def measure_compiled(row: str, task: Task, options: Options, rounds: int = 99) -
     ]
 
 
-def row_of(variant: str, rounds: int) -> Row:
-    """What measures a row, at 1x3x512x512."""
-    return lambda options: measure_compiled(
-        variant, task_of(variant, 1, 512, 512, device=options.device), options, rounds
-    )
-
-
-ROWS = {"b0": row_of("b0", 21), "b2": row_of("b2", 9)}
+ROWS = rows_at_512(measure_compiled, b0=21, b2=9)
 
 if __name__ == "__main__":
     sys.exit(main("compiled", ROWS, __doc__))

@@ -1,7 +1,7 @@
 """Inference of SegFormer here and in Transformers, both eager, 150 classes, float32: time and memory."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hf_segformer import SegFormerConfig
 from hf_segformer.benchmark import EAGER, Task, measure
@@ -28,6 +28,16 @@ def measure_eager(
 def row_of(row: str, rounds: int, *task: object) -> Row:
     """What measures a row."""
     return lambda options: measure_eager(row, task_of(*task, device=options.device), options, rounds=rounds)
+
+
+def rows_at_512(measure_row: Callable[..., list[Record]], **rounds: int) -> dict[str, Row]:
+    """For each variant what measures it at 1x3x512x512 in so many rounds: a function of row, task, options, rounds."""
+    return {
+        variant: lambda options, variant=variant, number=number: measure_row(
+            variant, task_of(variant, 1, 512, 512, device=options.device), options, number
+        )
+        for variant, number in rounds.items()
+    }
 
 
 ROWS = {

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fast_paths_segformer import is_exactly, is_fast, is_untouched, only_once, share
+from .fast_paths_segformer import is_exactly, is_fast_and_full, is_untouched, only_once, share
 from .upsampling_segformer import WINDOW_WIDTH, Band, Windows, apart, cut_into_bands, multiply_windows
 
 _BAND_HEIGHT = 16  # less, and lower stages are multiplied too often; more, and a band leaves the cache
@@ -40,9 +40,7 @@ def is_decodable(head: nn.Module, features: Sequence[Tensor]) -> bool:
         and classifier.bias is not None
         and type(head.dropout) is nn.Dropout2d
         and is_untouched(head.dropout)
-        and not torch.is_autocast_enabled("cpu")
-        and is_fast(*features, *head.parameters())
-        and len({tensor.dtype for tensor in (*features, *head.parameters())} | {torch.float32, torch.float64}) == 2
+        and is_fast_and_full(*features, *head.parameters())
     )
 
 

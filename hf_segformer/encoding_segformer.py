@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fast_paths_segformer import is_fast
+from .fast_paths_segformer import is_fast_and_full, needs_gradient, only_once
 
 STRIP_BYTES = 1 << 23  # of hidden tokens, or of queries, at once; a quarter of it costs 10 to 30 % more time
 
@@ -92,11 +92,6 @@ def cut(batch: int, height: int, row_bytes: int, limit: int, halo: int) -> Itera
             yield Strip(slice(image, image + 1), slice(first, last), seen)
 
 
-def needs_gradient(*tensors: Tensor) -> bool:
-    """Whether autograd must be able to go back to one of these."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
 def find_onednn(name: str, *tensors: Tensor) -> Callable[..., Tensor] | None:
     """PyTorch's private oneDNN operation of that name, or None where it is missing or can not take these tensors.
 
@@ -132,13 +127,7 @@ def convolve_gelu(hidden: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
 
 def are_encodable(*tensors: Tensor) -> bool:
     """Whether the functions here may take these tensors: all full floats of one width, and nothing casts them."""
-    return (
-        is_fast(*tensors)
-        and not torch.is_autocast_enabled("cpu")
-        and tensors[0].dtype in (torch.float32, torch.float64)
-        and len({tensor.dtype for tensor in tensors}) == 1
-        and all(tensor.is_contiguous() and tensor.numel() for tensor in tensors)
-    )
+    return is_fast_and_full(*tensors) and all(tensor.is_contiguous() and tensor.numel() for tensor in tensors)
 
 
 def branch_base(tokens: Tensor, bias: Tensor, residual: bool, out: Tensor) -> Tensor:
@@ -178,13 +167,9 @@ class Mix(torch.autograd.Function):
         return mix_forward(tokens, height, width, MixWeights(*weights), eps, residual)
 
     @staticmethod
+    @only_once
     def backward(ctx, grad_mixed):
         """Gradients of the tokens and of each of `MixWeights`."""
-        if torch.is_grad_enabled():  # create_graph: without this, second derivatives would lack a part in silence
-            raise RuntimeError(
-                "the fast Mix-FFN has no second derivative: call hf_segformer.set_fast_paths(False) before the forward "
-                "pass that create_graph=True goes back through"
-            )
         tokens, *weights = ctx.saved_tensors
         height, width, eps, residual = ctx.layout
         grads = mix_backward(grad_mixed.contiguous(), tokens, height, width, MixWeights(*weights), eps)

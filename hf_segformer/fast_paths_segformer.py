@@ -55,6 +55,21 @@ def is_fast(*tensors: Tensor) -> bool:
     )
 
 
+def is_fast_and_full(*tensors: Tensor) -> bool:
+    """Whether `is_fast`, and all are of one type of at least 32 bits that nothing casts."""
+    return (
+        is_fast(*tensors)
+        and not torch.is_autocast_enabled("cpu")
+        and tensors[0].dtype in (torch.float32, torch.float64)
+        and len({tensor.dtype for tensor in tensors}) == 1
+    )
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd must be able to go back to one of these."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
 def is_untouched(module: nn.Module) -> bool:
     """Whether calling the module runs its class's `forward` and nothing else: no hook, no offloading."""
     return not (

@@ -33,7 +33,14 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast
 from .configuration_segformer import SegFormerConfig
 from .decoding_segformer import decode, decode_training, is_decodable
 from .encoding_segformer import AttentionWeights, MixWeights, are_encodable, attend, mix
-from .fast_paths_segformer import are_fast_paths_on, is_exactly, is_idle, is_untouched, linear_weights
+from .fast_paths_segformer import (
+    are_fast_paths_on,
+    is_exactly,
+    is_idle,
+    is_untouched,
+    linear_weights,
+    needs_gradient,
+)
 from .upsampling_segformer import at_least_float32, check_labels, upsample, upsample_cross_entropy
 
 logger = logging.get_logger(__name__)
@@ -466,9 +473,7 @@ class SegFormerDecodeHead(nn.Module):
         elif not is_decodable(self, features):
             fused = self.fuse_folded(features)
         else:
-            wants_gradient = torch.is_grad_enabled() and any(
-                tensor.requires_grad for tensor in (*features, *self.parameters())
-            )
+            wants_gradient = needs_gradient(*features, *self.parameters())
             is_training = wants_gradient or self.batch_norm.training or self.dropout.training
             return (decode_training if is_training else decode)(self, features, *self.fold())
         return self.classifier(self.dropout(F.relu(self.batch_norm(fused))))

@@ -91,9 +91,11 @@ def assert_twins(head, features, tolerance=1e-9, chosen=fast, **options):
             assert found[name] is None, name
             continue
         assert found[name].dtype == value.dtype, name
-        # BatchNorm takes away any constant: a bias before it has no gradient but rounding.
+        # BatchNorm takes away any constant: a bias before it has no gradient but rounding, and so has a stage that is
+        # the same everywhere once it is upsampled.
         nothing = "linear_c" in name and name.endswith("bias") and normalises
-        scale = largest if nothing else value.double().abs().max().item()
+        own, least = value.double().abs().max().item(), 1e-6 * largest if normalises else 0.0
+        scale = largest if nothing else max(own, least)
         assert value.isfinite().all(), name
         assert (found[name].double() - value.double()).abs().max() <= tolerance * scale, name
     return expected, found
@@ -573,3 +575,15 @@ def test_what_was_given_is_not_changed(training, head):
     assert torch.equal(logits, kept)
     assert all(map(torch.equal, features, copies))
     assert all(torch.equal(parameter, parameters[name]) for name, parameter in head.named_parameters())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_hook_for_all_modules_sees_batch_norm_and_classifier(training):
+    features, head, seen = tuple(features_of()), make_head().train(training), []
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        with switched(True):
+            head(features)
+    finally:
+        hook.remove()
+    assert {head.batch_norm, head.classifier} <= set(seen)

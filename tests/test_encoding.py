@@ -110,8 +110,9 @@ def swap(path, make):
 
 
 def hook(path):
+    # Squares, since a LayerNorm that follows would take a factor out.
     return lambda model: (
-        model.encoder.block[0][0].get_submodule(path).register_forward_hook(lambda *parts: 2 * parts[2])
+        model.encoder.block[0][0].get_submodule(path).register_forward_hook(lambda *parts: parts[2].square())
     )
 
 

@@ -32,7 +32,7 @@ class StopAfterStep(TrainerCallback):
     def _hear(self, number: int, frame: Any) -> None:
         if get_worker_info() is not None:  # a loader's worker hears Ctrl-C too, and must serve until the step is done
             return
-        self._unlisten()
+        self.unlisten()
         self.accelerator.set_trigger()
         if self.accelerator.is_main_process:
             print("\nStopping after this step, with a checkpoint; Ctrl-C again stops at once.", flush=True)
@@ -44,9 +44,10 @@ class StopAfterStep(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Listen no more."""
-        self._unlisten()
+        self.unlisten()
 
-    def _unlisten(self) -> None:
+    def unlisten(self) -> None:
+        """Give the signals back to whoever had them; to be called after an error, too, which has no `on_train_end`."""
         for number, handler in self.__dict__.pop("handlers", {}).items():
             signal.signal(number, handler)
 

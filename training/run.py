@@ -140,6 +140,8 @@ def train(trainer: SegFormerTrainer, checkpoint: Path | None) -> None:
     except Exception:
         print(file=sys.stderr)  # ends the line of the progress bar
         raise
+    finally:
+        stop.unlisten()
     if stop.stopped:
         raise KeyboardInterrupt
     if not trainer.state.global_step:

@@ -158,7 +158,7 @@ class _Scene:
         slope = (self.grid[0] * sin(angle) + self.grid[1] * cos(angle)) / self.size
         noise = self.rng.standard_normal(self.colors.shape, dtype=np.float32)
         lit = self.colors * (1 + 0.25 * (slope - slope.mean()))[..., None] + 0.02 * noise
-        return Image.fromarray(np.uint8(np.clip(lit, 0, 1) * 255)), Image.fromarray(self.labels)
+        return Image.fromarray((np.clip(lit, 0, 1) * 255).astype(np.uint8)), Image.fromarray(self.labels)
 
     def _place(self, outline: Outline) -> tuple[Window, np.ndarray]:
         """Take a random place, size and angle: the window around it and the outline's signed distance in there."""

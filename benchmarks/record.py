@@ -272,7 +272,8 @@ def summary(record: Record) -> str:
     """One line for the terminal."""
     words = [f"{record.row:<16} {record.candidate:<28}"]
     if record.milliseconds is not None:
-        words.append(f"{record.milliseconds:>10,.1f} ms ({record.fastest:,.1f} to {record.slowest:,.1f})")
+        spread = f" ({record.fastest:,.1f} to {record.slowest:,.1f})" if record.samples else ""
+        words.append(f"{record.milliseconds:>10,.1f} ms{spread}")
     if record.mebibytes is not None:
         words.append(f"{record.mebibytes:>8,.0f} MiB")
     if record.first_call is not None:

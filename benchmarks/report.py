@@ -14,7 +14,7 @@ from hf_segformer import SegFormerConfig
 from hf_segformer.benchmark import QUIET
 from hf_segformer.info import model_info
 
-from . import bfloat16, compiled, inference, labels, sizes, training
+from . import bfloat16, compiled, inference, labels, profile, sizes, training
 from .record import RESULTS, ROOT, Record, file_of, read_records
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -30,6 +30,7 @@ SCRIPTS = {
         ("labels", labels),
         ("bfloat16", bfloat16),
         ("sizes", sizes),
+        ("profile", profile),
     )
 }
 
@@ -248,6 +249,24 @@ def size_table(rows: dict[str, Row]) -> str:
     return table(titles, lines)
 
 
+def profile_table(rows: dict[str, Row]) -> str:
+    """Each kind of operation's share of a call; the kinds in the order of the first row."""
+    totals = {name: sum(each.milliseconds for each in records.values()) for name, records in rows.items()}
+    kinds = dict.fromkeys(kind for records in rows.values() for kind in records)
+    lines = [
+        (
+            kind,
+            *(
+                f"{records[kind].milliseconds / totals[name]:.0%}" if kind in records else ""
+                for name, records in rows.items()
+            ),
+        )
+        for kind in kinds
+    ]
+    lines.append(("together, one thread", *(f"{total:,.0f} ms" for total in totals.values())))
+    return table(("operations", *rows), lines)
+
+
 def _bytes(record: Record, num_pixels: int) -> str:
     return "not known" if record.mebibytes is None else _number(record.mebibytes * 2**20 / num_pixels, 0)
 
@@ -306,6 +325,7 @@ def write_page(page: Path, folder: Path) -> None:
         attention=attention_table(),
         sizes=size_table(rows) if rows else "Not measured yet.",
         growth=growth(rows),
+        profile=profile_table(results["profile"]) if "profile" in results else "Not measured yet.",
         first_calls=first_calls(results.get("compiled", {})),
         size_picture=f"![Time and memory of a pixel against the side of the image]({link}/sizes.png)" if rows else "",
         pictures="\n\n".join(shown).format(folder=link),
@@ -354,6 +374,14 @@ python -m benchmarks.report             # this page alone
 ```
 
 A row is replaced as a whole, and never by one that failed, or was disturbed where the old one was not.
+
+## Where the time goes
+
+{profile}
+
+Each operation's own time, in one thread. Matrix products, attention and convolutions are the network itself, at the
+speed of PyTorch's libraries; a better arrangement can only save on the other lines: passes over memory for norms,
+activations, sums and copies, and the time that Python takes to launch operations.
 
 ## Cost against size
 

@@ -7,8 +7,8 @@ import torch
 from test_cli import assert_one_line
 
 from benchmarks import __main__ as all_rows
+from benchmarks import profile, report
 from benchmarks import record as records
-from benchmarks import report
 from benchmarks.record import Options, Record, file_of, main, read_records, replace_row
 from benchmarks.report import GOALS, SCRIPTS, Goal, memory, share_of_peak, speed, write_page
 from hf_segformer import SegFormerConfig
@@ -330,6 +330,39 @@ def test_the_page_says_what_was_reached_what_was_not_and_what_is_missing(tmp_pat
     assert "| B0, bfloat16 autocast, against float32 | 1.80x |  | no AMX |  |" in page
     assert f"Of {len(GOALS)} goals 2 were measured here, and 1 reached" in page
     assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("aten::addmm", "matrix products"),
+        ("mkldnn::_linear_pointwise", "matrix products"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("aten::convolution_backward", "convolutions"),
+        ("aten::native_layer_norm", "LayerNorm, BatchNorm"),
+        ("aten::gelu_backward", "GELU, softmax, exponentials"),
+        ("aten::add_", "sums, products, maxima"),
+        ("aten::copy_", profile.MOVING),
+    ],
+)
+def test_operations_are_counted_by_what_they_do(operation, kind):
+    assert profile.kind_of(operation) == kind
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+def test_the_profile_finds_a_networks_parts_and_leaves_the_threads_as_they_were(tiny_config, is_training):
+    torch.set_num_threads(2)
+    found = profile.measure_shares("tiny", Task(tiny_config(), 1, 40, 72, is_training))
+    assert torch.get_num_threads() == 2
+    kinds = {each.candidate: each.milliseconds for each in found}
+    assert min(kinds[kind] for kind in ("matrix products", "attention", "convolutions", "LayerNorm, BatchNorm")) > 0
+    assert found[-1].candidate == profile.OUTSIDE
+
+
+def test_the_page_shows_shares_of_the_time():
+    rows = {"b0": {kind: Record("b0", kind, milliseconds=number) for kind, number in (("one", 30.0), ("two", 10.0))}}
+    lines = report.profile_table(rows).splitlines()[2:]
+    assert lines == ["| one | 75% |", "| two | 25% |", "| together, one thread | 40 ms |"]
 
 
 def test_without_measurements_there_is_no_page(tmp_path, capsys):

@@ -4,11 +4,14 @@ No number of the page is written by hand.
 """
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from hf_segformer import SegFormerConfig
 from hf_segformer.benchmark import QUIET
@@ -320,6 +323,7 @@ def write_page(page: Path, folder: Path) -> None:
         goals=goal_table(results),
         summary=f"Of {len(GOALS)} goals {len(reached)} were measured here, and {held} reached.",
         quiet=f"{QUIET:.0%}",
+        label_map=math.prod(labels.SIZE) * torch.int64.itemsize // 2**20,
         disturbed=f"{disturbed:.0%}",
         machines=machine_table(results),
         attention=attention_table(),
@@ -364,6 +368,7 @@ said; memory is the share of its peak.
   network's operations are those that `segformer info` counts, with the decode head folded: what folding saves does not
   count as computed.
 - **Labels**: "scene" has logits that change slowly, "noise" has another winner at every place, which is the worst case.
+  The label map itself, int64 as in Transformers, takes {label_map} MiB: less no arrangement can need.
 - **A busy core** is another process that computes all the time, on two cores one of them.
 
 ```sh

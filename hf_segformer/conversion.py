@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .checkpoints import Checkpoint, read_checkpoint
+from .checkpoints import Checkpoint, locate, read_checkpoint
 from .configuration_segformer import SegFormerConfig
 from .image_processing_segformer import SegFormerImageProcessor
 from .modeling_segformer import (
@@ -228,6 +228,68 @@ def _load(path: Path, config: SegFormerConfig, weights: Mapping[str, torch.Tenso
     model.load_state_dict(fitted, assign=True)
     config.architectures, config.dtype = [model_class.__name__], model.dtype
     return model.eval()
+
+
+def load_segmentation(source: str | Path) -> tuple[SegFormerForSemanticSegmentation, SegFormerImageProcessor]:
+    """A segmentation model and the image processor that belongs to it, from wherever they lie.
+
+    Everything that labels pictures loads through here, so that a bad folder is told in the same line everywhere.
+
+    Args:
+        source: a folder, a file of weights or a Hub repository, of any code base that `convert_checkpoint` reads.
+
+    Returns:
+        The model, in float32, on the CPU and in eval mode, and its processor: that of the source, or where it brings
+        none the default one (squash to 512x512, ImageNet's statistics) with a mean for each of the model's bands.
+
+    Raises:
+        OSError: if there is no such path or repository, or a file can not be opened.
+        ValueError: if weights, configuration or processor are damaged or foreign, do not fit each other, or the model
+            is not one for segmentation.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
+        >>> from hf_segformer.conversion import load_segmentation
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     SegFormerForSemanticSegmentation(SegFormerConfig(depths=[1, 1, 1, 1])).save_pretrained(folder)
+        ...     model, processor = load_segmentation(folder)
+        >>> processor.size
+        {'height': 512, 'width': 512}
+    """
+    path = locate(str(source))
+    model = segmentation_model(path)
+    return model, own_processor(path, model) or image_processor_for(path, model.config.num_channels)
+
+
+def segmentation_model(path: str | Path) -> SegFormerForSemanticSegmentation:
+    """`convert_checkpoint`, for what labels pixels.
+
+    Raises:
+        OSError: as `convert_checkpoint`.
+        ValueError: as `convert_checkpoint`, and if the model has no head for segmentation.
+    """
+    model = convert_checkpoint(path)
+    if not isinstance(model, SegFormerForSemanticSegmentation):
+        raise ValueError(f"{path} holds a {type(model).__name__}, but only a segmentation model tells classes")
+    return model
+
+
+def own_processor(path: str | Path, model: PreTrainedModel) -> SegFormerImageProcessor | None:
+    """The image processor that a checkpoint's folder brings along; None where it brings none.
+
+    Raises:
+        OSError: if its file can not be opened.
+        ValueError: if its file is damaged, or has not one mean for each band of the model.
+    """
+    file = Path(path) / "preprocessor_config.json"
+    if not file.is_file():
+        return None
+    processor = SegFormerImageProcessor.from_pretrained(path)
+    num_means, num_channels = len(processor.image_mean), model.config.num_channels
+    if num_means != num_channels:
+        raise ValueError(f"{file} has {num_means} entries in image_mean, but the model takes {num_channels} bands")
+    return processor
 
 
 def image_processor_for(path: str | Path, num_channels: int) -> SegFormerImageProcessor:

@@ -22,7 +22,13 @@ from hf_segformer import (
     SegFormerForSemanticSegmentation,
     SegFormerModel,
 )
-from hf_segformer.conversion import convert_checkpoint, image_processor_for, inflate, to_transformers
+from hf_segformer.conversion import (
+    convert_checkpoint,
+    image_processor_for,
+    inflate,
+    load_segmentation,
+    to_transformers,
+)
 from hf_segformer.image_processing_segformer import SegFormerImageProcessor
 
 VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
@@ -654,3 +660,30 @@ def test_a_folders_processor_goes_along_and_a_file_gets_the_default(tmp_path):
 def test_statistics_are_dealt_out_to_bands_like_filters(tmp_path):
     assert image_processor_for(tmp_path, 4).image_mean == [0.485, 0.456, 0.406, 0.485]
     assert image_processor_for(tmp_path, 1).image_std == pytest.approx([0.226])
+
+
+def test_a_segmentation_model_is_loaded_with_the_processor_of_its_folder(tmp_path):
+    model = SegFormerForSemanticSegmentation(tiny_config()).eval()
+    model.save_pretrained(tmp_path)
+    SegFormerImageProcessor(size=64).save_pretrained(tmp_path)
+    loaded, processor = load_segmentation(tmp_path)
+    assert not loaded.training
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert processor.size == {"height": 64, "width": 64}
+
+
+def test_a_bare_file_gets_the_default_processor_with_a_mean_for_each_band(tmp_path):
+    model = SegFormerForSemanticSegmentation(tiny_config(num_channels=4))
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    _, processor = load_segmentation(str(tmp_path / "weights.pth"))
+    assert len(processor.image_mean) == 4
+
+
+def test_what_can_not_label_pixels_and_a_processor_of_other_bands_are_refused(tmp_path):
+    SegFormerModel(tiny_config()).save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ValueError, match="encoder holds a SegFormerModel, but only a segmentation model"):
+        load_segmentation(tmp_path / "encoder")
+    SegFormerForSemanticSegmentation(tiny_config(num_channels=4)).save_pretrained(tmp_path)
+    SegFormerImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json has 3 entries .* model takes 4 bands"):
+        load_segmentation(tmp_path)

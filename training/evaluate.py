@@ -76,14 +76,20 @@ def evaluate_checkpoint(checkpoint: str, recipe: Recipe, folder: Path) -> None:
     # These take seconds to import; the arguments were checked by now.
     import torch
     from accelerate import PartialState
+    from transformers import logging
 
+    from hf_segformer.checkpoints import locate
+    from hf_segformer.conversion import own_processor, segmentation_model
     from hf_segformer.evaluation import evaluate
 
     from .data import load_data
     from .report import write_evaluation
 
     options, state = recipe.evaluation, PartialState(cpu=not torch.accelerator.is_available())
-    model, processor = _load(checkpoint)
+    logging.disable_progress_bar()
+    path = locate(checkpoint)
+    model = segmentation_model(path)
+    processor = own_processor(path, model)
     data = load_data(recipe.data, model.config.num_channels)
     _check_classes(checkpoint, model.config, data.names)
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,22 +104,6 @@ def evaluate_checkpoint(checkpoint: str, recipe: Recipe, folder: Path) -> None:
     write_evaluation(result, recipe, folder)
     _draw_worst(model, processor, data, options, result).save(folder / "worst.png")
     print(f"\nWritten to {folder}: metrics.json, confusion.png, worst.png")
-
-
-def _load(checkpoint: str):
-    """The segmentation model of a checkpoint, and its processor, or None where it brings none."""
-    from transformers import logging
-
-    from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor, convert_checkpoint
-    from hf_segformer.checkpoints import locate
-
-    logging.disable_progress_bar()
-    path = locate(checkpoint)
-    model = convert_checkpoint(path)
-    if not isinstance(model, SegFormerForSemanticSegmentation):
-        raise ValueError(f"{checkpoint} holds a {type(model).__name__}, but only a segmentation model tells classes")
-    has_processor = (path / "preprocessor_config.json").is_file()
-    return model, SegFormerImageProcessor.from_pretrained(path) if has_processor else None
 
 
 def _check_classes(checkpoint: str, config, names: Sequence[str]) -> None:

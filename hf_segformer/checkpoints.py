@@ -8,6 +8,7 @@ import json
 import pickle
 import re
 import struct
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ _DAMAGE = (
     AttributeError,
     EOFError,
     LookupError,
+    MemoryError,
     OSError,
     RuntimeError,
     TypeError,
@@ -43,6 +45,8 @@ _DAMAGE = (
     pickle.UnpicklingError,
     struct.error,
 )
+# What strange values in a configuration were seen to raise in Transformers.
+_WRONG_VALUES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}, but it must be a JSON object")
@@ -154,10 +158,19 @@ def read_config(source: str | Path) -> SegFormerConfig:
         OSError: if there is no such file, or it can not be read.
         ValueError: if it belongs to another network or holds impossible values.
     """
+    path = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
+    if path.is_file():
+        read_json(path)  # what Transformers says of a file that is none fills a page, or names no file
     try:
         return SegFormerConfig.from_pretrained(source)
-    except StrictDataclassError as error:  # no ValueError, though it says that a value is wrong
-        raise ValueError(f"{source}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise type(error)(_with_source(source, error)) from error
+    except (StrictDataclassError, *_WRONG_VALUES) as error:  # no ValueError, though it says that a value is wrong
+        raise ValueError(_with_source(source, error)) from error
+
+
+def _with_source(source: str | Path, error: Exception) -> str:
+    return str(error) if str(source) in str(error) else f"{source}: {error}"
 
 
 def _find_weights(folder: Path) -> Path:
@@ -173,9 +186,13 @@ def _find_weights(folder: Path) -> Path:
 
 
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
-    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"{index} must hold a weight_map with the file of each tensor, but it is {names!s:.40}")
     weights: dict[str, torch.Tensor] = {}
-    for shard in shards:
+    for shard in sorted(set(names.values())):
+        if Path(shard).name != shard:
+            raise ValueError(f"{index} names {shard}, but shards lie beside it")
         if not (index.parent / shard).is_file():
             raise FileNotFoundError(f"{index} names {shard}, but {index.parent} holds no such file")
         weights |= _read_file(index.parent / shard).weights
@@ -207,7 +224,9 @@ def _read_file(path: Path) -> Checkpoint:
 
 def _read_pickle(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of protocols it may not know; what it can not read it says by an error
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code is None:

@@ -51,6 +51,8 @@ _PER_STAGE = (
     "num_attention_heads",
     "mlp_ratios",
 )
+# Beyond these a file is damaged: the number of a tensor's elements would overflow, or names fill the memory.
+_MAX_WIDTH, _MAX_LABELS = 2**15, 2**20
 _PROBABILITIES = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -135,6 +137,8 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         num_labels = kwargs.get("num_labels")
         if num_labels is not None and (not isinstance(num_labels, int) or num_labels < 1):
             raise ValueError(f"num_labels is {num_labels!r}, but it must be a whole number, at least 1")
+        if num_labels is not None and num_labels > _MAX_LABELS:  # each gets a name, before any check comes
+            raise ValueError(f"num_labels is {num_labels}, but it must be at most {_MAX_LABELS}")
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         super().__post_init__(**kwargs)
         self.check()
@@ -162,6 +166,8 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
                 )
             if min(values) < 1:
                 raise ValueError(f"{name} is {values}, but every entry must be at least 1")
+            if max(values) > _MAX_WIDTH:
+                raise ValueError(f"{name} is {values}, but every entry must be at most {_MAX_WIDTH}")
         for hidden, heads in zip(self.hidden_sizes, self.num_attention_heads, strict=True):
             if hidden % heads:
                 raise ValueError(
@@ -181,6 +187,9 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("num_channels", "decoder_hidden_size", "num_labels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 1")
+        for name in ("num_channels", "decoder_hidden_size"):
+            if getattr(self, name) > _MAX_WIDTH:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at most {_MAX_WIDTH}")
         for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must lie in [0, 1)")

@@ -211,6 +211,8 @@ def _load(path: Path, config: SegFormerConfig, weights: Mapping[str, torch.Tenso
         model_class = SegFormerForImageClassification
     else:
         weights = {name.removeprefix("segformer."): tensor for name, tensor in weights.items()}
+    if sum(config.depths) > len(weights):  # a damaged number would build for hours
+        raise ValueError(f"{path}: depths is {list(config.depths)}, but there are only {len(weights)} tensors")
     with torch.device("meta"):  # nothing is drawn at random that is replaced at once
         model = model_class(config)
     expected = model.state_dict()

@@ -310,7 +310,10 @@ class SegFormerImageProcessor(BaseImageProcessor):
         if "_from_pipeline" not in kwargs and not kwargs.get("return_unused_kwargs"):
             known = {*cls.valid_kwargs.__annotations__, *_LOADING_KEYS, "return_unused_kwargs"}
             cls._refuse({keyword: value for keyword, value in kwargs.items() if keyword not in known})
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(f"{pretrained_model_name_or_path}: {error}") from error
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any):

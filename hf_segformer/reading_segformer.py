@@ -7,11 +7,13 @@ Axes: C bands, H height, W width. Sizes are (height, width).
 """
 
 import os
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
 from transformers.utils import logging
 
@@ -20,6 +22,22 @@ logger = logging.get_logger(__name__)
 # Modes that hold one number a pixel rather than a colour.
 _WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _MASK_MODES = ("1", "L", "P", *_WIDE_MODES)
+# What Pillow was seen to raise when files were cut and their bytes changed (tests/fuzz_loaders.py).
+_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    SystemError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 
 
 def check_area(height: int, width: int, name: str) -> None:
@@ -42,13 +60,18 @@ def check_area(height: int, width: int, name: str) -> None:
         )
 
 
+def _named(source: Any, name: str) -> str:
+    """What messages call an image: with its file, where it is known."""
+    path = source if isinstance(source, str | os.PathLike) else getattr(source, "filename", None)
+    path = os.fsdecode(path) if path else ""
+    return name if path in name else f"{name}, {path}"
+
+
 def _load(source: Any, name: str) -> Image.Image | np.ndarray:
     """A path, PIL image, array or tensor -> an upright PIL image or an array; the source stays as it is."""
-    path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-    name = name if path is None else f"{name}, {path}"
     try:
-        if path is not None:
-            with Image.open(path) as file:
+        if isinstance(source, str | os.PathLike):
+            with Image.open(source) as file:
                 return ImageOps.exif_transpose(file)
         if isinstance(source, Image.Image):
             source.load()
@@ -56,8 +79,12 @@ def _load(source: Any, name: str) -> Image.Image | np.ndarray:
             return source if upright else ImageOps.exif_transpose(source)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise OSError(f"{name}: cut off, or not a picture of a kind that Pillow reads") from error
     except OSError as error:  # of a truncated file Pillow says no name
         raise OSError(f"{name}: {error.strerror or error}") from error
+    except _DAMAGE as error:
+        raise OSError(f"{name}: damaged, {error or type(error).__name__}") from error
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu()
         return (source.float() if source.dtype == torch.bfloat16 else source).numpy()
@@ -154,6 +181,7 @@ def read_image(source: Any, num_channels: int, data_format: str | None, name: st
         ValueError: if bands, values or size do not fit; the message says how.
         OSError: if a file can not be opened, or is truncated.
     """
+    name = _named(source, name)
     image = _load(source, name)
     if isinstance(image, Image.Image):
         check_area(image.height, image.width, name)
@@ -184,6 +212,7 @@ def read_mask(source: Any, name: str) -> np.ndarray:
         ValueError: if it holds colours or floats.
         OSError: if a file can not be opened.
     """
+    name = _named(source, name)
     mask = _load(source, name)
     if isinstance(mask, Image.Image):
         if mask.mode not in _MASK_MODES:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from .version import __version__
 
@@ -129,6 +130,108 @@ def bench(arguments: argparse.Namespace) -> None:
     print(format_measurements([(task, measure(task, names, rounds=arguments.repeats)) for task in tasks]))
 
 
+def add_evaluate(commands) -> None:
+    """`segformer evaluate MODEL`: how well a model labels pictures whose labels are known."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="judge a model on labelled pictures",
+        description="Labels pictures and compares with their label maps: a table by class, and with --out metrics.json "
+        "(which the model card and `segformer push` read) and a picture of the confusions.",
+    )
+    parser.add_argument("model", help="a folder, a file of weights or a Hub repository")
+    add_labelled(parser)
+    parser.add_argument("--window", type=int, default=0, metavar="N", help="slide a window of N pixels")
+    parser.add_argument("--stride", type=int, default=0, metavar="N", help="its step (default: three quarters of it)")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored picture's prediction")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="X", help="average over these sizes")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write metrics.json and confusion.png there")
+    parser.add_argument("--title", help="what metrics.json and the card call the data (default: their folder's name)")
+    parser.add_argument("--device", help="of PyTorch, such as cuda (default: the accelerator if there is one)")
+    parser.set_defaults(run=evaluate)
+
+
+def add_labelled(parser: argparse.ArgumentParser) -> None:
+    """The options that say where labelled pictures lie, and what their labels mean."""
+    sources = parser.add_argument_group("labelled pictures", "two folders, or a data set")
+    sources.add_argument("--images", type=Path, metavar="DIR", help="pictures")
+    sources.add_argument("--labels", type=Path, metavar="DIR", help="label maps, of the same names")
+    sources.add_argument(
+        "--image-suffix", default="", metavar="END", help="how pictures' names end, _image or _rgb.tif"
+    )
+    sources.add_argument("--label-suffix", default="", metavar="END", help="how label maps' names end, such as _labels")
+    sources.add_argument("--dataset", metavar="NAME", help="a folder that datasets reads or saved, or a Hub repository")
+    sources.add_argument("--split", default="validation", help="of the data set (default: validation)")
+    sources.add_argument("--image-column", default="image", metavar="NAME", help="default: image")
+    sources.add_argument("--label-column", default="label", metavar="NAME", help="default: label")
+    sources.add_argument(
+        "--label-values", type=int, nargs="+", default=[], metavar="N", help="what maps hold for each class, 0 255 say"
+    )
+    sources.add_argument(
+        "--ignore", type=int, nargs="+", default=[], metavar="N", help="values that do not count, beside 255"
+    )
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Run `segformer evaluate`."""
+    options = _evaluation_options(arguments)
+    import torch
+    from accelerate import PartialState
+
+    from .benchmark import check_machine
+    from .conversion import load_segmentation
+    from .evaluation import evaluate as evaluate_model
+    from .evaluation import write_json
+    from .visualize import draw_confusion
+
+    if arguments.device is not None:
+        check_machine(arguments.device, None)
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    model, processor = load_segmentation(arguments.model)
+    rows = _labelled_rows(arguments, model.config, processor.do_reduce_labels)
+    result = evaluate_model(model.to(arguments.device or state.device), processor, rows, options)
+    if not state.is_main_process:  # several processes share the pictures, and each has the whole result
+        return
+    print(result.format_table())
+    if arguments.out is None:
+        return
+    title = arguments.title or Path(arguments.dataset or arguments.images).resolve().name
+    values = result.to_json(title, arguments.split if arguments.dataset else "", options)
+    write_json(values, arguments.out / "metrics.json")
+    draw_confusion(result.matrix, result.names).save(arguments.out / "confusion.png")
+    print(f"written to {arguments.out}: metrics.json, confusion.png")
+
+
+def _evaluation_options(arguments: argparse.Namespace):
+    """How to predict; what else is wrong with the options is told here, too, before anything is read."""
+    from .evaluation import EvaluationOptions
+
+    folders = [folder is not None for folder in (arguments.images, arguments.labels)]
+    if any(folders) != all(folders) or any(folders) == (arguments.dataset is not None):
+        raise ValueError("say where the labelled pictures are: by --images DIR and --labels DIR, or by --dataset NAME")
+    try:
+        options = EvaluationOptions(arguments.window, arguments.stride, arguments.flip, arguments.scales)
+    except ValueError as error:
+        raise ValueError(str(error).replace("evaluation.", "--")) from error
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        TemporaryDirectory(dir=arguments.out).cleanup()
+    return options
+
+
+def _labelled_rows(arguments: argparse.Namespace, config, reduce_labels: bool):
+    """The labelled pictures, read when they are asked for."""
+    from .labelled import open_folders, open_split, read_rows
+
+    if arguments.dataset is None:
+        suffixes = (arguments.image_suffix, arguments.label_suffix)
+        dataset = open_folders(arguments.images, arguments.labels, *suffixes)
+    else:
+        columns = (arguments.image_column, arguments.label_column)
+        dataset = open_split(arguments.dataset, arguments.split, *columns)
+    values = {"label_values": arguments.label_values, "ignore": arguments.ignore}
+    return read_rows(dataset, config.num_channels, config.num_labels, reduce_labels=reduce_labels, **values)
+
+
 def add_push(commands) -> None:
     """`segformer push FOLDER REPO`: publish a trained model on the Hugging Face Hub."""
     parser = commands.add_parser(
@@ -158,7 +261,7 @@ def push(arguments: argparse.Namespace) -> None:
 
 
 _DEBUG_HELP = "show where an error comes from"
-COMMANDS = (add_convert, add_info, add_bench, add_push)
+COMMANDS = (add_convert, add_info, add_bench, add_evaluate, add_push)
 
 
 def require_free(destination: Path) -> None:

@@ -16,14 +16,14 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
-from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor, reader
 from hf_segformer.augmentation import Augmentation, EvalDataset, TrainDataset, TrainStream
+from hf_segformer.reader import LabelRule
 from hf_segformer.visualize import overlay
-from training import camvid, reader, shapes
+from training import camvid, shapes
 from training.check import check_classes, check_data, format_counts, show_batch
 from training.data import load_data
 from training.data_recipe import DataRecipe
-from training.reader import LabelRule
 
 NAMES = ["ground", "water", "tree"]
 SIZE = (44, 60)  # height and width

@@ -524,7 +524,7 @@ class TestErrors:
         (tmp_path / "cut.bmp").write_bytes((tmp_path / "cut.bmp").read_bytes()[:3000])
         with (
             Image.open(tmp_path / "cut.bmp") as image,
-            pytest.raises(OSError, match="image 1: image file is truncated"),
+            pytest.raises(OSError, match=r"image 1, .*cut\.bmp: image file is truncated"),
         ):
             SegFormerImageProcessor(size=8)([picture(40, 57), image])
 

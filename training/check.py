@@ -17,10 +17,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_segformer import SegFormerImageProcessor
+from hf_segformer.reader import IGNORE_INDEX
 from hf_segformer.visualize import Color, colorize, figure, overlay
 
 from .data import Data
-from .reader import IGNORE_INDEX
 
 SPLITS = ("train", "evaluation")
 

@@ -1,7 +1,7 @@
 """From a recipe's `[data]` to pictures with label maps, and the processor that the model is saved with.
 
-Nothing is decoded before it is asked for; `training/reader.py` then does it, and `training/check.py` reads everything
-once before a training. Axes: C bands, H W pixels, K classes.
+Nothing is decoded before it is asked for; `hf_segformer/reader.py` then does it, and `training/check.py` reads
+everything once before a training. Axes: C bands, H W pixels, K classes.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from datasets import Dataset, IterableDataset
 from PIL import Image
 
 from hf_segformer import SegFormerImageProcessor
+from hf_segformer.reader import LabelRule, RowReader, array_dtype, class_values, file_name
 from hf_segformer.visualize import Color, default_palette
 
 from .data_recipe import DataRecipe, check_palette
-from .reader import LabelRule, RowReader, array_dtype, class_values, file_name
 from .sources import open_source
 
 _NUM_MEASURED = 100

@@ -10,14 +10,14 @@ import datasets
 import numpy as np
 from tqdm.auto import tqdm
 
+from hf_segformer.labelled import load_splits, open_folders, two_columns, undecoded
 from hf_segformer.visualize import Color
 
 from . import camvid, shapes
 from .data_recipe import DataRecipe, check_palette, check_unique
 
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".npy")
-_MASK_SUFFIXES = (".png", ".webp", ".bmp", ".tif", ".tiff", ".npy")
 _CLASS_FILES = ("classes.json", "id2label.json")
+_SETTINGS = ("data.image_column", "data.label_column")
 _SHUFFLE_BUFFER = 1000
 
 _Classes = tuple[tuple[str, ...], tuple[Color, ...]]
@@ -116,7 +116,7 @@ def _hub_file(repository: str, name: str) -> Path | None:
 
 def _draw_shapes(recipe: DataRecipe) -> Source:
     train, evaluation = (
-        _undecoded(shapes.shapes_dataset(split, number, recipe.image_size, recipe.seed))
+        undecoded(shapes.shapes_dataset(split, number, recipe.image_size, recipe.seed))
         for split, number in zip(shapes.SPLITS, (recipe.num_train, recipe.num_eval), strict=True)
     )
     return Source(train, evaluation, shapes.NAMES, shapes.PALETTE)
@@ -125,57 +125,16 @@ def _draw_shapes(recipe: DataRecipe) -> Source:
 def _open_folders(
     recipe: DataRecipe, root: Path, image_folder: str, mask_folder: str
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-    suffixes = (_suffixes(recipe.image_suffix, _IMAGE_SUFFIXES), _suffixes(recipe.mask_suffix, _MASK_SUFFIXES))
-
     def read(split: str) -> datasets.Dataset:
         folders = []
         for folder in (image_folder, mask_folder):
             is_whole = "{split}" in folder or recipe.eval_share
             folders.append(root / folder.replace("{split}", split) / ("" if is_whole else split))
-        pairs = _pairs((folders[0], folders[1]), suffixes)
-        return datasets.Dataset.from_dict(
-            {"image": [str(image) for image, _ in pairs], "label": [str(mask) for _, mask in pairs]}
-        )
+        return open_folders(folders[0], folders[1], recipe.image_suffix, recipe.mask_suffix)
 
     if recipe.eval_share:
         return _hold_out(read(recipe.train_split), recipe)
     return read(recipe.train_split), read(recipe.eval_split_name)
-
-
-def _suffixes(suffix: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    return (suffix.lower(),) if suffix else known
-
-
-def _pairs(folders: tuple[Path, Path], suffixes: tuple[tuple[str, ...], tuple[str, ...]]) -> list[tuple[Path, Path]]:
-    """Pictures and label maps that share folder and name before the suffix, in order of names."""
-    is_one = folders[0].resolve() == folders[1].resolve()
-    images = _by_stem(folders[0], suffixes[0], () if not is_one or suffixes[1] == _MASK_SUFFIXES else suffixes[1])
-    masks = _by_stem(folders[1], suffixes[1])
-    if not images:
-        raise ValueError(f"{folders[0]} holds no pictures (files that end in {', '.join(suffixes[0])})")
-    alone = sorted(images.keys() ^ masks.keys())
-    if alone:
-        stem, others = alone[0], f"; so it is with {len(alone) - 1} more files" if len(alone) > 1 else ""
-        if stem in images:
-            wanted = folders[1] / f"{stem}{suffixes[1][0]}"
-            raise ValueError(f"{images[stem]} has no label map {wanted}{others}")
-        raise ValueError(f"{masks[stem]} has no picture {folders[0] / stem}{suffixes[0][0]}{others}")
-    return [(images[stem], masks[stem]) for stem in sorted(images)]
-
-
-def _by_stem(folder: Path, suffixes: tuple[str, ...], passed_over: tuple[str, ...] = ()) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.name.lower()
-        ending = next((suffix for suffix in suffixes if name.endswith(suffix)), None)
-        if ending is None or name.startswith(".") or (passed_over and name.endswith(passed_over)):
-            continue
-        stem = (path.relative_to(folder).parent / path.name[: -len(ending)]).as_posix()
-        if path != files.setdefault(stem, path):
-            raise ValueError(f"{files[stem]} and {path.name} have one name: which is meant?")
-    return files
 
 
 def _open_dataset(recipe: DataRecipe) -> tuple[Any, datasets.Dataset]:
@@ -187,7 +146,9 @@ def _open_dataset(recipe: DataRecipe) -> tuple[Any, datasets.Dataset]:
             raise ValueError(
                 f"{recipe.root} has no split {name!r}, it has {', '.join(map(repr, splits))}: set data.{key}{way_out}"
             )
-    train, *evaluation = (_two_columns(splits[name], recipe) for name in names)
+    train, *evaluation = (
+        two_columns(splits[name], recipe.root, (recipe.image_column, recipe.label_column), _SETTINGS) for name in names
+    )
     if recipe.eval_share:
         return _hold_out(train, recipe)
     if not recipe.streaming:
@@ -197,51 +158,11 @@ def _open_dataset(recipe: DataRecipe) -> tuple[Any, datasets.Dataset]:
 
 
 def _load_splits(recipe: DataRecipe) -> dict[str, Any]:
-    folder = Path(recipe.root)
-    if recipe.source == "dataset" and ((folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()):
-        loaded = datasets.load_from_disk(recipe.root)
-        splits = {recipe.train_split: loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
-        if recipe.streaming:
-            splits = {name: split.to_iterable_dataset() for name, split in splits.items()}
-        return splits
-    if recipe.source == "imagefolder":
-        arguments: dict[str, Any] = {"path": "imagefolder", "data_dir": recipe.root}
-    else:
-        arguments = {"path": recipe.root, "name": recipe.subset or None}
+    as_folder = recipe.source == "imagefolder"
     try:
-        return dict(datasets.load_dataset(**arguments, streaming=recipe.streaming))
-    except (datasets.exceptions.DatasetsError, ValueError) as error:
-        raise ValueError(f"data.root={recipe.root} is not read: {error.__cause__ or error}") from error
-
-
-def _two_columns(dataset: Any, recipe: DataRecipe) -> Any:
-    """Only the columns `image` and `label`, undecoded."""
-    if dataset.features is None:
-        raise ValueError(f"{recipe.root} does not tell its columns before it is read: set data.streaming=false")
-    kinds = (datasets.Image, datasets.Array2D, datasets.Array3D, datasets.List)
-    for key in ("image_column", "label_column"):
-        name = getattr(recipe, key)
-        if name not in dataset.features:
-            raise ValueError(
-                f"{recipe.root} has no column {name!r}, it has {', '.join(map(repr, dataset.features))}: set data.{key}"
-            )
-        feature = dataset.features[name]
-        if not isinstance(feature, kinds) and getattr(feature, "dtype", None) not in ("string", "large_string"):
-            raise ValueError(
-                f"column {name!r} of {recipe.root} is {type(feature).__name__}, but it must hold pictures, paths or "
-                f"arrays: set data.{key}"
-            )
-    columns = {recipe.image_column: "image", recipe.label_column: "label"}
-    dataset = _undecoded(dataset.select_columns(list(columns)))
-    return dataset.rename_columns({old: new for old, new in columns.items() if old != new})
-
-
-def _undecoded(dataset: Any) -> Any:
-    """Files stay as they are stored: `datasets` would turn a palette's ids into others."""
-    for name, feature in dataset.features.items():
-        if isinstance(feature, datasets.Image):
-            dataset = dataset.cast_column(name, datasets.Image(decode=False))
-    return dataset
+        return load_splits(recipe.root, recipe.subset, as_folder, recipe.streaming, recipe.train_split)
+    except ValueError as error:
+        raise ValueError(f"data.root={error}") from error
 
 
 def _feature_names(feature: Any) -> tuple[str, ...]:

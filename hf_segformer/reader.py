@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hf_segformer.reading_segformer import read_image, read_mask
+from .reading_segformer import read_image, read_mask
 
 IGNORE_INDEX = 255
 
@@ -33,7 +33,7 @@ class LabelRule:
 
     Example:
         >>> import numpy as np
-        >>> from training.reader import LabelRule
+        >>> from hf_segformer.reader import LabelRule
         >>> LabelRule(values=(0, 255)).apply(np.array([[0, 255]]), "mask.png").tolist()
         [[0, 1]]
     """
@@ -180,13 +180,21 @@ def _open_tiff(content: bytes, name: str) -> np.ndarray:
         raise OSError(f"can not read {name}: {error}") from error
 
 
-def class_values(num_classes: int, reduce_labels: bool, label_values: Sequence[int]) -> tuple[int, ...]:
+def class_values(
+    num_classes: int, reduce_labels: bool, label_values: Sequence[int], setting: str = "data.label_values"
+) -> tuple[int, ...]:
     """What label maps hold for each label: a single class is told from its absence, so that it takes two.
+
+    Args:
+        num_classes: K.
+        reduce_labels: whether classes begin at 1, and 0 does not count.
+        label_values: the values, if they are others.
+        setting: what the message calls `label_values`.
 
     Raises:
         ValueError: if `label_values` does not have as many entries.
     """
     num_labels = max(num_classes, 2)
     if label_values and len(label_values) != num_labels:
-        raise ValueError(f"data.label_values has {len(label_values)} entries, but {num_labels} are needed")
+        raise ValueError(f"{setting} has {len(label_values)} entries, but {num_labels} are needed")
     return tuple(label_values) or tuple(range(reduce_labels, num_labels + reduce_labels))

@@ -170,7 +170,8 @@ def read_config(source: str | Path) -> SegFormerConfig:
 
 
 def _with_source(source: str | Path, error: Exception) -> str:
-    return str(error) if str(source) in str(error) else f"{source}: {error}"
+    text = f"{error!s:.1000}"  # a long value is repeated in it
+    return text if str(source) in text else f"{source}: {text}"
 
 
 def _find_weights(folder: Path) -> Path:

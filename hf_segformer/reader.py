@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .reading_segformer import read_image, read_mask
+from .reading_segformer import DAMAGE, read_image, read_mask
 
 IGNORE_INDEX = 255
 
@@ -139,16 +140,18 @@ def _open(source: Any, name: str, num_channels: int, dtype: str | None) -> Image
     if content.startswith(_NUMPY):
         try:
             return np.load(BytesIO(content), allow_pickle=False)
-        except ValueError as error:
-            raise ValueError(f"{name} can not be read as a NumPy array: {error}") from error
+        except (TokenError, *DAMAGE) as error:
+            raise ValueError(f"{name} can not be read as a NumPy array: {error!s:.300}") from error
     try:
         picture = Image.open(BytesIO(content))
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Warning) as error:
         raise ValueError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
         if content.startswith(_TIFF):
             return _open_tiff(content, name)
         raise OSError(f"{name} is cut off, or not a picture of a kind that Pillow reads") from error
+    except DAMAGE as error:
+        raise OSError(f"{name} is damaged: {error or type(error).__name__}") from error
     if content.startswith(_TIFF) and num_channels not in (1, 3) and len(picture.getbands()) != num_channels:
         return _open_tiff(content, name)
     return picture
@@ -176,8 +179,8 @@ def _open_tiff(content: bytes, name: str) -> np.ndarray:
         raise OSError(f"{name} needs tifffile for its bands: pip install 'hf-segformer[geo]'") from error
     try:
         return tifffile.imread(BytesIO(content))
-    except (tifffile.TiffFileError, ValueError, OSError) as error:
-        raise OSError(f"can not read {name}: {error}") from error
+    except (tifffile.TiffFileError, *DAMAGE) as error:
+        raise OSError(f"can not read {name}: {str(error) or type(error).__name__:.300}") from error
 
 
 def class_values(

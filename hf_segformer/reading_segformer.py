@@ -23,8 +23,9 @@ logger = logging.get_logger(__name__)
 _WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _MASK_MODES = ("1", "L", "P", *_WIDE_MODES)
 # What Pillow was seen to raise when files were cut and their bytes changed (tests/fuzz_loaders.py).
-_DAMAGE = (
+DAMAGE = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
     EOFError,
     LookupError,
@@ -77,13 +78,13 @@ def _load(source: Any, name: str) -> Image.Image | np.ndarray:
             source.load()
             upright = source.getexif().get(ExifTags.Base.Orientation, 1) == 1
             return source if upright else ImageOps.exif_transpose(source)
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Warning) as error:  # a warning is raised where its user asked for that
         raise ValueError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
         raise OSError(f"{name}: cut off, or not a picture of a kind that Pillow reads") from error
     except OSError as error:  # of a truncated file Pillow says no name
         raise OSError(f"{name}: {error.strerror or error}") from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise OSError(f"{name}: damaged, {error or type(error).__name__}") from error
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu()
@@ -231,4 +232,4 @@ def read_mask(source: Any, name: str) -> np.ndarray:
     return mask
 
 
-__all__ = ["check_area", "flatten", "read_image", "read_mask"]
+__all__ = ["DAMAGE", "check_area", "flatten", "read_image", "read_mask"]

@@ -30,6 +30,7 @@ from transformers.utils import logging
 from hf_segformer import SegFormerImageProcessor
 from hf_segformer.checkpoints import read_checkpoint, read_config
 from hf_segformer.conversion import convert_checkpoint, load_segmentation
+from hf_segformer.reader import LabelRule, RowReader
 from hf_segformer.reading_segformer import read_mask
 
 _SECONDS = 20
@@ -50,6 +51,13 @@ def _read_map(path: Path, chance: random.Random) -> np.ndarray:
     return read_mask(path, "label map")
 
 
+def _read_row(path: Path, chance: random.Random) -> np.ndarray:
+    whole = path.parent.with_name("rows") / "labels.png"
+    if path.parent.name == "rows_labels":
+        return RowReader(3, LabelRule(tuple(range(5)))).read(str(whole.with_name("picture.png")), str(path))[1]
+    return np.asarray(RowReader(chance.choice((1, 3, 5)), LabelRule(tuple(range(5)))).read(str(path), str(whole))[0])
+
+
 def _read_weights(path: Path, chance: random.Random) -> None:
     chance.choice((read_checkpoint, convert_checkpoint, load_segmentation))(path)
 
@@ -63,7 +71,13 @@ def _read_folder(path: Path, chance: random.Random) -> None:
     chance.choice(loaders)(path.parent)
 
 
-READERS = {"pictures": _read_picture, "maps": _read_map, "weights": _read_weights, "folders": _read_folder}
+READERS = {
+    "pictures": _read_picture,
+    "maps": _read_map,
+    "rows": _read_row,
+    "weights": _read_weights,
+    "folders": _read_folder,
+}
 
 
 def run_case(samples: dict[str, list[Path]], seed: int, case: int) -> str:

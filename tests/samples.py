@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import tifffile
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -29,11 +30,13 @@ def write_samples(folder: Path) -> dict[str, list[Path]]:
         folder: an empty one.
 
     Returns:
-        pictures, maps, weights and folders (files of checkpoint folders), each a list of paths.
+        pictures, maps, rows (pictures and label maps of data sets), weights and folders (files of checkpoint
+        folders), each a list of paths.
     """
     return {
         "pictures": _write(folder / "pictures", _pictures()),
         "maps": _write(folder / "maps", _maps()),
+        "rows": [*_write(folder / "rows", _row_pictures()), *_write(folder / "rows_labels", _row_labels())],
         "weights": _weights(folder / "weights"),
         "folders": [*_folder(folder / "whole"), *_shards(folder / "sharded")],
     }
@@ -109,6 +112,28 @@ def _maps() -> dict[str, bytes]:
         "palette.gif": encoded(palette, "GIF"),
         "palette.bmp": encoded(palette, "BMP"),
     }
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def _row_pictures() -> dict[str, bytes]:
+    bands = np.random.default_rng(2).random((5, _HEIGHT, _WIDTH), dtype=np.float32)
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, bands, photometric="minisblack")
+    files = _pictures()
+    kept = {name: files[name] for name in ("rgb.png", "photo.jpg", "tiff_lzw.tif")}
+    right = {"picture.png": files["rgb.png"], "labels.png": _maps()["grey.png"]}
+    return {**right, **kept, "bands.npy": _npy(bands), "bands.tif": buffer.getvalue()}
+
+
+def _row_labels() -> dict[str, bytes]:
+    files = _maps()
+    kept = {name: files[name] for name in ("grey.png", "raw.tif", "palette.png")}
+    return {**kept, "labels.npy": _npy(np.ones((_HEIGHT, _WIDTH), dtype=np.int64))}
 
 
 def _model() -> SegFormerForSemanticSegmentation:

@@ -1,0 +1,171 @@
+"""Labelled pictures in folders and data sets, and `segformer evaluate`, which judges a model on them."""
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import assert_one_line, run
+
+from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segformer.evaluation import EvaluationOptions, evaluate
+from hf_segformer.labelled import open_folders, open_split, read_rows
+
+HEIGHT, WIDTH = 40, 56
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Three pictures of different kinds with label maps of five classes."""
+    random = np.random.default_rng(0)
+    for name in ("images/a.jpg", "images/b.png", "images/deep/c.webp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(tmp_path / name)
+    for name in ("labels/a_labels.png", "labels/b_labels.tif", "labels/deep/c_labels.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 5, (HEIGHT, WIDTH), dtype=np.uint8)).save(tmp_path / name)
+    return tmp_path
+
+
+@pytest.fixture
+def folder(tiny_config, tmp_path):
+    SegFormerForSemanticSegmentation(tiny_config()).save_pretrained(tmp_path / "model")
+    SegFormerImageProcessor(size=64).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def pairs_of(root, **suffixes):
+    return open_folders(root / "images", root / "labels", **{"label_suffix": "_labels", **suffixes})
+
+
+def judge(folder, root, *options):
+    pairs = ("--images", root / "images", "--labels", root / "labels", "--label-suffix", "_labels")
+    return run("evaluate", folder, *pairs, "--device", "cpu", *options)
+
+
+def test_a_suffix_without_an_ending_stands_before_any_known_one(labelled):
+    names = [row["label"].rsplit("/", 1)[1] for row in pairs_of(labelled)]
+    assert names == ["a_labels.png", "b_labels.tif", "c_labels.png"]
+
+
+def test_all_without_a_partner_are_told_in_one_line(labelled):
+    for name in ("a_labels.png", "b_labels.tif", "deep/c_labels.png"):
+        (labelled / "labels" / name).rename(labelled / name.split("/")[-1])
+    with pytest.raises(
+        ValueError, match=r"images/a\.jpg has no label map .*a_labels\.png; nor has b, deep/c a partner$"
+    ):
+        pairs_of(labelled)
+
+
+def test_evaluate_prints_and_writes_what_the_loop_counts(folder, labelled, capsys):
+    out = labelled / "out"
+    assert judge(folder, labelled, "--out", out, "--flip", "--title", "Streets") == 0
+    table = capsys.readouterr().out
+    assert "LABEL_4" in table
+    found = json.loads((out / "metrics.json").read_text())
+    model = SegFormerForSemanticSegmentation.from_pretrained(folder)
+    rows = read_rows(pairs_of(labelled), 3, 5)
+    options = EvaluationOptions(flip=True)
+    expected = evaluate(model, SegFormerImageProcessor.from_pretrained(folder), rows, options, progress=False)
+    assert expected.format_table() in table
+    assert found["mean_iou"] == pytest.approx(expected.metrics["mean_iou"], abs=0)
+    assert found["dataset"] == {"title": "Streets", "split": "", "images": 3}
+    assert found["method"]["flip"] is True
+    with Image.open(out / "confusion.png") as confusion:
+        assert confusion.width > 100
+
+
+def test_a_data_set_gives_what_its_folders_give(folder, labelled, capsys):
+    pairs = pairs_of(labelled)
+    encoded = {
+        "photo": [{"bytes": Path(path).read_bytes(), "path": None} for path in pairs["image"]],
+        "mask": [{"bytes": Path(path).read_bytes(), "path": None} for path in pairs["label"]],
+    }
+    features = datasets.Features({"photo": datasets.Image(), "mask": datasets.Image()})
+    data = datasets.Dataset.from_dict(encoded, features=features)
+    datasets.DatasetDict({"test": data}).save_to_disk(labelled / "data")
+    assert judge(folder, labelled) == 0
+    of_folders = capsys.readouterr().out
+    columns = ("--image-column", "photo", "--label-column", "mask")
+    assert run("evaluate", folder, "--dataset", labelled / "data", "--split", "test", *columns, "--device", "cpu") == 0
+    assert capsys.readouterr().out == of_folders
+    with pytest.raises(ValueError, match=r"no split 'validation', it has 'test': set --split"):
+        open_split(str(labelled / "data"), "validation")
+    with pytest.raises(ValueError, match=r"no column 'image', it has 'photo', 'mask': set --image-column"):
+        open_split(str(labelled / "data"), "test")
+
+
+def test_a_binary_model_is_judged_on_two_values(tiny_config, labelled, capsys):
+    SegFormerForSemanticSegmentation(tiny_config(num_labels=1)).save_pretrained(labelled / "binary")
+    for row in pairs_of(labelled):
+        Image.fromarray((np.asarray(Image.open(row["label"])) > 2).astype(np.uint8) * 255).save(row["label"])
+    assert judge(labelled / "binary", labelled, "--label-values", 0, 255) == 0
+    table = capsys.readouterr().out
+    assert "background" in table
+    shares = [float(line.split()[-1]) for line in table.splitlines()[1:3]]
+    assert sum(shares) == pytest.approx(100)
+    assert shares[1] == pytest.approx(40, abs=5)
+
+
+def test_a_model_that_reduces_labels_reads_maps_from_one(tiny_config, folder, labelled):
+    rows = read_rows(pairs_of(labelled), 3, 4, reduce_labels=True)
+    stored = np.asarray(Image.open(labelled / "labels/a_labels.png"))
+    assert np.array_equal(rows[0]["label"], np.where(stored == 0, 255, stored - 1))
+
+
+def spoil(path, content):
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda root: spoil(root / "images/b.png", b""), ["b.png"]),
+        (lambda root: spoil(root / "images/b.png", b"a text"), ["b.png", "not a picture"]),
+        (lambda root: spoil(root / "images/b.png", (root / "images/b.png").read_bytes()[:2000]), ["b.png"]),
+        (lambda root: spoil(root / "labels/b_labels.tif", b"II*\0"), ["b_labels.tif"]),
+        (
+            lambda root: Image.new("L", (9, 7)).save(root / "labels/b_labels.tif"),
+            ["b_labels.tif is 7x9", "b.png is 40x56"],
+        ),
+        (
+            lambda root: Image.new("L", (90, 70)).save(root / "labels/b_labels.tif"),
+            ["b_labels.tif is 70x90", "b.png is 40x56"],
+        ),
+        (
+            lambda root: Image.new("L", (WIDTH, HEIGHT), 77).save(root / "labels/b_labels.tif"),
+            ["b_labels.tif holds 77, but the classes are 0 to 4"],
+        ),
+        (
+            lambda root: Image.new("RGB", (WIDTH, HEIGHT)).save(root / "labels/b_labels.tif"),
+            ["b_labels.tif", "turn colours into ids first"],
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_pair_is_one_line_that_names_the_file(damage, words, folder, labelled, capsys):
+    damage(labelled)
+    assert judge(folder, labelled) == 1
+    assert_one_line(capsys.readouterr().err.splitlines()[-1].lstrip("\r") + "\n", *words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--window", 3], ["--window is 3"]),
+        (["--scales", -1], ["--scales is [-1.0]"]),
+        (["--device", "tpu"], ["device is 'tpu'"]),
+        (["--dataset", "a/b"], ["--images DIR and --labels DIR, or by --dataset NAME"]),
+        (["--label-values", 0, 1], ["--label-values has 2 entries, but 5 are needed"]),
+        (["--out", "/dev/null/results"], ["/dev/null/results"]),
+    ],
+)
+def test_wrong_options_are_one_line(options, words, folder, labelled, capsys):
+    assert judge(folder, labelled, *options) == 1
+    assert_one_line(capsys.readouterr().err, *words)
+
+
+def test_debug_shows_where_an_error_comes_from(folder, labelled, capsys):
+    assert judge(folder, labelled, "--window", 3, "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err

@@ -5,7 +5,7 @@ OLDEST := .venv-oldest
 # A process a core; the tests of a file stay together.
 SPREAD := -n auto --dist loadfile
 
-.PHONY: help install demo test test-oldest lint types check bench clean
+.PHONY: help install demo test test-oldest lint types check fuzz bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -34,6 +34,9 @@ types: .venv/.installed ## check the types
 	$(BIN)/mypy
 
 check: lint types test ## all that a change must pass: lint, types, tests
+
+fuzz: .venv/.installed ## feed ten thousand damaged files to everything that reads files
+	$(BIN)/python tests/fuzz_loaders.py --number 10000
 
 .venv/.bench: .venv/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,geo,app,bench]'

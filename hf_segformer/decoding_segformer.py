@@ -244,7 +244,9 @@ class _Decode(torch.autograd.Function):
 
         share(add_up, range(len(items)))
         if statistics is None:
-            counts = torch.tensor([fused[index, plan.rows[number], :, 0].numel() for index, number in items])
+            counts = torch.tensor(
+                [fused[index, plan.rows[number], :, 0].numel() for index, number in items], device="cpu"
+            )
             mean, variance = _combine(means, squares, counts)
         else:
             mean, variance = statistics

@@ -7,8 +7,9 @@ and where the user said so by `set_fast_paths(False)` or HF_SEGFORMER_PLAIN=1.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, TypeVar
 
 import torch
@@ -114,7 +115,6 @@ def share(work: Callable[[Iterator[Item]], None], items: Sequence[Item]) -> None
             and there is no autocast.
         items: what there is to do, in any order.
     """
-    num_threads = torch.get_num_threads()
     dealt, errors, inference = iter(items), [], torch.is_inference_mode_enabled()
 
     def run() -> None:
@@ -124,20 +124,73 @@ def share(work: Callable[[Iterator[Item]], None], items: Sequence[Item]) -> None
                 work(dealt)
             except BaseException as error:
                 errors.append(error)
-                for _ in dealt:  # nobody need go on
-                    pass
+                stop(dealt)
 
-    threads = [Thread(target=run) for _ in range(min(num_threads, len(items)) - 1)]
-    for thread in threads:
-        thread.start()
-    try:
-        run()
-    finally:
-        for thread in threads:
-            thread.join()
-        torch.set_num_threads(num_threads)
+    with _same_threads_after() as num_threads:
+        threads: list[Thread] = []
+        try:
+            for _ in range(min(num_threads, len(items)) - 1):
+                threads.append(Thread(target=run))
+                threads[-1].start()
+            run()
+            for thread in threads:
+                thread.join()
+        finally:  # Ctrl-C may have come while waiting, or no thread have been left to start
+            stop(dealt)
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
     if errors:
         raise errors[0]
+
+
+def stop(dealt: Iterator[Item]) -> None:
+    """Take what is left, so that nobody goes on."""
+    for _ in dealt:
+        pass
+
+
+@contextmanager
+def _same_threads_after() -> Iterator[int]:
+    """The number of threads that PyTorch uses, which holds again at the end, in this thread and those yet to start.
+
+    PyTorch has one number for each thread, and another for threads yet to start, which whoever sets the first sets,
+    too. So where calls of `share` overlap, one that begins in a new thread would find 1, and leave 1 behind.
+    """
+    own = torch.get_num_threads()
+    with _running.lock:
+        if not _running.count:
+            _running.default = own
+        elif own == 1:
+            own = _running.default
+        _running.count += 1
+    try:
+        yield own
+    finally:
+        torch.set_num_threads(own)
+        with _running.lock:
+            _running.count -= 1
+            is_spoilt = not _running.count and own != _running.default
+        if is_spoilt:
+            thread = Thread(target=torch.set_num_threads, args=(_running.default,))
+            thread.start()
+            thread.join()
+
+
+class _Running:
+    """How many calls of `share` are running, and the number of threads when the first of them began."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """As it is where none runs."""
+        self.lock, self.count, self.default = Lock(), 0, 1
+
+
+_running = _Running()
+if hasattr(os, "register_at_fork"):  # of the parent's calls none runs in the child
+    os.register_at_fork(after_in_child=_running.reset)
 
 
 def only_once(backward: Callable[..., Any]) -> Callable[..., Any]:

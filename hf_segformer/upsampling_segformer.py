@@ -77,8 +77,9 @@ class Taps(NamedTuple):
     @classmethod
     def of(cls, num_old: int, num_new: int, dtype: torch.dtype, beyond: int = 0) -> "Taps":
         """Those of PyTorch's bilinear interpolation, computed in the same type; `beyond` repeat the last position."""
-        scale = torch.tensor(num_old, dtype=dtype) / num_new
-        position = (scale * (torch.arange(num_new + beyond, dtype=dtype) + 0.5) - 0.5).clamp(0, num_old - 1)
+        scale = torch.tensor(num_old, dtype=dtype, device="cpu") / num_new
+        centre = torch.arange(num_new + beyond, dtype=dtype, device="cpu") + 0.5
+        position = (scale * centre - 0.5).clamp(0, num_old - 1)
         lower = position.long()
         return cls(lower, (lower + 1).clamp(max=num_old - 1), position - lower)
 
@@ -103,7 +104,7 @@ def cut_into_bands(num_old: int, num_new: int, height: int, dtype: torch.dtype) 
     for start in range(0, num_new, height):
         here = Taps(*(tap[start : start + height] for tap in taps))
         old = slice(int(here.lower[0]), int(here.upper[-1]) + 1)
-        weights = here.weights(torch.tensor(old.start), old.stop - old.start)
+        weights = here.weights(torch.tensor(old.start, device="cpu"), old.stop - old.start)
         bands.append(Band(slice(start, start + len(weights)), old, weights))
     return bands
 
@@ -121,7 +122,7 @@ class Windows(NamedTuple):
         taps = Taps(*(tap.view(-1, WINDOW_WIDTH) for tap in taps))
         num_columns = int((taps.upper[:, -1] - taps.lower[:, 0]).max()) + 1
         first = taps.lower[:, 0].clamp(max=num_old - num_columns)
-        return cls(first[:, None] + torch.arange(num_columns), taps.weights(first, num_columns))
+        return cls(first[:, None] + torch.arange(num_columns, device="cpu"), taps.weights(first, num_columns))
 
 
 def cut(grid: Tensor, size: Sequence[int], dtype: torch.dtype, band_size: int) -> tuple[list[Band], Windows]:
@@ -235,8 +236,8 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], *, with_probability: bo
     grid = logits.detach().permute(0, 2, 3, 1)  # (B, h, w, K)
     dtype = at_least_float32(grid[0, 0, 0]).dtype
     bands, windows = cut(grid, size, dtype, _LABEL_BAND_SIZE)
-    labels = torch.empty(len(grid), *size, dtype=torch.int64)
-    probabilities = torch.empty(labels.shape, dtype=dtype) if with_probability else None
+    labels = torch.empty(len(grid), *size, dtype=torch.int64, device="cpu")
+    probabilities = torch.empty(labels.shape, dtype=dtype, device="cpu") if with_probability else None
 
     def work(items: Iterator[tuple[int, int]]) -> None:
         for index, number in items:
@@ -246,7 +247,7 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], *, with_probability: bo
             near = _first_maximum(rows, 1)[:, windows.columns]  # (S, V, D)
             first = near[:1, :, :1]
             is_undecided = (near != first).flatten(2).any(2).any(0)
-            chosen = torch.arange(len(is_undecided)) if with_probability else is_undecided.nonzero()[:, 0]
+            chosen = torch.arange(len(is_undecided), device="cpu") if with_probability else is_undecided.nonzero()[:, 0]
             found = first.expand(len(band.weights), -1, WINDOW_WIDTH).clone()  # (R, V, Q)
             upsampled = _upsample_windows(rows, band, windows, chosen)  # (R, K, V, Q)
             if probabilities is not None:
@@ -262,7 +263,7 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], *, with_probability: bo
 def _first_maximum(tensor: Tensor, dim: int) -> Tensor:
     """`argmax` of real numbers; PyTorch's is slow along any dimension, and slower along all but the last."""
     size = tensor.shape[dim]
-    rank = torch.arange(size, 0, -1, dtype=tensor.dtype).view(-1, *[1] * (tensor.ndim - 1 - dim))
+    rank = torch.arange(size, 0, -1, dtype=tensor.dtype, device=tensor.device).view(-1, *[1] * (tensor.ndim - 1 - dim))
     is_best = torch.ge(tensor, tensor.amax(dim, keepdim=True), out=torch.empty_like(tensor))  # bool were slower
     return size - is_best.mul_(rank).amax(dim).long()
 

@@ -33,12 +33,15 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder that holds what the examples name: a checkpoint of ours, one of Transformers', a photo."""
+    """A folder that holds what the examples name: a checkpoint of ours, one of Transformers', a photo, a labelled one."""
     monkeypatch.chdir(tmp_path)
     SegFormerForSemanticSegmentation(SegFormerConfig(**TINY, num_labels=5)).save_pretrained("outputs/shapes_b0")
     SegFormerImageProcessor(size=64).save_pretrained("outputs/shapes_b0")
     SegformerForSemanticSegmentation(SegformerConfig(**TINY, num_labels=5)).save_pretrained("my-segformer")
     Image.new("RGB", (90, 70), "teal").save("photo.jpg")
+    for folder, mode in (("images", "RGB"), ("labels", "L")):
+        Path(folder).mkdir()
+        Image.new(mode, (90, 70)).save(f"{folder}/street.png")
     return tmp_path
 
 

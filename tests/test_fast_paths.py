@@ -4,9 +4,11 @@ import copy
 import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from torch import nn
 from twins import FAST, PLAIN, assert_near, fast, plain, switched
 
 import hf_segformer
-from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, set_fast_paths
+from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, fast_paths_segformer, set_fast_paths
 from hf_segformer.fast_paths_segformer import is_fast, share
 
 MODEL = "hf_segformer.modeling_segformer"
@@ -157,6 +159,94 @@ def test_work_is_shared_out_and_threads_are_put_back(num_threads):
         assert len(workers) <= number
         assert torch.get_num_threads() == number
         assert torch.is_grad_enabled()
+
+
+def default_threads():
+    """The number that a new thread gets."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_calls_that_overlap_leave_every_thread_its_number(num_threads):
+    """A thread that is born while others share work would begin, and end, with the one core of a worker."""
+    num_threads(2)
+    has_begun, may_end, seen = threading.Event(), threading.Event(), []
+
+    def first(items):
+        for _ in items:
+            has_begun.set()
+            may_end.wait(10)
+
+    def second():
+        share(lambda items: [may_end.set() for _ in items], range(2))
+        early.join()
+        seen.append(torch.get_num_threads())
+
+    early = threading.Thread(target=share, args=(first, range(2)))
+    early.start()
+    assert has_begun.wait(10)
+    late = threading.Thread(target=second)
+    late.start()
+    late.join(20)
+    assert seen == [2]
+    assert default_threads() == torch.get_num_threads() == 2
+
+
+def test_ctrl_c_while_waiting_stops_the_others_and_puts_threads_back(num_threads):
+    num_threads(2)
+    caller, done, is_working = threading.get_ident(), [], threading.Event()
+
+    def work(items):
+        if threading.get_ident() == caller:
+            is_working.wait(10)
+            return
+        for item in items:
+            done.append(item)
+            is_working.set()
+            time.sleep(0.3)
+
+    def press():
+        is_working.wait(10)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press).start()
+    with pytest.raises(KeyboardInterrupt):
+        share(work, range(1000))
+    assert done == [0]
+    assert default_threads() == torch.get_num_threads() == 2
+
+
+def test_a_thread_that_can_not_start_is_told_and_threads_are_put_back(num_threads, monkeypatch):
+    num_threads(2)
+
+    class NoneLeft(threading.Thread):
+        def start(self):
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(fast_paths_segformer, "Thread", NoneLeft)
+    with pytest.raises(RuntimeError, match="can't start"):
+        share(list, range(4))
+    monkeypatch.undo()
+    assert default_threads() == torch.get_num_threads() == 2
+
+
+def test_a_default_device_is_not_that_of_tensors_here(images):
+    """`torch.device(...)` as a context says where new tensors go; a model on the CPU computes there."""
+    model = SegFormerForSemanticSegmentation(SegFormerConfig(**TINY, num_labels=5))
+    labels = torch.randint(0, 5, images[:, 0].shape)
+    with torch.device("meta"):
+        loss = model(images, labels=labels).loss
+        loss.backward()
+        with torch.no_grad():
+            logits = model.eval()(images).logits
+            found, probabilities = hf_segformer.upsample_argmax(logits, labels.shape[1:], with_probability=True)
+    assert loss.isfinite()
+    assert torch.equal(found, hf_segformer.upsample_argmax(logits, labels.shape[1:]))
+    assert probabilities.min() > 0
 
 
 def test_there_may_be_nothing_to_share():

@@ -6,11 +6,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_cli import assert_one_line, run
 
 from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor
-from hf_segformer.evaluation import EvaluationOptions, evaluate
+from hf_segformer.evaluation import EvaluationOptions, evaluate, predict
 from hf_segformer.labelled import open_folders, open_split, read_rows
 
 HEIGHT, WIDTH = 40, 56
@@ -163,6 +164,62 @@ def test_what_is_wrong_with_a_pair_is_one_line_that_names_the_file(damage, words
 )
 def test_wrong_options_are_one_line(options, words, folder, labelled, capsys):
     assert judge(folder, labelled, *options) == 1
+    assert_one_line(capsys.readouterr().err, *words)
+
+
+def test_a_full_disk_is_one_line_and_leaves_earlier_results(folder, labelled, capsys, monkeypatch):
+    out = labelled / "out"
+    assert judge(folder, labelled, "--out", out) == 0
+    before = (out / "metrics.json").read_text()
+
+    def full(path, *_, **__):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    capsys.readouterr()
+    assert judge(folder, labelled, "--out", out, "--flip") == 1
+    assert_one_line(capsys.readouterr().err.splitlines()[-1].lstrip("\r") + "\n", "No space left", "metrics.json")
+    assert (out / "metrics.json").read_text() == before
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20000), (20000, 1), (3, 5)])
+@pytest.mark.parametrize("keywords", [{"size": 64}, {"size": {"shortest_edge": 32}, "keep_ratio": True}])
+def test_pictures_of_any_shape_get_a_label_map_of_their_size(tiny_config, keywords, size):
+    if "keep_ratio" in keywords and max(size) > 100:
+        keywords = {**keywords, "size": {"shortest_edge": 32, "longest_edge": 256}, "size_divisor": 32}
+    model, processor = SegFormerForSemanticSegmentation(tiny_config()), SegFormerImageProcessor(**keywords)
+    picture = Image.new("RGB", size[::-1], (200, 30, 60))
+    inputs = processor(picture, return_tensors="pt")
+    with torch.no_grad():
+        outputs = model.eval()(**inputs)
+    [labels] = processor.post_process_semantic_segmentation(outputs, target_sizes=[size])
+    assert labels.shape == size
+    assert labels.unique().numel() >= 1
+    assert predict(model, processor, picture, size).equal(labels)
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "content", "words"),
+    [
+        ("model.safetensors", None, ["model must hold one file of weights", "holds none"]),
+        ("model.safetensors", 2000, ["model.safetensors is cut short"]),
+        ("model.safetensors", b"", ["model.safetensors is empty"]),
+        ("model.safetensors", b"<html>", ["model.safetensors is a web page"]),
+        ("config.json", b'{"model_type": "bert", "hidden_size": 8}', ["bert"]),
+        ("config.json", b'{"model_type": ', ["config.json is not JSON"]),
+        ("config.json", b"[]", ["config.json holds a list"]),
+        ("preprocessor_config.json", b"{", ["model"]),
+        ("preprocessor_config.json", b'{"image_mean": "grey"}', ["image_mean"]),
+        ("preprocessor_config.json", b'{"image_mean": [0.5], "image_std": [0.5]}', ["has 1 entries", "takes 3 bands"]),
+    ],
+)
+def test_a_bad_model_folder_is_one_line(spoiled, content, words, folder, labelled, capsys):
+    file = folder / spoiled
+    whole = file.read_bytes()
+    file.unlink()
+    if content is not None:
+        file.write_bytes(whole[:content] if isinstance(content, int) else content)
+    assert judge(folder, labelled) == 1
     assert_one_line(capsys.readouterr().err, *words)
 
 

@@ -33,7 +33,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder that holds what the examples name: a checkpoint of ours, one of Transformers', a photo, a labelled one."""
+    """A folder that holds what the examples name: a checkpoint of ours, one of Transformers', a photo, labels."""
     monkeypatch.chdir(tmp_path)
     SegFormerForSemanticSegmentation(SegFormerConfig(**TINY, num_labels=5)).save_pretrained("outputs/shapes_b0")
     SegFormerImageProcessor(size=64).save_pretrained("outputs/shapes_b0")

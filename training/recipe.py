@@ -262,7 +262,7 @@ def _known_fields() -> dict[str, dict[str, ast.expr]]:
         "augmentation": _declared(ours / "augmentation.py", "Augmentation"),
         "loss": _declared(ours / "losses.py", "SegmentationLoss"),
         "optimizer": _declared(ours / "trainer.py", "Optimization"),
-        "evaluation": _declared(ours / "evaluation.py", "EvaluationOptions"),
+        "evaluation": _declared(ours / "prediction.py", "EvaluationOptions"),
         "lora": _declared(here / "recipe.py", "LoraRecipe"),
         "trainer": _declared(_package("transformers") / "training_args.py", "TrainingArguments"),
     }

@@ -1,0 +1,296 @@
+"""One way of predicting for the whole package: whole pictures or windows, mirrored and at several scales.
+
+A picture is prepared once for each scale, which needs no model and may go on in other threads, and then predicted alone
+or in a batch of others of the same prepared size.
+
+Axes: B pictures, C bands, K classes, H W the label map's sides, H' W' the prepared picture's, h w those of the logits.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from .image_processing_segformer import SegFormerImageProcessor
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How a prediction is made.
+
+    Args:
+        window: side in pixels of a window that slides over the resized picture; 0 sees pictures whole.
+        stride: step of the window in pixels; 0 is three quarters of it in multiples of 32. Without a window it means
+            nothing.
+        flip: predict the mirrored picture too, and average the probabilities.
+        scales: sizes to predict at, as multiples of the image processor's; the probabilities are averaged.
+
+    Raises:
+        ValueError: if a value is out of range; the message names it as `evaluation.name`.
+
+    Example:
+        The paper's evaluation on Cityscapes.
+
+        >>> from hf_segformer.evaluation import EvaluationOptions
+        >>> EvaluationOptions(window=1024).step
+        768
+    """
+
+    window: int = 0
+    stride: int = 0
+    flip: bool = False
+    scales: list[float] = field(default_factory=lambda: [1.0])
+
+    def __post_init__(self):
+        if self.window and self.window < 32:
+            raise ValueError(f"evaluation.window is {self.window}, but it must be at least 32, or 0 for whole pictures")
+        if self.stride < 0:
+            raise ValueError(
+                f"evaluation.stride is {self.stride}, but it must be at least 1, or 0 to follow the window"
+            )
+        if 0 < self.window < self.stride:
+            raise ValueError(
+                f"evaluation.stride is {self.stride}, but a window of {self.window} would leave gaps: it must be at "
+                f"most {self.window}"
+            )
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+            raise ValueError(f"evaluation.scales is {self.scales}, but it must list numbers above 0")
+
+    @property
+    def step(self) -> int:
+        """The window's step in pixels: `stride`, or what 0 stands for; 0 without a window."""
+        if not self.window:
+            return 0
+        return self.stride or max(32, self.window * 3 // 4 // 32 * 32)
+
+
+def predict(
+    model: PreTrainedModel,
+    processor: SegFormerImageProcessor,
+    image: Any,
+    size: Sequence[int],
+    options: EvaluationOptions | None = None,
+) -> Tensor:
+    """The label map of one picture.
+
+    Windows are shifted inward at the borders, and the logits of overlapping ones averaged; mirrored pictures and scales
+    are averaged as probabilities at the label map's size. The model is left as it was, in training mode or not;
+    autocast is the caller's business.
+
+    Args:
+        model: a segmentation model. One label is binary: 1 where its probability is above one half.
+        processor: prepares the picture.
+        image: whatever the processor takes.
+        size: (height, width) of the label map.
+        options: how; by default whole and once.
+
+    Returns:
+        int64 (H, W) on the model's device.
+
+    Raises:
+        ValueError: if the picture does not fit the processor.
+        OSError: if it can not be read.
+
+    Example:
+        >>> from PIL import Image
+        >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+        >>> from hf_segformer.evaluation import EvaluationOptions, predict
+        >>> model = SegFormerForSemanticSegmentation(SegFormerConfig(depths=[1, 1, 1, 1], num_labels=5))
+        >>> processor = SegFormerImageProcessor(size={"shortest_edge": 64}, keep_ratio=True, size_divisor=32)
+        >>> predict(model, processor, Image.new("RGB", (90, 60)), (60, 90), EvaluationOptions(flip=True)).shape
+        torch.Size([60, 90])
+    """
+    options = options or EvaluationOptions()
+    views = prepare_views(processor, image, options)
+    return label_maps(model, processor, views, [size], options)[0]
+
+
+def prepare_views(
+    processor: SegFormerImageProcessor, image: Any, options: EvaluationOptions, data_format: str | None = None
+) -> list[Tensor]:
+    """A picture -> (1, C, H', W') for each scale, at that multiple of the processor's size.
+
+    Args:
+        processor: prepares the picture.
+        image: whatever the processor takes.
+        options: say which scales.
+        data_format: `"channels_first"` or `"channels_last"`, where an array's shape does not tell.
+
+    Raises:
+        ValueError: if the picture does not fit the processor.
+        OSError: if it can not be read.
+    """
+    return [_prepare(processor, image, scale, data_format) for scale in options.scales]
+
+
+def label_maps(
+    model: PreTrainedModel,
+    processor: SegFormerImageProcessor,
+    views: Sequence[Tensor],
+    sizes: Sequence[Sequence[int]],
+    options: EvaluationOptions,
+) -> list[Tensor]:
+    """The label maps of a batch, int64 (H, W) each, on the model's device.
+
+    Args:
+        model: see `predict`.
+        processor: makes label maps of logits.
+        views: the batch (B, C, H', W') at each scale.
+        sizes: (height, width) of each label map.
+        options: how.
+    """
+    with evaluating(model):
+        if _num_views(options) == 1:
+            [logits] = _logits_of_views(model, views, options)
+            found = processor.post_process_semantic_segmentation({"logits": logits}, sizes)
+        else:
+            found = [_labels(processor, each) for each in _mean_probabilities(model, views, sizes, options)]
+    return [labels.clone() for labels in found]  # one from inside inference mode could not be changed in place
+
+
+def labels_and_scores(
+    model: PreTrainedModel,
+    processor: SegFormerImageProcessor,
+    views: Sequence[Tensor],
+    sizes: Sequence[Sequence[int]],
+    options: EvaluationOptions,
+) -> list[tuple[Tensor, Tensor]]:
+    """The same label maps with the probabilities, float32 (K, H, W), that they come from; a binary model has two."""
+    with evaluating(model):
+        if _num_views(options) == 1:
+            [logits] = _logits_of_views(model, views, options)
+            found = processor.post_process_semantic_segmentation({"logits": logits}, sizes)
+            means = _mean([logits], sizes)
+        else:
+            means = list(_mean_probabilities(model, views, sizes, options))
+            found = [_labels(processor, each) for each in means]
+        pairs = zip(found, means, strict=True)
+        return [(labels.clone(), _of_every_class(scores[0]).clone()) for labels, scores in pairs]
+
+
+def class_names(config: Any, names: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Names of the classes that a model tells apart: a binary one's are background and its own.
+
+    Args:
+        config: of the model.
+        names: by default the config's.
+
+    Raises:
+        ValueError: if there are more names or fewer than classes.
+    """
+    given = [config.id2label[index] for index in range(config.num_labels)] if names is None else names
+    if config.num_labels == 1 and len(given) == 1:
+        given = ["background", *given]
+    num_classes = max(2, config.num_labels)  # of two a binary model has the logits of one
+    if len(given) != num_classes:
+        raise ValueError(f"{len(given)} names are given, but the model tells {num_classes} classes apart")
+    return tuple(given)
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation and inference mode; then every module is in the mode that it was in."""
+    trained = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in trained:
+            module.training = True
+
+
+def _num_views(options: EvaluationOptions) -> int:
+    return len(options.scales) * (2 if options.flip else 1)
+
+
+def _logits_of_views(model: PreTrainedModel, views: Sequence[Tensor], options: EvaluationOptions) -> Iterator[Tensor]:
+    """Logits (B, K, h, w) at each scale, of the pictures and of their mirror images, turned back."""
+    for view in views:
+        pixels = view.to(model.device, model.dtype)
+        yield _logits(model, pixels, options)
+        if options.flip:
+            yield _logits(model, pixels.flip(-1), options).flip(-1)
+
+
+def _mean_probabilities(
+    model: PreTrainedModel, views: Sequence[Tensor], sizes: Sequence[Sequence[int]], options: EvaluationOptions
+) -> Iterator[Tensor]:
+    """Probabilities (1, K, H, W) of each picture, averaged over the views."""
+    logits: Iterable[Tensor] = _logits_of_views(model, views, options)
+    yield from _mean(logits if len(sizes) == 1 else list(logits), sizes, _num_views(options))
+
+
+def _mean(logits: Iterable[Tensor], sizes: Sequence[Sequence[int]], num_views: int = 1) -> Iterator[Tensor]:
+    for index, size in enumerate(sizes):
+        yield sum(_probabilities(each[index : index + 1], size) for each in logits) / num_views
+
+
+def _labels(processor: SegFormerImageProcessor, probabilities: Tensor) -> Tensor:
+    """Probabilities (1, K, H, W) -> labels (H, W)."""
+    logits = probabilities.logit() if probabilities.shape[1] == 1 else probabilities.log()
+    return processor.post_process_semantic_segmentation({"logits": logits})[0]
+
+
+def _of_every_class(scores: Tensor) -> Tensor:
+    """Probabilities (K, H, W), those of the background too where a model knows one class."""
+    return torch.cat([1 - scores, scores]) if len(scores) == 1 else scores
+
+
+def _prepare(processor: SegFormerImageProcessor, image: Any, scale: float, data_format: str | None) -> Tensor:
+    """A picture -> (1, C, H', W'), at a multiple of the processor's size."""
+
+    def pixels(**overrides: Any) -> Tensor:
+        return processor(image, return_tensors="pt", input_data_format=data_format, **overrides).pixel_values
+
+    if scale == 1:
+        return pixels()
+    if processor.do_resize:
+        return pixels(size={name: _scaled(side, scale) for name, side in processor.size.items()})
+    height, width = pixels().shape[-2:]
+    return pixels(do_resize=True, size={"height": _scaled(height, scale), "width": _scaled(width, scale)})
+
+
+def _scaled(side: int, scale: float) -> int:
+    return max(1, int(side * scale + 0.5))
+
+
+def _logits(model: PreTrainedModel, pixels: Tensor, options: EvaluationOptions) -> Tensor:
+    """Pictures (B, C, H', W') -> logits, a quarter of their sides, or their own sides where a window slides."""
+    height, width = pixels.shape[-2:]
+    window, step = options.window, options.step
+    if not window or window >= max(height, width):
+        return model(pixels).logits
+    total = torch.zeros(len(pixels), model.config.num_labels, height, width, device=pixels.device)
+    num_visits = torch.zeros(height, width, device=pixels.device)
+    for top in _starts(height, window, step):
+        for left in _starts(width, window, step):
+            here = (..., slice(top, top + window), slice(left, left + window))
+            total[here] += _upsample(model(pixels[here]).logits, pixels[here].shape[-2:])
+            num_visits[here] += 1
+    return total / num_visits
+
+
+def _starts(length: int, window: int, step: int) -> list[int]:
+    """Where windows begin along a side, the last one shifted inward."""
+    last = max(length - window, 0)
+    return [min(start, last) for start in range(0, last + step, step)]
+
+
+def _upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _probabilities(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits (1, K, h, w) -> probabilities (1, K, H, W)."""
+    logits = _upsample(logits, size)
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+
+
+__all__ = ["EvaluationOptions", "class_names", "evaluating", "label_maps", "labels_and_scores", "predict", "prepare_views"]

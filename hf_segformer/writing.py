@@ -1,0 +1,57 @@
+"""Files that are whole or not there: written under another name beside their own, then renamed."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A path beside the file to write to; it takes the file's place if all went well, and is removed if not.
+
+    The name is always the same, so what a killed process left is overwritten by the next that writes the file.
+
+    Args:
+        path: the file; its folder must be there.
+
+    Raises:
+        OSError: if it can not be written.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from hf_segformer.writing import whole_file
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with whole_file(Path(folder) / "a.txt") as partial:
+        ...         _ = partial.write_text("all of it")
+        ...     print((Path(folder) / "a.txt").read_text())
+        all of it
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(values: dict[str, Any], path: str | Path) -> None:
+    """Write a JSON file whole or not at all: what reads it never finds half of it.
+
+    Args:
+        values: without NaN, which JSON does not have.
+        path: the file.
+
+    Raises:
+        ValueError: if a value is NaN.
+        OSError: if the file can not be written.
+    """
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+__all__ = ["whole_file", "write_json"]

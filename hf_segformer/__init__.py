@@ -5,6 +5,7 @@ from .configuration_segformer import SegFormerConfig
 from .conversion import convert_checkpoint
 from .fast_paths_segformer import set_fast_paths
 from .image_processing_segformer import SegFormerImageProcessor
+from .inference import SegFormerPredictor
 from .modeling_segformer import (
     SegFormerBackbone,
     SegFormerForImageClassification,
@@ -33,6 +34,7 @@ __all__ = [
     "SegFormerForSemanticSegmentation",
     "SegFormerImageProcessor",
     "SegFormerModel",
+    "SegFormerPredictor",
     "__version__",
     "convert_checkpoint",
     "override_builtin",

@@ -293,4 +293,12 @@ def _probabilities(logits: Tensor, size: Sequence[int]) -> Tensor:
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
 
 
-__all__ = ["EvaluationOptions", "class_names", "evaluating", "label_maps", "labels_and_scores", "predict", "prepare_views"]
+__all__ = [
+    "EvaluationOptions",
+    "class_names",
+    "evaluating",
+    "label_maps",
+    "labels_and_scores",
+    "predict",
+    "prepare_views",
+]

@@ -339,7 +339,9 @@ def _array(image: Any) -> Any:
 def _told(error: BaseException, name: str) -> str:
     """What an error says, with the picture's name before it."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return f"{name}: {reason.removeprefix(f'picture, {name}: ').removeprefix('picture ')}"
+    if reason.startswith("picture "):
+        return f"{name} {reason.removeprefix('picture ')}"
+    return f"{name}: {reason.removeprefix(f'picture, {name}: ')}"
 
 
 def _shapes(prepared: Prepared) -> tuple[torch.Size, ...]:

@@ -166,7 +166,7 @@ def labels_and_scores(
         if _num_views(options) == 1:
             [logits] = _logits_of_views(model, views, options)
             found = processor.post_process_semantic_segmentation({"logits": logits}, sizes)
-            means = _mean([logits], sizes)
+            means = list(_mean([logits], sizes))
         else:
             means = list(_mean_probabilities(model, views, sizes, options))
             found = [_labels(processor, each) for each in means]

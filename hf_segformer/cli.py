@@ -232,6 +232,86 @@ def _labelled_rows(arguments: argparse.Namespace, config, reduce_labels: bool):
     return read_rows(dataset, config.num_channels, config.num_labels, reduce_labels=reduce_labels, **values)
 
 
+def add_predict(commands) -> None:
+    """`segformer predict MODEL INPUT... --out DIR`: label pictures."""
+    parser = commands.add_parser(
+        "predict",
+        help="label pictures: files, folders, patterns, or a data set",
+        description="Writes NAME_labels.png for every picture, at the picture's size and with the model's colours. "
+        "Run again, it goes on where it stopped. Under torchrun or accelerate launch, processes share the work.",
+    )
+    parser.add_argument("model", help="a folder, a file of weights or a Hub repository")
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="a file, a folder with all below it, a pattern or @FILE, a list of paths",
+    )
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="label the rows of a data set instead: a folder or one of the Hub"
+    )
+    parser.add_argument("--split", default="train", help="of the data set (default: train)")
+    parser.add_argument("--column", default="image", help="of the data set (default: image)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
+    parser.add_argument(
+        "--format", choices=["png", "parquet"], default="png", help="a file a picture, or shards (default: png)"
+    )
+    parser.add_argument("--overlay", action="store_true", help="also NAME_overlay.png, the classes over the picture")
+    parser.add_argument(
+        "--legend", choices=["right", "below"], help="of the overlay: which classes, and how much of each"
+    )
+    parser.add_argument(
+        "--probabilities", choices=["uint8", "float16"], help="also NAME_probabilities.npy, those of all classes"
+    )
+    parser.add_argument("--flip", action="store_true", help="predict the mirrored picture, too, and average")
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="S",
+        help="predict at these multiples of the size, and average",
+    )
+    parser.add_argument("--window", type=int, default=0, metavar="N", help="slide a window of so many pixels")
+    parser.add_argument("--stride", type=int, default=0, metavar="N", help="its step (default: three quarters of it)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at once (default: 8)")
+    parser.add_argument("--half", action="store_true", help="in 16 bits: faster on a GPU, on few CPUs")
+    parser.add_argument("--device", help="of PyTorch (default: a GPU where there is one)")
+    parser.set_defaults(run=predict)
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Run `segformer predict`."""
+    from .inference import SegFormerPredictor, find_device, half_of
+    from .label_inputs import Files, Rows
+    from .labelling import Outputs, label_pictures
+    from .prediction import EvaluationOptions
+
+    if bool(arguments.inputs) == bool(arguments.dataset):
+        raise ValueError("give pictures (files, folders, patterns, @FILE), or --dataset NAME: one of the two")
+    outputs = Outputs(arguments.format, arguments.overlay, arguments.legend, arguments.probabilities)
+    options = EvaluationOptions(arguments.window, arguments.stride, arguments.flip, arguments.scales)
+    pictures: Files | Rows
+    if arguments.dataset:
+        pictures = Rows(arguments.dataset, arguments.split, arguments.column)
+    else:
+        pictures = Files(arguments.inputs, arguments.out)
+    device = find_device(arguments.device)
+    predictor = SegFormerPredictor.from_pretrained(
+        arguments.model,
+        device=device,
+        dtype=half_of(device) if arguments.half else None,
+        options=options,
+        batch_size=arguments.batch_size,
+    )
+    report = label_pictures(predictor, pictures, arguments.out, outputs)
+    if int(os.environ.get("RANK", "0")) == 0:
+        before = f", {report.num_before} of them before" if report.num_before else ""
+        print(f"{report.num_pictures} pictures labelled in {arguments.out}{before}")
+    if report.failed:
+        raise ValueError(report.told())
+
+
 def add_push(commands) -> None:
     """`segformer push FOLDER REPO`: publish a trained model on the Hugging Face Hub."""
     parser = commands.add_parser(
@@ -261,7 +341,7 @@ def push(arguments: argparse.Namespace) -> None:
 
 
 _DEBUG_HELP = "show where an error comes from"
-COMMANDS = (add_convert, add_info, add_bench, add_evaluate, add_push)
+COMMANDS = (add_convert, add_info, add_bench, add_predict, add_evaluate, add_push)
 
 
 def require_free(destination: Path) -> None:

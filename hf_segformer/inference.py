@@ -56,10 +56,12 @@ class Prepared:
     Attributes:
         views: float32 (1, C, H', W') at each scale.
         picture: as it was read: an upright Pillow picture, or an array (C, H, W) of bands.
+        name: what error messages call it.
     """
 
     views: list[Tensor]
     picture: Image.Image | np.ndarray
+    name: str
 
     @property
     def size(self) -> tuple[int, int]:
@@ -180,7 +182,7 @@ class SegFormerPredictor:
         try:
             picture = read_image(_array(image), len(self.processor.image_mean), None, "picture")
             data_format = "channels_first" if isinstance(picture, np.ndarray) else None
-            return Prepared(prepare_views(self.processor, picture, self.options, data_format), picture)
+            return Prepared(prepare_views(self.processor, picture, self.options, data_format), picture, name)
         except OSError as error:
             raise OSError(_told(error, name)) from error
         except (ValueError, *_DAMAGE) as error:
@@ -190,17 +192,20 @@ class SegFormerPredictor:
         """Predict pictures of the same prepared size at once.
 
         Raises:
-            ValueError: if their prepared sizes differ.
+            ValueError: if their prepared sizes differ, or are too small for the network.
         """
         if len({_shapes(prepared) for prepared in batch}) > 1:
             raise ValueError("the pictures of a batch must have one prepared size; the predictor's call sorts them")
         views = [torch.cat(scale) for scale in zip(*(prepared.views for prepared in batch), strict=True)]
         sizes = [prepared.size for prepared in batch]
         arguments = self.model, self.processor, views, sizes, self.options
-        if with_scores:
-            pairs = labels_and_scores(*arguments)
-            return [Prediction(self._integers(labels), scores.float().cpu().numpy()) for labels, scores in pairs]
-        return [Prediction(self._integers(labels)) for labels in label_maps(*arguments)]
+        try:
+            if with_scores:
+                pairs = labels_and_scores(*arguments)
+                return [Prediction(self._integers(labels), scores.float().cpu().numpy()) for labels, scores in pairs]
+            return [Prediction(self._integers(labels)) for labels in label_maps(*arguments)]
+        except ValueError as error:
+            raise ValueError(f"{batch[0].name}: {error}") from error
 
     def _integers(self, labels: Tensor) -> np.ndarray:
         return labels.cpu().numpy().astype(np.min_scalar_type(len(self.names) - 1))
@@ -262,7 +267,11 @@ class Predictions(Iterator[Prediction]):
         if not batch:
             return
         prepared = [place.prepared() for place in batch]
-        predictions = self._predictor.predict(prepared, with_scores=self._with_scores)
+        try:
+            predictions = self._predictor.predict(prepared, with_scores=self._with_scores)
+        except ValueError as error:  # of the first; the others find theirs when it is their turn
+            batch[0].outcome, batch[0].future = error, None
+            return
         for place, picture, prediction in zip(batch, prepared, predictions, strict=True):
             place.outcome, place.future = self._keep(picture, prediction), None
 
@@ -299,13 +308,16 @@ class _Place:
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
-    """The device of that name, or by default the accelerator if there is one, else the CPU.
+    """The device of that name, or by default this process's accelerator if there is one, else the CPU.
 
     Raises:
         ValueError: if PyTorch knows no such device, or it is not there.
     """
     if device is None:
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        if accelerator is None:
+            return torch.device("cpu")
+        return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count())
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
@@ -313,6 +325,11 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"device is {str(device)!r}, which is not there: {reason}") from error
     return found
+
+
+def half_of(device: torch.device) -> torch.dtype:
+    """The 16-bit type that a device computes well in: float16, which keeps more digits, or on a CPU bfloat16."""
+    return torch.bfloat16 if device.type == "cpu" else torch.float16
 
 
 def _palette(config: Any, num_classes: int) -> list[Color]:
@@ -348,4 +365,4 @@ def _shapes(prepared: Prepared) -> tuple[torch.Size, ...]:
     return tuple(view.shape for view in prepared.views)
 
 
-__all__ = ["Prediction", "Predictions", "Prepared", "SegFormerPredictor", "find_device"]
+__all__ = ["Prediction", "Predictions", "Prepared", "SegFormerPredictor", "find_device", "half_of"]

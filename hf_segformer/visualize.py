@@ -105,6 +105,61 @@ def overlay(image: Image.Image, labels, palette: Sequence[Color], alpha: float =
     return Image.fromarray(np.where(is_class[..., None], blended, photo))
 
 
+def shown(picture: Image.Image | np.ndarray) -> Image.Image:
+    """A picture for the eye: of an array (C, H, W) the first three bands, each stretched to 0..255."""
+    if isinstance(picture, Image.Image):
+        return picture
+    bands = picture[:3] if len(picture) >= 3 else picture[:1].repeat(3, axis=0)
+    low, high = bands.min(axis=(1, 2), keepdims=True), bands.max(axis=(1, 2), keepdims=True)
+    return Image.fromarray((255.0 * (bands - low) / np.maximum(high - low, 1e-6)).astype(np.uint8).transpose(1, 2, 0))
+
+
+def with_legend(picture: Image.Image, labels, names: Sequence[str], palette: Sequence[Color], side: str) -> Image.Image:
+    """The picture with a legend of the classes that are in its label map and their shares, largest first.
+
+    Args:
+        picture: any Pillow picture, W x H.
+        labels: (H, W) integers.
+        names: of the K classes.
+        palette: one (red, green, blue) a name.
+        side: `"right"` puts the legend beside the picture, `"below"` below it.
+
+    Returns:
+        RGB picture, larger than the given one. Letters grow with the picture.
+
+    Raises:
+        ValueError: if the side is another.
+
+    Example:
+        >>> import numpy as np
+        >>> from hf_segformer.visualize import colorize, default_palette, with_legend
+        >>> labels, colors = np.eye(200, dtype=np.uint8), default_palette(2)
+        >>> with_legend(colorize(labels, colors), labels, ["ground", "path"], colors, "below").width
+        200
+    """
+    if side not in ("right", "below"):
+        raise ValueError(f"side is {side!r}, but a legend stands right or below")
+    labels = _label_map(labels)
+    counts = np.bincount(labels[(labels >= 0) & (labels < len(names))], minlength=len(names))
+    present = [index for index in np.argsort(-counts, kind="stable").tolist() if counts[index]]
+    entries = [(f"{names[index]}  {_share(counts[index] / labels.size)}", palette[index]) for index in present]
+    if counts.sum() < labels.size:
+        entries.append((f"ignored  {_share(1 - counts.sum() / labels.size)}", None))
+    font_size = min(64, max(14, round(min(picture.size) / 24)))
+    gap = font_size
+    room = picture.width - 2 * gap if side == "below" else 0
+    legend = _draw_legend(entries, room, font_size)
+    if side == "below":
+        canvas = Image.new("RGB", (max(picture.width, legend.width), picture.height + legend.height + gap), _PAPER)
+        place = (gap if legend.width <= room else 0, picture.height + gap // 2)
+    else:
+        size = picture.width + legend.width + 2 * gap, max(picture.height, legend.height)
+        canvas, place = Image.new("RGB", size, _PAPER), (picture.width + gap, 0)
+    canvas.paste(picture.convert("RGB"), (0, 0))
+    canvas.paste(legend, place)
+    return canvas
+
+
 def figure(
     rows: Sequence[Sequence[Image.Image]],
     titles: Sequence[str],
@@ -233,23 +288,38 @@ def _scaled(picture: Image.Image, height: int) -> Image.Image:
 
 
 def _legend(names: Sequence[str], palette: Sequence[Color], width: int) -> Image.Image:
-    swatch, line, font = 16, 30, _font(15)
-    entries = [*zip(names, palette, strict=True), ("ignored", None)]
-    places, left, top = [], 0, 0
+    return _draw_legend([*zip(names, palette, strict=True), ("ignored", None)], width, 15, is_wide=True)
+
+
+def _draw_legend(
+    entries: Sequence[tuple[str, Color | None]], width: int, font_size: int, *, is_wide: bool = False
+) -> Image.Image:
+    """Names with their colours, hatched without one, in lines of at most this width; 0 puts each on its own.
+
+    It is as wide as its longest line, or as it may be.
+    """
+    swatch, line, font = font_size + 1, 2 * font_size, _font(font_size)
+    inner, outer = (swatch + 1) // 2, round(1.5 * font_size)
+    places, left, top, widest = [], 0, 0, 1
     for name, _ in entries:
-        entry_width = swatch + 8 + round(font.getlength(name)) + 22
-        if left and left + entry_width - 22 > width:
+        entry_width = swatch + inner + round(font.getlength(name))
+        if left and left + entry_width > width:
             left, top = 0, top + line
         places.append((left, top))
-        left += entry_width
-    legend = Image.new("RGB", (width, top + line), _PAPER)
-    draw = ImageDraw.Draw(legend)
+        left += entry_width + outer
+        widest = max(widest, left - outer)
+    legend = Image.new("RGB", (width if is_wide else widest, top + line), _PAPER)
+    draw, inset = ImageDraw.Draw(legend), (line - swatch) // 2
     for (name, color), (left, top) in zip(entries, places, strict=True):
-        box = Image.new("RGB", (swatch, swatch), color) if color else colorize(np.full((swatch, swatch), -1), palette)
-        legend.paste(box, (left, top + 7))
-        draw.rectangle((left, top + 7, left + swatch - 1, top + 6 + swatch), outline=_FAINT)
-        draw.text((left + swatch + 8, top + 7 + swatch // 2), name, fill=_INK, font=font, anchor="lm")
+        box = Image.new("RGB", (swatch, swatch), color) if color else colorize(np.full((swatch, swatch), -1), [])
+        legend.paste(box, (left, top + inset))
+        draw.rectangle((left, top + inset, left + swatch - 1, top + inset + swatch - 1), outline=_FAINT)
+        draw.text((left + swatch + inner, top + inset + swatch // 2), name, fill=_INK, font=font, anchor="lm")
     return legend
+
+
+def _share(share: float) -> str:
+    return "< 1 %" if share < 0.01 else f"{100 * share:.0f} %"
 
 
 def _heat(shares: np.ndarray) -> np.ndarray:
@@ -334,4 +404,4 @@ def _oklab(colors: np.ndarray) -> np.ndarray:
     )
 
 
-__all__ = ["colorize", "default_palette", "draw_confusion", "figure", "overlay"]
+__all__ = ["colorize", "default_palette", "draw_confusion", "figure", "overlay", "shown", "with_legend"]

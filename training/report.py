@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, ProgressCallback
 
 from hf_segformer.evaluation import Evaluation, predict, write_json
 from hf_segformer.metrics import confusion_matrix, scores
-from hf_segformer.visualize import Color, colorize, draw_confusion, figure
+from hf_segformer.visualize import Color, colorize, draw_confusion, figure, shown
 
 from .data import Data
 from .recipe import Recipe
@@ -80,12 +80,3 @@ def with_background(names: Sequence[str], palette: Sequence[Color]) -> tuple[lis
     if len(names) == 1:
         return ["background", *names], [(214, 209, 196), *palette]
     return [*names], [*palette]
-
-
-def shown(image: Image.Image | np.ndarray) -> Image.Image:
-    """A row's picture for the eye: of an array (C, H, W) the first three bands, each stretched to 0..255."""
-    if isinstance(image, Image.Image):
-        return image
-    bands = image[:3] if len(image) >= 3 else image[:1].repeat(3, axis=0)
-    low, high = bands.min(axis=(1, 2), keepdims=True), bands.max(axis=(1, 2), keepdims=True)
-    return Image.fromarray((255.0 * (bands - low) / np.maximum(high - low, 1e-6)).astype(np.uint8).transpose(1, 2, 0))

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from .evaluation import EvaluationOptions, _class_names, _evaluating, _scaled
+from .geotiff import GeoRaster
 from .image_processing_segformer import IGNORE_INDEX, SegFormerImageProcessor
-from .rasters import Color, LabelFile, Raster, is_raster, open_raster
+from .plain_tiff import PlainRaster, why_not_plain
+from .rasters import Color, LabelFile, Raster, is_raster
 from .tiling import CELL, Tiling, Window, label_bands
 from .visualize import default_palette
 
@@ -272,4 +275,34 @@ def _counted(
         yield top, labels
 
 
-__all__ = ["is_raster", "label_raster"]
+def _is_installed(name: str) -> bool:
+    return find_spec(name) is not None
+
+
+def open_raster(path: Path, num_channels: int, bands: Sequence[int] | None = None, num_rows: int = 1024) -> Raster:
+    """Open an image to be read by windows, and look whether it suits a model.
+
+    tifffile takes plain TIFF files if it is installed and needs no further codec for them, rasterio all others.
+
+    Args:
+        path: of a file.
+        num_channels: of the model.
+        bands: numbers, from 1 on, of those that the model takes, in its order; by default all.
+        num_rows: height of the windows to come, for which decoded pixels are kept at hand.
+
+    Raises:
+        ValueError: if bands do not fit, the file is stored so that it can not be read by windows, or a library is
+            missing.
+        OSError: if the file can not be read.
+    """
+    path = Path(path)
+    path.stat()  # says what is wrong with the path better than any library
+    reason = why_not_plain(path) if _is_installed("tifffile") else "is an image for which tifffile is missing"
+    if reason is None:
+        return PlainRaster(path, num_channels, bands, num_rows)
+    if not _is_installed("rasterio"):
+        raise ValueError(f"{path} {reason}, and rasterio is not installed: pip install 'hf-segformer[geo]'")
+    return GeoRaster(path, num_channels, bands, num_rows)
+
+
+__all__ = ["is_raster", "label_raster", "open_raster"]

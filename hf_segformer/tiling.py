@@ -174,9 +174,7 @@ def blend(
     done = 0
     for row, (top, bottom) in zip(rows, spans[0], strict=True):
         windows = [Window(top, left, bottom - top, right - left) for left, right in spans[1]]
-        blocks = _blend_row(row, done, columns, _in_batches(windows, logits_of, batch_size), kept)
-        for block in blocks:
-            yield block
+        yield from _blend_row(row, done, columns, _in_batches(windows, logits_of, batch_size), kept)
         done = row.finished
 
 
@@ -197,7 +195,7 @@ class _Kept:
         self.height = max((row.end - max(row.finished - 1, 0) for row in rows[:-1]), default=0)
         self.width = width
         self.num_rows = 0  # that the row of windows before left
-        self.logits: Tensor | None = None
+        self.logits = torch.empty(0)
 
     def take(self, columns: slice, out: Tensor) -> None:
         """Put what is kept of these columns into the first rows of (K, rows, columns)."""
@@ -206,7 +204,7 @@ class _Kept:
 
     def put(self, columns: slice, logits: Tensor) -> None:
         """Keep these columns; they must have been taken before."""
-        if self.logits is None:
+        if not self.logits.numel():
             self.logits = logits.new_empty(len(logits), self.height, self.width)
         self.logits[:, : logits.shape[1], columns] = logits
 

@@ -1,0 +1,127 @@
+"""Rasters by rasterio (GDAL): GeoTIFF above all, whose georeference, tags and overviews go with the labels.
+
+rasterio is an extra and imported where it is needed. Axes: C bands, h w a window's sides.
+"""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .rasters import BLOCK, LabelFile, Raster, holds_data, in_rows_of_blocks
+from .tiling import Window
+
+
+class GeoRaster(Raster):
+    """A raster by rasterio.
+
+    What GDAL keeps of decoded blocks, of this file and of that to be written, is bounded: by default it is a share of
+    the machine's memory.
+    """
+
+    def __init__(self, path: Path, num_channels: int, bands: Sequence[int] | None, num_rows: int):
+        import rasterio
+        from rasterio.enums import ColorInterp, MaskFlags
+
+        self.path = path
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            self.file = file = rasterio.open(path)
+        self.height, self.width = file.height, file.width
+        colors = file.colorinterp
+        self.choose_bands(file.count, colors[-1] == ColorInterp.alpha, num_channels, bands)
+        self.numbers = [band + 1 for band in self.bands]
+        first = self.numbers[0]
+        self.colors: np.ndarray | None = None
+        if colors[first - 1] == ColorInterp.palette and self.num_bands == 1 and num_channels == 3:
+            self.colors = _color_table(file.colormap(first))
+        self.has_mask = any(file.mask_flag_enums[band] == [MaskFlags.per_dataset] for band in self.bands)
+        self.nodata = [file.nodatavals[band] for band in self.bands]
+        has_nodata = all(value is not None for value in self.nodata)
+        self.may_lack_data = self.alpha is not None or self.has_mask or has_nodata
+        pixel = sum(np.dtype(file.dtypes[band]).itemsize for band in self.bands)
+        self.keep_at_hand(max(file.block_shapes), pixel, num_rows)
+
+    def __enter__(self) -> "Raster":
+        import rasterio
+
+        self.limit = rasterio.Env(GDAL_CACHEMAX=self.cache)
+        self.limit.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.file.close()
+        self.limit.__exit__(*error)
+
+    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Raster.read`."""
+        import rasterio
+
+        part = rasterio.windows.Window(window.left, window.top, window.width, window.height)
+        try:
+            pixels = self.file.read(self.numbers, window=part)
+            if self.alpha is not None:
+                valid = self.file.read(self.alpha + 1, window=part) != 0
+            elif self.has_mask:
+                valid = self.file.read_masks(self.numbers[0], window=part) != 0
+            else:
+                valid = holds_data(pixels, self.nodata)
+        except OSError as error:
+            raise self.damaged(window, error) from error
+        if self.colors is not None:
+            pixels = np.moveaxis(self.colors[pixels[0]], -1, 0)
+        return pixels, valid
+
+    def write(self, path: Path, bands: Iterable[tuple[int, np.ndarray]], labels: LabelFile) -> None:
+        """See `Raster.write`."""
+        import rasterio
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with rasterio.open(path, "w", **self._profile(labels)) as out:
+                self._describe(out, labels)
+                for top, rows in in_rows_of_blocks(bands):
+                    out.write(rows, 1, window=rasterio.windows.Window(0, top, self.width, len(rows)))
+            if factors := self.file.overviews(self.numbers[0]):
+                with rasterio.open(path, "r+") as out:
+                    out.build_overviews(factors, rasterio.enums.Resampling.nearest)
+
+    def _profile(self, labels: LabelFile) -> dict[str, Any]:
+        profile = {
+            "driver": "GTiff",
+            "height": self.height,
+            "width": self.width,
+            "count": 1,
+            "dtype": np.dtype(labels.dtype).name,
+            "nodata": labels.ignored,
+            "tiled": True,
+            "blockxsize": BLOCK,
+            "blockysize": BLOCK,
+            "compress": "deflate",
+            "bigtiff": "if_safer",
+        }
+        if not self.file.gcps[0]:
+            profile |= {"crs": self.file.crs, "transform": self.file.transform}
+        return profile
+
+    def _describe(self, out: Any, labels: LabelFile) -> None:
+        points, reference = self.file.gcps
+        if points:
+            out.gcps = points, reference
+        if self.file.rpcs is not None:
+            out.rpcs = self.file.rpcs
+        out.update_tags(**self.file.tags())
+        out.update_tags(1, **{f"class_{index}": name for index, name in enumerate(labels.names)})
+        out.write_colormap(1, {index: tuple(color) for index, color in enumerate(labels.colors().tolist())})
+
+
+def _color_table(colors: dict[int, tuple[int, ...]]) -> np.ndarray:
+    table = np.zeros((max(colors) + 1 if max(colors) > 255 else 256, 3), np.uint8)
+    for value, color in colors.items():
+        table[value] = color[:3]
+    return table
+
+
+__all__ = ["GeoRaster"]

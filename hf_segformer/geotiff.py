@@ -3,7 +3,9 @@
 rasterio is an extra and imported where it is needed. Axes: C bands, h w a window's sides.
 """
 
+import shutil
 import warnings
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,17 @@ class GeoRaster(Raster):
     the machine's memory.
     """
 
-    def __init__(self, path: Path, num_channels: int, bands: Sequence[int] | None, num_rows: int):
+    def _open(self) -> Any:
         import rasterio
-        from rasterio.enums import ColorInterp, MaskFlags
 
-        self.path = path
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            self.file = file = rasterio.open(path)
+            return rasterio.open(self.path)
+
+    def _look(self, num_channels: int, bands: Sequence[int] | None, num_rows: int) -> None:
+        from rasterio.enums import ColorInterp, MaskFlags
+
+        file = self.file
         self.height, self.width = file.height, file.width
         colors = file.colorinterp
         self.choose_bands(file.count, colors[-1] == ColorInterp.alpha, num_channels, bands)
@@ -78,15 +83,40 @@ class GeoRaster(Raster):
         """See `Raster.write`."""
         import rasterio
 
+        factors, checksums = self.file.overviews(self.numbers[0]), []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(path, "w", **self._profile(labels)) as out:
                 self._describe(out, labels)
                 for top, rows in in_rows_of_blocks(bands):
-                    out.write(rows, 1, window=rasterio.windows.Window(0, top, self.width, len(rows)))
-            if factors := self.file.overviews(self.numbers[0]):
+                    out.write(rows, 1, window=self._rows(top, len(rows)))
+                    checksums.append((top, len(rows), zlib.crc32(rows)))
+            if factors:
                 with rasterio.open(path, "r+") as out:
                     out.build_overviews(factors, rasterio.enums.Resampling.nearest)
+            self._check(path, factors, checksums)
+
+    def _rows(self, top: int, num_rows: int) -> Any:
+        import rasterio
+
+        return rasterio.windows.Window(0, top, self.width, num_rows)
+
+    def _check(self, path: Path, factors: list[int], checksums: Sequence[tuple[int, int, int]]) -> None:
+        """Read what was written: GDAL closes a file on a full disk without an error (GDAL 3.10)."""
+        import rasterio
+
+        try:
+            with rasterio.open(path) as file:
+                is_whole = file.overviews(1) == factors and all(
+                    zlib.crc32(file.read(1, window=self._rows(top, num_rows))) == checksum
+                    for top, num_rows, checksum in checksums
+                )
+        except OSError:
+            is_whole = False
+        if not is_whole:
+            raise OSError(
+                f"{path} could not be written whole, {shutil.disk_usage(path.parent).free >> 20} MiB are free"
+            )
 
     def _profile(self, labels: LabelFile) -> dict[str, Any]:
         profile = {

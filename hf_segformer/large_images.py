@@ -30,6 +30,8 @@ from .rasters import Color, LabelFile, Raster, is_raster
 from .tiling import CELL, Tiling, Window, label_bands
 from .visualize import default_palette
 
+_INSTALL = "pip install 'hf-segformer[geo]'"
+
 
 def label_raster(
     model: PreTrainedModel,
@@ -297,11 +299,14 @@ def open_raster(path: Path, num_channels: int, bands: Sequence[int] | None = Non
     """
     path = Path(path)
     path.stat()  # says what is wrong with the path better than any library
-    reason = why_not_plain(path) if _is_installed("tifffile") else "is an image for which tifffile is missing"
+    has_rasterio, has_tifffile = _is_installed("rasterio"), _is_installed("tifffile")
+    if not (has_rasterio or has_tifffile):
+        raise ValueError(f"{path} takes rasterio or tifffile, and neither is installed: {_INSTALL}")
+    reason = why_not_plain(path) if has_tifffile else "is to be read by rasterio"
     if reason is None:
         return PlainRaster(path, num_channels, bands, num_rows)
-    if not _is_installed("rasterio"):
-        raise ValueError(f"{path} {reason}, and rasterio is not installed: pip install 'hf-segformer[geo]'")
+    if not has_rasterio:
+        raise ValueError(f"{path} {reason}, and rasterio is not installed: {_INSTALL}")
     return GeoRaster(path, num_channels, bands, num_rows)
 
 

@@ -17,19 +17,26 @@ from .tiling import Window
 class PlainRaster(Raster):
     """A TIFF file without georeference, by tifffile: its first series at full size, whose pages may be the bands."""
 
-    def __init__(self, path: Path, num_channels: int, bands: Sequence[int] | None, num_rows: int):
+    def _open(self) -> Any:
         import tifffile
 
-        self.path = path
         try:
-            self.file = tifffile.TiffFile(path)
-            series = self.file.series[0].levels[0]
-            self.pages = [page for page in series.pages if page is not None]
-        except (tifffile.TiffFileError, IndexError) as error:
-            raise OSError(f"{path} is no TIFF file that can be read: {error}") from error
+            return tifffile.TiffFile(self.path)
+        except tifffile.TiffFileError as error:
+            raise OSError(f"{self.path} is no TIFF file that can be read: {error}") from error
+
+    def _look(self, num_channels: int, bands: Sequence[int] | None, num_rows: int) -> None:
+        import tifffile
+
+        series = self.file.series[0].levels[0]
+        self.pages = [page for page in series.pages if page is not None]
         self.page = page = self.pages[0].aspage()
         self.height, self.width = page.imagelength, page.imagewidth
-        self._check_sides(series)
+        if series.size != len(self.pages) * page.size or page.imagedepth != 1:
+            raise ValueError(
+                f"{self.path} holds an array of {series.shape} ({series.axes}), but bands of one height and width are "
+                "wanted"
+            )
         is_alpha = bool(page.extrasamples) and int(page.extrasamples[-1]) in (1, 2) and len(self.pages) == 1
         self.choose_bands(page.samplesperpixel * len(self.pages), is_alpha, num_channels, bands)
         has_colors = page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None
@@ -43,13 +50,6 @@ class PlainRaster(Raster):
         self.keep_at_hand(self.piece, pixel, num_rows, is_compressed=not self.is_flat)
         self.segments: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self.num_cached = 0
-
-    def _check_sides(self, series: Any) -> None:
-        page = self.page
-        if page.imagedepth != 1 or any(
-            (other.imagelength, other.imagewidth) != (self.height, self.width) for other in self.pages[1:]
-        ):
-            raise ValueError(f"{self.path} holds {series.shape} values ({series.axes}), but an image has two sides")
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
         """See `Raster.read`."""

@@ -29,8 +29,8 @@ def is_raster(path: str | Path) -> bool:
     """Whether a file is better labelled by windows than as one picture.
 
     That is a TIFF file, or a JPEG 2000 one, with a georeference, with more pixels than Pillow opens without a warning,
-    or with bands that make no picture (two, five and more, three of 16 bits), and GDAL's virtual rasters. Neither
-    rasterio nor tifffile is needed to tell.
+    or whose bands make no picture that Pillow opens, and GDAL's virtual rasters. Neither rasterio nor tifffile is
+    needed to tell.
 
     Args:
         path: of a file; one that is not there is no raster.
@@ -85,6 +85,12 @@ class LabelFile(NamedTuple):
 class Raster:
     """An image that is read by windows.
 
+    Args:
+        path: of the file.
+        num_channels: of the model.
+        bands: numbers, from 1 on, of those that the model takes, in its order; None for all.
+        num_rows: height of the windows to come.
+
     Attributes:
         path: of the file.
         height: in pixels.
@@ -106,6 +112,22 @@ class Raster:
     bands: list[int]
     alpha: int | None
     cache: int
+
+    def __init__(self, path: Path, num_channels: int, bands: Sequence[int] | None, num_rows: int):
+        self.path = path
+        self.file = self._open()
+        try:
+            self._look(num_channels, bands, num_rows)
+        except BaseException:
+            self.file.close()
+            raise
+
+    def _open(self) -> Any:
+        raise NotImplementedError
+
+    def _look(self, num_channels: int, bands: Sequence[int] | None, num_rows: int) -> None:
+        """Set the attributes, or raise ValueError."""
+        raise NotImplementedError
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
         """(C, h, w) of a window, and where it holds data, bool (h, w); None where it holds data everywhere.

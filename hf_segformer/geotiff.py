@@ -3,6 +3,7 @@
 rasterio is an extra and imported where it is needed. Axes: C bands, h w a window's sides.
 """
 
+import errno
 import shutil
 import warnings
 import zlib
@@ -89,8 +90,11 @@ class GeoRaster(Raster):
             with rasterio.open(path, "w", **self._profile(labels)) as out:
                 self._describe(out, labels)
                 for top, rows in in_rows_of_blocks(bands):
-                    out.write(rows, 1, window=self._rows(top, len(rows)))
-                    checksums.append((top, len(rows), zlib.crc32(rows)))
+                    try:
+                        out.write(rows, 1, window=self._rows(top, len(rows)))
+                    except OSError as error:
+                        raise OSError(errno.EIO, f"{error.__cause__ or error}") from error
+                    checksums.append((top, len(rows), zlib.crc32(rows.data)))
             if factors:
                 with rasterio.open(path, "r+") as out:
                     out.build_overviews(factors, rasterio.enums.Resampling.nearest)
@@ -114,9 +118,8 @@ class GeoRaster(Raster):
         except OSError:
             is_whole = False
         if not is_whole:
-            raise OSError(
-                f"{path} could not be written whole, {shutil.disk_usage(path.parent).free >> 20} MiB are free"
-            )
+            free = shutil.disk_usage(path.parent).free >> 20
+            raise OSError(errno.EIO, f"what was written can not be read again, and {free} MiB are free")
 
     def _profile(self, labels: LabelFile) -> dict[str, Any]:
         profile = {

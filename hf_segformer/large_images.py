@@ -7,6 +7,7 @@ does to a picture.
 Axes: C bands, K classes, h w a window's sides.
 """
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from .rasters import Color, LabelFile, Raster, is_raster
 from .tiling import CELL, Tiling, Window, label_bands
 from .visualize import default_palette
 
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 _INSTALL = "pip install 'hf-segformer[geo]'"
 
 
@@ -141,6 +143,10 @@ def _whole_file(source: Path, destination: Path) -> Iterator[Path]:
         partial.touch()  # where nothing can be written, it is known before the work
         yield partial
         partial.replace(destination)
+    except OSError as error:
+        if error.filename is None and error.errno in _NO_ROOM:  # which file it was, a failed write does not say
+            raise OSError(f"{destination} could not be written: {error.strerror}") from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

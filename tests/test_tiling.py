@@ -1,5 +1,7 @@
 """Tiling: every pixel once, weights that sum to one, bands that equal the whole, and a strip that stays small."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,7 @@ def test_windows_cover_a_side_on_one_grid(tiling, length):
     spans = tiling.spans(length)
     assert spans[0][0] == 0
     assert spans[-1][1] == length
-    for first, second in zip(spans, spans[1:], strict=False):
+    for first, second in pairwise(spans):
         assert first[0] < second[0] <= first[1] - tiling.overlap
     assert all(start % 32 == 0 and stop - start <= tiling.tile for start, stop in spans)
     if length > tiling.tile:  # no sliver, which would see next to nothing

@@ -8,7 +8,6 @@ Axes: C bands, K classes, h w a window's sides.
 """
 
 import errno
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,13 +22,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from .evaluation import EvaluationOptions, _class_names, _evaluating, _scaled
 from .geotiff import GeoRaster
 from .image_processing_segformer import IGNORE_INDEX, SegFormerImageProcessor
 from .plain_tiff import PlainRaster, why_not_plain
+from .prediction import EvaluationOptions, class_names, evaluating
 from .rasters import Color, LabelFile, Raster, is_raster
 from .tiling import CELL, Tiling, Window, label_bands
 from .visualize import default_palette
+from .writing import whole_file
 
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 _INSTALL = "pip install 'hf-segformer[geo]'"
@@ -86,15 +86,15 @@ def label_raster(
     began, source, destination = time.perf_counter(), Path(source), Path(destination)
     tiling, options = tiling or Tiling(), options or EvaluationOptions()
     _check_options(options, batch_size)
-    names = _class_names(model.config, None)
+    names = class_names(model.config)
     dtype, ignored = (np.uint8, IGNORE_INDEX) if len(names) <= IGNORE_INDEX else (np.uint16, 65535)
     labels = LabelFile(dtype, ignored, palette or default_palette(len(names)), names)
     counts = np.zeros(len(names), np.int64)
     num_channels = len(processor.image_mean)
     with (
-        _whole_file(source, destination) as partial,
+        _whole_labels(source, destination) as partial,
         open_raster(source, num_channels, bands, tiling.tile) as raster,
-        _evaluating(model),
+        evaluating(model),
         tqdm(
             total=tiling.num_windows(raster.height, raster.width),
             desc=f"labelling {source.name}",
@@ -132,23 +132,20 @@ def _check_options(options: EvaluationOptions, batch_size: int) -> None:
 
 
 @contextmanager
-def _whole_file(source: Path, destination: Path) -> Iterator[Path]:
+def _whole_labels(source: Path, destination: Path) -> Iterator[Path]:
     """A file to write to, which takes the destination's name only if all went well."""
     if destination.is_dir():
         raise ValueError(f"{destination} is a folder, but it must be the name of a file to write")
     if destination.exists() and source.exists() and destination.samefile(source):
         raise ValueError(f"{destination} is the image itself, which labels would replace: take another name")
-    partial = destination.with_name(f".{destination.stem}.{os.getpid()}.partial{destination.suffix}")
     try:
-        partial.touch()  # where nothing can be written, it is known before the work
-        yield partial
-        partial.replace(destination)
+        with whole_file(destination) as partial:
+            partial.touch()  # where nothing can be written, it is known before the work
+            yield partial
     except OSError as error:
         if error.filename is None and error.errno in _NO_ROOM:  # which file it was, a failed write does not say
             raise OSError(f"{destination} could not be written: {error.strerror}") from error
         raise
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class _Windows:
@@ -229,7 +226,7 @@ class _Windows:
 
     def _prepared(self, images: Sequence[np.ndarray], scale: float) -> Tensor:
         height, width = images[0].shape[1:]
-        size = {"height": _scaled(height, scale), "width": _scaled(width, scale)}
+        size = {"height": max(1, round(height * scale)), "width": max(1, round(width * scale))}
         prepared = self.processor(
             list(images),
             do_resize=scale != 1,

@@ -12,9 +12,9 @@ from conftest import TINY
 from PIL import Image
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
-from hf_segformer.evaluation import EvaluationOptions, predict
 from hf_segformer.large_images import is_raster, label_raster, open_raster
 from hf_segformer.plain_tiff import PlainRaster
+from hf_segformer.prediction import EvaluationOptions, predict
 from hf_segformer.tiling import Tiling, Window
 from hf_segformer.upsampling_segformer import upsample, upsample_argmax
 

@@ -5,7 +5,7 @@ OLDEST := .venv-oldest
 # A process a core; the tests of a file stay together.
 SPREAD := -n auto --dist loadfile
 
-.PHONY: help install demo test test-oldest lint types check fuzz bench clean
+.PHONY: help install demo test test-oldest lint types check fuzz bench bench-large clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -44,6 +44,9 @@ fuzz: .venv/.installed ## feed ten thousand damaged files to everything that rea
 
 bench: .venv/.bench ## measure speed and memory, rewrite benchmarks/results and docs/benchmarks.md (20 minutes)
 	$(BIN)/python -m benchmarks
+
+bench-large: .venv/.bench ## measure images up to 30,000 x 30,000 (20 minutes)
+	$(BIN)/python -m benchmarks large_images
 
 $(OLDEST)/.installed: pyproject.toml constraints.txt constraints-oldest.txt tests/fetch_transformers_tests.py
 	$(PYTHON) -m venv $(OLDEST)

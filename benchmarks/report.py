@@ -17,7 +17,7 @@ from hf_segformer import SegFormerConfig
 from hf_segformer.benchmark import QUIET
 from hf_segformer.info import model_info
 
-from . import bfloat16, compiled, inference, labels, profile, sizes, training
+from . import bfloat16, compiled, inference, labels, large_images, profile, sizes, training
 from .record import RESULTS, ROOT, Record, file_of, read_records
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -33,6 +33,7 @@ SCRIPTS = {
         ("labels", labels),
         ("bfloat16", bfloat16),
         ("sizes", sizes),
+        ("large_images", large_images),
         ("profile", profile),
     )
 }
@@ -287,6 +288,32 @@ def growth(rows: dict[str, Row]) -> str:
     )
 
 
+def large_table(rows: dict[str, Row]) -> str:
+    """Time and peak of a process by the size of the image (width x height)."""
+    lines = [
+        (
+            row,
+            each.candidate,
+            f"{each.milliseconds / 1000:,.0f} s",
+            "not known" if each.mebibytes is None else f"{each.mebibytes:,.0f} MiB",
+            each.note,
+        )
+        for row, records in rows.items()
+        for each in records.values()
+        if row != "agreement"
+    ]
+    return table(("image", "windows", "time", "peak of the process", ""), lines)
+
+
+def agreement_table(rows: dict[str, Row]) -> str:
+    """How far labels of windows are those of the whole image."""
+    lines = [
+        (each.candidate, f"{1 - each.difference:.1%}", each.note, f"{each.milliseconds / 1000:,.1f} s")
+        for each in rows["agreement"].values()
+    ]
+    return table(("windows", "labels as of the whole image", "", "time"), lines)
+
+
 def first_calls(rows: dict[str, Row]) -> str:
     """What compiling takes, in a sentence."""
     parts = [
@@ -329,6 +356,10 @@ def write_page(page: Path, folder: Path) -> None:
         attention=attention_table(),
         sizes=size_table(rows) if rows else "Not measured yet.",
         growth=growth(rows),
+        large=large_table(results["large_images"]) if "large_images" in results else "Not measured yet.",
+        agreement=agreement_table(results["large_images"])
+        if "agreement" in results.get("large_images", {})
+        else "Not measured yet.",
         profile=profile_table(results["profile"]) if "profile" in results else "Not measured yet.",
         first_calls=first_calls(results.get("compiled", {})),
         size_picture=f"![Time and memory of a pixel against the side of the image]({link}/sizes.png)" if rows else "",
@@ -402,6 +433,20 @@ not change the power. For B0, worked out as in `segformer info` (N and N/R of th
 {attention}
 
 Memory need not follow: attention maps are never held as a whole, so the peak of a forward pass grows with the pixels.
+
+## Images larger than memory
+
+`hf_segformer.large_images.label_raster` with a B0 of 6 classes, from a compressed GeoTIFF to a compressed GeoTIFF. The
+peak is that of the whole process, Python, PyTorch and weights included. Sizes are width x height; 30000x2000 are the
+first rows of an image of 30,000 x 30,000.
+
+{large}
+
+The network trained on CamVid on a drawn street of 1920x704 pixels, in windows and whole. Attention sees a whole window,
+so a pixel far from every seam is labelled by what the window shows too; neither is the truth. (A network without
+attention gives the same logits to rounding, 128 pixels away from a seam: tests/test_tiling.py.)
+
+{agreement}
 
 ## Where and when
 

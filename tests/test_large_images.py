@@ -1,9 +1,11 @@
 """Images larger than memory: files in, files out, by rasterio and by tifffile; what can not be is told in a line."""
 
 import json
+import re
 import resource
 import warnings
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -589,3 +591,15 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, model, processor, 
     with pytest.raises(OSError, match=r"labels\.tif could not be written"):
         label_raster(model, processor, source, tmp_path / "labels.tif", tiling=TILING, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+
+
+def test_the_example_of_the_docs_runs(tmp_path, processor, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "using.md").read_text()
+    [example] = re.findall(r"^```py\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    lively().save_pretrained("outputs/shapes_b0")
+    processor.save_pretrained("outputs/shapes_b0")
+    write_geotiff(tmp_path / "scene.tif", scene())
+    exec(compile(example, "using.md", "exec"), {"__name__": "example"})
+    assert "LABEL_4" in capsys.readouterr().out
+    assert tifffile.imread("labels.tif").shape == (HEIGHT, WIDTH)

@@ -1,0 +1,208 @@
+"""Images larger than memory: time and memory against size, and how far tiled labels are those of the whole image.
+
+The memory is the peak of a whole fresh process, interpreter, PyTorch and weights included, since that is what must fit
+a machine. The images are generated, written tile by tile and deleted; what a network makes of them does not matter
+there. Agreement is measured with the network trained on CamVid, on a street that is drawn from label maps.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segformer.benchmark import QUIET, OtherLoad, Timing
+from hf_segformer.tiling import Tiling, blend, block_labels
+from hf_segformer.upsampling_segformer import upsample_argmax
+
+from .record import ROOT, Options, Record, Row, main
+
+TILE, NUM_CLASSES = 1024, 6
+_TRAINED = ROOT / "docs" / "results" / "camvid_b0"
+_SMALL_TILE = 384  # pixels, near the 360 of the frames that the network was trained on
+_PANEL, _BUILDING = (16, 44, 336, 284), 1  # the first map in predicted.png; a class
+# CamVid's colour of a class, and what such things look like.
+_LOOKS = {
+    (128, 128, 128): (205, 215, 230),
+    (128, 0, 0): (150, 135, 120),
+    (192, 192, 128): (80, 80, 80),
+    (128, 64, 128): (90, 90, 92),
+    (60, 40, 222): (140, 135, 130),
+    (128, 128, 0): (55, 75, 40),
+    (192, 128, 128): (190, 60, 50),
+    (64, 64, 128): (110, 95, 80),
+    (64, 0, 128): (60, 20, 25),
+    (64, 64, 0): (70, 55, 60),
+    (0, 128, 192): (40, 45, 80),
+}
+
+
+# --- Size -------------------------------------------------------------------------------------------------------------
+
+
+def write_image(path: Path, height: int, width: int) -> None:
+    """A GeoTIFF of random patches, three bands of 8 bits, in compressed tiles; written a row of tiles at a time."""
+    import rasterio
+
+    rng = np.random.default_rng(0)
+    profile = {"driver": "GTiff", "count": 3, "dtype": "uint8", "crs": "EPSG:32633", "photometric": "rgb"}
+    profile |= {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "lzw", "bigtiff": "if_safer"}
+    place = rasterio.Affine(0.1, 0, 500_000, 0, -0.1, 5_000_000)
+    limit = rasterio.Env(GDAL_CACHEMAX=64 << 20)
+    with limit, rasterio.open(path, "w", height=height, width=width, transform=place, **profile) as file:
+        for top in range(0, height, 512):
+            patches = rng.integers(0, 256, (3, 32, width // 16 + 1), np.uint8)
+            rows = patches.repeat(16, 1).repeat(16, 2)[:, : min(512, height - top), :width]
+            file.write(rows, window=rasterio.windows.Window(0, top, width, rows.shape[1]))
+
+
+def write_part(path: Path, source: Path, height: int, width: int) -> None:
+    """The first rows of an image as one of its own: GDAL's virtual raster, which holds no pixels."""
+    bands = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{band}"><SimpleSource><SourceFilename>{source}</SourceFilename>'
+        f"<SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+        for band in (1, 2, 3)
+    )
+    path.write_text(f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}">{bands}</VRTDataset>')
+
+
+def label(
+    source: Path, destination: Path, tiling: Tiling, num_threads: int, half: bool
+) -> tuple[float, int, float | None]:
+    """Label a file with an untrained B0: seconds, peak of this process in bytes, share that others used meanwhile."""
+    from hf_segformer.large_images import label_raster
+
+    torch.set_num_threads(num_threads)
+    torch.manual_seed(0)
+    model = SegFormerForSemanticSegmentation(SegFormerConfig(num_labels=NUM_CLASSES)).eval()
+    load, began = OtherLoad(), time.perf_counter()
+    label_raster(model, SegFormerImageProcessor(), source, destination, tiling=tiling, half=half, progress=False)
+    return time.perf_counter() - began, peak(), load.share()
+
+
+def peak() -> int:
+    """Bytes that this process has held at most (Linux)."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
+def in_a_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function gives there."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def measure_size(side: int, overlap: int, part: int, halves: Sequence[bool], options: Options) -> list[Record]:
+    """Label a generated image of side x side, or its first `part` rows; in float32, or in half precision."""
+    if options.device != "cpu":
+        raise ValueError(f"device is {options.device}, but what is measured here is the memory of a process on a CPU")
+    tiling, height = Tiling(TILE, overlap), part or side
+    row = f"{side}x{height}"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = folder / "image.tif"
+        write_image(source, side, side)
+        if part:
+            write_part(folder / "part.vrt", source, part, side)
+            source = folder / "part.vrt"
+        arguments = source, folder / "labels.tif", tiling, torch.get_num_threads()
+        found = [in_a_fresh_process(label, *arguments, half) for half in halves]
+    records = []
+    for half, (seconds, num_bytes, others) in zip(halves, found, strict=True):
+        timing = Timing((seconds,), 0, None if others is None else others <= QUIET)
+        note = f"{tiling.num_windows(height, side)} windows, {seconds * 1e6 / (height * side):.2f} s a megapixel"
+        candidate = f"tile {TILE}, overlap {overlap}{', bfloat16' if half else ''}"
+        records.append(Record.of(row, candidate, timing, num_bytes, note=note))
+    return records
+
+
+# --- Agreement --------------------------------------------------------------------------------------------------------
+
+
+def street() -> Image.Image:
+    """A drawn street of 1920x704 pixels: a label map and its mirror image, in the colours of things, with texture."""
+    with Image.open(_TRAINED / "predicted.png") as image:
+        half = np.asarray(image.convert("RGB").crop(_PANEL).resize((960, 720), Image.Resampling.NEAREST), np.int16)
+    known, looks = np.array(list(_LOOKS), np.int16), np.array(list(_LOOKS.values()), np.float32)
+    classes = np.abs(half[:704, :, None] - known).sum(-1).argmin(-1)
+    classes = np.concatenate([classes, classes[:, ::-1]], 1)
+    row, column = np.indices(classes.shape)
+    pixels = looks[classes]
+    pixels[(classes == _BUILDING) & (row % 70 < 36) & (column % 60 < 24)] = 45, 50, 60  # windows
+    shaded = torch.from_numpy(pixels).permute(2, 0, 1)
+    generator = torch.Generator().manual_seed(0)
+    for cell, strength in ((2, 5.0), (16, 6.0)):
+        noise = torch.randn(1, 1, shaded.shape[1] // cell, shaded.shape[2] // cell, generator=generator)
+        shaded = shaded + strength * F.interpolate(noise, size=shaded.shape[1:], mode="bilinear")[0]
+    return Image.fromarray(shaded.clamp(0, 255).byte().permute(1, 2, 0).numpy())
+
+
+def trained() -> tuple[SegFormerForSemanticSegmentation, Tensor]:
+    """The network trained on CamVid in float32, and the street as it takes it, (1, 3, H, W)."""
+    model = SegFormerForSemanticSegmentation.from_pretrained(_TRAINED, dtype=torch.float32).eval()
+    processor = SegFormerImageProcessor.from_pretrained(_TRAINED)
+    return model, processor(street(), do_resize=False, return_tensors="pt").pixel_values
+
+
+def tiled(model: SegFormerForSemanticSegmentation, pixels: Tensor, tiling: Tiling) -> tuple[Tensor, Tensor]:
+    """Blended logits (K, h, w) and labels (H, W) of an image in memory, its sides multiples of 32."""
+    height, width = pixels.shape[-2:]
+    logits = pixels.new_empty(model.config.num_labels, height // 4, width // 4)
+    labels = torch.empty(height, width, dtype=torch.int64)
+
+    def logits_of(windows: Sequence[Any]) -> Tensor:
+        return torch.cat([model(pixels[..., t : t + h, left : left + w]).logits for t, left, h, w in windows])
+
+    for block in blend(height, width, tiling, logits_of):
+        rows, columns, (above, beside) = block.rows, block.columns, block.before
+        inner = block.logits[:, above:, beside:][:, : len(rows), : len(columns)]
+        logits[:, rows.start : rows.stop, columns.start : columns.stop] = inner
+        labels[4 * rows.start : 4 * rows.stop, 4 * columns.start : 4 * columns.stop] = block_labels(block)
+    return logits, labels
+
+
+def measure_agreement(options: Options) -> list[Record]:
+    """Tiled against whole, by overlap: the difference is the share of pixels with another label."""
+    with torch.inference_mode():
+        model, pixels = trained()
+        whole = model(pixels).logits[0]
+        labels = upsample_argmax(whole[None], pixels.shape[-2:])[0]
+        records = []
+        for overlap in (0, 64, 128, 192, 256):
+            load, began = OtherLoad(), time.perf_counter()
+            found, found_labels = tiled(model, pixels, Tiling(_SMALL_TILE, overlap))
+            timing, others = time.perf_counter() - began, load.share()
+            differs = (found - whole).abs().amax(0)
+            note = (
+                f"logits differ by {differs.median():.2f} in the median and {differs.max():.1f} at most, of "
+                f"{whole.abs().max():.1f}"
+            )
+            share = (found_labels != labels).float().mean().item()
+            quiet = None if others is None else others <= QUIET
+            name = f"tile {_SMALL_TILE}, overlap {overlap}"
+            records.append(Record.of("agreement", name, Timing((timing,), 0, quiet), difference=share, note=note))
+    return records
+
+
+ROWS: dict[str, Row] = {
+    "2000x2000": partial(measure_size, 2000, 0, 0, (False, True)),
+    "10000x10000": partial(measure_size, 10_000, 0, 0, (False,)),
+    "30000x2000": partial(measure_size, 30_000, 128, 2000, (False,)),
+    "30000x30000": partial(measure_size, 30_000, 0, 0, (False,)),
+    "agreement": measure_agreement,
+}
+LONG = ("30000x30000",)  # ten minutes, which `make bench` leaves to `make bench-large`
+
+if __name__ == "__main__":
+    sys.exit(main("large_images", ROWS, __doc__))

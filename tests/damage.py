@@ -134,7 +134,11 @@ def _swap(content: bytes, chance: random.Random) -> bytes:
 
 def _fill(content: bytes, chance: random.Random) -> bytes:
     place, length = _place(content, chance), chance.choice((4, 16, 200))
-    return content[:place] + bytes([chance.choice((0, 255))]) * min(length, len(content) - place) + content[place + length :]
+    return (
+        content[:place]
+        + bytes([chance.choice((0, 255))]) * min(length, len(content) - place)
+        + content[place + length :]
+    )
 
 
 def _right_sums(content: bytes) -> bytes:

@@ -75,7 +75,7 @@ def colorize(labels, palette: Sequence[Color]) -> Image.Image:
     row, column = np.indices(labels.shape)
     picture = np.where(((row + column) % 6 < 2)[..., None], _HATCH_LIGHT, _HATCH_DARK).astype(np.uint8)
     is_class = (labels >= 0) & (labels < len(palette))
-    picture[is_class] = np.asarray(palette, dtype=np.uint8)[labels[is_class]]
+    picture[is_class] = np.asarray(palette, dtype=np.uint8).reshape(-1, 3)[labels[is_class]]
     return Image.fromarray(picture)
 
 

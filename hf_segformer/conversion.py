@@ -344,15 +344,15 @@ def to_transformers(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if processor is not None:
-        (folder / "preprocessor_config.json").write_text(json.dumps(_stock_processor(processor), indent=2) + "\n")
-    _stock_config(model, name).save_pretrained(folder)
+        (folder / "preprocessor_config.json").write_text(json.dumps(stock_processor(processor), indent=2) + "\n")
+    stock_config(model, name).save_pretrained(folder)
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     stock = getattr(transformers, name).from_pretrained(folder, dtype=model.dtype)
     return _largest_difference(model, stock.to(model.device))
 
 
-def _stock_config(model: PreTrainedModel, name: str) -> transformers.SegformerConfig:
+def stock_config(model: PreTrainedModel, name: str) -> transformers.SegformerConfig:
     values = model.config.to_dict()
     known = {field.name for field in fields(transformers.SegformerConfig)} - {"transformers_version"}
     config = transformers.SegformerConfig(**{key: value for key, value in values.items() if key in known})
@@ -362,7 +362,7 @@ def _stock_config(model: PreTrainedModel, name: str) -> transformers.SegformerCo
     return config
 
 
-def _stock_processor(processor: SegFormerImageProcessor) -> dict[str, Any]:
+def stock_processor(processor: SegFormerImageProcessor) -> dict[str, Any]:
     if processor.keep_ratio or processor.size_divisor:
         logger.warning(
             f"keep_ratio is {processor.keep_ratio} and size_divisor {processor.size_divisor}, but Transformers' own "

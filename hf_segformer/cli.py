@@ -312,6 +312,50 @@ def predict(arguments: argparse.Namespace) -> None:
         raise ValueError(report.told())
 
 
+def add_export(commands) -> None:
+    """`segformer export SOURCE DESTINATION --to TARGET`: the same answers in another runtime."""
+    parser = commands.add_parser(
+        "export",
+        help="write a model for ONNX Runtime, OpenVINO, torch.export or transformers.js, and compare",
+        description="Writes a folder with the network, its head folded, for any number of pictures of any size; runs "
+        "it in its own runtime; and compares with PyTorch. What was found is written beside it, to export.json.",
+    )
+    parser.add_argument("source", help="a file, a folder or a Hub repository")
+    parser.add_argument("destination", type=Path, help="a folder that does not exist yet, or is empty")
+    parser.add_argument("--to", required=True, choices=["onnx", "openvino", "torch", "transformers.js"])
+    parser.add_argument("--with-processing", action="store_true", help="pictures in, label maps of their size out")
+    parser.add_argument("--fp16", action="store_true", help="an ONNX file in float16, too")
+    parser.add_argument("--int8", choices=["dynamic", "static"], help="an ONNX file in eight bits, too")
+    parser.add_argument("--calibrate", type=Path, metavar="DIR", help="pictures that static int8 takes its ranges from")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="compare on these pictures, too")
+    parser.add_argument("--labels", type=Path, metavar="DIR", help="their label maps, of the same names: mean IoU")
+    parser.set_defaults(run=export)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Run `segformer export`."""
+    from .conversion import load_segmentation
+    from .export import Request, export_model, format_report, labelled_pictures, pictures_in
+
+    require_free(arguments.destination)
+    if arguments.labels and not arguments.images:
+        raise ValueError("--labels needs the pictures that they belong to: --images DIR")
+    request = Request(
+        arguments.to,
+        with_processing=arguments.with_processing,
+        float16=arguments.fp16,
+        int8=arguments.int8,
+        calibration=pictures_in(arguments.calibrate) if arguments.calibrate else (),
+        pictures=pictures_in(arguments.images) if arguments.images else (),
+        labelled=labelled_pictures(arguments.images, arguments.labels) if arguments.labels else (),
+    )
+    model, processor = load_segmentation(arguments.source)
+    with whole_folder(arguments.destination) as folder:
+        report = export_model(model, processor, folder, request)
+    print(format_report(report))
+    print(f"written to {arguments.destination}")
+
+
 def add_push(commands) -> None:
     """`segformer push FOLDER REPO`: publish a trained model on the Hugging Face Hub."""
     parser = commands.add_parser(
@@ -341,7 +385,7 @@ def push(arguments: argparse.Namespace) -> None:
 
 
 _DEBUG_HELP = "show where an error comes from"
-COMMANDS = (add_convert, add_info, add_bench, add_predict, add_evaluate, add_push)
+COMMANDS = (add_convert, add_info, add_bench, add_predict, add_evaluate, add_export, add_push)
 
 
 def require_free(destination: Path) -> None:

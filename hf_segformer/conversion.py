@@ -353,6 +353,7 @@ def to_transformers(
 
 
 def stock_config(model: PreTrainedModel, name: str) -> transformers.SegformerConfig:
+    """The configuration in Transformers' own form, for its class of that name."""
     values = model.config.to_dict()
     known = {field.name for field in fields(transformers.SegformerConfig)} - {"transformers_version"}
     config = transformers.SegformerConfig(**{key: value for key, value in values.items() if key in known})
@@ -363,6 +364,7 @@ def stock_config(model: PreTrainedModel, name: str) -> transformers.SegformerCon
 
 
 def stock_processor(processor: SegFormerImageProcessor) -> dict[str, Any]:
+    """The processor's keywords in the form of Transformers' own; what that lacks is told by a warning."""
     if processor.keep_ratio or processor.size_divisor:
         logger.warning(
             f"keep_ratio is {processor.keep_ratio} and size_divisor {processor.size_divisor}, but Transformers' own "

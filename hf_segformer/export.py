@@ -7,7 +7,7 @@ Axes: B pictures, C bands, H W a picture's sides, K classes, h w sides of the lo
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -15,24 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from PIL import Image
+from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from .conversion import stock_config, stock_processor
-from .deployment import MIN_SIDE, DeployedSegFormer, PicturesToLabels, outside, target_size
+from .deployment import MIN_SIDE, DeployedSegFormer, PicturesToLabels, outside
 from .evaluation import evaluate, write_json
+from .export_check import Reference
 from .image_processing_segformer import SegFormerImageProcessor
 from .modeling_segformer import SegFormerForSemanticSegmentation
 from .quantization import KINDS, to_float16, to_int8
 from .runtimes import (
-    Agreement,
     Runtime,
     RuntimeModel,
     onnx_runtime,
     open_vino,
     quiet,
     require,
-    smooth_pictures,
     summarise,
     torch_program,
 )
@@ -43,7 +43,6 @@ OPSET = 20  # the first with GELU as one operation
 TOLERANCE = 1e-4  # of the largest logit, in float32
 RESIZE_TOLERANCE = 2e-2  # likewise, where the graph resizes: PIL rounds half-way sums to the other grey level at times
 NEAR = 0.99  # share of equal labels below which a shorter type deserves a warning
-_SIZES = ((1, 64, 96), (2, 101, 67), (3, 96, 131))
 _FLOAT16, _INT8 = "model_fp16.onnx", "model_quantized.onnx"  # as transformers.js calls them
 
 
@@ -188,6 +187,8 @@ def export_model(
     """
     began, folder, target = time.perf_counter(), Path(folder), TARGETS[request.target]
     require(*target.packages)
+    if request.target == "transformers.js" and model.config.num_labels == 1:
+        raise ValueError("the model has one label, and transformers.js takes the best of several: train it with two")
     deployed = DeployedSegFormer(model)
     network = PicturesToLabels(deployed, processor) if request.with_processing else deployed
     reference = Reference(deepcopy(model).float().cpu().eval(), processor, network)
@@ -236,55 +237,6 @@ def trace(network: DeployedSegFormer | PicturesToLabels) -> ExportedProgram:
 
 def _is_labelling(program: ExportedProgram) -> bool:
     return program.graph_signature.user_inputs == ("pictures",)
-
-
-class Reference:
-    """PyTorch's answers: what goes into a graph, and the logits that belong to it.
-
-    Args:
-        model: in float32, on the CPU, in evaluation mode.
-        processor: its image processor.
-        network: that was exported.
-    """
-
-    def __init__(
-        self,
-        model: SegFormerForSemanticSegmentation,
-        processor: SegFormerImageProcessor,
-        network: DeployedSegFormer | PicturesToLabels,
-    ):
-        self.model, self.processor = model, processor
-        self.is_labelling = isinstance(network, PicturesToLabels)
-        self.resizes = isinstance(network, PicturesToLabels) and network.size is not None
-
-    def cases(self, pictures: Sequence[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs of the graph and logits (B, K, h, w), of random pictures of several sizes and of those given."""
-        num_channels = self.model.config.num_channels
-        for seed, size in enumerate(_SIZES):
-            yield self._case(smooth_pictures(*size, num_channels, seed), at_own_size=not self.resizes)
-        native = target_size(self.processor) if "height" in self.processor.size else (256, 320)
-        yield self._case(smooth_pictures(1, *(max(side, MIN_SIDE) for side in native), num_channels, len(_SIZES)))
-        for picture in pictures:
-            yield self._case([picture])
-
-    @torch.no_grad()
-    def _case(self, pictures: Sequence[Any], at_own_size: bool = False) -> tuple[Tensor, Tensor]:
-        resized = {"do_resize": False} if at_own_size else {}
-        pixels = self.processor(pictures, return_tensors="pt", **resized).pixel_values
-        if not self.is_labelling:
-            return pixels, self.model(pixels).logits
-        if self.resizes:
-            resized = {"do_resize": False}
-        raw = self.processor(pictures, return_tensors="pt", do_rescale=False, do_normalize=False, **resized)
-        inputs = raw.pixel_values.permute(0, 2, 3, 1)
-        return inputs.byte() if len(self.processor.image_mean) == 3 else inputs, self.model(pixels).logits
-
-    def agreement(self, runtime: Runtime, inputs: Tensor, logits: Tensor) -> Agreement:
-        """Of what the runtime makes of these inputs."""
-        found = runtime(inputs.contiguous())
-        if self.is_labelling:
-            return Agreement.of_labels(inputs.shape, found, logits, inputs.shape[1:3])
-        return Agreement.of_logits(inputs.shape, found, logits, inputs.shape[2:])
 
 
 def _compared(path: Path, target: Target, reference: Reference, request: Request) -> dict[str, Any]:
@@ -379,4 +331,58 @@ def _describe(
     }
 
 
-__all__ = ["TARGETS", "Request", "export_model"]
+def format_report(report: Mapping[str, Any]) -> str:
+    """What `export_model` returned, for a terminal."""
+    lines = [f"takes {report['input']}", f"gives {report['output']}"]
+    if "resize" in report:
+        lines.append(f"resizing: {report['resize']}")
+    for name, each in report["files"].items():
+        lines.append(
+            f"{name} in {each['runtime']}: {each['equal_labels']:.3%} of the labels are PyTorch's, largest error "
+            f"{each['relative_error']:.1e} of the largest logit, {each['bytes'] / 1e6:,.1f} MB"
+        )
+        if "mean_iou" in each:
+            lines[-1] += f", mean IoU {each['mean_iou']:.2%} (PyTorch {each['mean_iou_in_pytorch']:.2%})"
+        if each["equal_labels"] < NEAR:
+            lines.append(
+                f"warning: {name} gives other labels than PyTorch at {1 - each['equal_labels']:.1%} of the pixels"
+            )
+    node = report.get("node", {})
+    if "not_run" in node:
+        lines.append(f"not run in Node: {node['not_run']}")
+    for name, each in node.get("files", {}).items():
+        lines.append(
+            f"{name} in transformers.js {node['version']}: {each['equal_labels']:.3%} of the labels are PyTorch's"
+        )
+    return "\n".join(lines)
+
+
+def pictures_in(folder: str | Path) -> list[Path]:
+    """The picture files of a folder, by name.
+
+    Raises:
+        ValueError: if there is none.
+        OSError: if there is no such folder.
+    """
+    known = Image.registered_extensions()
+    found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in known)
+    if not found:
+        raise ValueError(f"{folder} holds no pictures that Pillow reads")
+    return found
+
+
+def labelled_pictures(images: str | Path, labels: str | Path) -> list[dict[str, Path]]:
+    """Rows with `image` and `label` of two folders, paired by the files' names without their endings.
+
+    Raises:
+        ValueError: if a picture has no label map.
+        OSError: if a folder is missing.
+    """
+    maps = {path.stem: path for path in pictures_in(labels)}
+    pictures = pictures_in(images)
+    if lost := [path.name for path in pictures if path.stem not in maps]:
+        raise ValueError(f"{labels} holds no label map for {lost[0]} ({len(lost)} of {len(pictures)} have none)")
+    return [{"image": path, "label": maps[path.stem]} for path in pictures]
+
+
+__all__ = ["TARGETS", "Request", "export_model", "format_report", "labelled_pictures", "pictures_in"]

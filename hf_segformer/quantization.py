@@ -24,9 +24,20 @@ def to_float16(source: Path, destination: Path) -> None:
         converted = convert_float_to_float16(
             onnx.load(source), keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FULL]
         )
-        OnnxModel(converted).topological_sort()  # the casts of inputs were added last
+    converted.graph.ClearField("value_info")  # says float16 of what stays float32; whoever needs types infers them
+    _keep_first(converted.graph.node)
+    OnnxModel(converted).topological_sort()  # the casts of inputs were added last
     onnx.checker.check_model(converted, full_check=True)
     onnx.save(converted, destination)
+
+
+def _keep_first(nodes: Any) -> None:
+    """Drop casts that are there already: the converter adds one for each layer that a weight is shared by."""
+    seen: set[str] = set()
+    for node in list(nodes):
+        if node.op_type == "Cast" and node.output[0] in seen:
+            nodes.remove(node)
+        seen.update(node.output)
 
 
 def to_int8(source: Path, destination: Path, calibration: Iterable[Tensor]) -> None:

@@ -1,0 +1,78 @@
+"""What an exported file is compared with: PyTorch's own logits, on random pictures and on those that are given.
+
+Axes: B pictures, C bands, H W a picture's sides, K classes, h w sides of the logits.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .deployment import MIN_SIDE, DeployedSegFormer, PicturesToLabels, target_size
+from .image_processing_segformer import SegFormerImageProcessor
+from .modeling_segformer import SegFormerForSemanticSegmentation
+from .runtimes import Agreement, Runtime, smooth_pictures
+
+_SIZES = ((1, 64, 96), (2, 101, 67), (3, 96, 131))  # pictures, height, width
+
+
+class Reference:
+    """PyTorch's answers: what goes into a graph, and the logits that belong to it.
+
+    Args:
+        model: in float32, on the CPU, in evaluation mode.
+        processor: its image processor.
+        network: that was exported.
+    """
+
+    def __init__(
+        self,
+        model: SegFormerForSemanticSegmentation,
+        processor: SegFormerImageProcessor,
+        network: DeployedSegFormer | PicturesToLabels,
+    ):
+        self.model, self.processor = model, processor
+        self.is_labelling = isinstance(network, PicturesToLabels)
+        self.resizes = isinstance(network, PicturesToLabels) and network.size is not None
+
+    def cases(self, given: Sequence[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs of the graph and logits (B, K, h, w), of random pictures of several sizes and of those given."""
+        num_channels = self.model.config.num_channels
+        for seed, (num, height, width) in enumerate(_SIZES):
+            pictures = smooth_pictures(num, height, width, num_channels, seed)
+            yield self._case(pictures, at_own_size=not self.resizes)
+        native = target_size(self.processor) if "height" in self.processor.size else (256, 320)
+        height, width = (max(side, MIN_SIDE) for side in native)
+        yield self._case(smooth_pictures(1, height, width, num_channels, len(_SIZES)))
+        for picture in given:
+            yield self._case([picture])
+
+    @torch.no_grad()
+    def _case(self, pictures: Sequence[Any], at_own_size: bool = False) -> tuple[Tensor, Tensor]:
+        inputs, logits = self._inputs_and_logits(pictures, {"do_resize": False} if at_own_size else {})
+        sides = inputs.shape[1:3] if self.is_labelling else inputs.shape[2:]
+        if min(sides) < MIN_SIDE:
+            height, width = sides
+            raise ValueError(
+                f"a picture to compare on enters the graph at {height}x{width} pixels, but sides must be {MIN_SIDE} at "
+                "least"
+            )
+        return inputs.contiguous(), logits
+
+    def _inputs_and_logits(self, pictures: Sequence[Any], resized: dict[str, bool]) -> tuple[Tensor, Tensor]:
+        pixels = self.processor(pictures, return_tensors="pt", **resized).pixel_values
+        if not self.is_labelling:
+            return pixels, self.model(pixels).logits
+        if self.resizes:
+            resized = {"do_resize": False}
+        raw = self.processor(pictures, return_tensors="pt", do_rescale=False, do_normalize=False, **resized)
+        inputs = raw.pixel_values.permute(0, 2, 3, 1)
+        return inputs.byte() if len(self.processor.image_mean) == 3 else inputs, self.model(pixels).logits
+
+    def agreement(self, runtime: Runtime, inputs: Tensor, logits: Tensor) -> Agreement:
+        """Of what the runtime makes of these inputs."""
+        found = runtime(inputs)
+        if self.is_labelling:
+            return Agreement.of_labels(inputs.shape, found, logits, inputs.shape[1:3])
+        return Agreement.of_logits(inputs.shape, found, logits, inputs.shape[2:])

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
 
 from .fast_paths_segformer import is_exactly, is_untouched
 from .image_processing_segformer import SegFormerImageProcessor
@@ -21,6 +22,7 @@ from .modeling_segformer import SegFormerDecodeHead, SegFormerForSemanticSegment
 from .upsampling_segformer import upsample
 
 MIN_SIDE = 64  # pixels: below, torch.export can not tell a grid's side from 1
+_SOURCES = ("torch.nn.modules.", "transformers.activations", f"{__package__}.")
 _LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.BatchNorm2d)
 
 
@@ -94,8 +96,10 @@ def require_plain(model: nn.Module) -> None:
             f"the model is a {type(model).__name__}, but SegFormerForSemanticSegmentation can be exported{merge}"
         )
     for name, module in model.named_modules():
-        holds_weights = any(True for _ in module.parameters(recurse=False))
-        is_known = any(is_exactly(module, kind) for kind in _LAYERS) if holds_weights else is_untouched(module)
+        if any(True for _ in module.parameters(recurse=False)):
+            is_known = any(is_exactly(module, kind) for kind in _LAYERS)
+        else:
+            is_known = type(module).__module__.startswith(_SOURCES) and is_untouched(module)
         if not is_known:
             raise ValueError(
                 f"{name or 'the model'} is a {type(module).__name__} that does more, or other, than its weights say "
@@ -179,3 +183,23 @@ def resize_weights(num_old: int, num_new: int) -> Tensor:
     distance = ((2 * old + 1) * num_new - (2 * new + 1)[:, None] * num_old).abs().float()
     weights = torch.maximum(1 - distance / (2 * num_old), 1 - distance / (2 * num_new)).clamp(min=0)
     return weights / weights.sum(1, keepdim=True)
+
+
+def dynamic_axes(name: str) -> dict[str, dict[int, Dim]]:
+    """The axes of the graph's input that may have any length: of `pictures` or of `pixel_values`."""
+    height, width = (1, 2) if name == "pictures" else (2, 3)
+    return {name: {0: Dim("batch"), height: Dim("height", min=MIN_SIDE), width: Dim("width", min=MIN_SIDE)}}
+
+
+def trace(network: DeployedSegFormer | PicturesToLabels) -> ExportedProgram:
+    """The network's graph, for any number of pictures and any size from `MIN_SIDE` up."""
+    if isinstance(network, PicturesToLabels):
+        name, dtype = "pictures", torch.uint8 if network.takes_bytes else torch.float32
+        example = torch.zeros(2, 96, 128, network.num_channels, dtype=dtype)
+    else:
+        name, example = "pixel_values", torch.zeros(2, network.encoder.config.num_channels, 96, 128)
+    with torch.no_grad():
+        program = torch.export.export(network, (example,), dynamic_shapes=dynamic_axes(name), strict=False)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # where each line of code lay on this machine
+    return program

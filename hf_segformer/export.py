@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from .conversion import stock_config, stock_processor
-from .deployment import MIN_SIDE, DeployedSegFormer, PicturesToLabels, outside
+from .deployment import MIN_SIDE, DeployedSegFormer, PicturesToLabels, dynamic_axes, outside, trace
 from .evaluation import evaluate, write_json
 from .export_check import Reference
 from .image_processing_segformer import SegFormerImageProcessor
@@ -60,6 +60,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
         exported = torch.onnx.export(
             program,
             dynamo=True,
+            dynamic_shapes=dynamic_axes(name),
             opset_version=OPSET,
             input_names=[name],
             output_names=[output],
@@ -200,7 +201,7 @@ def export_model(
     if request.float16:
         to_float16(path, path.with_name(_FLOAT16))
         figures[_FLOAT16] = _compared(path.with_name(_FLOAT16), target, reference, request)
-        figures[_FLOAT16]["half_arithmetic"] = _in_half(deployed, reference, request)
+        figures[_FLOAT16]["half_arithmetic"] = in_half(deployed, reference, request)
     if request.int8:
         inputs = (processor(each, return_tensors="pt").pixel_values for each in request.calibration)
         to_int8(path, path.with_name(_INT8), inputs)
@@ -215,24 +216,6 @@ def export_model(
     report |= {"files": figures, "seconds": round(time.perf_counter() - began, 1)}
     write_json(report, folder / "export.json")
     return report
-
-
-def trace(network: DeployedSegFormer | PicturesToLabels) -> ExportedProgram:
-    """The network's graph, for any number of pictures and any size from `MIN_SIDE` up."""
-    is_labelling = isinstance(network, PicturesToLabels)
-    if is_labelling:
-        dtype = torch.uint8 if network.takes_bytes else torch.float32
-        example = torch.zeros(2, 96, 128, network.num_channels, dtype=dtype)
-        name, sides = "pictures", (1, 2)
-    else:
-        example = torch.zeros(2, network.encoder.config.num_channels, 96, 128)
-        name, sides = "pixel_values", (2, 3)
-    axes = {0: Dim("batch"), sides[0]: Dim("height", min=MIN_SIDE), sides[1]: Dim("width", min=MIN_SIDE)}
-    with torch.no_grad():
-        program = torch.export.export(network, (example,), dynamic_shapes={name: axes}, strict=False)
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # where each line of code lay on this machine
-    return program
 
 
 def _is_labelling(program: ExportedProgram) -> bool:
@@ -262,7 +245,7 @@ def _checked(path: Path, target: Target, reference: Reference, request: Request)
     return {**figures, "tolerance": tolerance}
 
 
-def _in_half(deployed: nn.Module, reference: Reference, request: Request) -> dict[str, Any]:
+def in_half(deployed: nn.Module, reference: Reference, request: Request) -> dict[str, Any]:
     """What arithmetic in float16 throughout makes of it: ONNX Runtime on a CPU computes much in float32."""
     half = deepcopy(deployed).half()
     with torch.no_grad():

@@ -5,7 +5,7 @@ OLDEST := .venv-oldest
 # A process a core; the tests of a file stay together.
 SPREAD := -n auto --dist loadfile
 
-.PHONY: help install demo test test-oldest lint types check fuzz bench bench-large clean
+.PHONY: help install demo test test-browser test-oldest lint types check fuzz bench bench-large clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -25,6 +25,15 @@ demo: .venv/.installed ## fine-tune on generated shapes, save, load again, draw 
 
 test: .venv/.installed ## run the tests
 	$(BIN)/python -m pytest $(SPREAD)
+
+.cache/node/.installed: tests/node/package.json tests/node/package-lock.json
+	mkdir -p .cache/node
+	cp tests/node/package.json tests/node/package-lock.json .cache/node
+	cd .cache/node && ONNXRUNTIME_NODE_INSTALL=skip ONNXRUNTIME_NODE_INSTALL_CUDA=skip npm ci --no-fund --no-audit
+	touch $@
+
+test-browser: .venv/.installed .cache/node/.installed ## run the tests that need Node
+	$(BIN)/python -m pytest -m browser
 
 lint: .venv/.installed ## check format and style
 	$(BIN)/ruff format --check .

@@ -26,6 +26,7 @@ from hf_segformer.benchmark import (
     take_turns,
 )
 from hf_segformer.info import model_info
+from hf_segformer.runtimes import onnx_runtime, open_vino
 
 from .inference import rows_at_512
 from .record import Options, Record, main
@@ -59,30 +60,12 @@ def export(task: Task, path: Path) -> None:
 
 def build_onnxruntime(task: Task, path: Path) -> Call:
     """The exported model in ONNX Runtime; idle threads sleep."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    inputs = {session.get_inputs()[0].name: task.inputs()["pixel_values"].numpy()}
-    return lambda: torch.from_numpy(session.run(None, inputs)[0])
+    return partial(onnx_runtime(path), task.inputs()["pixel_values"])
 
 
 def build_openvino(task: Task, path: Path) -> Call:
     """The exported model in OpenVINO, in float32 even where the processor has something shorter."""
-    import openvino
-
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(path), "CPU", settings)
-    inputs = [task.inputs()["pixel_values"].numpy()]
-    return lambda: torch.from_numpy(compiled(inputs)[0])
+    return partial(open_vino(path), task.inputs()["pixel_values"])
 
 
 def build_any_size(task: Task) -> Call:

@@ -17,7 +17,7 @@ from hf_segformer import SegFormerConfig
 from hf_segformer.benchmark import QUIET
 from hf_segformer.info import model_info
 
-from . import bfloat16, compiled, inference, labels, large_images, profile, sizes, training
+from . import bfloat16, compiled, exports, inference, labels, large_images, profile, sizes, training
 from .record import RESULTS, ROOT, Record, file_of, read_records
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -35,6 +35,7 @@ SCRIPTS = {
         ("sizes", sizes),
         ("large_images", large_images),
         ("profile", profile),
+        ("exports", exports),
     )
 }
 

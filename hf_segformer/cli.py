@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -335,7 +336,8 @@ def add_export(commands) -> None:
 def export(arguments: argparse.Namespace) -> None:
     """Run `segformer export`."""
     from .conversion import load_segmentation
-    from .export import Request, export_model, format_report, labelled_pictures, pictures_in
+    from .export import Request, export_model, format_report, pictures_in
+    from .labelled import open_folders, read_rows
 
     require_free(arguments.destination)
     if arguments.labels and not arguments.images:
@@ -347,9 +349,15 @@ def export(arguments: argparse.Namespace) -> None:
         int8=arguments.int8,
         calibration=pictures_in(arguments.calibrate) if arguments.calibrate else (),
         pictures=pictures_in(arguments.images) if arguments.images else (),
-        labelled=labelled_pictures(arguments.images, arguments.labels) if arguments.labels else (),
+        labelled=open_folders(arguments.images, arguments.labels) if arguments.labels else (),
     )
     model, processor = load_segmentation(arguments.source)
+    if arguments.labels:
+        config = model.config
+        rows = read_rows(
+            request.labelled, config.num_channels, config.num_labels, reduce_labels=processor.do_reduce_labels
+        )
+        request = replace(request, labelled=rows)
     with whole_folder(arguments.destination) as folder:
         report = export_model(model, processor, folder, request)
     print(format_report(report))

@@ -9,7 +9,7 @@ Axes: B pictures, C bands, H W a picture's sides, K classes, h w sides of the lo
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 
 from .conversion import stock_config, stock_processor
 from .deployment import MIN_SIDE, DeployedSegFormer, PicturesToLabels, dynamic_axes, outside, trace
-from .evaluation import evaluate, write_json
+from .evaluation import evaluate
 from .export_check import Reference
 from .image_processing_segformer import SegFormerImageProcessor
 from .modeling_segformer import SegFormerForSemanticSegmentation
@@ -38,6 +38,7 @@ from .runtimes import (
 )
 from .transformers_js import check_in_node
 from .version import __version__
+from .writing import write_json
 
 OPSET = 20  # the first with GELU as one operation
 TOLERANCE = 1e-4  # of the largest logit, in float32
@@ -122,7 +123,8 @@ class Request:
         int8: "dynamic" or "static" for an ONNX file in eight bits beside it.
         calibration: pictures from which static int8 learns the ranges of what flows through the network.
         pictures: to compare on, beside random ones; whatever the image processor takes.
-        labelled: rows with `image` and `label` to measure mean IoU on, in PyTorch and in each file.
+        labelled: rows with `image` and `label`, as `evaluation.evaluate` takes them, to measure mean IoU on, in PyTorch
+            and in each file.
 
     Raises:
         ValueError: if the target is unknown, or does not go with an option.
@@ -134,7 +136,7 @@ class Request:
     int8: str | None = None
     calibration: Sequence[Any] = ()
     pictures: Sequence[Any] = ()
-    labelled: Sequence[Mapping[str, Any]] = field(default=())
+    labelled: Any = ()
 
     def __post_init__(self):
         if self.target not in TARGETS:
@@ -148,7 +150,7 @@ class Request:
             raise ValueError("float16 and int8 are made of the network alone: leave the processing out of the graph")
         if self.target == "transformers.js" and self.with_processing:
             raise ValueError("transformers.js does the processing itself: leave it out of the graph")
-        if self.labelled and self.with_processing:
+        if len(self.labelled) and self.with_processing:
             raise ValueError("mean IoU is measured on logits: leave the processing out of the graph")
         if self.int8 == "static" and not self.calibration:
             raise ValueError("static int8 needs pictures to calibrate on; dynamic int8 does not")
@@ -161,7 +163,8 @@ def export_model(
 ) -> dict[str, Any]:
     """Write a model for another runtime, run it there, and compare.
 
-    Beside the file lie export.json, which holds what is returned, and the configurations of model and processor.
+    Beside the file lie export.json, which holds what is returned, and the configurations of model and processor. An
+    example is in docs/using.md, which the tests run: tracing a network takes seconds.
 
     Args:
         model: is left as it is.
@@ -175,16 +178,6 @@ def export_model(
     Raises:
         ValueError: if a package is missing, the model can not be exported, or its answers elsewhere are others.
         OSError: if a picture can not be read or a file not be written.
-
-    Example:
-        >>> import tempfile
-        >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
-        >>> from hf_segformer.export import Request, export_model
-        >>> model = SegFormerForSemanticSegmentation(SegFormerConfig(depths=[1, 1, 1, 1], num_labels=5))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     figures = export_model(model, SegFormerImageProcessor(size=64), folder, Request("torch"))
-        >>> figures["files"]["model.pt2"]["relative_error"] < 1e-4
-        True
     """
     began, folder, target = time.perf_counter(), Path(folder), TARGETS[request.target]
     require(*target.packages)
@@ -206,7 +199,7 @@ def export_model(
         inputs = (processor(each, return_tensors="pt").pixel_values for each in request.calibration)
         to_int8(path, path.with_name(_INT8), inputs)
         figures[_INT8] = {"kind": request.int8, **_compared(path.with_name(_INT8), target, reference, request)}
-    if request.labelled:
+    if len(request.labelled):
         _add_mean_iou(figures, path.parent, target, reference, request)
     _write_configurations(model, processor, folder, request.target)
     report = _describe(network, processor, request, target)
@@ -354,18 +347,4 @@ def pictures_in(folder: str | Path) -> list[Path]:
     return found
 
 
-def labelled_pictures(images: str | Path, labels: str | Path) -> list[dict[str, Path]]:
-    """Rows with `image` and `label` of two folders, paired by the files' names without their endings.
-
-    Raises:
-        ValueError: if a picture has no label map.
-        OSError: if a folder is missing.
-    """
-    maps = {path.stem: path for path in pictures_in(labels)}
-    pictures = pictures_in(images)
-    if lost := [path.name for path in pictures if path.stem not in maps]:
-        raise ValueError(f"{labels} holds no label map for {lost[0]} ({len(lost)} of {len(pictures)} have none)")
-    return [{"image": path, "label": maps[path.stem]} for path in pictures]
-
-
-__all__ = ["TARGETS", "Request", "export_model", "format_report", "labelled_pictures", "pictures_in"]
+__all__ = ["TARGETS", "Request", "export_model", "format_report", "pictures_in"]

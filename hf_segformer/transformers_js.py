@@ -20,6 +20,7 @@ from .runtimes import smooth_pictures
 PACKAGE = "@huggingface/transformers"
 DTYPES = {"model.onnx": "fp32", "model_fp16.onnx": "fp16", "model_quantized.onnx": "q8"}
 _TIMEOUT = 600  # seconds
+_ALLOWED = 1e-3  # share of the labels that may differ in float32: two classes may be equal up to rounding
 _NOT_THERE = 3  # status of the script where the package is missing
 # Arguments: folder, picture, types of weights, file to write. Labels are written by their names' places in config.json.
 _SCRIPT = """
@@ -103,7 +104,7 @@ def check_in_node(
         if done.returncode:
             raise ValueError(f"transformers.js can not run {folder.name}: {done.stderr.strip()[-500:]}")
         found = json.loads(output.read_text())
-    expected = _expected_labels(model, processor, picture)
+    expected = expected_labels(model, processor, picture)
     shares = {name: _equal(found["labels"][DTYPES[name]], expected) for name in files}
     if shares["model.onnx"] < 1 - _ALLOWED:
         raise ValueError(
@@ -111,9 +112,6 @@ def check_in_node(
             f"{_ALLOWED:.2%} may, where two classes are equal up to rounding"
         )
     return {"version": found["version"], "files": {name: {"equal_labels": share} for name, share in shares.items()}}
-
-
-_ALLOWED = 1e-3
 
 
 def native_size(processor: SegFormerImageProcessor) -> tuple[int, int]:
@@ -125,7 +123,7 @@ def native_size(processor: SegFormerImageProcessor) -> tuple[int, int]:
     return side, min(side * 5 // 4, size.get("longest_edge", side * 2))
 
 
-def _expected_labels(
+def expected_labels(
     model: SegFormerForSemanticSegmentation, processor: SegFormerImageProcessor, picture: Image.Image
 ) -> Tensor:
     """(H, W), with the first of the classes that have the same name."""

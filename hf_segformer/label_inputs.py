@@ -121,10 +121,8 @@ class Rows:
 
         self.name = name
         saved = [Path(name) / file for file in ("dataset_dict.json", "state.json")]
-        if any(path.is_file() for path in saved):
-            loaded = datasets.load_from_disk(name)
-        else:
-            loaded = datasets.load_dataset(name)
+        load = datasets.load_from_disk if any(path.is_file() for path in saved) else datasets.load_dataset
+        loaded = load(name)
         if isinstance(loaded, dict):
             if split not in loaded:
                 raise ValueError(f"{name} has no split {split!r}: there are {', '.join(loaded)}")

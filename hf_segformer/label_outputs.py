@@ -106,7 +106,7 @@ class PngFolder:
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """The lines of all records, but for those that a killed process left incomplete."""
-        for path in sorted(self.out.glob(f".{RECORD}.*[0-9]")) + [self.out / RECORD]:
+        for path in (*sorted(self.out.glob(f".{RECORD}.*[0-9]")), self.out / RECORD):
             if path.exists():
                 with path.open("rb") as file:
                     yield from (line for line in map(_parsed, file) if line is not None)

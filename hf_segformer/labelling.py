@@ -89,10 +89,9 @@ class Report:
     def told(self, most: int = 20) -> str:
         """The pictures that failed, in a line."""
         listed = "; ".join(each["error"] for each in self.failed[:most])
-        others = len(self.failed) - most
-        return f"{len(self.failed)} pictures could not be labelled: {listed}" + (
-            f"; and {others} others, see {SUMMARY}" if others > 0 else ""
-        )
+        others = f"; and {len(self.failed) - most} others, see {SUMMARY}" if len(self.failed) > most else ""
+        noun = "picture" if len(self.failed) == 1 else "pictures"
+        return f"{len(self.failed)} {noun} could not be labelled: {listed}{others}"
 
 
 class Processes:

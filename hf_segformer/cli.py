@@ -273,7 +273,7 @@ def add_predict(commands) -> None:
         metavar="S",
         help="predict at these multiples of the size, and average",
     )
-    parser.add_argument("--window", type=int, default=0, metavar="N", help="slide a window of so many pixels")
+    parser.add_argument("--window", type=int, default=0, metavar="N", help="slide a window of N pixels (rasters: 1024)")
     parser.add_argument("--stride", type=int, default=0, metavar="N", help="its step (default: three quarters of it)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at once (default: 8)")
     parser.add_argument("--half", action="store_true", help="in 16 bits: faster on a GPU, on few CPUs")
@@ -306,9 +306,10 @@ def predict(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
     )
     report = label_pictures(predictor, pictures, arguments.out, outputs)
-    if int(os.environ.get("RANK", "0")) == 0:
-        before = f", {report.num_before} of them before" if report.num_before else ""
-        print(f"{report.num_pictures} pictures labelled in {arguments.out}{before}")
+    if int(os.environ.get("RANK", "0")):  # the first process speaks for all
+        sys.exit(1 if report.failed else 0)
+    before = f", {report.num_before} of them before" if report.num_before else ""
+    print(f"{report.num_pictures} pictures labelled in {arguments.out}{before}", flush=True)
     if report.failed:
         raise ValueError(report.told())
 

@@ -337,7 +337,8 @@ def _palette(config: Any, num_classes: int) -> list[Color]:
     given = getattr(config, "palette", None)
     if given is None:
         return [_BACKGROUND_COLOR, *default_palette(1)] if config.num_labels == 1 else default_palette(num_classes)
-    colors = [tuple(color) for color in given]
+    lists = isinstance(given, list | tuple) and all(isinstance(color, list | tuple) for color in given)
+    colors = [tuple(color) for color in given] if lists else []
     fits = all(len(color) == 3 and all(type(each) is int and 0 <= each <= 255 for each in color) for color in colors)
     if not fits or len(colors) not in (config.num_labels, num_classes):
         raise ValueError(

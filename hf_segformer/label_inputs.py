@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from .rasters import is_raster
+
 SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_RASTERS = (".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".img")
 
 
 class Item(NamedTuple):
@@ -147,6 +150,10 @@ class Rows:
             return value["path"] if value["bytes"] is None else Image.open(BytesIO(value["bytes"]))
         return np.asarray(value)
 
+    def is_raster(self, item: Item) -> bool:
+        """A row is no raster."""
+        return False
+
     def call(self, item: Item) -> str:
         """What messages call a row."""
         return f"row {item.source} of {self.name}"
@@ -165,6 +172,10 @@ class Files:
     def read(self, item: Item) -> Any:
         """A file's path, as a predictor takes it."""
         return item.source
+
+    def is_raster(self, item: Item) -> bool:
+        """Whether a file is one for `large_images.label_raster`."""
+        return str(item.source).lower().endswith(_RASTERS) and is_raster(str(item.source))
 
     def call(self, item: Item) -> str:
         """What messages call a file."""

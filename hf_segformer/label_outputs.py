@@ -6,7 +6,7 @@ Everything is written whole or not at all. Axes: K classes, H W the picture's si
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from .visualize import Color, overlay, shown, with_legend
 from .writing import whole_file
 
 RECORD = "pictures.jsonl"
+_RASTER_LABELS = "labels.tif"
 _ROW_GROUP = 64  # pictures: what a shard holds in memory
 
 
@@ -69,7 +70,7 @@ class PngFolder:
     def done(self, names: Iterable[str]) -> set[str]:
         """Those of the names whose label maps are there, with their lines in the records."""
         wanted = set(names)
-        return {line["name"] for line in self._lines() if line["name"] in wanted and self._path(line["name"]).exists()}
+        return {line["name"] for line in self._lines() if line["name"] in wanted and self._is_there(line["name"])}
 
     def write(self, name: str, prepared: Prepared, prediction: Prediction) -> None:
         """All files of one picture, and its line in the record."""
@@ -83,7 +84,17 @@ class PngFolder:
                 np.save(file, as_type(prediction.scores, self.probabilities))
         with whole_file(path) as partial:
             label_picture(prediction.labels, self.palette).save(partial, "PNG")
-            self._note(name, prediction.labels)
+            self._note(name, prediction.labels.shape, counted(prediction.labels, len(self.names)))
+
+    def write_raster(self, name: str, label: Callable[[Path], dict[str, Any]]) -> None:
+        """`<name>_labels.tif`, by a function that writes it and tells `height`, `width` and `pixels` by class."""
+        path = self._path(name, _RASTER_LABELS)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        told = label(path)
+        self._note(name, (told["height"], told["width"]), list(told["pixels"].values()))
+
+    def _is_there(self, name: str) -> bool:
+        return self._path(name).exists() or self._path(name, _RASTER_LABELS).exists()
 
     def _path(self, name: str, kind: str = "labels.png") -> Path:
         return self.out / f"{name}_{kind}"
@@ -92,12 +103,11 @@ class PngFolder:
         laid = overlay(shown(prepared.picture), labels, self.palette, alpha=0.5)
         return with_legend(laid, labels, self.names, self.palette, self.legend) if self.legend else laid
 
-    def _note(self, name: str, labels: np.ndarray) -> None:
+    def _note(self, name: str, size: Sequence[int], counts: Sequence[int]) -> None:
         """Append the picture's line; the label map follows, so a picture that is there has its line."""
-        height, width = labels.shape
-        counts = counted(labels, len(self.names))
+        height, width = size
         pixels = {name: count for name, count in zip(self.names, counts, strict=True) if count}
-        share = {name: round(count / labels.size, 6) for name, count in pixels.items()}
+        share = {name: round(count / (height * width), 6) for name, count in pixels.items()}
         line = {"name": name, "height": height, "width": width, "pixels": pixels, "share": share}
         with self._lock:
             end = b"" if _ends_with_a_line(self._record) else b"\n"  # a killed process left half a line
@@ -121,7 +131,7 @@ class PngFolder:
         totals = dict.fromkeys(self.names, 0)
         with whole_file(self.out / RECORD) as partial, partial.open("w", encoding="utf-8") as file:
             for line in self._lines():
-                if line["name"] not in seen and self._path(line["name"]).exists():
+                if line["name"] not in seen and self._is_there(line["name"]):
                     seen.add(line["name"])
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
                     for name, count in line["pixels"].items():

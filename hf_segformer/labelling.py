@@ -10,7 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from .checkpoints import read_json
 from .inference import Predictions, Prepared, SegFormerPredictor
 from .label_inputs import Files, Item, Rows
 from .label_outputs import ParquetFolder, PngFolder
-from .writing import write_json
+from .writing import is_full, write_json
 
 SETTINGS = "settings.json"
 SUMMARY = "summary.json"
@@ -208,7 +208,10 @@ def _label_files(
     folder = PngFolder(out, predictor, outputs.with_overlay, outputs.legend, outputs.probabilities, rank=processes.rank)
     done = folder.done(item.name for item in mine)
     processes.gather(None)  # nobody writes while another still reads what is there
-    todo = [item for item in mine if item.name not in done]
+    todo, rasters = [], []
+    for item in mine:
+        if item.name not in done:
+            (rasters if pictures.is_raster(item) else todo).append(item)
     failed = []
     with _Bar(len(mine), len(done), progress and processes.rank == 0) as bar, _Writers() as writers:
         for item, outcome in _predict(predictor, pictures, todo, outputs.probabilities is not None):
@@ -217,7 +220,35 @@ def _label_files(
             else:
                 writers.submit(folder.write, item.name, *outcome)
             bar.update()
+        for item in rasters:
+            try:
+                _label_raster(predictor, folder, item)
+            except (ValueError, OSError) as error:
+                if is_full(error):
+                    raise
+                failed.append({"name": item.name, "error": f"{item.source}: {error}"})
+            bar.update()
     return folder, failed, len(done)
+
+
+def _label_raster(predictor: SegFormerPredictor, folder: PngFolder, item: Item) -> None:
+    """One large image, by windows: those of the options, or `Tiling`'s own."""
+    from .large_images import label_raster
+    from .tiling import Tiling
+
+    options = predictor.options
+    tiling = Tiling(options.window, options.window - options.step) if options.window else Tiling()
+    label = partial(
+        label_raster,
+        predictor.model,
+        predictor.processor,
+        item.source,
+        tiling=tiling,
+        options=replace(options, window=0, stride=0),
+        palette=predictor.palette,
+        progress=False,
+    )
+    folder.write_raster(item.name, label)
 
 
 def _label_shards(
@@ -310,11 +341,11 @@ def _settings(
         if isinstance(value, int | float | list | dict)
     }
     settings = {
+        "dtype": str(predictor.model.dtype).removeprefix("torch."),
         "weights": _digest_of_weights(predictor.model),
         "classes": list(predictor.names),
         "palette": [list(color) for color in predictor.palette],
         "processor": {**processor, "size": dict(predictor.processor.size)},
-        "dtype": str(predictor.model.dtype).removeprefix("torch."),
         **asdict(predictor.options),
         "stride": predictor.options.step,
         **asdict(outputs),

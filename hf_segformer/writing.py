@@ -1,5 +1,6 @@
 """Files that are whole or not there: written under another name beside their own, then renamed."""
 
+import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether a disk is full, a quota used up or a file system read-only: what stops a job, not one file."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
 def write_json(values: dict[str, Any], path: str | Path) -> None:
     """Write a JSON file whole or not at all: what reads it never finds half of it.
 
@@ -54,4 +60,4 @@ def write_json(values: dict[str, Any], path: str | Path) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-__all__ = ["whole_file", "write_json"]
+__all__ = ["is_full", "whole_file", "write_json"]

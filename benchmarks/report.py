@@ -17,7 +17,7 @@ from hf_segformer import SegFormerConfig
 from hf_segformer.benchmark import QUIET
 from hf_segformer.info import model_info
 
-from . import bfloat16, compiled, exports, inference, labels, large_images, profile, sizes, training
+from . import bfloat16, compiled, exports, inference, labels, large_images, predict, profile, sizes, training
 from .record import RESULTS, ROOT, Record, file_of, read_records
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -31,6 +31,7 @@ SCRIPTS = {
         ("compiled", compiled),
         ("training", training),
         ("labels", labels),
+        ("predict", predict),
         ("bfloat16", bfloat16),
         ("sizes", sizes),
         ("large_images", large_images),
@@ -401,6 +402,8 @@ said; memory is the share of its peak.
   count as computed.
 - **Labels**: "scene" has logits that change slowly, "noise" has another winner at every place, which is the worst case.
   The label map itself, int64 as in Transformers, takes {label_map} MiB: less no arrangement can need.
+- **Predict**: a folder of pictures to label maps, files read each time, by `SegFormerPredictor` and by Transformers'
+  pipeline "image-segmentation" on its own SegFormer; "mixed" has pictures of four sizes.
 - **A busy core** is another process that computes all the time, on two cores one of them.
 
 ```sh

@@ -309,7 +309,8 @@ def predict(arguments: argparse.Namespace) -> None:
     if int(os.environ.get("RANK", "0")):  # the first process speaks for all
         sys.exit(1 if report.failed else 0)
     before = f", {report.num_before} of them before" if report.num_before else ""
-    print(f"{report.num_pictures} pictures labelled in {arguments.out}{before}", flush=True)
+    noun = "picture" if report.num_pictures == 1 else "pictures"
+    print(f"{report.num_pictures} {noun} labelled in {arguments.out}{before}", flush=True)
     if report.failed:
         raise ValueError(report.told())
 

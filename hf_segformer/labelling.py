@@ -208,7 +208,8 @@ def _label_files(
     folder = PngFolder(out, predictor, outputs.with_overlay, outputs.legend, outputs.probabilities, rank=processes.rank)
     done = folder.done(item.name for item in mine)
     processes.gather(None)  # nobody writes while another still reads what is there
-    todo, rasters = [], []
+    todo: list[Item] = []
+    rasters: list[Item] = []
     for item in mine:
         if item.name not in done:
             (rasters if pictures.is_raster(item) else todo).append(item)
@@ -242,7 +243,7 @@ def _label_raster(predictor: SegFormerPredictor, folder: PngFolder, item: Item) 
         label_raster,
         predictor.model,
         predictor.processor,
-        item.source,
+        str(item.source),
         tiling=tiling,
         options=replace(options, window=0, stride=0),
         palette=predictor.palette,
@@ -325,6 +326,7 @@ class _Bar(tqdm):
             total=total,
             initial=initial,
             unit=" images",
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]",
             mininterval=interval,
             maxinterval=2 * interval,
             disable=not is_shown,

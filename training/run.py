@@ -87,6 +87,7 @@ def fine_tune(recipe: Recipe, resume: bool = False) -> Path:
     check_best_metric(arguments, data.names)
     set_seed(arguments.seed)
     model = build_model(recipe.model, data.names)
+    model.config.palette = [list(color) for color in data.palette]  # for label maps, once it is trained
     if checkpoint is not None:
         check_resumable(checkpoint, model.config, recipe.lora)
     if is_main:

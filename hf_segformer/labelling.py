@@ -29,6 +29,7 @@ SETTINGS = "settings.json"
 SUMMARY = "summary.json"
 _SHARD_SIZE = 1000
 _NUM_WRITERS = 2
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 
 
 @dataclass(frozen=True)
@@ -326,7 +327,7 @@ class _Bar(tqdm):
             total=total,
             initial=initial,
             unit=" images",
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]",
+            bar_format=_BAR,
             mininterval=interval,
             maxinterval=2 * interval,
             disable=not is_shown,

@@ -12,6 +12,7 @@ from .modeling_segformer import (
     SegFormerForSemanticSegmentation,
     SegFormerModel,
 )
+from .ops import enable_if_wanted
 from .registration import register
 from .upsampling_segformer import upsample_argmax, upsample_cross_entropy
 from .version import __version__
@@ -26,6 +27,7 @@ register(
     },
     SegFormerImageProcessor,
 )
+enable_if_wanted()
 
 __all__ = [
     "SegFormerBackbone",

@@ -3,6 +3,9 @@
 Every fast path has a plain twin, which is the ground truth and runs wherever a fast one could go wrong: while
 compiling, exporting or tracing, under function transforms and dispatch modes, on tensors that are more than they seem,
 and where the user said so by `set_fast_paths(False)` or HF_SEGFORMER_PLAIN=1.
+
+Kernels for the GPU are not shipped with checkpoints. Where the package is installed, and they were switched on, it puts
+them into the table here; the table of a copy that came with a checkpoint stays empty.
 """
 
 import os
@@ -18,6 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 Item = TypeVar("Item")
+
+KERNELS: dict[tuple[str, str], Callable[..., Any]] = {}  # by kind of device and name; hf_segformer.ops fills it
 
 
 def set_fast_paths(enabled: bool) -> None:
@@ -41,11 +46,7 @@ def is_fast(*tensors: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and are_fast_paths_on()
-        and not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0  # fake tensors, counters of operations
-        and forward_ad._current_level < 0
-        and not nn.modules.module._has_any_global_hook()
+        and _is_unobserved()
         and all(
             type(tensor) in (Tensor, nn.Parameter)
             and tensor.device.type == "cpu"
@@ -53,6 +54,47 @@ def is_fast(*tensors: Tensor) -> bool:
             and tensor.is_floating_point()
             for tensor in tensors
         )
+    )
+
+
+def kernel(name: str, *tensors: Tensor) -> Callable[..., Any] | None:
+    """The kernel of that name for these tensors, or None where the plain version has to run.
+
+    Unlike the fast paths of a CPU, kernels are operations that `torch.compile` knows; an export has to do without.
+
+    Args:
+        name: of the operation.
+        tensors: all that it would take, on one device.
+    """
+    found = KERNELS.get((tensors[0].device.type, name)) if KERNELS else None
+    return found if found is not None and _may_use_kernels(*tensors) else None
+
+
+def _may_use_kernels(*tensors: Tensor) -> bool:
+    """Whether nothing exports, traces or records these tensors, and they are plain ones of one device."""
+    return (
+        are_fast_paths_on()
+        and not torch.compiler.is_exporting()
+        and (torch.compiler.is_compiling() or _is_unobserved())
+        and all(
+            type(tensor) in (Tensor, nn.Parameter)
+            and tensor.device == tensors[0].device
+            and tensor.layout is torch.strided
+            and tensor.is_floating_point()
+            and tensor.numel() > 0
+            for tensor in tensors
+        )
+    )
+
+
+def _is_unobserved() -> bool:
+    """Whether nobody traces, transforms, differentiates forward or counts what is computed."""
+    return (
+        not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0  # fake tensors, counters of operations
+        and forward_ad._current_level < 0
+        and not nn.modules.module._has_any_global_hook()
     )
 
 

@@ -38,12 +38,15 @@ from .fast_paths_segformer import (
     is_exactly,
     is_idle,
     is_untouched,
+    kernel,
     linear_weights,
     needs_gradient,
 )
 from .upsampling_segformer import at_least_float32, check_labels, upsample, upsample_cross_entropy
 
 logger = logging.get_logger(__name__)
+
+_ExactGELU = type(ACT2FN["gelu"])
 
 
 def tokens_to_features(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -229,7 +232,7 @@ class SegFormerMixFFN(nn.Module):
         """What `mix` computes with, the norm before it included, or None where it would not do what the modules do."""
         if (
             type(self.dwconv) is SegFormerDWConv
-            and type(self.activation) is type(ACT2FN["gelu"])
+            and type(self.activation) is _ExactGELU
             and all(map(is_untouched, (self, self.dwconv, self.activation)))
             and is_idle(self.dropout)
             and is_exactly(norm, nn.LayerNorm)
@@ -242,9 +245,23 @@ class SegFormerMixFFN(nn.Module):
             )
         return None
 
+    def convolve(self, hidden: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Depthwise convolution and activation: (B, N, E) -> (B, N, E); a kernel where there is one."""
+        if (
+            type(self.dwconv) is SegFormerDWConv
+            and type(self.activation) is _ExactGELU
+            and all(map(is_untouched, (self.dwconv, self.activation)))
+            and self.dwconv.is_as_built()
+        ):
+            weight, bias = self.dwconv.dwconv.weight, self.dwconv.dwconv.bias
+            fused = None if bias is None else kernel("depthwise_gelu", hidden, weight, bias)
+            if fused is not None:
+                return fused(hidden, weight, bias, height, width)
+        return self.activation(self.dwconv(hidden, height, width))
+
     def forward(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """(B, N, C) -> (B, N, C)."""
-        hidden = self.activation(self.dwconv(self.dense1(tokens), height, width))
+        hidden = self.convolve(self.dense1(tokens), height, width)
         return self.dropout(self.dense2(self.dropout(hidden)))
 
 
@@ -443,12 +460,42 @@ class SegFormerDecodeHead(nn.Module):
     def fuse_folded(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """What `fuse_plain` gives, by the product of the weights."""
         matrices, bias = self.fold()
+        add_up = kernel("upsample_sum", *features) if len(features) <= 4 else None
+        if add_up is not None:
+            return add_up(self.project(features, matrices, bias)).permute(0, 3, 1, 2)
         first, *others = [
             F.linear(stage.permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
             for stage, matrix in zip(features, matrices, strict=True)
         ]
         fused = first + bias.to(first.dtype)[:, None, None]
         return sum((upsample(stage, first.shape[-2:]) for stage in others), fused)
+
+    def project(
+        self, features: tuple[torch.Tensor, ...], matrices: list[torch.Tensor], bias: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        """Each stage's (B, C, H, W) -> (B, H, W, D) by its matrix; the first one's gets the bias."""
+        biases = [None if bias is None else bias.to(matrices[0].dtype), *[None] * (len(matrices) - 1)]
+        return [
+            F.linear(stage.permute(0, 2, 3, 1), matrix, bias)
+            for stage, matrix, bias in zip(features, matrices, biases, strict=True)
+        ]
+
+    def activate_by_kernel(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
+        """Each stage's (B, C, H, W) -> (B, D, H, W) after ReLU in one pass, or None: where gradients are wanted, too."""
+        norm = self.batch_norm
+        activate = kernel("upsample_sum_relu", *features) if len(features) <= 4 else None
+        if (
+            activate is None
+            or needs_gradient(*features, *self.parameters())
+            or not (is_exactly(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.bias is not None)
+            or norm.training
+            or (self.dropout.training or not is_untouched(self.dropout))
+        ):
+            return None
+        matrices, bias = self.fold()
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        shift = (bias - norm.running_mean) * scale + norm.bias
+        return activate(self.project(features, matrices, None), scale, shift).permute(0, 3, 1, 2)
 
     def is_foldable(self) -> bool:
         """Whether every layer before BatchNorm still is what it was built as."""
@@ -470,6 +517,8 @@ class SegFormerDecodeHead(nn.Module):
         """Each stage's (B, C, H, W) -> logits (B, K, H, W) at the first stage's size."""
         if not (are_fast_paths_on() and self.is_foldable()):
             fused = self.fuse_plain(features)
+        elif (active := self.activate_by_kernel(features)) is not None:
+            return self.classifier(active)
         elif not is_decodable(self, features):
             fused = self.fuse_folded(features)
         else:

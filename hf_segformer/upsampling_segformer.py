@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fast_paths_segformer import is_fast, only_once, share
+from .fast_paths_segformer import is_fast, kernel, needs_gradient, only_once, share
 
 _BAND_SIZE = 1 << 20  # floats: much larger ones leave the cache, smaller ones spend their time in Python
 _LABEL_BAND_SIZE = 1 << 19  # for label maps: a quarter less memory in the same time; half of it takes twice the time
@@ -188,6 +188,11 @@ def upsample_cross_entropy(
     if weight is not None and weight.shape != (num_classes,):
         raise ValueError(f"weight has shape {tuple(weight.shape)}, but for {num_classes} classes it must be one each")
     labels = check_labels(labels, (len(logits), "height", "width"), num_classes, ignore_index)
+    fused = kernel("upsample_cross_entropy", logits) if logits.shape[1] > 1 and labels.numel() else None
+    if fused is not None:
+        loss = fused(logits, labels, ignore_index, weight, label_smoothing, needs_gradient(logits))
+        if loss is not None:  # too many classes at too large a size
+            return loss
     # One logit at full size is no larger than the label map.
     if logits.shape[1] < 2 or not is_fast(logits) or not labels.numel():
         return plain_cross_entropy(
@@ -230,6 +235,10 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], *, with_probability: bo
         >>> upsample_argmax(torch.tensor([[[[0.0, 1.0]], [[1.0, 0.0]]]]), (1, 4))
         tensor([[[1, 1, 0, 0]]])
     """
+    fused = kernel("upsample_argmax", logits) if logits.shape[1] > 1 else None
+    if fused is not None:
+        labels, probabilities = fused(logits.detach(), *size, with_probability)
+        return (labels, probabilities) if with_probability else labels
     is_plain = logits.shape[1] < 2 or not is_fast(logits) or not logits.numel() or tuple(size) == logits.shape[-2:]
     if is_plain or not logits.detach().sum(dtype=torch.float32).isfinite():
         return plain_argmax(logits, size, with_probability=with_probability)

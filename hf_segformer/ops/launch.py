@@ -1,0 +1,97 @@
+"""A kernel with all that a call of it needs, to be run, or compiled where there is no GPU."""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_POINTERS = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int64: "*i64",
+}
+
+
+class Usage(NamedTuple):
+    """What a compiled kernel takes of a GPU: registers a thread, bytes on the stack (spills), bytes shared."""
+
+    registers: int
+    stack: int
+    shared: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call.
+
+    Attributes:
+        kernel: a function of `triton.jit`.
+        grid: number of programs.
+        arguments: tensors and integers, in the kernel's order.
+        constants: what the kernel is compiled for.
+        num_warps: 32 threads each.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: Sequence[Tensor | int | float]
+    constants: dict[str, Any]
+    num_warps: int = 4
+
+    def run(self) -> None:
+        """On the device of the tensors."""
+        [tensor, *_] = [each for each in self.arguments if isinstance(each, Tensor)]
+        with torch.cuda.device_of(tensor):
+            self.kernel[self.grid](*self.arguments, **self.constants, num_warps=self.num_warps)
+
+    def compile(self, capability: int) -> Usage:
+        """Compile for a compute capability (80, 90), as a call with these arguments would be; no GPU is needed."""
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+
+        signature, attributes, constants = {}, {}, dict(self.constants)
+        for place, (name, value) in enumerate(zip(self.kernel.arg_names, self.arguments, strict=False)):
+            if isinstance(value, Tensor):
+                signature[name] = _POINTERS[value.dtype]
+            elif value == 1:
+                signature[name], constants[name] = "constexpr", 1
+            else:
+                signature[name] = "fp32" if isinstance(value, float) else "i32"
+            if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+                attributes[place,] = [["tt.divisibility", 16]]
+        signature |= dict.fromkeys(self.constants, "constexpr")
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        compiled = triton.compile(source, GPUTarget("cuda", capability, 32), {"num_warps": self.num_warps})
+        return _usage(compiled.asm["cubin"])
+
+
+def _usage(binary: bytes) -> Usage:
+    """What `cuobjdump`, which Triton brings, says of a compiled kernel."""
+    program = files("triton") / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        command = [str(program), "--dump-resource-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = dict(re.findall(r"(REG|STACK|SHARED):(\d+)", said))
+    return Usage(*(int(found[name]) for name in ("REG", "STACK", "SHARED")))
+
+
+def accumulator(dtype: torch.dtype) -> Any:
+    """The type that kernels compute in: float32, and float64 for itself."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def power_of_2(number: int) -> int:
+    """The next one from a number on."""
+    return 1 << max(number - 1, 0).bit_length()

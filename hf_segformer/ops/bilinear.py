@@ -23,7 +23,7 @@ def scale_of(num_old, num_new, ACC: tl.constexpr):
 @triton.jit
 def taps(new, num_old, scale, ACC: tl.constexpr):
     """The lower of both old positions, and how far a new one is beyond it (0 to 1)."""
-    position = scale * (new.to(ACC) + 0.5) - 0.5
+    position = scale * (tl.cast(new, ACC) + 0.5) - 0.5
     position = tl.minimum(tl.maximum(position, 0.0), tl.full((), num_old - 1, ACC))
     lower = position.to(tl.int32)
     return lower, position - lower.to(ACC)

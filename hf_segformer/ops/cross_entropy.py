@@ -25,7 +25,7 @@ from ..fast_paths_segformer import only_once
 from .bilinear import between_columns, first_new, scale_of, taps
 from .launch import Launch, accumulator, power_of_2
 
-_TILE = 4096  # columns times classes; five of them are alive at once, in the registers of 256 threads
+_TILE = 2048  # columns times classes: five of them are alive at once; twice as much spills registers (sm_80, sm_90)
 _LARGEST_TILE = 1 << 15  # beyond, as with labels far larger than the grid, registers spill and plain PyTorch is better
 _NUM_PROGRAMS = 1024  # wanted: a few for each multiprocessor of a large GPU
 _MOST_ROWS = 32  # of a patch: the row computed twice is then one of 33
@@ -136,7 +136,7 @@ def _block(num_classes: int, width: int, new_width: int) -> tuple[int, int, int]
     block_k, ratio = power_of_2(num_classes), new_width / width
     # Two runs of pixels touch a column. Rounding may add a pixel, but not where the ratio is a power of two.
     spare = 0 if ratio.is_integer() and int(ratio).bit_count() == 1 else 1
-    block_x = max(_TILE // block_k, 16, power_of_2(int(-(-2 * ratio // 1)) + spare))
+    block_x = max(_TILE // block_k, 8, power_of_2(int(-(-2 * ratio // 1)) + spare))
     return block_x, block_k, min(max(int((block_x - spare) / ratio) - 1, 1), 64)
 
 

@@ -32,7 +32,8 @@ _ROWS = 16  # of a strip: 2 in 18 rows are read twice
 def _read_row(tokens, row, columns, channels, height, width, num_channels, stride_token, stride_channel, ACC: tl.constexpr):
     """A row's tokens one column to the left, here, and one to the right, each (P, C); 0 beyond the grid."""
     start = tokens + row * width * stride_token + channels[None, :] * stride_channel
-    is_row = (row >= 0) & (row < height) & (channels < num_channels)[None, :]
+    rows = row + tl.zeros_like(channels)  # Triton's interpreter (3.9) can not broadcast a single truth value
+    is_row = ((rows >= 0) & (rows < height) & (channels < num_channels))[None, :]
     here = columns[:, None]
     left = tl.load(start + (here - 1) * stride_token, mask=is_row & (here > 0) & (here <= width), other=0.0).to(ACC)
     middle = tl.load(start + here * stride_token, mask=is_row & (here < width), other=0.0).to(ACC)

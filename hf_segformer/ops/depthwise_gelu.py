@@ -244,8 +244,9 @@ def depthwise_gelu_backward(
     launch, sums = plan_gradient(change, tokens, kernel, bias, before, height, width)
     launch.run()
     plan(before, kernel, bias, found, height, width, is_gradient=True).run()
-    sums = sums.sum(0)
-    return found, sums[:9].t().reshape(kernel.shape).to(kernel.dtype), sums[9].to(bias.dtype)
+    weights, [shift] = sums.sum(0).split([9, 1])
+    # Copies: what an operation returns may not share memory.
+    return found, weights.t().to(kernel.dtype, copy=True).reshape(kernel.shape), shift.to(bias.dtype, copy=True)
 
 
 @depthwise_gelu_backward.register_fake

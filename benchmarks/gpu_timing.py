@@ -21,7 +21,12 @@ from hf_segformer.upsampling_segformer import upsample_argmax
 from .gpu import RESULTS, Row, identity, plan_rows, stopwatch, write_rows
 
 CANDIDATES = ("transformers", "transformers compiled", "plain", "plain compiled", "kernels", "kernels graph")
-_TINY = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 16}
+_TINY = {
+    "hidden_sizes": [8, 8, 16, 16],
+    "depths": [1] * 4,
+    "num_attention_heads": [1, 1, 2, 2],
+    "decoder_hidden_size": 16,
+}
 
 
 def peaks(device: str, tiny: bool) -> tuple[float, float]:
@@ -41,7 +46,9 @@ def build_model(candidate: str, config: SegFormerConfig, device: str, training: 
     torch.manual_seed(0)
     if candidate.startswith("transformers"):
         names = ("hidden_sizes", "depths", "num_attention_heads", "decoder_hidden_size", "num_labels")
-        model: Any = SegformerForSemanticSegmentation(SegformerConfig(**{name: getattr(config, name) for name in names}))
+        model: Any = SegformerForSemanticSegmentation(
+            SegformerConfig(**{name: getattr(config, name) for name in names})
+        )
     else:
         model = SegFormerForSemanticSegmentation(config)
     if candidate.startswith("kernels"):
@@ -89,8 +96,8 @@ def _build_labels(candidate: str, size: tuple[int, int], batch: int, device: str
     if candidate == "kernels":
         enable(device)
     if candidate == "transformers":  # as its image processors do, whatever they are called
-        return lambda: (
-            torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(dim=1)
+        return lambda: torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(
+            dim=1
         )
     return lambda: upsample_argmax(logits, size)
 
@@ -118,7 +125,10 @@ def _kernel_calls(dtype: torch.dtype, device: str, tiny: bool) -> Iterator[tuple
     labels = torch.randint(0, num_classes, (batch, 4 * side, 4 * side), device=device)
     weight = torch.ones(num_classes, device=device)
     tokens = torch.randn(batch, side * side, channels, device=device, dtype=dtype)
-    kernel, bias = torch.randn(channels, 1, 3, 3, device=device, dtype=dtype), torch.randn(channels, device=device, dtype=dtype)
+    kernel, bias = (
+        torch.randn(channels, 1, 3, 3, device=device, dtype=dtype),
+        torch.randn(channels, device=device, dtype=dtype),
+    )
     maps = [torch.randn(batch, side >> i, side >> i, dim, device=device, dtype=dtype) for i in range(3)]
     factor = torch.ones(dim, device=device)
     size = 4 * side
@@ -169,7 +179,11 @@ def measure(arguments: argparse.Namespace) -> int:
             print(f"gpu: no time left for {task} {variant} {size} and what follows: --minutes", file=sys.stderr)
             return 1
         num_labels = 5 if tiny else 150
-        config = SegFormerConfig(**_TINY, num_labels=num_labels) if tiny else SegFormerConfig.from_variant(variant, num_labels=num_labels)
+        config = (
+            SegFormerConfig(**_TINY, num_labels=num_labels)
+            if tiny
+            else SegFormerConfig.from_variant(variant, num_labels=num_labels)
+        )
         for candidate in candidates_of(task, device):
             where = (task, variant, f"{size[0]}x{size[1]}", batch, candidate)
             share = None

@@ -38,7 +38,9 @@ def enable(device: str = "cuda") -> None:
     if find_spec("triton") is None:
         raise ValueError("kernels need Triton, which is not installed: pip install triton")
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError("kernels run on a CPU only in Triton's interpreter: set TRITON_INTERPRET=1 before Python starts")
+        raise ValueError(
+            "kernels run on a CPU only in Triton's interpreter: set TRITON_INTERPRET=1 before Python starts"
+        )
     for name, module in _MODULES.items():
         KERNELS[device, name] = getattr(importlib.import_module(f".{module}", __name__), name)
     if device == "cuda":

@@ -72,6 +72,7 @@ def _cross_entropy(
     mask = is_touching[:, None] & is_class[None, :]
     weights = tl.load(class_weights + classes, mask=is_class, other=0.0).to(ACC)
     all_weights = tl.sum(weights, axis=0)
+    each = tl.full((), SMOOTHING, ACC) / tl.full((), num_classes, ACC)
     loss = tl.zeros((BLOCK_X,), ACC)
     number = tl.zeros((BLOCK_X,), ACC)
     carried = tl.zeros((BLOCK_X, BLOCK_K), ACC)
@@ -105,16 +106,16 @@ def _cross_entropy(
             here = own * (log_total - likelihood)
             if SMOOTHING > 0:
                 spread = tl.sum(tl.where(is_class[None, :], values, 0.0) * weights[None, :], axis=1)
-                here += (all_weights * log_total - spread) * (SMOOTHING / num_classes)
+                here += (all_weights * log_total - spread) * each
             loss += tl.where(counts & is_own, here, 0.0)
             number += tl.where(counts & is_own, weight, 0.0)
             if WITH_GRADIENT:
                 slope = own
                 if SMOOTHING > 0:
-                    slope += all_weights * (SMOOTHING / num_classes)
+                    slope += all_weights * each
                 change = powers * (slope / total)[:, None] - tl.where(is_label, own[:, None], 0.0)
                 if SMOOTHING > 0:
-                    change -= weights[None, :] * (SMOOTHING / num_classes)
+                    change -= weights[None, :] * each
                 change = tl.where(counts[:, None], change, 0.0)
                 to_above += change * (1 - down)
                 to_below += change * down

@@ -29,7 +29,9 @@ _MOST_STAGES = 4
 
 
 @triton.jit
-def _between(stage, picture, row, columns, channels, mask, dim, height, width, new_height, new_width, ACC: tl.constexpr):
+def _between(
+    stage, picture, row, columns, channels, mask, dim, height, width, new_height, new_width, ACC: tl.constexpr
+):
     """A stage (B, h', w', D) at new columns of a new row: (P, D)."""
     at, down = taps(row, height, scale_of(height, new_height, ACC), ACC)
     lower, fraction = taps(columns, width, scale_of(width, new_width, ACC), ACC)

@@ -29,7 +29,9 @@ _ROWS = 16  # of a strip: 2 in 18 rows are read twice
 
 
 @triton.jit
-def _read_row(tokens, row, columns, channels, height, width, num_channels, stride_token, stride_channel, ACC: tl.constexpr):
+def _read_row(
+    tokens, row, columns, channels, height, width, num_channels, stride_token, stride_channel, ACC: tl.constexpr
+):
     """A row's tokens one column to the left, here, and one to the right, each (P, C); 0 beyond the grid."""
     start = tokens + row * width * stride_token + channels[None, :] * stride_channel
     rows = row + tl.zeros_like(channels)  # Triton's interpreter (3.9) can not broadcast a single truth value
@@ -253,7 +255,11 @@ def depthwise_gelu_backward(
 def _fake_backward(
     change: Tensor, tokens: Tensor, kernel: Tensor, bias: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(change, memory_format=torch.contiguous_format), kernel.new_empty(kernel.shape), bias.new_empty(bias.shape)
+    return (
+        torch.empty_like(change, memory_format=torch.contiguous_format),
+        kernel.new_empty(kernel.shape),
+        bias.new_empty(bias.shape),
+    )
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

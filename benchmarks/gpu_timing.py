@@ -163,7 +163,7 @@ def measure(arguments: argparse.Namespace) -> int:
         Row("peak", "", "", 1, "matrix", note=f"{matrix_peak / 1e12:.2f} Top/s", **about),
     ]
     path = (arguments.results or RESULTS) / "gpu.csv"
-    rounds = 2 if tiny else arguments.rounds
+    rounds = 1 if tiny else arguments.rounds
 
     def add(row: Row) -> None:
         rows.append(row)

@@ -481,7 +481,7 @@ class SegFormerDecodeHead(nn.Module):
         ]
 
     def activate_by_kernel(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
-        """Each stage's (B, C, H, W) -> (B, D, H, W) after ReLU in one pass, or None: where gradients are wanted, too."""
+        """Each stage's (B, C, H, W) -> (B, D, H, W) after ReLU in one pass; None without a kernel, or in training."""
         norm = self.batch_norm
         activate = kernel("upsample_sum_relu", *features) if len(features) <= 4 else None
         if (

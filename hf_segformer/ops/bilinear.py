@@ -1,7 +1,7 @@
 """Where new positions lie between old ones in bilinear interpolation, with PyTorch's arithmetic, inside kernels.
 
-A new position n lies at (n + 0.5) * old / new - 0.5, cut off at the first and the last old one. As this never falls, the
-new positions between one old position and the next are a run, which `first_new` finds without a search: kernels own
+A new position n lies at (n + 0.5) * old / new - 0.5, cut off at the first and the last old one. As this never falls,
+the new positions between one old position and the next are a run, which `first_new` finds without a search: kernels own
 runs, and no two programs ever write to the same place.
 """
 

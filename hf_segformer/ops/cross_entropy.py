@@ -2,7 +2,7 @@
 
 A program owns a patch of the grid, some rows high and some columns wide, with all classes. It walks down the rows. What
 lies between two rows of the grid is upsampled, a row of pixels at a time; their softmax gives the loss and, while it is
-at hand, the gradient, which is shared out between the row above and the row below. After that the row above is complete:
+at hand, the gradient, which is shared out between the row above and the row below. Then the row above is complete:
 columns of pixels are summed into columns of the grid, and it is written, once, in an order that never changes. Pixels
 beyond the patch's left and upper edge touch it, too, and are computed by both neighbours; their loss counts once.
 

@@ -13,7 +13,7 @@ import triton.language as tl
 def scale_of(num_old, num_new, ACC: tl.constexpr):
     """Old positions a new one, rounded as PyTorch does: Triton's own division of float32 is not exact."""
     old, new = tl.full((), num_old, ACC), tl.full((), num_new, ACC)
-    if tl.float64 == ACC:
+    if ACC == tl.float64:  # noqa: SIM108, SIM300 (Triton decides it while compiling)
         scale = old / new
     else:
         scale = tl.div_rn(old, new)

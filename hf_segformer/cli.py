@@ -366,6 +366,32 @@ def export(arguments: argparse.Namespace) -> None:
     print(f"written to {arguments.destination}")
 
 
+def add_app(commands) -> None:
+    """`segformer app MODEL`: a page to try a model on."""
+    parser = commands.add_parser(
+        "app",
+        help="serve a page to try a model on",
+        description="Serves a page on this machine: drop a picture, see its classes, take the label map away. "
+        "Nothing leaves the machine. Ctrl-C ends it.",
+    )
+    parser.add_argument("model", help="a folder, a file of weights or a Hub repository")
+    parser.add_argument("--port", type=int, metavar="N", help="default: the first free one from 7860 on")
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="H", help="0.0.0.0 serves the whole network (default: this machine)"
+    )
+    parser.add_argument("--device", metavar="D", help="of PyTorch, such as cpu (default: the accelerator, if any)")
+    parser.set_defaults(run=app)
+
+
+def app(arguments: argparse.Namespace) -> None:
+    """Run `segformer app`."""
+    if arguments.port is not None and not 0 < arguments.port < 65536:
+        raise ValueError(f"--port is {arguments.port}, but it must be 1 to 65535")
+    from .app import serve
+
+    serve(arguments.model, host=arguments.host, port=arguments.port, device=arguments.device)
+
+
 def add_push(commands) -> None:
     """`segformer push FOLDER REPO`: publish a trained model on the Hugging Face Hub."""
     parser = commands.add_parser(
@@ -377,14 +403,22 @@ def add_push(commands) -> None:
     parser.add_argument("repository", help="owner/name; it is made if there is none")
     parser.add_argument("--private", action="store_true", help="make the repository a private one")
     parser.add_argument("--revision", metavar="BRANCH", help="publish on this branch (default: main)")
+    parser.add_argument("--app", action="store_true", help="publish the model's page, too, as a Space of that name")
     parser.set_defaults(run=push)
 
 
 def push(arguments: argparse.Namespace) -> None:
     """Run `segformer push`."""
-    from .publishing import push_folder
+    options = {"private": arguments.private, "revision": arguments.revision}
+    page = None
+    if arguments.app:
+        from .space import push_folder_with_app
 
-    commit = push_folder(arguments.folder, arguments.repository, private=arguments.private, revision=arguments.revision)
+        commit, page = push_folder_with_app(arguments.folder, arguments.repository, **options)
+    else:
+        from .publishing import push_folder
+
+        commit = push_folder(arguments.folder, arguments.repository, **options)
     pinned = f'"{commit.repo_url.repo_id}", revision="{commit.oid}"'
     print(f"published as {commit.commit_url}")
     print("load exactly this, whatever is published later:")
@@ -392,10 +426,14 @@ def push(arguments: argparse.Namespace) -> None:
     print("or without the package installed:")
     print(f"  AutoModelForSemanticSegmentation.from_pretrained({pinned},")
     print(f'      code_revision="{commit.oid}", trust_remote_code=True)')
+    if page is not None:
+        print(f"its page is {page.repo_url}")
+        if arguments.private:
+            print("  for which the Space needs a secret HF_TOKEN (in its settings) that may read the model")
 
 
 _DEBUG_HELP = "show where an error comes from"
-COMMANDS = (add_convert, add_info, add_bench, add_predict, add_evaluate, add_export, add_push)
+COMMANDS = (add_convert, add_info, add_bench, add_predict, add_evaluate, add_export, add_app, add_push)
 
 
 def require_free(destination: Path) -> None:

@@ -46,14 +46,9 @@ def push_folder(
         OSError: if a file is missing, the Hub can not be reached, or it rejects the token or the write.
     """
     folder = Path(folder)
-    validate_repo_id(repo_id)
-    if "/" not in repo_id:
-        raise ValueError(f"repository is {repo_id!r}, but it must be owner/name")
-    files = _published_files(folder, repo_id)
-    if not (token or get_token()):
-        raise OSError("there is no access token for the Hub: sign in by `hf auth login`, or set HF_TOKEN")
+    files = checked_files(folder, repo_id, token)
     api = HfApi(token=token)
-    with _in_one_line(repo_id):
+    with in_one_line(repo_id):
         known = _known_files(api, repo_id, revision, read_model_config(folder)["model_type"])
         additions = [CommitOperationAdd(name, content) for name, content in files.items()]
         with _made(api, repo_id, private, revision, exists=known is not None):
@@ -63,6 +58,25 @@ def push_folder(
                 commit_message=f"Publish {folder.resolve().name}",
                 revision=revision,
             )
+
+
+def checked_files(folder: Path, repo_id: str, token: str | None = None) -> dict[str, bytes | str]:
+    """What a push publishes, after all that can be checked without the Hub.
+
+    Returns:
+        names in the repository, and for each its content or the path of its file.
+
+    Raises:
+        ValueError: if a file is damaged or another network's, or the name is no repository's.
+        OSError: if a file is missing, or nobody is signed in.
+    """
+    validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(f"repository is {repo_id!r}, but it must be owner/name")
+    files = _published_files(folder, repo_id)
+    if not (token or get_token()):
+        raise OSError("there is no access token for the Hub: sign in by `hf auth login`, or set HF_TOKEN")
+    return files
 
 
 def _published_files(folder: Path, repo_id: str) -> dict[str, bytes | str]:
@@ -163,8 +177,12 @@ def _made(api: HfApi, repo_id: str, private: bool, revision: str | None, exists:
 
 
 @contextmanager
-def _in_one_line(repo_id: str) -> Iterator[None]:
+def in_one_line(repo_id: str, so_far: str = "nothing was published") -> Iterator[None]:
     """Turns what the Hub's client raises into one sentence.
+
+    Args:
+        repo_id: that was to be written.
+        so_far: how the sentence begins.
 
     Raises:
         OSError: says what happened and what to do.
@@ -175,26 +193,22 @@ def _in_one_line(repo_id: str) -> Iterator[None]:
         # The client wraps what breaks while it uploads a file.
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         if isinstance(cause, HfHubHTTPError):
-            raise OSError(_refusal(cause, repo_id)) from error
+            raise OSError(f"{so_far}, {_refusal(cause, repo_id)}") from error
         if isinstance(cause, HTTPError | OSError):
             reason = str(cause) or type(cause).__name__
-            raise OSError(
-                f"nothing was published, the Hub at {constants.ENDPOINT} can not be reached: {reason}"
-            ) from error
+            raise OSError(f"{so_far}, the Hub at {constants.ENDPOINT} can not be reached: {reason}") from error
         raise
 
 
 def _refusal(error: HfHubHTTPError, repo_id: str) -> str:
     status = error.response.status_code
     if status == 401:
-        reason = "the Hub rejects the access token: sign in anew by `hf auth login`, or set HF_TOKEN"
-    elif status == 403:
-        reason = f"the access token has no right to write to {repo_id}: check the owner's name and the token's rights"
-    elif status == 409:
-        reason = f"{repo_id} exists already, or was made at this moment by somebody else"
-    else:
-        reason = f"the Hub answered {status}, {error.server_message or error.response.reason_phrase}; try again later"
-    return f"nothing was published, {reason}"
+        return "the Hub rejects the access token: sign in anew by `hf auth login`, or set HF_TOKEN"
+    if status == 403:
+        return f"the access token has no right to write to {repo_id}: check the owner's name and the token's rights"
+    if status == 409:
+        return f"{repo_id} exists already, or was made at this moment by somebody else"
+    return f"the Hub answered {status}, {error.server_message or error.response.reason_phrase}; try again later"
 
 
-__all__ = ["push_folder"]
+__all__ = ["checked_files", "in_one_line", "push_folder"]

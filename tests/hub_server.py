@@ -19,7 +19,8 @@ from urllib.parse import unquote, urlsplit
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 LFS_SIZE = 10_000_000
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
-MODEL = f"/api/models/{REPO}"
+KIND = r"(?P<kind>models|spaces)"
+MODEL = f"/api/{KIND}/{REPO}"
 
 
 class RefusedError(Exception):
@@ -98,7 +99,7 @@ class LoopbackHub(ThreadingHTTPServer):
         tokens: user names by access token. A user writes below the own name only.
 
     Attributes:
-        repositories: by id, `"user/name"`.
+        repositories: by id, `"user/name"`, or `"spaces/user/name"` of a Space.
         requests: one `"METHOD path"` for each request that came in.
     """
 
@@ -225,7 +226,9 @@ class _Handler(BaseHTTPRequestHandler):
             match = pattern.fullmatch(path)
             if match and wanted == method:
                 arguments = {key: unquote(value) for key, value in match.groupdict().items() if value}
+                kind = arguments.pop("kind", "models").strip("/")
                 if "repo" in arguments:
+                    arguments["repo"] = arguments["repo"] if kind == "models" else f"{kind}/{arguments['repo']}"
                     arguments["repo"] = self._repository(arguments["repo"], writes=method != "GET")
                 return getattr(self, name)(**arguments)
         raise RefusedError(404, "NotFound", f"no route for {self.command} {path}")
@@ -237,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.tokens.get(token)
 
     def _repository(self, repo_id: str, writes: bool) -> Repository:
-        user, owner = self._user(), repo_id.split("/")[0]
+        user, owner = self._user(), repo_id.split("/")[-2]
         repository = self.server.repositories.get(repo_id)
         if repository is None or (repository.private and user != owner):
             # The real Hub tells nobody that a private repository exists.
@@ -266,6 +269,10 @@ class _Handler(BaseHTTPRequestHandler):
         repo_id = f"{wish.get('organization') or user}/{wish['name']}"
         if user != repo_id.split("/")[0]:
             raise RefusedError(403 if user else 401, "", f"You may not create {repo_id}")
+        if wish.get("type") == "space":
+            if "sdk" not in wish:
+                raise RefusedError(400, "", "a Space needs an sdk")
+            repo_id = f"spaces/{repo_id}"
         known = repo_id in self.server.repositories
         if not known:
             self.server.repositories[repo_id] = Repository(repo_id, wish.get("visibility") == "private")
@@ -275,6 +282,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _delete(self):
         wish = json.loads(self.body)
         repo_id = f"{wish.get('organization') or self._user()}/{wish['name']}"
+        repo_id = f"spaces/{repo_id}" if wish.get("type") == "space" else repo_id
         del self.server.repositories[self._repository(repo_id, writes=True).name]
         self._answer({})
 
@@ -330,7 +338,7 @@ class _Handler(BaseHTTPRequestHandler):
             answers.append({"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, **oid})
         self._answer({"files": answers})
 
-    @_route("POST", f"/{REPO}.git/info/lfs/objects/batch")
+    @_route("POST", f"/(?P<kind>spaces/)?{REPO}.git/info/lfs/objects/batch")
     def _lfs_batch(self, repo: Repository):
         objects = []
         for wish in json.loads(self.body)["objects"]:
@@ -381,7 +389,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             raise RefusedError(400, "", f"{operation} can not be done: {path}")
 
-    @_route("GET", f"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+    @_route("GET", f"/(?P<kind>spaces/)?{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
     def _resolve(self, repo: Repository, revision: str, path: str):
         commit = {"X-Repo-Commit": repo.resolve(revision)}
         blob = repo.files(revision).get(path)

@@ -89,6 +89,7 @@ def test_an_impossible_port_is_told(port, folder, capsys):
     assert f"--port is {port}, but it must be 1 to 65535" in one_line(capsys.readouterr().err)
 
 
+@NEEDS_GRADIO
 def test_a_folder_without_a_model_is_told(tmp_path, capsys):
     assert main(["app", str(tmp_path)]) == 1
     assert str(tmp_path) in one_line(capsys.readouterr().err)

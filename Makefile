@@ -5,7 +5,7 @@ OLDEST := .venv-oldest
 # A process a core; the tests of a file stay together.
 SPREAD := -n auto --dist loadfile
 
-.PHONY: help install demo test test-browser test-oldest lint types check fuzz bench bench-large clean
+.PHONY: help install demo test test-browser screenshot chromium test-oldest lint types check fuzz bench bench-large clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -32,8 +32,21 @@ test: .venv/.installed ## run the tests
 	cd .cache/node && ONNXRUNTIME_NODE_INSTALL=skip ONNXRUNTIME_NODE_INSTALL_CUDA=skip npm ci --no-fund --no-audit
 	touch $@
 
-test-browser: .venv/.installed .cache/node/.installed ## run the tests that need Node
+.venv/.browser: .venv/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,geo,app,browser]'
+	touch $@
+
+chromium:
+	@command -v chromedriver > /dev/null && { command -v chromium || command -v google-chrome; } > /dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update --quiet \
+	     && apt-get install --yes --quiet --no-install-recommends chromium chromium-driver; } \
+	|| { echo "Chromium and its driver are wanted: sudo apt-get install chromium chromium-driver"; exit 1; }
+
+test-browser: .venv/.browser .cache/node/.installed chromium ## run the tests that need Node or Chromium
 	$(BIN)/python -m pytest -m browser
+
+screenshot: .venv/.browser chromium ## draw docs/pictures/app.png anew, with the model of `make demo`
+	PYTHONPATH=. $(BIN)/python tests/screenshot.py
 
 lint: .venv/.installed ## check format and style
 	$(BIN)/ruff format --check .

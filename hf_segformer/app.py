@@ -6,16 +6,27 @@ but the loop-back one unless another is asked for; and what visitors upload lies
 
 import html
 import os
+import shutil
 import signal
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .app_results import Result, draw, example_pictures, label_upload, summary, timing, write_labels, write_mask
+from .app_results import (
+    Result,
+    example_pictures,
+    label_upload,
+    summary,
+    timing,
+    write_labels,
+    write_mask,
+    write_overlay,
+)
 from .checkpoints import is_repository, locate
 from .inference import SegFormerPredictor
 from .visualize import Color
@@ -23,6 +34,8 @@ from .visualize import Color
 _OPACITY = 0.6
 # Seconds: how often old files and label maps are looked for, and how long they are kept.
 _SWEEP, _KEPT = 600, 3600
+# Files of the page's own that are kept for Gradio to copy.
+_NEWEST = 100
 _CARD_FILES = ("README.md", "examples/*", "*.jpg", "*.jpeg", "*.png", "*.webp")
 _EMPTY = "Drop a picture on the right to see its classes."
 _CSS = """
@@ -70,7 +83,7 @@ def build_app(predictor: SegFormerPredictor, title: str, examples: Any = ()) -> 
         with gradio.Row():
             with gradio.Column(scale=5, min_width=420):
                 picture = gradio.Image(
-                    label="Overlay", elem_id="picture", format="jpeg", interactive=False, buttons=["fullscreen"]
+                    label="Overlay", elem_id="picture", interactive=False, buttons=["fullscreen"]
                 )
                 time = gradio.Markdown(_EMPTY, elem_id="timing")
             with gradio.Column(scale=2, min_width=300):
@@ -102,6 +115,7 @@ class _Page:
 
     def __init__(self, gradio: Any, predictor: SegFormerPredictor):
         self.gradio, self.predictor = gradio, predictor
+        self.folders: deque[Path] = deque()
 
     def label(self, path: str | Path | None, opacity: float) -> Any:
         """A new picture; one that can not be labelled gives a message and leaves the page as it is."""
@@ -117,7 +131,7 @@ class _Page:
         return [
             None,  # so that the next picture can be dropped
             result,
-            draw(result, chosen, palette, opacity),
+            self._file(write_overlay, result, chosen, palette, opacity),
             gradio.CheckboxGroup([(names[index], index) for index in chosen], value=chosen, visible=True),
             _swatches(result, palette),
             timing(result, self.predictor.model.device),
@@ -133,16 +147,21 @@ class _Page:
 
     def fade(self, result: Result | None, chosen: list[int], opacity: float) -> Any:
         """Another opacity."""
-        return draw(result, chosen, self.predictor.palette, opacity) if result is not None else self.gradio.skip()
+        if result is None:
+            return self.gradio.skip()
+        return self._file(write_overlay, result, chosen, self.predictor.palette, opacity)
 
     def _gone(self, count: int) -> list[Any]:
         self.gradio.Warning("The label map is no longer kept: give the picture once more", title="An hour has passed")
         return [self.gradio.skip()] * count
 
     def _file(self, write: Any, *arguments: Any) -> str:
-        # Gradio serves a copy; ours is below the folder that goes with the page.
-        folder = tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))
-        return str(write(*arguments, Path(folder)))
+        """The path of a file, which Gradio copies; so only the newest ones are kept."""
+        self.folders.append(Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))))
+        path = write(*arguments, self.folders[-1])
+        while len(self.folders) > _NEWEST:
+            shutil.rmtree(self.folders.popleft(), ignore_errors=True)
+        return str(path)
 
 
 def _shelf(gradio: Any, examples: list[tuple[Path, str]]) -> Any:

@@ -105,6 +105,15 @@ def draw(result: Result, chosen: Collection[int], palette: Sequence[Color], opac
     return overlay(result.shown, labels, palette, alpha=opacity)
 
 
+def write_overlay(
+    result: Result, chosen: Collection[int], palette: Sequence[Color], opacity: float, folder: Path
+) -> Path:
+    """`<name>_overlay.jpg`: what `draw` gives, with the borders of the classes kept sharp."""
+    path = folder / f"{result.stem}_overlay.jpg"
+    draw(result, chosen, palette, opacity).save(path, quality=92, subsampling=0)
+    return path
+
+
 def write_labels(result: Result, palette: Sequence[Color], folder: Path) -> Path:
     """`<name>_labels.png`: values are classes, colours those of the page; 16-bit grey for more than 256 classes."""
     path = folder / f"{result.stem}_labels.png"
@@ -219,4 +228,5 @@ __all__ = [
     "timing",
     "write_labels",
     "write_mask",
+    "write_overlay",
 ]

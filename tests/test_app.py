@@ -3,8 +3,8 @@
 import importlib.util
 import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 
@@ -18,9 +18,9 @@ NEEDS_GRADIO = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, re
 
 # Pages are served in processes of their own: Gradio leaves sockets and event loops unclosed, which are errors here.
 SETTINGS = """
-import json, os, sys
+import json, os, signal, sys, threading
 from hf_segformer import SegFormerPredictor
-from hf_segformer.app import _own_folder, build_app, launch
+from hf_segformer.app import _own_folder, _wait_for_the_end, build_app, launch
 
 with _own_folder():
     kept = os.environ["GRADIO_TEMP_DIR"]
@@ -28,6 +28,8 @@ with _own_folder():
     names = ["share", "share_url", "analytics_enabled", "ssr_mode", "run_history", "footer_links", "stylesheets"]
     told = {"address": launch(blocks), **{name: getattr(blocks, name) for name in names}, "kept": kept}
     told["analytics"], told["was_there"] = os.environ["GRADIO_ANALYTICS_ENABLED"], os.path.isdir(kept)
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    _wait_for_the_end("here")
     blocks.close(verbose=False)
 print(json.dumps(told))
 """
@@ -62,25 +64,14 @@ def command(folder, *options, **environment):
 def test_gradio_is_told_to_keep_to_this_machine(folder):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GRADIO_SHARE": "true", "GRADIO_ANALYTICS_ENABLED": "True"}
     arguments = [sys.executable, "-c", SETTINGS, str(folder)]
-    told = json.loads(subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment).stdout)
+    out = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment).stdout
+    told = json.loads(out.splitlines()[-1])
     assert told["address"].startswith("http://127.0.0.1:")
     assert (told["share"], told["share_url"]) == (False, None)
     assert (told["analytics_enabled"], told["analytics"], told["run_history"]) == (False, "False", False)
     assert (told["ssr_mode"], told["footer_links"], told["stylesheets"]) == (False, [], [])
     assert told["was_there"]
     assert not os.path.exists(told["kept"])
-
-
-@NEEDS_GRADIO
-def test_a_taken_port_is_told(folder):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        page = command(folder, "--port", str(port))
-        out, err = page.communicate(timeout=60)
-    assert (page.returncode, out) == (1, "")
-    assert f"can not serve on port {port} of 127.0.0.1: give another by --port" in one_line(err)
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1"])
@@ -110,17 +101,20 @@ def test_without_gradio_one_line_says_what_to_install(folder, capsys, monkeypatc
 
 
 @NEEDS_GRADIO
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_a_polite_kill_end_the_command_and_leave_nothing(ending, folder, tmp_path):
+def test_a_taken_port_is_told_and_ctrl_c_ends_a_page_without_a_trace(folder, tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     page = command(folder, TMPDIR=str(scratch))
     try:
-        assert "streets is at http://127.0.0.1:" in page.stdout.readline()
+        address = re.fullmatch(r"streets is at http://127.0.0.1:(\d+)/ .*\n", page.stdout.readline())
+        second = command(folder, "--port", address[1])
+        out, err = second.communicate(timeout=120)
+        assert (second.returncode, out) == (1, "")
+        assert f"can not serve on port {address[1]} of 127.0.0.1: give another by --port" in one_line(err)
         assert list(scratch.glob("segformer-app-*"))
-        page.send_signal(ending)
-        _, errors = page.communicate(timeout=30)
+        page.send_signal(signal.SIGINT)
+        _, err = page.communicate(timeout=120)
     finally:
         page.kill()
-    assert (page.returncode, errors) == (0, "")
+    assert (page.returncode, err) == (0, "")
     assert not list(scratch.glob("segformer-app-*"))

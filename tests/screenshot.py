@@ -55,7 +55,7 @@ def main() -> None:
                 page.wait(lambda: len(page.classes()) > 1, "the classes")
                 time.sleep(3)
             before = page.source()
-            page.switch("ground")
+            page.switch("ring")
             page.changed(before)
             time.sleep(1)
             page.driver.save_screenshot(str(arguments.out))

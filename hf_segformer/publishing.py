@@ -27,7 +27,7 @@ def push_folder(
     """Publish a model's folder by one commit.
 
     Published are the weights, config.json, preprocessor_config.json, the code that they name, the card, and where they
-    exist metrics.json, training.json and their pictures; checkpoints, optimiser states and logs stay at home. All is
+    exist metrics.json, training.json, their pictures and the page's examples; checkpoints, optimiser states and logs stay at home. All is
     checked before anything is made on the Hub, and what was made is taken away again if the commit fails.
 
     Args:
@@ -98,8 +98,11 @@ def _published_files(folder: Path, repo_id: str) -> dict[str, bytes | str]:
     if paths.count(folder / "model.safetensors"):
         paths = [path for path in paths if path.name != "model.safetensors.index.json"]
     paths += _code_files(folder, {**(config.get("auto_map") or {}), **(processor.get("auto_map") or {})})
+    from .app_results import example_pictures
+
     card = card_text(folder, repo_id=repo_id).encode()
-    return {"README.md": card, **{path.name: str(path) for path in sorted(paths)}}
+    examples = {path.relative_to(folder).as_posix(): str(path) for path, _ in example_pictures(folder)}
+    return {"README.md": card, **{path.name: str(path) for path in sorted(paths)}, **examples}
 
 
 def _code_files(folder: Path, auto_map: dict[str, str]) -> list[Path]:
@@ -152,6 +155,7 @@ def _outdated(known: list[str], files: dict[str, bytes | str]) -> list[str]:
     """What an earlier model left in the repository and this one would be read with."""
     belongs = [name for name in known if name in _MEASURED or name.startswith("model.safetensors.index")]
     belongs += [name for name in known if name.startswith("model") and name.endswith(".safetensors")]
+    belongs += [name for name in known if name.startswith("examples/")]
     return sorted(set(belongs) - files.keys())
 
 

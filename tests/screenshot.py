@@ -47,11 +47,12 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("outputs/shapes_b0"))
     parser.add_argument("--out", type=Path, default=Path("docs/pictures/app.png"))
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as home, served(stage(arguments.model, Path(home))) as address:
-        with browser(Path(home)) as page:
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        with served(stage(arguments.model, home)) as address, browser(home) as page:
             page.open(address)
             for _ in range(2):  # the first run is slower than those that follow
-                page.upload(Path(home) / "shapes.png")
+                page.upload(home / "shapes.png")
                 page.wait(lambda: len(page.classes()) > 1, "the classes")
                 time.sleep(3)
             before = page.source()

@@ -193,6 +193,16 @@ def test_the_card_names_the_repository_and_holds_the_measured_numbers(hub, autho
     assert {result.metric_type: result.metric_value for result in card.data.eval_results}["mean_iou"] == 0.5
 
 
+def test_the_examples_of_the_page_travel_and_go_with_the_next_push(hub, author, folder):
+    (Path(folder) / "examples").mkdir()
+    Image.new("RGB", (3, 2)).save(Path(folder) / "examples" / "corner.png")
+    author(push, folder, "me/shown")
+    assert "examples/corner.png" in hub.repositories["me/shown"].files()
+    (Path(folder) / "examples" / "corner.png").unlink()
+    author(push, folder, "me/shown")
+    assert "examples/corner.png" not in hub.repositories["me/shown"].files()
+
+
 def test_a_card_that_somebody_edited_travels_as_it_is(hub, author, folder):
     (Path(folder) / "README.md").write_text("# Mine\n")
     author(push, folder, "me/edited")

@@ -82,9 +82,7 @@ def build_app(predictor: SegFormerPredictor, title: str, examples: Any = ()) -> 
         gradio.Markdown(f"# {_plain(title)}\n\n{summary(predictor)}", elem_id="head")
         with gradio.Row():
             with gradio.Column(scale=5, min_width=420):
-                picture = gradio.Image(
-                    label="Overlay", elem_id="picture", interactive=False, buttons=["fullscreen"]
-                )
+                picture = gradio.Image(label="Overlay", elem_id="picture", interactive=False, buttons=["fullscreen"])
                 time = gradio.Markdown(_EMPTY, elem_id="timing")
             with gradio.Column(scale=2, min_width=300):
                 upload = gradio.File(label="Picture", elem_id="upload", height=110)

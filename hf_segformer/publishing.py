@@ -27,8 +27,9 @@ def push_folder(
     """Publish a model's folder by one commit.
 
     Published are the weights, config.json, preprocessor_config.json, the code that they name, the card, and where they
-    exist metrics.json, training.json, their pictures and the page's examples; checkpoints, optimiser states and logs stay at home. All is
-    checked before anything is made on the Hub, and what was made is taken away again if the commit fails.
+    exist metrics.json, training.json, their pictures and the page's examples; checkpoints, optimiser states and logs
+    stay at home. All is checked before anything is made on the Hub, and what was made is taken away again if the commit
+    fails.
 
     Args:
         folder: of `save_pretrained`, model and processor.

@@ -65,7 +65,6 @@ class Page:
                 if "stale element" not in str(error):
                     raise
             time.sleep(0.1)
-        self.driver.save_screenshot("/tmp/segformer-page.png")
         raise AssertionError(f"waited {_PATIENCE} s for {what}")
 
     def upload(self, path: Path) -> None:

@@ -458,7 +458,7 @@ def test_two_processes_that_are_killed_in_the_middle_go_on_and_leave_what_one_le
     killed = launched(tmp_path, "dies", checkpoint, pictures, "--out", out)
     assert "Signal 9 (SIGKILL)" in killed.stderr, killed.stderr
     before = stamps(out)
-    assert 3 <= len(before) <= 8
+    assert 3 <= len(before) < 12  # the other process goes on until it is ended
     assert not (out / "summary.json").exists()
     assert any(path.read_bytes() == b"half" for path in out.glob(".*_labels.png.partial"))
     assert_labels_of_evaluation(checkpoint, pictures, out)

@@ -485,7 +485,9 @@ def test_the_fast_label_map_is_the_plain_one(given_batch):
         assert torch.equal(labels[is_clear], expected[is_clear])
         chosen = full.gather(1, labels[:, None])[:, 0]
         assert (best[:, 0] - chosen <= rounding).all()
-    assert_near(found_probability, probability, TOLERANCE[probability.dtype])
+    # Positions on the grid are rounded, by PyTorch too, whose own probabilities lie up to 3e-5 off those of float64.
+    positions = torch.finfo(probability.dtype).eps * max(logits.shape[-2:]) * full.abs().max().item()
+    assert_near(found_probability, probability, TOLERANCE[probability.dtype] + positions)
     assert_near(probability, full.softmax(1).amax(1), 1e-12 if probability.dtype == torch.float64 else 1e-6)
 
 

@@ -7,8 +7,6 @@ Axes: C bands, K classes, H W the upright picture's sides.
 """
 
 import os
-import struct
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,13 +25,11 @@ from transformers import PreTrainedModel
 from .conversion import load_segmentation
 from .image_processing_segformer import SegFormerImageProcessor
 from .prediction import EvaluationOptions, class_names, label_maps, labels_and_scores, prepare_views
-from .reading_segformer import read_image
+from .reading_segformer import DAMAGE, read_image
 from .visualize import Color, default_palette
 
 _BACKGROUND_COLOR = (214, 209, 196)
 _BATCH_PIXELS = 1 << 23  # of prepared pictures: larger ones go alone
-# What decoders raise at damaged files, beside the errors that say what is wrong.
-_DAMAGE = (SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, MemoryError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +181,7 @@ class SegFormerPredictor:
             return Prepared(prepare_views(self.processor, picture, self.options, data_format), picture, name)
         except OSError as error:
             raise OSError(_told(error, name)) from error
-        except (ValueError, *_DAMAGE) as error:
+        except DAMAGE as error:
             raise ValueError(_told(error, name)) from error
 
     def predict(self, batch: list[Prepared], *, with_scores: bool = False) -> list[Prediction]:

@@ -178,8 +178,9 @@ def label_pictures(
         settings = processes.gather(settings)[0]
         if not (out / SETTINGS).exists():
             raise ValueError(f"{out} is another folder for process {processes.rank}: all processes must share it")
-        run = _label_shards if outputs.kind == "parquet" else _label_files
-        folder, failed, num_before = run(predictor, pictures, out, outputs, settings, processes, progress)
+        job = _Job(predictor, pictures, out, outputs, processes, progress and processes.rank == 0)
+        run = partial(_label_shards, shard_size=settings["shard_size"]) if outputs.kind == "parquet" else _label_files
+        folder, failed, num_before = run(job)
         told = processes.gather((failed, num_before))
         report = None
         if processes.rank == 0:
@@ -196,17 +197,23 @@ def label_pictures(
         processes.close()
 
 
-def _label_files(
-    predictor: SegFormerPredictor,
-    pictures: Files | Rows,
-    out: Path,
-    outputs: Outputs,
-    settings: dict[str, Any],
-    processes: Processes,
-    progress: bool,
-) -> tuple[PngFolder, list[dict[str, str]], int]:
+@dataclass(frozen=True)
+class _Job:
+    """What one process has to do, and with what."""
+
+    predictor: SegFormerPredictor
+    pictures: Files | Rows
+    out: Path
+    outputs: Outputs
+    processes: Processes
+    shows_bar: bool
+
+
+def _label_files(job: _Job) -> tuple[PngFolder, list[dict[str, str]], int]:
+    predictor, pictures, outputs, processes = job.predictor, job.pictures, job.outputs, job.processes
     mine = pictures.items()[processes.rank :: processes.number]
-    folder = PngFolder(out, predictor, outputs.with_overlay, outputs.legend, outputs.probabilities, rank=processes.rank)
+    extras = outputs.with_overlay, outputs.legend, outputs.probabilities
+    folder = PngFolder(job.out, predictor, *extras, rank=processes.rank)
     done = folder.done(item.name for item in mine)
     processes.gather(None)  # nobody writes while another still reads what is there
     todo: list[Item] = []
@@ -215,7 +222,7 @@ def _label_files(
         if item.name not in done:
             (rasters if pictures.is_raster(item) else todo).append(item)
     failed = []
-    with _Bar(len(mine), len(done), progress and processes.rank == 0) as bar, _Writers() as writers:
+    with _Bar(len(mine), len(done), job.shows_bar) as bar, _Writers() as writers:
         for item, outcome in _predict(predictor, pictures, todo, outputs.probabilities is not None):
             if isinstance(outcome, Exception):
                 failed.append({"name": item.name, "error": str(outcome)})
@@ -253,23 +260,15 @@ def _label_raster(predictor: SegFormerPredictor, folder: PngFolder, item: Item) 
     folder.write_raster(item.name, label)
 
 
-def _label_shards(
-    predictor: SegFormerPredictor,
-    pictures: Files | Rows,
-    out: Path,
-    outputs: Outputs,
-    settings: dict[str, Any],
-    processes: Processes,
-    progress: bool,
-) -> tuple[ParquetFolder, list[dict[str, str]], int]:
-    items = pictures.items()
-    folder = ParquetFolder(out, predictor, [item.name for item in items], settings["shard_size"])
-    mine = folder.shards(processes.rank, processes.number)
+def _label_shards(job: _Job, shard_size: int) -> tuple[ParquetFolder, list[dict[str, str]], int]:
+    items = job.pictures.items()
+    folder = ParquetFolder(job.out, job.predictor, [item.name for item in items], shard_size)
+    mine = folder.shards(job.processes.rank, job.processes.number)
     todo = [index for shard in mine if not folder.is_done(shard) for index in folder.indices(shard)]
     number = sum(len(folder.indices(shard)) for shard in mine)
     try:
-        with _Bar(number, number - len(todo), progress and processes.rank == 0) as bar:
-            found = _predict(predictor, pictures, [items[index] for index in todo], False)
+        with _Bar(number, number - len(todo), job.shows_bar) as bar:
+            found = _predict(job.predictor, job.pictures, [items[index] for index in todo], False)
             for index, (_, outcome) in zip(todo, found, strict=True):
                 if isinstance(outcome, Exception):
                     folder.add(index, None, str(outcome))

@@ -222,3 +222,10 @@ def test_as_a_process_it_survives_a_reader_that_leaves():
     left = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (left.returncode, left.stderr) == (1, "")
+
+
+def test_what_the_system_refuses_is_told_without_its_number(tmp_path, capsys):
+    taken, folder = tmp_path / "taken", str(tmp_path)
+    taken.write_text("a file")
+    assert main(["evaluate", "b0", "--images", folder, "--labels", folder, "--out", str(taken)]) == 1
+    assert capsys.readouterr().err == f"segformer: {taken}: File exists\n"

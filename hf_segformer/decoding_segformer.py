@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .fast_paths_segformer import is_exactly, is_fast_and_full, is_untouched, only_once, share
+from .products_segformer import linear, multiply_over_rows
 from .upsampling_segformer import WINDOW_WIDTH, Band, Windows, apart, cut_into_bands, multiply_windows
 
 _BAND_HEIGHT = 16  # less, and lower stages are multiplied too often; more, and a band leaves the cache
@@ -85,7 +86,7 @@ class Join:
             for rows, windows in zip(num_rows, plan.windows, strict=True)
         ]
         self.wide = bias.new_empty(sum(num_rows), width + plan.beyond, dim)
-        self.band = bias.new_empty(plan.rows[0].stop, width + plan.beyond, dim)
+        self.band = bias.new_empty(plan.rows[0].stop, (width + plan.beyond) * dim)
 
     def _stages(self, number: int) -> Iterator[tuple[int, slice, Band, Tensor, Windows]]:
         """For each lower stage its number, its rows in `wide`, its band, its memory and its windows."""
@@ -95,25 +96,21 @@ class Join:
             num_rows = band.weights.shape[1]
             yield stage + 1, slice(stop - num_rows, stop), band, self.narrow[stage][:num_rows], self.plan.windows[stage]
 
-    def forward(self, maps: Sequence[Tensor], number: int, out: Tensor | None = None) -> Tensor:
-        """Each stage's (h', w', C') -> (R, w, D), in `out` or in memory that is overwritten by the next call."""
+    def forward(self, maps: Sequence[Tensor], number: int) -> Tensor:
+        """Each stage's (h', w', C') -> (R, w, D)."""
         rows, weights = self.plan.rows[number], self.plan.weights[number]
         num_rows, width, channels = maps[0][rows].shape
-        fused = self.band.view(-1)[: num_rows * width * len(self.bias)] if out is None else out
-        fused = fused.view(num_rows, width, -1)
         first = maps[0][rows].reshape(-1, channels)
-        torch.addmm(self.bias, first, self.matrices[0].t(), out=fused.view(len(first), -1))
         for stage, here, band, narrow, windows in self._stages(number):
-            lower = F.linear(maps[stage][band.old], self.matrices[stage])  # (S, w', D)
+            lower = linear(maps[stage][band.old], self.matrices[stage])  # (S, w', D)
             torch.index_select(lower, 1, windows.columns.flatten(), out=narrow)
             multiply_windows(windows.weights, narrow, self.wide[here])
+        upsampled = None
         if len(maps) > 1:
             wide = self.wide[: weights.shape[1]].flatten(1)
-            if self.plan.beyond:
-                fused += torch.mm(weights, wide).view(num_rows, -1, len(self.bias))[:, :width]
-            else:
-                fused.view(num_rows, -1).addmm_(weights, wide)
-        return fused
+            upsampled = torch.mm(weights, wide, out=self.band[:num_rows]).view(num_rows, -1, len(self.bias))
+            upsampled = upsampled[:, :width].reshape(len(first), -1)
+        return linear(first, self.matrices[0], self.bias, upsampled).view(num_rows, width, -1)
 
     def backward(
         self,
@@ -126,8 +123,8 @@ class Join:
         """Add to each stage's and each matrix's gradient what that of a band (R, w, D) comes to."""
         rows, weights = self.plan.rows[number], self.plan.weights[number]
         first, flat = maps[0][rows].flatten(0, 1), gradient.flatten(0, 1)
-        map_gradients[0][rows].flatten(0, 1).addmm_(flat, self.matrices[0])
-        matrix_gradients[0].addmm_(flat.t(), first)
+        map_gradients[0][rows].flatten(0, 1).add_(linear(flat, self.matrices[0].t()))
+        matrix_gradients[0].add_(multiply_over_rows(flat, first))
         if len(maps) > 1:
             gradient = F.pad(gradient, (0, 0, 0, self.plan.beyond)) if self.plan.beyond else gradient
             torch.mm(weights.t(), gradient.flatten(1), out=self.wide[: weights.shape[1]].flatten(1))
@@ -137,8 +134,9 @@ class Join:
             lower = narrow.new_zeros(*source.shape[:2], narrow.shape[-1]).index_add_(
                 1, windows.columns.flatten(), narrow
             )
-            map_gradients[stage][band.old].flatten(0, 1).addmm_(lower.flatten(0, 1), self.matrices[stage])
-            matrix_gradients[stage].addmm_(lower.flatten(0, 1).t(), source.flatten(0, 1))
+            lower = lower.flatten(0, 1)
+            map_gradients[stage][band.old].flatten(0, 1).add_(linear(lower, self.matrices[stage].t()))
+            matrix_gradients[stage].add_(multiply_over_rows(lower, source.flatten(0, 1)))
 
 
 def _as_maps(features: Sequence[Tensor]) -> list[Tensor]:
@@ -159,17 +157,15 @@ def decode(head: nn.Module, features: Sequence[Tensor], matrices: Sequence[Tenso
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     matrices = [scale[:, None] * matrix for matrix in matrices]
     bias = (bias - norm.running_mean) * scale + norm.bias
-    plan, weight = Plan.of(maps, len(bias)), classifier.weight.flatten(1).t().contiguous()
-    logits = maps[0].new_empty(*maps[0].shape[:3], weight.shape[1])
+    plan, weight = Plan.of(maps, len(bias)), classifier.weight.flatten(1)
+    logits = maps[0].new_empty(*maps[0].shape[:3], len(weight))
 
-    def work(items: Iterator[tuple[int, int]]) -> None:
-        join = Join(plan, matrices, bias, logits.shape[2])
-        for index, number in items:
-            fused = join.forward([each[index] for each in maps], number).flatten(0, 1)
-            out = logits[index, plan.rows[number]].flatten(0, 1)
-            torch.addmm(classifier.bias, fused.clamp_(min=0), weight, out=out)
-
-    share(work, list(product(range(len(logits)), range(len(plan.rows)))))
+    # Not in threads of Python's: those of PyTorch still spin after the encoder, and would keep a core for milliseconds.
+    join = Join(plan, matrices, bias, logits.shape[2])
+    for index, number in product(range(len(logits)), range(len(plan.rows))):
+        fused = join.forward([each[index] for each in maps], number).flatten(0, 1)
+        out = logits[index, plan.rows[number]].flatten(0, 1)
+        out.copy_(linear(fused.clamp_(min=0), weight, classifier.bias))
     return logits.permute(0, 3, 1, 2)
 
 
@@ -236,7 +232,7 @@ class _Decode(torch.autograd.Function):
             for item in numbers:
                 index, number = items[item]
                 here = fused[index, plan.rows[number]]
-                join.forward([each[index] for each in maps], number, out=here)
+                here.copy_(join.forward([each[index] for each in maps], number))
                 if statistics is None:
                     torch.mean(here, dim=(0, 1), out=means[item])
                     square = torch.sub(here, means[item], out=deviation[: len(here)]).square_()
@@ -252,13 +248,12 @@ class _Decode(torch.autograd.Function):
             mean, variance = statistics
         inverse = (variance + eps).rsqrt()
         logits = bias.new_empty(*fused.shape[:3], len(weight))
-        classifier_weight = weight.t().contiguous()
 
         def classify(items: Iterator[tuple[int, int]]) -> None:
             activation = _Activation(fused, plan, mean, inverse, norm_weight, norm_bias, kept)
             for index, number in items:
                 out = logits[index, plan.rows[number]].flatten(0, 1)
-                torch.addmm(classifier_bias, activation.forward(index, number), classifier_weight, out=out)
+                out.copy_(linear(activation.forward(index, number), weight, classifier_bias))
 
         share(classify, items)
         ctx.plan, ctx.is_frozen = plan, statistics is not None
@@ -286,7 +281,7 @@ class _Decode(torch.autograd.Function):
                 for index, number in items[group::num_groups]:
                     logits_gradient = gradient[index, plan.rows[number]].flatten(0, 1)
                     active = activation.forward(index, number)
-                    weight_gradients[group].addmm_(logits_gradient.t(), active)
+                    weight_gradients[group].add_(multiply_over_rows(logits_gradient, active))
                     normed = activation.backward(logits_gradient, weight, index, active)
                     norm_gradients[group, 0] += normed.sum(0)
                     deviation = torch.sub(fused[index, plan.rows[number]].flatten(0, 1), mean, out=active)
@@ -364,17 +359,17 @@ class _Activation:
         self.fused, self.plan, self.kept = fused, plan, kept
         self.scale = norm_weight * inverse
         self.shift = norm_bias - mean * self.scale
-        self.memory = fused.new_empty(2, *fused[0, plan.rows[0]].flatten(0, 1).shape)
+        self.memory = fused.new_empty(fused[0, plan.rows[0]].flatten(0, 1).shape)
 
     def forward(self, index: int, number: int) -> Tensor:
         """(P, D), in memory that is overwritten by the next call."""
         fused = self.fused[index, self.plan.rows[number]].flatten(0, 1)
         scale, shift = self.scale * self.kept[index], self.shift * self.kept[index]
-        return torch.addcmul(shift, fused, scale, out=self.memory[0, : len(fused)]).clamp_(min=0)
+        return torch.addcmul(shift, fused, scale, out=self.memory[: len(fused)]).clamp_(min=0)
 
     def backward(self, logits_gradient: Tensor, weight: Tensor, index: int, active: Tensor) -> Tensor:
         """The gradient (P, D) after BatchNorm of that of the logits (P, K), in memory of its own."""
-        normed = torch.mm(logits_gradient, weight * self.kept[index], out=self.memory[1, : len(active)])
+        normed = linear(logits_gradient, (weight * self.kept[index]).t())
         return torch.ops.aten.threshold_backward(normed, active, 0, grad_input=normed)
 
 

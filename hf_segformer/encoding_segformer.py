@@ -11,8 +11,8 @@ Axes: B batch, C channels, E = C * mlp_ratio hidden channels, H W a stage's grid
 A heads.
 """
 
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Iterator
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import torch
@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .fast_paths_segformer import is_fast_and_full, needs_gradient, only_once
+from .products_segformer import find_onednn, linear, multiply_over_rows
 
 STRIP_BYTES = 1 << 23  # of hidden tokens, or of queries, at once; a quarter of it costs 10 to 30 % more time
+SCORE_BYTES = 1 << 22  # of attention's scores at once: twice the second cache of a core
 
 
 class AttentionWeights(NamedTuple):
@@ -92,23 +94,6 @@ def cut(batch: int, height: int, row_bytes: int, limit: int, halo: int) -> Itera
             yield Strip(slice(image, image + 1), slice(first, last), seen)
 
 
-def find_onednn(name: str, *tensors: Tensor) -> Callable[..., Tensor] | None:
-    """PyTorch's private oneDNN operation of that name, or None where it is missing or can not take these tensors.
-
-    These are what `torch.compile` emits: the library's product or convolution with what follows in the same pass. They
-    know float32 and no gradient.
-    """
-    if tensors[0].dtype != torch.float32 or not torch.backends.mkldnn.enabled or needs_gradient(*tensors):
-        return None
-    return getattr(torch.ops.mkldnn, name, None)
-
-
-def linear(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`F.linear`; where oneDNN computes, the bias is added in the product and not copied into place before it."""
-    fused = find_onednn("_linear_pointwise", tokens, weight, bias)
-    return F.linear(tokens, weight, bias) if fused is None else fused(tokens, weight, bias, "none", [], "")
-
-
 def convolve(hidden: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     """Depthwise 3x3 convolution, zero-padded: (B, H, W, E) -> (B, H, W, E)."""
     features = F.conv2d(hidden.permute(0, 3, 1, 2), kernel, bias, padding=1, groups=hidden.shape[-1])
@@ -130,25 +115,23 @@ def are_encodable(*tensors: Tensor) -> bool:
     return is_fast_and_full(*tensors) and all(tensor.is_contiguous() and tensor.numel() for tensor in tensors)
 
 
-def branch_base(tokens: Tensor, bias: Tensor, residual: bool, out: Tensor) -> Tensor:
-    """Fill `out` with what a branch's last product is added to: its bias and, where `residual`, the tokens."""
-    return torch.add(tokens, bias, out=out) if residual else out.copy_(bias)
+def join(pieces: list[Tensor]) -> Tensor:
+    """Strips one after the other; nothing is copied where there is only one."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def mix_forward(tokens: Tensor, height: int, width: int, weights: MixWeights, eps: float, residual: bool) -> Tensor:
     """`mix` without a gradient."""
     batch, _, channels = tokens.shape
-    grid = tokens.view(batch, height, width, channels)
-    mixed = torch.empty_like(grid)
+    grid, pieces = tokens.view(batch, height, width, channels), []
     hidden_row = width * len(weights.expand) * tokens.element_size()
     for strip in cut(batch, height, hidden_row, STRIP_BYTES, halo=1):
         normed = F.layer_norm(grid[strip.images, strip.seen], (channels,), weights.norm, weights.norm_bias, eps)
         hidden = linear(normed, weights.expand, weights.expand_bias)
         hidden = convolve_gelu(hidden, weights.kernel, weights.kernel_bias)[:, strip.kept].flatten(0, 2)
-        here = strip.images, strip.rows
-        target = branch_base(grid[here], weights.shrink_bias, residual, mixed[here]).view(-1, channels)
-        target.addmm_(hidden, weights.shrink.t())
-    return mixed.view_as(tokens)
+        added = grid[strip.images, strip.rows].reshape(-1, channels) if residual else None
+        pieces.append(linear(hidden, weights.shrink, weights.shrink_bias, added))
+    return join(pieces).view_as(tokens)
 
 
 class Mix(torch.autograd.Function):
@@ -193,8 +176,8 @@ def mix_backward(
         hidden = linear(normed, weights.expand, weights.expand_bias)
         convolved = convolve(hidden, weights.kernel, weights.kernel_bias)[:, strip.kept]
         grad_rows = grad_out[rows].reshape(-1, channels)
-        grads.shrink.addmm_(grad_rows.t(), F.gelu(convolved).view(-1, num_hidden))
-        grad = (grad_rows @ weights.shrink).view_as(convolved)
+        grads.shrink.add_(multiply_over_rows(grad_rows, F.gelu(convolved).view(-1, num_hidden)))
+        grad = linear(grad_rows, weights.shrink.t()).view_as(convolved)
         grad = torch.ops.aten.gelu_backward.default(grad, convolved)
         del convolved
         grad = F.pad(grad, (0, 0, 0, 0, *strip.missing)) if any(strip.missing) else grad
@@ -205,10 +188,10 @@ def mix_backward(
         grads.kernel.add_(grad_kernel)
         grads.kernel_bias.add_(grad_kernel_bias)
         grad = grad.permute(0, 2, 3, 1).reshape(-1, num_hidden)
-        grads.expand.addmm_(grad.t(), normed.view(-1, channels))
+        grads.expand.add_(multiply_over_rows(grad, normed.view(-1, channels)))
         grads.expand_bias.add_(grad.sum(0))
         grad, grad_norm, grad_norm_bias = torch.ops.aten.native_layer_norm_backward.default(
-            (grad @ weights.expand).view_as(normed),
+            linear(grad, weights.expand.t()).view_as(normed),
             *(grid[seen], [channels], mean, rstd, weights.norm, weights.norm_bias, [True] * 3),
         )
         grads.norm.add_(grad_norm)
@@ -224,6 +207,62 @@ def mix(tokens: Tensor, height: int, width: int, weights: MixWeights, eps: float
     return mix_forward(tokens, height, width, weights, eps, residual)
 
 
+def split_heads(tokens: Tensor, head_dim: int) -> Tensor:
+    """(B, N, C) -> (B, A, N, C/A), each head's in one piece."""
+    return tokens.unflatten(-1, (-1, head_dim)).transpose(1, 2).contiguous()
+
+
+def cut_scores(query: Tensor, keys: Tensor) -> Iterator[tuple[int, int, slice]]:
+    """Image, head and rows of the query whose scores stay in the cache."""
+    batch, num_heads, length, _ = query.shape
+    rows = max(SCORE_BYTES // (keys.shape[2] * keys.element_size()), 1)
+    for image, head, start in product(range(batch), range(num_heads), range(0, length, rows)):
+        yield image, head, slice(start, start + rows)
+
+
+def attention_maps(query: Tensor, keys: Tensor) -> Tensor:
+    """Softmax of the scores: (n, C/A) and (M, C/A) -> (n, M)."""
+    scores = linear(query, keys)
+    return torch.softmax(scores, -1, out=scores)
+
+
+class Attention(torch.autograd.Function):
+    """Scaled query (B, A, N, C/A), keys and values (B, A, M, C/A) -> context (B, N, C).
+
+    Nothing but the arguments is kept for the gradient; the maps are computed once more.
+    """
+
+    @staticmethod
+    def forward(ctx, query, keys, values):
+        """Maps of a strip of rows at a time."""
+        ctx.save_for_backward(query, keys, values)
+        batch, num_heads, length, head_dim = query.shape
+        turned = values.transpose(2, 3).contiguous()
+        context = query.new_empty(batch, length, num_heads, head_dim)
+        for image, head, rows in cut_scores(query, keys):
+            maps = attention_maps(query[image, head, rows], keys[image, head])
+            context[image, rows, head] = linear(maps, turned[image, head])
+        return context.flatten(2)
+
+    @staticmethod
+    @only_once
+    def backward(ctx, gradient):
+        """Of the query, of keys and values."""
+        query, keys, values = ctx.saved_tensors
+        gradient = split_heads(gradient, query.shape[-1])
+        turned = keys.transpose(2, 3).contiguous()
+        grads = torch.empty_like(query), torch.zeros_like(keys), torch.zeros_like(values)
+        for image, head, rows in cut_scores(query, keys):
+            here, grad_context = query[image, head, rows], gradient[image, head, rows]
+            maps = attention_maps(here, keys[image, head])
+            grads[2][image, head] += multiply_over_rows(maps, grad_context)
+            grad_scores = linear(grad_context, values[image, head])
+            grad_scores = torch._softmax_backward_data(grad_scores, maps, -1, maps.dtype)
+            grads[1][image, head] += multiply_over_rows(grad_scores, here)
+            grads[0][image, head, rows] = linear(grad_scores, turned[image, head])
+        return grads
+
+
 def attend(tokens: Tensor, normed: Tensor, reduced: Tensor, weights: AttentionWeights, head_dim: int) -> Tensor:
     """Tokens plus attention of the normed tokens to the reduced ones (paper equation 1).
 
@@ -232,19 +271,16 @@ def attend(tokens: Tensor, normed: Tensor, reduced: Tensor, weights: AttentionWe
     keys_values = linear(
         reduced, torch.cat([weights.key, weights.value]), torch.cat([weights.key_bias, weights.value_bias])
     )
-    keys, values = keys_values.unflatten(-1, (2, -1, head_dim)).permute(2, 0, 3, 1, 4)  # each (B, A, M, C/A)
-
-    def context_of(normed: Tensor, images: slice) -> Tensor:
-        query = linear(normed, weights.query, weights.query_bias).unflatten(-1, (-1, head_dim)).transpose(1, 2)
-        return F.scaled_dot_product_attention(query, keys[images], values[images]).transpose(1, 2).flatten(2)
-
+    keys, values = (split_heads(half, head_dim) for half in keys_values.chunk(2, dim=-1))
+    query_weights = weights.query * head_dim**-0.5, weights.query_bias * head_dim**-0.5
     batch, length, channels = tokens.shape
     if needs_gradient(tokens, normed, reduced, *weights):
-        return tokens + linear(context_of(normed, slice(None)), weights.output, weights.output_bias)
-    attended = torch.empty_like(tokens)
+        query = split_heads(linear(normed, *query_weights), head_dim)
+        return linear(Attention.apply(query, keys, values), weights.output, weights.output_bias, tokens)
+    pieces = []
     for strip in cut(batch, length, channels * tokens.element_size(), STRIP_BYTES, halo=0):
-        here = strip.images, strip.rows
-        context = context_of(normed[here], strip.images)
-        target = branch_base(tokens[here], weights.output_bias, True, attended[here]).view(-1, channels)
-        target.addmm_(context.view(-1, channels), weights.output.t())
-    return attended
+        query = split_heads(linear(normed[strip.images, strip.rows], *query_weights), head_dim)
+        context = Attention.apply(query, keys[strip.images], values[strip.images])
+        added = tokens[strip.images, strip.rows]
+        pieces.append(linear(context, weights.output, weights.output_bias, added).flatten(0, 1))
+    return join(pieces).view_as(tokens)

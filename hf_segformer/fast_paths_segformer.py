@@ -24,6 +24,11 @@ Item = TypeVar("Item")
 
 KERNELS: dict[tuple[str, str], Callable[..., Any]] = {}  # by kind of device and name; hf_segformer.ops fills it
 
+# glibc hands memory at the end of its heap back to the system once it is more than twice the largest block freed so
+# far, 64 MiB at most. Within a network that is every layer, and getting it again takes a sixth of B0's time. A large
+# block, freed without having been touched, sets the limit to what it would come to in any case.
+torch.empty((1 << 25) - (1 << 16), dtype=torch.uint8, device="cpu")
+
 
 def set_fast_paths(enabled: bool) -> None:
     """Switch every fast path on or off, for all models in this process and the processes that it starts.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from twins import assert_near, switched
 
-from hf_segformer import SegFormerConfig, SegFormerModel, encoding_segformer, modeling_segformer
+from hf_segformer import SegFormerConfig, SegFormerModel, encoding_segformer, modeling_segformer, products_segformer
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-9}
 
@@ -62,12 +62,13 @@ def calls(model, images, enabled=True):
     height=st.integers(8, 70),
     width=st.integers(8, 70),
     strip_bytes=st.sampled_from([1, 3000, 20000, 1 << 23]),
+    score_bytes=st.sampled_from([1, 1000, 1 << 22]),
 )
 @settings(max_examples=15, deadline=None)
-def test_fast_equals_plain_forward_and_backward(dtype, batch, height, width, strip_bytes):
+def test_fast_equals_plain_forward_and_backward(dtype, batch, height, width, strip_bytes, score_bytes):
     model, images = encoder(dtype).train(), torch.randn(batch, 3, height, width, dtype=dtype)
     plain, plain_gradients = gradients_of(model, images, False)
-    with mock.patch.object(encoding_segformer, "STRIP_BYTES", strip_bytes):
+    with mock.patch.multiple(encoding_segformer, STRIP_BYTES=strip_bytes, SCORE_BYTES=score_bytes):
         fast, gradients = gradients_of(model, images, True)
         with torch.no_grad():
             without_gradient = features_of(model, images, True)
@@ -173,7 +174,10 @@ def test_without_onednn_the_numbers_are_the_same():
     model, images = encoder().eval(), torch.randn(1, 3, 40, 72)
     with torch.no_grad():
         expected = features_of(model, images, True)
-        with mock.patch.object(encoding_segformer, "find_onednn", return_value=None):
+        with (
+            mock.patch.object(encoding_segformer, "find_onednn", return_value=None),
+            mock.patch.object(products_segformer, "find_onednn", return_value=None),
+        ):
             found = features_of(model, images, True)
     for stage, other in zip(found, expected, strict=True):
         assert_near(stage, other, 2e-5)

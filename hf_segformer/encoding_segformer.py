@@ -11,6 +11,7 @@ Axes: B batch, C channels, E = C * mlp_ratio hidden channels, H W a stage's grid
 A heads.
 """
 
+import re
 from collections.abc import Iterator
 from itertools import pairwise, product
 from typing import NamedTuple
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fast_paths_segformer import is_fast_and_full, needs_gradient, only_once
+from .fast_paths_segformer import is_compiled_and_full, is_fast_and_full, needs_gradient, only_once
 from .products_segformer import find_onednn, linear, multiply_over_rows
 
 STRIP_BYTES = 1 << 23  # of hidden tokens, or of queries, at once; a quarter of it costs 10 to 30 % more time
@@ -112,7 +113,8 @@ def convolve_gelu(hidden: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
 
 def are_encodable(*tensors: Tensor) -> bool:
     """Whether the functions here may take these tensors: all full floats of one width, and nothing casts them."""
-    return is_fast_and_full(*tensors) and all(tensor.is_contiguous() and tensor.numel() for tensor in tensors)
+    is_taken = is_compiled_and_full(*tensors) or is_fast_and_full(*tensors)
+    return is_taken and all(tensor.is_contiguous() and tensor.numel() for tensor in tensors)
 
 
 def join(pieces: list[Tensor]) -> Tensor:
@@ -202,6 +204,8 @@ def mix_backward(
 
 def mix(tokens: Tensor, height: int, width: int, weights: MixWeights, eps: float, residual: bool) -> Tensor:
     """LayerNorm and Mix-FFN (paper equation 3), added to their input where `residual`: (B, N, C) -> (B, N, C)."""
+    if torch.compiler.is_compiling():
+        return _compiled_mix(tokens, height, width, list(weights), eps, residual)
     if needs_gradient(tokens, *weights):
         return Mix.apply(tokens, height, width, eps, residual, *weights)
     return mix_forward(tokens, height, width, weights, eps, residual)
@@ -268,6 +272,8 @@ def attend(tokens: Tensor, normed: Tensor, reduced: Tensor, weights: AttentionWe
 
     Tokens and normed tokens (B, N, C), reduced ones (B, M, C) -> (B, N, C).
     """
+    if torch.compiler.is_compiling():
+        return _compiled_attend(tokens, normed, reduced, list(weights), head_dim)
     keys_values = linear(
         reduced, torch.cat([weights.key, weights.value]), torch.cat([weights.key_bias, weights.value_bias])
     )
@@ -284,3 +290,24 @@ def attend(tokens: Tensor, normed: Tensor, reduced: Tensor, weights: AttentionWe
         added = tokens[strip.images, strip.rows]
         pieces.append(linear(context, weights.output, weights.output_bias, added).flatten(0, 1))
     return join(pieces).view_as(tokens)
+
+
+# What `torch.compile` is to call without looking into it: its own products are MKL's, and its attention is slower.
+# Every copy of this file, as checkpoints bring one along, registers names of its own.
+_OPERATIONS = re.sub(r"\W", "_", __name__)
+
+
+@torch.library.custom_op(f"{_OPERATIONS}::mix", mutates_args=())
+def _compiled_mix(tokens: Tensor, height: int, width: int, weights: list[Tensor], eps: float, residual: bool) -> Tensor:
+    return mix_forward(tokens, height, width, MixWeights(*weights), eps, residual)
+
+
+@torch.library.custom_op(f"{_OPERATIONS}::attend", mutates_args=())
+def _compiled_attend(tokens: Tensor, normed: Tensor, reduced: Tensor, weights: list[Tensor], head_dim: int) -> Tensor:
+    return attend(tokens, normed, reduced, AttentionWeights(*weights), head_dim)
+
+
+@_compiled_mix.register_fake
+@_compiled_attend.register_fake
+def _like_tokens(tokens: Tensor, *_others: object) -> Tensor:
+    return torch.empty_like(tokens)

@@ -118,6 +118,27 @@ def needs_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
+def is_compiled_and_full(*tensors: Tensor) -> bool:
+    """Whether `torch.compile` traces these tensors for a CPU, as `is_fast_and_full` wants them, and without a gradient.
+
+    What then calls fast code must be an operation of its own, that the compiler does not look into.
+    """
+    return (
+        torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and are_fast_paths_on()
+        and not torch.is_autocast_enabled("cpu")
+        and not needs_gradient(*tensors)
+        and all(
+            type(tensor) in (Tensor, nn.Parameter)
+            and tensor.device.type == "cpu"
+            and tensor.dtype == tensors[0].dtype
+            and tensor.dtype in (torch.float32, torch.float64)
+            for tensor in tensors
+        )
+    )
+
+
 def is_untouched(module: nn.Module) -> bool:
     """Whether calling the module runs its class's `forward` and nothing else: no hook, no offloading."""
     return not (

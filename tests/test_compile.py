@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.export import Dim, export
+from twins import switched
 
 from hf_segformer import (
     SegFormerBackbone,
@@ -229,3 +230,38 @@ def test_folding_costs_mixed_precision_no_accuracy(tiny_config):
                     found = getattr(head, name)(features)
                 errors[name] += (found.float() - expected).abs().mean()
     assert errors["fuse_folded"] < 1.05 * errors["fuse_plain"]
+
+
+def graphs_of(model, images):
+    """The names of what each graph calls that is traced for these images."""
+    graphs = []
+
+    def keep(graph, _inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph
+
+    torch.compile(model, fullgraph=True, backend=keep)(images)
+    return graphs
+
+
+def test_a_compiled_network_calls_the_fast_encoder_where_it_may(tiny_config):
+    model, images = fresh(tiny_config(), SegFormerModel), torch.randn(1, 3, 64, 96)
+    num_blocks = sum(model.config.depths)
+
+    def count(graphs):
+        [targets] = graphs
+        return tuple(sum(f"encoding_segformer.{name}" in target for target in targets) for name in ("mix", "attend"))
+
+    with torch.inference_mode():
+        assert count(graphs_of(model, images)) == (num_blocks, num_blocks)
+        torch.compiler.reset()
+        with switched(False):
+            assert count(graphs_of(model, images)) == (0, 0)
+        torch.compiler.reset()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert count(graphs_of(model, images)) == (0, 0)
+    torch.compiler.reset()
+    assert count(graphs_of(model, images)) == (0, 0)  # a gradient may be wanted
+    with torch.no_grad():
+        program = export(model, (images,), strict=False)
+    assert not [node for node in program.graph.nodes if "encoding_segformer" in str(node.target)]

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,6 +27,7 @@ from hf_segformer.benchmark import (
     take_turns,
 )
 from hf_segformer.info import model_info
+from hf_segformer.products_segformer import linear
 from hf_segformer.runtimes import onnx_runtime, open_vino
 
 from .inference import rows_at_512
@@ -75,22 +77,22 @@ def build_any_size(task: Task) -> Call:
     return run_model(torch.compile(task.ours(), fullgraph=True), task, inputs)
 
 
-def build_product(side: int, device: str) -> Call:
-    """A product of two square matrices."""
+def build_product(side: int, by_onednn: bool, device: str) -> Call:
+    """A product of two square matrices, by the library of PyTorch's choice or by oneDNN."""
     first, second = torch.randn(2, side, side, device=device)
-    out = torch.empty_like(first)
 
     def multiply() -> Tensor:
-        torch.mm(first, second, out=out)
-        return out if device == "cpu" else out[0, 0].item()  # waits for the device
+        result = linear(first, second) if by_onednn else torch.mm(first, second)
+        return result if device == "cpu" else result[0, 0].item()  # waits for the device
 
     return multiply
 
 
-def fastest_side(device: str) -> int:
-    """Of the products that are tried, the one that computes most a second."""
-    timings = take_turns({str(side): build_product(side, device) for side in _SIDES}, rounds=5, budget=5)
-    return max(_SIDES, key=lambda side: side**3 / timings[str(side)].median)
+def fastest_product(device: str) -> tuple[int, bool]:
+    """Of the products that are tried, the one that computes most a second: its side, and whether it is oneDNN's."""
+    tried = list(product(_SIDES, (False, True)))
+    timings = take_turns({str(each): build_product(*each, device) for each in tried}, rounds=5, budget=10)
+    return max(tried, key=lambda each: each[0] ** 3 / timings[str(each)].median)
 
 
 def measure_compiled(row: str, task: Task, options: Options, rounds: int = 99) -> list[Record]:
@@ -121,8 +123,8 @@ def measure_compiled(row: str, task: Task, options: Options, rounds: int = 99) -
         differences = {name: largest_difference(found, expected) for name, found in results.items()}
         require_agreement(differences, TOLERANCE)
         del calls["transformers"]
-        side = fastest_side(task.device)
-        calls[PRODUCT] = build_product(side, task.device)
+        side, by_onednn = fastest_product(task.device)
+        calls[PRODUCT] = build_product(side, by_onednn, task.device)
         timings = take_turns(calls, **options.turns(rounds))
     flop = 2 * sum(stage.num_multiply_adds for stage in model_info(task.config, task.height, task.width))
     flop *= task.batch_size
@@ -134,7 +136,7 @@ def measure_compiled(row: str, task: Task, options: Options, rounds: int = 99) -
             difference=differences.get(name),
             first_call=first_calls.get(name),
             gigaflop=(2 * side**3 if name == PRODUCT else flop if name.startswith("hf_segformer") else None),
-            note=f"{side}x{side}" if name == PRODUCT else "",
+            note=f"{side}x{side}{', oneDNN' if by_onednn else ''}" if name == PRODUCT else "",
             device=task.device,
         )
         for name, timing in timings.items()

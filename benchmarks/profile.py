@@ -20,7 +20,6 @@ from .record import Record, Row, main
 OUTSIDE = "Python, and launching"
 # By the first of these words that an operation's name holds; PyTorch's own names.
 KINDS = {
-    "attention": ("attention",),
     "convolutions": ("conv",),
     "matrix products": ("mm", "linear", "matmul", "dot"),
     "GELU, softmax, exponentials": ("gelu", "softmax", "exp", "log"),

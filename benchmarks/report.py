@@ -316,6 +316,23 @@ def agreement_table(rows: dict[str, Row]) -> str:
     return table(("windows", "labels as of the whole image", "", "time"), lines)
 
 
+def demand_table(results: Results) -> str:
+    """What a goal of speed asks of the machine: the time that it leaves, and the share of the peak that this takes."""
+    lines = []
+    for goal in GOALS:
+        theirs, ours = (results.get(script, {}).get(goal.row, {}) for script in (goal.script, "compiled"))
+        rates = [each.gigaflop for each in ours.values() if each.gigaflop]
+        is_asked = goal.quantity is speed and goal.script in ("inference", "compiled") and goal.theirs != (OURS,)
+        if not (is_asked and rates and theirs):
+            continue
+        took = min(theirs[name].milliseconds for name in goal.theirs if name in theirs)
+        wanted, peak = took / goal.goal, ours[compiled.PRODUCT].gigaflop / ours[compiled.PRODUCT].milliseconds
+        lines.append(
+            (goal.work, goal.format(goal.goal), _number(took), _number(wanted), f"{rates[0] / wanted / peak:.0%}")
+        )
+    return table(("work", "goal", "others, ms", "the goal leaves, ms", "of the peak"), lines)
+
+
 def first_calls(rows: dict[str, Row]) -> str:
     """What compiling takes, in a sentence."""
     parts = [
@@ -363,6 +380,7 @@ def write_page(page: Path, folder: Path) -> None:
         if "agreement" in results.get("large_images", {})
         else "Not measured yet.",
         profile=profile_table(results["profile"]) if "profile" in results else "Not measured yet.",
+        demands=demand_table(results) if "compiled" in results else "Not measured yet.",
         first_calls=first_calls(results.get("compiled", {})),
         size_picture=f"![Time and memory of a pixel against the side of the image]({link}/sizes.png)" if rows else "",
         pictures="\n\n".join(shown).format(folder=link),
@@ -397,9 +415,9 @@ said; memory is the share of its peak.
   it. ONNX Runtime and OpenVINO keep their memory between calls, so that theirs can not be told this way.
 - **The same threads.** ONNX Runtime's idle threads sleep instead of spinning, OpenVINO has the hint for latency and
   float32, and there is a pause before each sample. {first_calls}
-- **The peak** is the rate of the fastest of three products of square matrices, which takes turns with the networks. The
-  network's operations are those that `segformer info` counts, with the decode head folded: what folding saves does not
-  count as computed.
+- **The peak** is the rate of the fastest product of square matrices, of three sizes and by MKL or oneDNN, which takes
+  turns with the networks. The network's operations are those that `segformer info` counts, with the decode head
+  folded: what folding saves does not count as computed.
 - **Labels**: "scene" has logits that change slowly, "noise" has another winner at every place, which is the worst case.
   The label map itself, int64 as in Transformers, takes {label_map} MiB: less no arrangement can need.
 - **Predict**: a folder of pictures to label maps, files read each time, by `SegFormerPredictor` and by Transformers'
@@ -419,9 +437,14 @@ A row is replaced as a whole, and never by one that failed, or was disturbed whe
 
 {profile}
 
-Each operation's own time, in one thread. Matrix products, attention and convolutions are the network itself, at the
-speed of PyTorch's libraries; a better arrangement can only save on the other lines: passes over memory for norms,
-activations, sums and copies, and the time that Python takes to launch operations.
+Each operation's own time, in one thread. Matrix products, attention's among them, and convolutions are the network
+itself, at the speed of PyTorch's libraries; a better arrangement can only save on the other lines: passes over memory
+for norms, activations, sums and copies, and the time that Python takes to launch operations.
+
+What the goals leave for a picture, and the share of the machine's peak that the network's products would have to run
+at, if nothing else took any time:
+
+{demands}
 
 ## Cost against size
 

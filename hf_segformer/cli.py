@@ -10,7 +10,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -262,16 +262,29 @@ def require_free(destination: Path) -> None:
 
 @contextmanager
 def whole_folder(destination: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the destination's place only if all went well."""
-    partial = destination.absolute().with_name(f".{destination.name}.{os.getpid()}.partial")
+    """A folder to write into, whose files become the destination's only if all went well; else nothing is left.
+
+    It lies beside the destination, whose name it takes in the end. Within it, where that is there already: what a disk
+    is mounted on, or somebody works in, can not be replaced.
+    """
+    is_there, name = destination.is_dir(), f".{destination.name}.{os.getpid()}.partial"
+    partial = destination / name if is_there else destination.with_name(name)
+    made = [folder for folder in partial.parents if not folder.exists()]
     partial.mkdir(parents=True)
     try:
         yield partial
-        if destination.exists():
-            destination.rmdir()  # empty, or it fails; not every system renames onto a folder
-        partial.rename(destination)
-    finally:
+        if is_there:
+            for path in partial.iterdir():
+                path.rename(destination / path.name)
+            partial.rmdir()
+        else:
+            partial.rename(destination)
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # somebody else has put something there meanwhile
+                folder.rmdir()
+        raise
 
 
 def build_parser() -> tuple[argparse.ArgumentParser, list[str]]:

@@ -139,9 +139,30 @@ def test_a_conversion_that_fails_leaves_nothing_behind(weights, tmp_path, capsys
         raise OSError(f"no space left for {folder.name}")
 
     monkeypatch.setattr(SegFormerImageProcessor, "save_pretrained", fail)
-    assert run("convert", weights, tmp_path / "converted") == 1
-    assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], "no space left")
-    assert sorted(os.listdir(tmp_path)) == ["broken.pth", "weights.pth"]
+    (tmp_path / "empty").mkdir()
+    for destination in ("converted", "new/deep/converted", "empty"):
+        assert run("convert", weights, tmp_path / destination) == 1
+        assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], "no space left")
+    assert sorted(os.listdir(tmp_path)) == ["broken.pth", "empty", "weights.pth"]
+    assert os.listdir(tmp_path / "empty") == []
+
+
+def test_a_folder_that_can_not_be_replaced_is_filled(weights, tmp_path, monkeypatch):
+    """The current one, a link, and one whose parent is not ours to write to (a mounted disk, say)."""
+    for name in ("here", "mounted/disk"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "mounted")
+    monkeypatch.chdir(tmp_path / "here")
+    before = os.stat(tmp_path / "mounted" / "disk").st_ino
+    for destination in (".", tmp_path / "link" / "disk"):
+        assert run("convert", weights, destination, "--encoder-only") == 0
+        assert sorted(path.name for path in Path(destination).iterdir() if path.suffix != ".py") == [
+            "config.json",
+            "model.safetensors",
+            "preprocessor_config.json",
+        ]
+    assert os.stat(tmp_path / "mounted" / "disk").st_ino == before
+    assert sorted(os.listdir(tmp_path)) == ["here", "link", "mounted", "weights.pth"]
 
 
 @pytest.mark.parametrize("source", ["missing.pth", "./missing", "a/b/c", "nobody/missing.safetensors"])

@@ -37,7 +37,7 @@ def write_files(task: Task, folder: Path) -> dict[str, Runtime]:
     write_torch(program, folder / "ours.pt2")
     short = [folder / f"{name}.onnx" for name in ("float16", "dynamic", "static")]
     to_float16(ours, short[0])
-    to_int8(ours, short[1], [])
+    to_int8(ours, short[1])
     to_int8(ours, short[2], [pixels])
     return {
         "transformers in ONNX Runtime": onnx_runtime(theirs),

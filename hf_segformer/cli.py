@@ -154,8 +154,8 @@ def add_export(commands) -> None:
 def export(arguments: argparse.Namespace) -> None:
     """Run `segformer export`."""
     from .conversion import load_segmentation
-    from .export import Request, export_model, format_report, pictures_in
-    from .labelled import open_folders, read_rows
+    from .export import Request, export_model, format_report
+    from .labelled import open_folders, pictures_in, read_rows
 
     require_free(arguments.destination)
     if arguments.labels and not arguments.images:

@@ -10,19 +10,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import nn
 from torch.export import ExportedProgram
 
 from .conversion import stock_config, stock_processor
 from .deployment import MIN_SIDE, DeployedSegFormer, PicturesToLabels, dynamic_axes, outside, trace
 from .evaluation import evaluate
-from .export_check import Reference
+from .export_check import Reference, opened
 from .image_processing_segformer import SegFormerImageProcessor
 from .modeling_segformer import SegFormerForSemanticSegmentation
 from .quantization import KINDS, to_float16, to_int8
@@ -121,8 +120,9 @@ class Request:
         with_processing: pictures in, label maps out: see `PicturesToLabels`.
         float16: an ONNX file in float16 beside the one in float32.
         int8: "dynamic" or "static" for an ONNX file in eight bits beside it.
-        calibration: pictures from which static int8 learns the ranges of what flows through the network.
-        pictures: to compare on, beside random ones; whatever the image processor takes.
+        calibration: pictures from which static int8 learns the ranges of what flows through the network; paths, or
+            whatever the image processor takes.
+        pictures: to compare on, beside random ones; likewise.
         labelled: rows with `image` and `label`, as `evaluation.evaluate` takes them, to measure mean IoU on, in PyTorch
             and in each file.
 
@@ -196,8 +196,9 @@ def export_model(
         figures[_FLOAT16] = _compared(path.with_name(_FLOAT16), target, reference, request)
         figures[_FLOAT16]["half_arithmetic"] = in_half(deployed, reference, request)
     if request.int8:
-        inputs = (processor(each, return_tensors="pt").pixel_values for each in request.calibration)
-        to_int8(path, path.with_name(_INT8), inputs)
+        opened_ones = (opened(each, model.config.num_channels) for each in request.calibration)
+        inputs = (processor(each, return_tensors="pt").pixel_values for each in opened_ones)
+        to_int8(path, path.with_name(_INT8), inputs if request.int8 == "static" else None)
         figures[_INT8] = {"kind": request.int8, **_compared(path.with_name(_INT8), target, reference, request)}
     if len(request.labelled):
         _add_mean_iou(figures, path.parent, target, reference, request)
@@ -296,9 +297,10 @@ def _describe(
         channels = network.encoder.config.num_channels
         called = {
             "input": f"pixel_values, float32 (batch, {channels}, height, width)",
-            "output": f"logits, float32 (batch, {network.classifier.out_channels}, height / 4, width / 4)",
+            "output": f"logits, float32 (batch, {network.classifier.out_channels}, height / 4, width / 4), rounded up",
         }
-    versions = {name: version(name) for name in ("torch", *target.packages)}
+    # By the modules: the package that brings one may have another name, such as onnxruntime-gpu.
+    versions = {name: import_module(name).__version__ for name in ("torch", *target.packages)}
     return {
         "target": request.target,
         **called,
@@ -333,18 +335,4 @@ def format_report(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def pictures_in(folder: str | Path) -> list[Path]:
-    """The picture files of a folder, by name.
-
-    Raises:
-        ValueError: if there is none.
-        OSError: if there is no such folder.
-    """
-    known = Image.registered_extensions()
-    found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in known)
-    if not found:
-        raise ValueError(f"{folder} holds no pictures that Pillow reads")
-    return found
-
-
-__all__ = ["TARGETS", "Request", "export_model", "format_report", "pictures_in"]
+__all__ = ["TARGETS", "Request", "export_model", "format_report"]

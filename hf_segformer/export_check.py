@@ -3,6 +3,7 @@
 Axes: B pictures, C bands, H W a picture's sides, K classes, h w sides of the logits.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from .deployment import MIN_SIDE, DeployedSegFormer, PicturesToLabels, target_size
 from .image_processing_segformer import SegFormerImageProcessor
 from .modeling_segformer import SegFormerForSemanticSegmentation
+from .reader import read_picture
 from .runtimes import Agreement, Runtime, smooth_pictures
 
 _SIZES = ((1, 64, 96), (2, 101, 67), (3, 96, 131))  # pictures, height, width
@@ -24,6 +26,9 @@ class Reference:
         model: in float32, on the CPU, in evaluation mode.
         processor: its image processor.
         network: that was exported.
+
+    Raises:
+        ValueError: if what the processor makes of pictures is too small for a graph.
     """
 
     def __init__(
@@ -35,29 +40,40 @@ class Reference:
         self.model, self.processor = model, processor
         self.is_labelling = isinstance(network, PicturesToLabels)
         self.resizes = isinstance(network, PicturesToLabels) and network.size is not None
+        native = target_size(processor) if "height" in processor.size else (256, 320)
+        self._native = [max(side, MIN_SIDE) for side in native]
+        resized = processor._target_size(*self._native)
+        if min(resized) < MIN_SIDE and not self.resizes:
+            raise ValueError(
+                f"the image processor makes {resized[0]}x{resized[1]} of a picture, but sides must be {MIN_SIDE} pixels "
+                "at least to enter a graph: give it a larger size, or let the graph resize (with processing)"
+            )
 
     def cases(self, given: Sequence[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs of the graph and logits (B, K, h, w), of random pictures of several sizes and of those given."""
+        """Inputs of the graph and logits (B, K, h, w), of random pictures of several sizes and of those given.
+
+        Raises:
+            ValueError: if a given one does not fit the model, or is too small for a graph.
+            OSError: if a file can not be read.
+        """
         num_channels = self.model.config.num_channels
         for seed, (num, height, width) in enumerate(_SIZES):
             pictures = smooth_pictures(num, height, width, num_channels, seed)
             yield self._case(pictures, at_own_size=not self.resizes)
-        native = target_size(self.processor) if "height" in self.processor.size else (256, 320)
-        height, width = (max(side, MIN_SIDE) for side in native)
-        yield self._case(smooth_pictures(1, height, width, num_channels, len(_SIZES)))
+        yield self._case(smooth_pictures(1, *self._native, num_channels, len(_SIZES)))
         for picture in given:
-            yield self._case([picture])
+            inputs, logits = self._case([opened(picture, num_channels)])
+            height, width = inputs.shape[1:3] if self.is_labelling else inputs.shape[2:]
+            if min(height, width) < MIN_SIDE:
+                name = picture if isinstance(picture, str | os.PathLike) else "a picture to compare on"
+                raise ValueError(
+                    f"{name} enters the graph at {height}x{width} pixels, but sides must be {MIN_SIDE} at least"
+                )
+            yield inputs, logits
 
     @torch.no_grad()
     def _case(self, pictures: Sequence[Any], at_own_size: bool = False) -> tuple[Tensor, Tensor]:
         inputs, logits = self._inputs_and_logits(pictures, {"do_resize": False} if at_own_size else {})
-        sides = inputs.shape[1:3] if self.is_labelling else inputs.shape[2:]
-        if min(sides) < MIN_SIDE:
-            height, width = sides
-            raise ValueError(
-                f"a picture to compare on enters the graph at {height}x{width} pixels, but sides must be {MIN_SIDE} at "
-                "least"
-            )
         return inputs.contiguous(), logits
 
     def _inputs_and_logits(self, pictures: Sequence[Any], resized: dict[str, bool]) -> tuple[Tensor, Tensor]:
@@ -76,3 +92,8 @@ class Reference:
         if self.is_labelling:
             return Agreement.of_labels(inputs.shape, found, logits, inputs.shape[1:3])
         return Agreement.of_logits(inputs.shape, found, logits, inputs.shape[2:])
+
+
+def opened(picture: Any, num_channels: int) -> Any:
+    """The picture of a file, of any kind that labelled pictures may have; anything else as it is."""
+    return read_picture(os.fspath(picture), num_channels) if isinstance(picture, str | os.PathLike) else picture

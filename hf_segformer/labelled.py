@@ -4,7 +4,7 @@ Nothing is decoded here: rows hold `image` and `label` as they are stored, and `
 are asked for. Training and `segformer evaluate` find their pictures by the same functions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,19 @@ def open_folders(images: Path, labels: Path, image_suffix: str = "", label_suffi
     return datasets.Dataset.from_dict(
         {"image": [str(image) for image, _ in pairs], "label": [str(label) for _, label in pairs]}
     )
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures of a folder, at any depth, by name.
+
+    Raises:
+        ValueError: if there is none.
+        OSError: if there is no such folder.
+    """
+    found = [path for path in _files(folder) if path.name.lower().endswith(_PICTURE_SUFFIXES)]
+    if not found:
+        raise _no_pictures(folder, _PICTURE_SUFFIXES)
+    return found
 
 
 def load_splits(
@@ -179,7 +192,7 @@ def _pairs(folders: tuple[Path, Path], suffixes: tuple[tuple[str, ...], tuple[st
     images = _by_stem(folders[0], suffixes[0], () if not is_one or suffixes[1] == _MAP_SUFFIXES else suffixes[1])
     labels = _by_stem(folders[1], suffixes[1])
     if not images:
-        raise ValueError(f"{folders[0]} holds no pictures (files that end in {', '.join(suffixes[0])})")
+        raise _no_pictures(folders[0], suffixes[0])
     alone = sorted(images.keys() ^ labels.keys())
     if alone:
         stem, others = alone[0], _others(alone[1:])
@@ -188,6 +201,10 @@ def _pairs(folders: tuple[Path, Path], suffixes: tuple[tuple[str, ...], tuple[st
             raise ValueError(f"{images[stem]} has no label map {wanted}{others}")
         raise ValueError(f"{labels[stem]} has no picture {folders[0] / stem}{suffixes[0][0]}{others}")
     return [(images[stem], labels[stem]) for stem in sorted(images)]
+
+
+def _no_pictures(folder: Path, suffixes: Sequence[str]) -> ValueError:
+    return ValueError(f"{folder} holds no pictures (files that end in {', '.join(suffixes)})")
 
 
 def _others(stems: Sequence[str]) -> str:
@@ -199,15 +216,22 @@ def _others(stems: Sequence[str]) -> str:
 
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...], passed_over: tuple[str, ...] = ()) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in _files(folder):
         name = path.name.lower()
         ending = next((suffix for suffix in suffixes if name.endswith(suffix)), None)
-        if ending is None or name.startswith(".") or (passed_over and name.endswith(passed_over)):
+        if ending is None or (passed_over and name.endswith(passed_over)):
             continue
         stem = (path.relative_to(folder).parent / path.name[: -len(ending)]).as_posix()
         if path != files.setdefault(stem, path):
             raise ValueError(f"{files[stem]} and {path.name} have one name: which is meant?")
     return files
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """What lies in a folder at any depth, by name, but for what is hidden or lies in hidden folders."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    for path in sorted(folder.rglob("*")):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path

@@ -40,7 +40,7 @@ def _keep_first(nodes: Any) -> None:
         seen.update(node.output)
 
 
-def to_int8(source: Path, destination: Path, calibration: Iterable[Tensor]) -> None:
+def to_int8(source: Path, destination: Path, calibration: Iterable[Tensor] | None = None) -> None:
     """Weights in eight bits, with a scale a channel.
 
     Without pictures to calibrate on, what flows into a product is quantised by its own range at run time (dynamic).
@@ -50,21 +50,20 @@ def to_int8(source: Path, destination: Path, calibration: Iterable[Tensor]) -> N
     Args:
         source: an ONNX file in float32.
         destination: file to write.
-        calibration: pixel values, each (B, C, H, W); none for dynamic.
+        calibration: pixel values, each (B, C, H, W), of which one at a time is held; None for dynamic.
     """
     require("onnx", "onnxruntime")
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-    inputs = list(calibration)
     weights: dict[str, Any] = {"per_channel": True, "weight_type": QuantType.QInt8}
     with quiet():
-        if not inputs:
+        if calibration is None:
             quantize_dynamic(source, destination, op_types_to_quantize=["MatMul"], **weights)
         else:
             quantize_static(
                 source,
                 destination,
-                _reader(inputs),
+                _reader(calibration),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["MatMul", "Conv"],
                 activation_type=QuantType.QUInt8,

@@ -105,9 +105,7 @@ class RowReader:
     def read(self, image: Any, label: Any) -> tuple[Image.Image | np.ndarray, np.ndarray]:
         """One picture and its labels; see `__call__`."""
         image_name, label_name = file_name(image) or "the picture", file_name(label) or "the label map"
-        pixels = read_image(
-            _open(image, image_name, self.num_channels, self.image_dtype), self.num_channels, None, image_name
-        )
+        pixels = read_picture(image, self.num_channels, self.image_dtype)
         values = read_mask(_open(label, label_name, 1, self.label_dtype), label_name)
         size = (pixels.height, pixels.width) if isinstance(pixels, Image.Image) else pixels.shape[1:]
         if values.shape != tuple(size):
@@ -116,6 +114,17 @@ class RowReader:
                 f"is {size[0]}x{size[1]}"
             )
         return pixels, self.rule.apply(values, label_name)
+
+
+def read_picture(source: Any, num_channels: int, dtype: str | None = None) -> Image.Image | np.ndarray:
+    """A path, an encoded file or an array of that type -> a picture, as `read_image` gives it.
+
+    Raises:
+        ValueError: if it does not fit; names its file.
+        OSError: if the file can not be read.
+    """
+    name = file_name(source) or "the picture"
+    return read_image(_open(source, name, num_channels, dtype), num_channels, None, name)
 
 
 def file_name(source: Any) -> str | None:

@@ -3,9 +3,11 @@
 import json
 import os
 import sys
+import weakref
 from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import PIL
@@ -26,10 +28,9 @@ from hf_segformer.export import (
     export_model,
     format_report,
     in_half,
-    pictures_in,
 )
 from hf_segformer.export_check import Reference
-from hf_segformer.labelled import open_folders, read_rows
+from hf_segformer.labelled import open_folders, pictures_in, read_rows
 from hf_segformer.quantization import to_int8
 from hf_segformer.runtimes import Agreement, RuntimeModel, onnx_runtime, open_vino, smooth_pictures, torch_program
 from hf_segformer.upsampling_segformer import upsample
@@ -283,13 +284,28 @@ def test_static_int8_quantises_convolutions_too_and_is_judged_on_labels(onnx_fol
 
 def test_dynamic_int8_quantises_products_by_their_own_range(onnx_folder, model, tmp_path):
     folder, _ = onnx_folder
-    to_int8(folder / "model.onnx", tmp_path / "dynamic.onnx", [])
+    to_int8(folder / "model.onnx", tmp_path / "dynamic.onnx")
     kinds = operations(tmp_path / "dynamic.onnx")
     assert kinds["MatMulInteger"] == 28  # all but those of two activations in attention
     assert kinds["Conv"] == 12
     pixels = torch.randn(2, 3, 75, 130)
     found, expected = onnx_runtime(tmp_path / "dynamic.onnx")(pixels), logits_of(model, pixels)
     assert 0 < (found - expected).abs().max() < 0.3 * expected.abs().max()
+
+
+def test_pictures_to_calibrate_on_are_not_held_all_at_once(onnx_folder, tmp_path):
+    seen = []
+
+    def pictures():
+        for _ in range(4):
+            pixels = torch.randn(1, 3, 64, 96)
+            seen.append(weakref.ref(pixels))
+            yield pixels
+            del pixels
+            assert sum(each() is not None for each in seen) <= 1
+
+    to_int8(onnx_folder[0] / "model.onnx", tmp_path / "static.onnx", pictures())
+    assert len(seen) == 4
 
 
 def test_openvino_takes_any_size(model, processor, tmp_path):
@@ -340,6 +356,13 @@ def test_a_missing_package_is_named_with_what_installs_it(model, processor, tmp_
         export_model(model, processor, tmp_path, Request("openvino"))
 
 
+def test_a_package_may_come_under_another_name(model, processor, tmp_path, monkeypatch):
+    """As onnxruntime does from onnxruntime-gpu."""
+    monkeypatch.setitem(sys.modules, "renamed", SimpleNamespace(__version__="7.1"))
+    monkeypatch.setitem(TARGETS, "torch", replace(TARGETS["torch"], packages=("renamed",)))
+    assert export_model(model, processor, tmp_path, Request("torch"))["versions"]["renamed"] == "7.1"
+
+
 def test_one_label_is_nothing_for_transformers_js(processor, tmp_path):
     for name in TARGETS["transformers.js"].packages:
         pytest.importorskip(name)
@@ -356,11 +379,32 @@ def test_float16_that_overflows_is_refused(model, processor):
         in_half(deployed, Reference(model, processor, deployed), Request("onnx", float16=True))
 
 
-def test_a_picture_that_is_too_small_for_the_graph_is_named(model):
+def test_a_picture_that_is_too_small_for_the_graph_is_named(model, tmp_path):
     processor = SegFormerImageProcessor(do_resize=False)
     reference = Reference(model, processor, DeployedSegFormer(model))
-    with pytest.raises(ValueError, match="at 40x90 pixels, but sides must be 64 at least"):
-        list(reference.cases([Image.new("RGB", (90, 40))]))
+    Image.new("RGB", (90, 40)).save(tmp_path / "small.png")
+    for picture, name in ((tmp_path / "small.png", "small.png"), (Image.new("RGB", (90, 40)), "a picture to compare")):
+        with pytest.raises(ValueError, match=rf"{name}.* at 40x90 pixels, but sides must be 64 at least"):
+            list(reference.cases([picture]))
+
+
+@pytest.mark.parametrize("keywords", [{"size": 32}, {"size": {"shortest_edge": 48}, "keep_ratio": True}])
+def test_a_processor_that_makes_pictures_too_small_for_a_graph_is_told(keywords, model):
+    processor, deployed = SegFormerImageProcessor(**keywords), DeployedSegFormer(model)
+    with pytest.raises(ValueError, match=r"processor makes (32x32|48x60) of a picture, but sides must be 64"):
+        Reference(model, processor, deployed)
+    if "keep_ratio" not in keywords:  # the graph resizes
+        Reference(model, processor, PicturesToLabels(deployed, processor))
+
+
+def test_files_of_bands_are_compared_on_like_any_labelled_picture(tmp_path):
+    model = build(num_channels=5)
+    processor = SegFormerImageProcessor(size=64, image_mean=[0.5] * 5, image_std=[0.3] * 5, do_rescale=False)
+    bands = np.random.default_rng(0).random((5, 70, 90), dtype=np.float32)
+    np.save(tmp_path / "scene.npy", bands)
+    [path] = pictures_in(tmp_path)
+    *_, (inputs, _) = Reference(model, processor, DeployedSegFormer(model)).cases([path])
+    assert torch.equal(inputs, processor(bands, return_tensors="pt").pixel_values)
 
 
 @pytest.fixture

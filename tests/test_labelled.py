@@ -12,7 +12,7 @@ from test_cli import assert_one_line, run
 
 from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.evaluation import EvaluationOptions, evaluate, predict
-from hf_segformer.labelled import open_folders, open_split, read_rows
+from hf_segformer.labelled import open_folders, open_split, pictures_in, read_rows
 
 HEIGHT, WIDTH = 40, 56
 
@@ -49,6 +49,14 @@ def judge(folder, root, *options):
 def test_a_suffix_without_an_ending_stands_before_any_known_one(labelled):
     names = [row["label"].rsplit("/", 1)[1] for row in pairs_of(labelled)]
     assert names == ["a_labels.png", "b_labels.tif", "c_labels.png"]
+
+
+def test_what_is_hidden_is_no_picture(labelled):
+    for name in ("images/.ipynb_checkpoints/a-checkpoint.jpg", "images/._b.png", "images/notes.pdf"):
+        (labelled / name).parent.mkdir(exist_ok=True)
+        (labelled / name).write_bytes(b"")
+    assert len(pairs_of(labelled)) == 3
+    assert [path.name for path in pictures_in(labelled / "images")] == ["a.jpg", "b.png", "c.webp"]
 
 
 def test_all_without_a_partner_are_told_in_one_line(labelled):

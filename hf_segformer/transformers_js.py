@@ -83,7 +83,7 @@ def check_in_node(
         `version` and, by file, `equal_labels`; or `not_run` with the reason, where Node or the package is missing.
 
     Raises:
-        ValueError: if Node fails, or the labels of the float32 file are others.
+        ValueError: if Node fails or does not end, or the labels of the float32 file are others.
     """
     node = shutil.which("node")
     if node is None:
@@ -98,11 +98,14 @@ def check_in_node(
         picture.save(png)
         dtypes = ",".join(DTYPES[name] for name in files)
         command = [node, str(script), str(folder.resolve()), str(png), dtypes, str(output)]
-        done = subprocess.run(command, cwd=working_folder, capture_output=True, text=True, timeout=_TIMEOUT)
+        try:
+            done = subprocess.run(command, cwd=working_folder, capture_output=True, text=True, timeout=_TIMEOUT)
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(f"transformers.js gives no answer within {_TIMEOUT} seconds") from error
         if done.returncode == _NOT_THERE:
             return {"not_run": f"Node finds no {PACKAGE} from here: npm install {PACKAGE}"}
         if done.returncode:
-            raise ValueError(f"transformers.js can not run {folder.name}: {done.stderr.strip()[-500:]}")
+            raise ValueError(f"transformers.js can not run the exported files: {done.stderr.strip()[-500:]}")
         found = json.loads(output.read_text())
     expected = expected_labels(model, processor, picture)
     shares = {name: _equal(found["labels"][DTYPES[name]], expected) for name in files}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from copy import deepcopy
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def test_other_labels_and_a_broken_file_are_refused(exported, model, processor, 
         check_in_node(folder, other, processor, ["model.onnx"], working_folder=NODE)
     shutil.copytree(folder, tmp_path / "broken")
     (tmp_path / "broken" / "onnx" / "model.onnx").write_bytes(b"no model")
-    with pytest.raises(ValueError, match=r"transformers\.js can not run broken"):
+    with pytest.raises(ValueError, match=r"transformers\.js can not run the exported files"):
         check_in_node(tmp_path / "broken", model, processor, ["model.onnx"], working_folder=NODE)
 
 
@@ -98,3 +99,13 @@ def test_without_node_it_is_told(model, processor, tmp_path, monkeypatch):
 def test_a_picture_of_native_size_is_left_as_it_is(size, expected):
     processor = SegFormerImageProcessor(size=size)
     assert native_size(processor) == processor._target_size(*expected) == expected
+
+
+def test_a_node_that_never_ends_is_told_in_words(model, processor, tmp_path, monkeypatch):
+    def never_ends(command, **options):
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", never_ends)
+    with pytest.raises(ValueError, match="no answer within 600 seconds"):
+        check_in_node(tmp_path, model, processor, ["model.onnx"])

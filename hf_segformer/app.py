@@ -5,6 +5,7 @@ but the loop-back one unless another is asked for; and what visitors upload lies
 """
 
 import html
+import math
 import os
 import shutil
 import signal
@@ -36,6 +37,8 @@ _OPACITY = 0.6
 _SWEEP, _KEPT = 600, 3600
 # Files of the page's own that are kept for Gradio to copy.
 _NEWEST = 100
+_UPLOAD = "256mb"  # at most
+_VISITORS = 200  # whose label maps are kept, some 10 MB each; whoever was away longest loses theirs
 _CARD_FILES = ("README.md", "examples/*", "*.jpg", "*.jpeg", "*.png", "*.webp")
 _EMPTY = "Drop a picture on the right to see its classes."
 _CSS = """
@@ -96,11 +99,12 @@ def build_app(predictor: SegFormerPredictor, title: str, examples: Any = ()) -> 
                     mask = gradio.DownloadButton("Mask of the chosen", elem_id="mask", size="sm", interactive=False)
                 shelf = _shelf(gradio, list(examples))
         shown = [upload, state, picture, classes, swatches, time, labels, mask]
-        upload.upload(page.label, [upload, opacity], shown, concurrency_limit=1)
+        one: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "network"}  # of uploads and examples together
+        upload.upload(page.label, [upload, opacity], shown, **one)
         if shelf is not None:
             paths = [path for path, _ in examples]
             shelf.click(
-                lambda index, value: page.label(paths[index], value), [shelf, opacity], shown, concurrency_limit=1
+                lambda index, value: page.label(paths[index], value), [shelf, opacity], shown, **one
             )
         quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
         classes.input(page.choose, [state, classes, opacity], [picture, mask], **quick)
@@ -133,13 +137,13 @@ class _Page:
             gradio.CheckboxGroup([(names[index], index) for index in chosen], value=chosen, visible=True),
             _swatches(result, palette),
             timing(result, self.predictor.model.device),
-            gradio.DownloadButton(value=self._file(write_labels, result, palette), interactive=True),
+            gradio.DownloadButton(value=self._file(write_labels, result), interactive=True),
             gradio.DownloadButton(value=self._file(write_mask, result, chosen), interactive=True),
         ]
 
     def choose(self, result: Result | None, chosen: list[int], opacity: float) -> Any:
         """Other classes."""
-        if result is None:  # kept for an hour
+        if result is None:  # kept for an hour, and not for everybody
             return self._gone(2)
         return self.fade(result, chosen, opacity), self._file(write_mask, result, chosen)
 
@@ -150,7 +154,7 @@ class _Page:
         return self._file(write_overlay, result, chosen, self.predictor.palette, opacity)
 
     def _gone(self, count: int) -> list[Any]:
-        self.gradio.Warning("The label map is no longer kept: give the picture once more", title="An hour has passed")
+        self.gradio.Warning("Give the picture once more", title="The label map is no longer kept")
         return [self.gradio.skip()] * count
 
     def _file(self, write: Any, *arguments: Any) -> str:
@@ -182,7 +186,7 @@ def _swatches(result: Result, palette: list[Color]) -> str:
     rules = []
     for place, (index, pixels) in enumerate(result.pixels.items(), start=1):
         row = f"#classes .wrap label:nth-of-type({place})"
-        share = 100 * pixels / result.labels.size
+        share = 100 * pixels / math.prod(result.size)
         shown = f"{share:.1f} %" if share >= 0.05 else "< 0.1 %"
         rules.append(f"{row} span::before {{ background: rgb{palette[index]}; }}")
         rules.append(f'{row}::after {{ content: "{shown}"; }}')
@@ -220,7 +224,8 @@ def serve(
     path = _fetched(source, revision)
     predictor = SegFormerPredictor.from_pretrained(path, device=device)
     folder = path if path.is_dir() else path.parent
-    title = source if is_repository(source) else path.resolve().stem
+    name = path.resolve().name if path.is_dir() else path.stem
+    title = source if is_repository(source) else name
     with _own_folder():
         blocks = build_app(predictor, title, example_pictures(folder))
         address = launch(blocks, host, port)
@@ -246,6 +251,8 @@ def launch(blocks: Any, host: str = "127.0.0.1", port: int | None = None) -> str
             prevent_thread_lock=True,
             quiet=True,
             ssr_mode=False,
+            max_file_size=_UPLOAD,
+            state_session_capacity=_VISITORS,
             pwa=False,
             footer_links=[],
             theme=gradio.themes.Default(
@@ -275,15 +282,28 @@ def _gradio() -> Any:
 
 
 def _fetched(source: str, revision: str | None) -> Path:
-    """A model's folder or file; of a repository with its card and the pictures that a card may name."""
+    """A model's folder or file; of a repository with its card and the pictures that a card may name.
+
+    Raises:
+        OSError: if there is no such model, or none that may be read.
+    """
     if not is_repository(source):
         return locate(source)
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     if revision is None:
         folder = locate(source)
         revision = folder.name  # a snapshot is named by its commit
-    return Path(snapshot_download(source, revision=revision, allow_patterns=["*.json", "*.safetensors", *_CARD_FILES]))
+    wanted = ["*.json", "*.safetensors", *_CARD_FILES]
+    below = ["*/*.json", "*/*.safetensors"]  # of a Trainer's checkpoints
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=wanted, ignore_patterns=below))
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no model {source} that may be read from here; a private or gated one needs HF_TOKEN, on a Space "
+            "as a secret in its settings"
+        ) from error
 
 
 @contextmanager

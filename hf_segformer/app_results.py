@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,13 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 class Result:
     """A picture with its label map, and how long it took.
 
+    A page keeps one for each visitor, so the label map of the picture's own size is kept as the file that is handed
+    out, a hundredth of it.
+
     Attributes:
         stem: the upload's name without its ending, for the names of files.
-        labels: (H, W) classes.
+        size: (H, W) of the picture.
+        label_file: a PNG file whose values are classes, colours those of the page; 16-bit grey for more than 256.
         shown: the picture, at most 1280 pixels a side.
         shown_labels: the labels of its pixels.
         pixels: of each class that occurs, by class, the most frequent first.
@@ -46,12 +51,18 @@ class Result:
     """
 
     stem: str
-    labels: np.ndarray
+    size: tuple[int, int]
+    label_file: bytes
     shown: Image.Image
     shown_labels: np.ndarray
     pixels: dict[int, int]
     seconds_preparing: float
     seconds_predicting: float
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(H, W) classes."""
+        return np.asarray(Image.open(BytesIO(self.label_file)))
 
 
 def label_upload(predictor: SegFormerPredictor, path: str | Path) -> Result:
@@ -81,9 +92,12 @@ def label_upload(predictor: SegFormerPredictor, path: str | Path) -> Result:
     picture = _reduced(shown(prepared.picture))
     counts = counted(prediction.labels, len(predictor.names))
     frequent = sorted((index for index, count in enumerate(counts) if count), key=lambda index: -counts[index])
+    label_file = BytesIO()
+    label_picture(prediction.labels, predictor.palette).save(label_file, "PNG")
     return Result(
         stem=path.stem,
-        labels=prediction.labels,
+        size=prepared.size,
+        label_file=label_file.getvalue(),
         shown=picture,
         shown_labels=_nearest(prediction.labels, picture.height, picture.width),
         pixels={index: counts[index] for index in frequent},
@@ -114,10 +128,10 @@ def write_overlay(
     return path
 
 
-def write_labels(result: Result, palette: Sequence[Color], folder: Path) -> Path:
-    """`<name>_labels.png`: values are classes, colours those of the page; 16-bit grey for more than 256 classes."""
+def write_labels(result: Result, folder: Path) -> Path:
+    """`<name>_labels.png`, the label map's file."""
     path = folder / f"{result.stem}_labels.png"
-    label_picture(result.labels, palette).save(path)
+    path.write_bytes(result.label_file)
     return path
 
 
@@ -136,10 +150,10 @@ def timing(result: Result, device: torch.device) -> str:
         >>> from PIL import Image
         >>> from hf_segformer.app_results import Result, timing
         >>> labels, picture = np.zeros((60, 90), np.uint8), Image.new("RGB", (90, 60))
-        >>> timing(Result("a", labels, picture, labels, {0: 5400}, 0.0117, 1.234), torch.device("cpu"))
+        >>> timing(Result("a", (60, 90), b"", picture, labels, {0: 5400}, 0.0117, 1.234), torch.device("cpu"))
         '90 × 60 pixels · prepared in 12 ms · labelled in 1.23 s on cpu'
     """
-    height, width = result.labels.shape
+    height, width = result.size
     prepared, labelled = (_duration(each) for each in (result.seconds_preparing, result.seconds_predicting))
     return f"{width} {_TIMES} {height} pixels · prepared in {prepared} · labelled in {labelled} on {device.type}"
 

@@ -148,6 +148,9 @@ def add_export(commands) -> None:
     parser.add_argument("--calibrate", type=Path, metavar="DIR", help="pictures that static int8 takes its ranges from")
     parser.add_argument("--images", type=Path, metavar="DIR", help="compare on these pictures, too")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="their label maps, of the same names: mean IoU")
+    parser.add_argument(
+        "--label-values", type=int, nargs="+", default=[], metavar="N", help="what maps hold for each class, 0 255 say"
+    )
     parser.set_defaults(run=export)
 
 
@@ -158,6 +161,8 @@ def export(arguments: argparse.Namespace) -> None:
     from .labelled import open_folders, pictures_in, read_rows
 
     require_free(arguments.destination)
+    if arguments.label_values and not arguments.labels:
+        raise ValueError("--label-values says what label maps hold: --labels DIR")
     if arguments.labels and not arguments.images:
         raise ValueError("--labels needs the pictures that they belong to: --images DIR")
     request = Request(
@@ -173,7 +178,11 @@ def export(arguments: argparse.Namespace) -> None:
     if arguments.labels:
         config = model.config
         rows = read_rows(
-            request.labelled, config.num_channels, config.num_labels, reduce_labels=processor.do_reduce_labels
+            request.labelled,
+            config.num_channels,
+            config.num_labels,
+            reduce_labels=processor.do_reduce_labels,
+            label_values=arguments.label_values,
         )
         request = replace(request, labelled=rows)
     with whole_folder(arguments.destination) as folder:
@@ -226,11 +235,11 @@ def add_push(commands) -> None:
 def push(arguments: argparse.Namespace) -> None:
     """Run `segformer push`."""
     options = {"private": arguments.private, "revision": arguments.revision}
-    page = None
+    page, needs_token = None, False
     if arguments.app:
         from .space import push_folder_with_app
 
-        commit, page = push_folder_with_app(arguments.folder, arguments.repository, **options)
+        commit, page, needs_token = push_folder_with_app(arguments.folder, arguments.repository, **options)
     else:
         from .publishing import push_folder
 
@@ -244,7 +253,7 @@ def push(arguments: argparse.Namespace) -> None:
     print(f'      code_revision="{commit.oid}", trust_remote_code=True)')
     if page is not None:
         print(f"its page is {page.repo_url}")
-        if arguments.private:
+        if needs_token:
             print("  for which the Space needs a secret HF_TOKEN (in its settings) that may read the model")
 
 

@@ -27,9 +27,9 @@ from hf_segformer.app import serve
 serve("{repo_id}", revision="{oid}", host="0.0.0.0", port=7860)
 '''
 _README = """---
-title: {title}
+title: "{title}"
 sdk: gradio
-sdk_version: {gradio}
+sdk_version: "{gradio}"
 python_version: "{python}"
 app_file: app.py
 models:
@@ -49,7 +49,7 @@ def push_folder_with_app(
     private: bool = False,
     revision: str | None = None,
     token: str | None = None,
-) -> tuple[CommitInfo, CommitInfo]:
+) -> tuple[CommitInfo, CommitInfo, bool]:
     """Publish a model's folder, and a Space of the same name that shows exactly this revision.
 
     What can be wrong with either is looked for before anything is made. The two are different repositories, so the Hub
@@ -59,12 +59,13 @@ def push_folder_with_app(
     Args:
         folder: see `publishing.push_folder`.
         repo_id: `"owner/name"` of both; a Space that exists gets a new revision.
-        private: make both private. The Space then needs a secret HF_TOKEN that may read the model.
+        private: make both private. A new Space of a model that is private already is private, whatever is said here.
         revision: branch of the model's repository.
         token: with the right to write; by default the one that is signed in.
 
     Returns:
-        The model's commit and the Space's.
+        The model's commit and the Space's, and whether the Space needs a secret HF_TOKEN to read the model, which is
+        private or gated.
 
     Raises:
         ValueError: see `push_folder`; or there is a Space of that name with something else in it.
@@ -77,7 +78,9 @@ def push_folder_with_app(
         _known_space(api, repo_id)
     commit = push_folder(folder, repo_id, private=private, revision=revision, token=token)
     with in_one_line(repo_id, f"{repo_id} is published as {commit.commit_url}, but its page is not"):
-        return commit, _push_space(api, repo_id, commit.oid, private)
+        model = api.model_info(repo_id)
+        page = _push_space(api, repo_id, commit.oid, private=bool(private or model.private))
+    return commit, page, bool(model.private or model.gated)
 
 
 def space_files(repo_id: str, oid: str) -> dict[str, bytes]:

@@ -65,6 +65,7 @@ class Repository:
 
     name: str
     private: bool = False
+    gated: bool = False
     commits: dict[str, dict[str, Blob]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -294,7 +295,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _info(self, repo: Repository, revision: str = "main"):
         oid = repo.resolve(revision)
         siblings = [{"rfilename": path} for path in repo.files(oid)]
-        self._answer({"id": repo.name, "sha": oid, "private": repo.private, "siblings": siblings, "tags": []})
+        about = {"private": repo.private, "gated": "manual" if repo.gated else False}
+        self._answer({"id": repo.name, "sha": oid, **about, "siblings": siblings, "tags": []})
 
     @_route("GET", f"{MODEL}/tree/(?P<revision>[^/]+)")
     def _tree(self, repo: Repository, revision: str):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor, SegFormerPredictor
 from hf_segformer.app import build_app
@@ -24,9 +25,11 @@ from hf_segformer.app import _own_folder, _wait_for_the_end, build_app, launch
 
 with _own_folder():
     kept = os.environ["GRADIO_TEMP_DIR"]
-    blocks = build_app(SegFormerPredictor.from_pretrained(sys.argv[1]), "streets")
+    blocks = build_app(SegFormerPredictor.from_pretrained(sys.argv[1]), "streets", [(sys.argv[2], "a street")])
     names = ["share", "share_url", "analytics_enabled", "ssr_mode", "run_history", "footer_links", "stylesheets"]
+    names += ["max_file_size", "state_session_capacity"]
     told = {"address": launch(blocks), **{name: getattr(blocks, name) for name in names}, "kept": kept}
+    told["labelling"] = [each.concurrency_id for each in blocks.fns.values() if each.concurrency_limit == 1]
     told["analytics"], told["was_there"] = os.environ["GRADIO_ANALYTICS_ENABLED"], os.path.isdir(kept)
     threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
     _wait_for_the_end("here")
@@ -38,9 +41,9 @@ print(json.dumps(told))
 @pytest.fixture
 def folder(model, tmp_path):
     """A checkpoint."""
-    model.save_pretrained(tmp_path / "streets")
-    SegFormerImageProcessor(size={"shortest_edge": 32}, keep_ratio=True).save_pretrained(tmp_path / "streets")
-    return tmp_path / "streets"
+    model.save_pretrained(tmp_path / "streets.v2")
+    SegFormerImageProcessor(size={"shortest_edge": 32}, keep_ratio=True).save_pretrained(tmp_path / "streets.v2")
+    return tmp_path / "streets.v2"
 
 
 def one_line(err):
@@ -63,13 +66,16 @@ def command(folder, *options, **environment):
 @NEEDS_GRADIO
 def test_gradio_is_told_to_keep_to_this_machine(folder):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GRADIO_SHARE": "true", "GRADIO_ANALYTICS_ENABLED": "True"}
-    arguments = [sys.executable, "-c", SETTINGS, str(folder)]
+    Image.new("RGB", (90, 60)).save(folder / "street.png")
+    arguments = [sys.executable, "-c", SETTINGS, str(folder), str(folder / "street.png")]
     out = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment).stdout
     told = json.loads(out.splitlines()[-1])
     assert told["address"].startswith("http://127.0.0.1:")
     assert (told["share"], told["share_url"]) == (False, None)
     assert (told["analytics_enabled"], told["analytics"], told["run_history"]) == (False, "False", False)
     assert (told["ssr_mode"], told["footer_links"], told["stylesheets"]) == (False, [], [])
+    assert (told["max_file_size"], told["state_session_capacity"]) == (256 * 2**20, 200)
+    assert told["labelling"] == ["network"] * 2  # one picture at a time, an upload or an example
     assert told["was_there"]
     assert not os.path.exists(told["kept"])
 
@@ -106,7 +112,7 @@ def test_a_taken_port_is_told_and_ctrl_c_ends_a_page_without_a_trace(folder, tmp
     scratch.mkdir()
     page = command(folder, TMPDIR=str(scratch))
     try:
-        address = re.fullmatch(r"streets is at http://127.0.0.1:(\d+)/ .*\n", page.stdout.readline())
+        address = re.fullmatch(r"streets\.v2 is at http://127.0.0.1:(\d+)/ .*\n", page.stdout.readline())
         second = command(folder, "--port", address[1])
         out, err = second.communicate(timeout=120)
         assert (second.returncode, out) == (1, "")

@@ -60,7 +60,7 @@ def test_hidden_classes_show_the_picture_and_chosen_ones_their_colour(predictor,
 
 def test_the_label_map_and_the_mask_are_at_the_pictures_size(predictor, photo, tmp_path):
     result = label_upload(predictor, photo)
-    labels = write_labels(result, predictor.palette, tmp_path)
+    labels = write_labels(result, tmp_path)
     assert labels.name == "my street_labels.png"
     np.testing.assert_array_equal(np.asarray(Image.open(labels)), result.labels)
     chosen = list(result.pixels)[1:]
@@ -158,3 +158,11 @@ def test_without_a_word_on_the_card_examples_lie_in_their_folder(photo):
 def test_a_broken_card_hides_no_model(tmp_path):
     write_card(tmp_path, "widget: [unclosed")
     assert example_pictures(tmp_path) == []
+
+
+def test_what_is_kept_of_a_large_picture_is_small(predictor, tmp_path):
+    Image.new("RGB", (3000, 2000), "teal").save(tmp_path / "large.png")
+    result = label_upload(predictor, tmp_path / "large.png")
+    assert result.labels.shape == result.size == (2000, 3000)
+    assert len(result.label_file) < 100_000
+    assert not [each for each in vars(result).values() if isinstance(each, np.ndarray) and each.size > 1280**2]

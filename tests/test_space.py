@@ -98,6 +98,22 @@ def test_a_private_model_has_a_private_page_and_a_word_on_its_secret(hub, author
     )
 
 
+def test_a_model_that_is_private_or_gated_already_decides_for_its_page(hub, author, folder):
+    for name in ("mine", "gated", "open"):
+        author(run_command, folder, f"me/{name}")
+    hub.repositories["me/mine"].private = hub.repositories["me/gated"].gated = True
+    for name, private, needs_token in (("mine", True, True), ("gated", False, True), ("open", False, False)):
+        status, out, _ = author(run_command, folder, f"me/{name}", "--app")
+        assert status == 0
+        assert space_of(hub, f"me/{name}").private == private
+        assert ("secret HF_TOKEN" in out) == needs_token
+
+
+def test_names_that_yaml_takes_for_numbers_are_names(hub, author, folder):
+    author(run_command, folder, "me/1.0", "--app")
+    assert RepoCard(space_of(hub, "me/1.0").files()["README.md"].content.decode()).data.to_dict()["title"] == "1.0"
+
+
 def test_a_space_with_another_program_is_left_alone_and_nothing_published(hub, author, folder):
     hub.repositories["spaces/me/other"] = Repository("spaces/me/other")
     space_of(hub, "me/other").commit("main", {"app.py": Blob(b"print('mine')")})
@@ -139,3 +155,43 @@ def test_a_model_that_can_not_be_published_leaves_no_page(hub, author, folder):
     assert_refused(author, folder, "me/nothing", "nothing was published", options=("--app",))
     assert hub.serve_all() < 30
     assert not {"me/nothing", "spaces/me/nothing"} & hub.repositories.keys()
+
+
+def fetch(repo_id, revision=None):
+    """What the page of a repository downloads; or the error's words."""
+    from hf_segformer.app import _fetched
+
+    try:
+        folder = _fetched(repo_id, revision)
+    except OSError as error:
+        return str(error)
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_page_fetches_model_card_and_pictures_but_no_checkpoints(hub, author, folder):
+    author(run_command, folder, "me/fetched")
+    hub.repositories["me/fetched"].commit(
+        "main",
+        {
+            **hub.repositories["me/fetched"].files(),
+            "checkpoint-5/model.safetensors": Blob(b"large", is_lfs=True),
+            "checkpoint-5/config.json": Blob(b"{}"),
+            "assets/street.jpg": Blob(b"a picture"),
+            "examples/corner.png": Blob(b"a picture"),
+        },
+    )
+    pictures = ["assets/street.jpg", "examples/corner.png"]
+    wanted = ["README.md", *pictures, "config.json", "model.safetensors", "preprocessor_config.json"]
+    for revision in (None, hub.repositories["me/fetched"].branches["main"]):
+        assert author(fetch, "me/fetched", revision) == sorted(wanted)
+
+
+def test_a_model_that_may_not_be_read_is_told_with_what_helps(hub, author, folder, tmp_path):
+    author(run_command, folder, "me/hidden", "--private")
+    stranger = Client(tmp_path / "stranger", hub.url, has_plugin=True)
+    try:
+        told = stranger(fetch, "me/hidden", hub.repositories["me/hidden"].branches["main"])
+    finally:
+        stranger.close()
+    assert "no model me/hidden that may be read from here" in told
+    assert "HF_TOKEN" in told

@@ -59,6 +59,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from .evaluation import evaluate as evaluate_model
     from .evaluation import write_json
     from .visualize import draw_confusion
+    from .writing import whole_file
 
     if arguments.device is not None:
         check_machine(arguments.device, None)
@@ -69,12 +70,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if not state.is_main_process:  # several processes share the pictures, and each has the whole result
         return
     print(result.format_table())
+    _warn_of_dropped_masks(result, arguments)
     if arguments.out is None:
         return
     title = arguments.title or Path(arguments.dataset or arguments.images).resolve().name
     values = result.to_json(title, arguments.split if arguments.dataset else "", options)
     write_json(values, arguments.out / "metrics.json")
-    draw_confusion(result.matrix, result.names).save(arguments.out / "confusion.png")
+    with whole_file(arguments.out / "confusion.png") as partial:
+        draw_confusion(result.matrix, result.names).save(partial, "PNG")
     print(f"written to {arguments.out}: metrics.json, confusion.png")
 
 
@@ -93,6 +96,16 @@ def _evaluation_options(arguments: argparse.Namespace):
         arguments.out.mkdir(parents=True, exist_ok=True)
         TemporaryDirectory(dir=arguments.out).cleanup()
     return options
+
+
+def _warn_of_dropped_masks(result, arguments: argparse.Namespace) -> None:
+    """Say so where no pixel is of the one class that is looked for: masks of 0 and 255 are the most common ones."""
+    if result.misses_its_class() and not arguments.label_values:
+        print(
+            f"segformer: the label maps have no pixel of {result.names[1]!r}: where 255 stands for it, it did "
+            "not count, give --label-values 0 255",
+            file=sys.stderr,
+        )
 
 
 def _labelled_rows(arguments: argparse.Namespace, config, reduce_labels: bool):

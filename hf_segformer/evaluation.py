@@ -92,6 +92,10 @@ class Evaluation:
         lines.append(f"  {_percent(metrics['overall_accuracy'])} % of all pixels are right")
         return "\n".join(lines)
 
+    def misses_its_class(self) -> bool:
+        """Whether there are two classes, and no pixel is of the second: so are masks of 0 and 255 read by default."""
+        return len(self.names) == 2 and not self.matrix[1].any()
+
     def _pixels(self) -> list[int]:
         return self.matrix.sum(dim=1).tolist()
 

@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 
 from .conversion import stock_config, stock_processor
 from .deployment import MIN_SIDE, DeployedSegFormer, PicturesToLabels, dynamic_axes, outside, trace
-from .evaluation import evaluate
+from .evaluation import Evaluation, evaluate
 from .export_check import Reference, opened
 from .image_processing_segformer import SegFormerImageProcessor
 from .modeling_segformer import SegFormerForSemanticSegmentation
@@ -169,17 +169,20 @@ def export_model(
     Args:
         model: is left as it is.
         processor: its image processor.
-        folder: that exists; the caller decides what becomes of it after an error.
+        folder: an empty one; the caller decides what becomes of it after an error.
         request: what is wanted.
 
     Returns:
         How the graph is called and, by file, how near its answers are to PyTorch's.
 
     Raises:
-        ValueError: if a package is missing, the model can not be exported, or its answers elsewhere are others.
+        ValueError: if something is in the folder, a package is missing, the model can not be exported, or its answers
+            elsewhere are others.
         OSError: if a picture can not be read or a file not be written.
     """
     began, folder, target = time.perf_counter(), Path(folder), TARGETS[request.target]
+    if any(folder.iterdir()):
+        raise ValueError(f"{folder} must be an empty folder, but it has files in it, which would be overwritten")
     require(*target.packages)
     if request.target == "transformers.js" and model.config.num_labels == 1:
         raise ValueError("the model has one label, and transformers.js takes the best of several: train it with two")
@@ -201,7 +204,7 @@ def export_model(
         to_int8(path, path.with_name(_INT8), inputs if request.int8 == "static" else None)
         figures[_INT8] = {"kind": request.int8, **_compared(path.with_name(_INT8), target, reference, request)}
     if len(request.labelled):
-        _add_mean_iou(figures, path.parent, target, reference, request)
+        add_mean_iou(figures, path.parent, target, reference, request)
     _write_configurations(model, processor, folder, request.target)
     report = _describe(network, processor, request, target)
     if request.target == "transformers.js":
@@ -253,18 +256,25 @@ def in_half(deployed: nn.Module, reference: Reference, request: Request) -> dict
     return {name: figures[name] for name in ("max_error", "relative_error", "equal_labels")}
 
 
-def _add_mean_iou(
+def add_mean_iou(
     figures: dict[str, dict[str, Any]], folder: Path, target: Target, reference: Reference, request: Request
 ) -> None:
     """Mean IoU on the labelled pictures, of each file and of PyTorch's own."""
     model, processor = reference.model, reference.processor
 
-    def mean_iou(model: nn.Module) -> float:
-        return evaluate(model, processor, request.labelled, progress=False).metrics["mean_iou"]
+    def judged(model: nn.Module) -> Evaluation:
+        return evaluate(model, processor, request.labelled, progress=False)
 
-    expected = mean_iou(model)
+    evaluation = judged(model)
+    if not evaluation.matrix.any():
+        raise ValueError("no pixel of the label maps counts, so that there is no mean IoU to compare")
+    if evaluation.misses_its_class():
+        raise ValueError(
+            f"no pixel of the label maps is of {evaluation.names[1]!r}: where 255 stands for it, give --label-values 0 255"
+        )
+    expected = evaluation.metrics["mean_iou"]
     for name, each in figures.items():
-        found = mean_iou(RuntimeModel(target.run(folder / name), model.config))
+        found = judged(RuntimeModel(target.run(folder / name), model.config)).metrics["mean_iou"]
         each |= {"mean_iou": found, "mean_iou_in_pytorch": expected, "labelled_pictures": len(request.labelled)}
 
 

@@ -41,12 +41,12 @@ class Reference:
         self.is_labelling = isinstance(network, PicturesToLabels)
         self.resizes = isinstance(network, PicturesToLabels) and network.size is not None
         native = target_size(processor) if "height" in processor.size else (256, 320)
-        self._native = [max(side, MIN_SIDE) for side in native]
+        self._native = (max(native[0], MIN_SIDE), max(native[1], MIN_SIDE))
         resized = processor._target_size(*self._native)
         if min(resized) < MIN_SIDE and not self.resizes:
             raise ValueError(
-                f"the image processor makes {resized[0]}x{resized[1]} of a picture, but sides must be {MIN_SIDE} pixels "
-                "at least to enter a graph: give it a larger size, or let the graph resize (with processing)"
+                f"the image processor makes {resized[0]}x{resized[1]} of a picture, but sides must be {MIN_SIDE} at "
+                "least to enter a graph: give it a larger size, or let the graph resize (with processing)"
             )
 
     def cases(self, given: Sequence[Any]) -> Iterator[tuple[Tensor, Tensor]]:

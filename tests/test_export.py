@@ -27,6 +27,7 @@ from hf_segformer.export import (
     Request,
     export_model,
     format_report,
+    add_mean_iou,
     in_half,
 )
 from hf_segformer.export_check import Reference
@@ -407,6 +408,23 @@ def test_files_of_bands_are_compared_on_like_any_labelled_picture(tmp_path):
     assert torch.equal(inputs, processor(bands, return_tensors="pt").pixel_values)
 
 
+def test_label_maps_without_a_pixel_that_counts_are_told(model, processor, tmp_path):
+    [picture] = smooth_pictures(1, 80, 112, 3)
+    labelled = [{"image": picture, "label": np.full((80, 112), 255, dtype=np.uint8)}]
+    with pytest.raises(ValueError, match="no pixel of the label maps counts"):
+        export_model(model, processor, tmp_path, Request("torch", labelled=labelled))
+
+
+def test_masks_of_0_and_255_are_not_taken_for_masks_of_nothing(processor, tmp_path):
+    model = build(num_labels=1)
+    mask = np.zeros((80, 112), dtype=np.uint8)
+    mask[:40] = 255
+    request = Request("torch", labelled=[{"image": smooth_pictures(1, 80, 112, 3)[0], "label": mask}])
+    reference = Reference(model, processor, DeployedSegFormer(model))
+    with pytest.raises(ValueError, match="no pixel .* is of 'LABEL_0': where 255 stands for it, give --label-values 0 255"):
+        add_mean_iou({}, tmp_path, TARGETS["torch"], reference, request)
+
+
 @pytest.fixture
 def checkpoint(model, processor, tmp_path):
     model.save_pretrained(tmp_path / "model")
@@ -422,7 +440,7 @@ def test_the_command_writes_a_torch_program_for_any_size_and_says_how_near_it_is
     checkpoint, model, data, tmp_path, capsys
 ):
     destination = tmp_path / "exported"
-    images = ("--images", data / "images", "--labels", data / "labels")
+    images = ("--images", data / "images", "--labels", data / "labels", "--label-values", *range(5))
     assert run("export", checkpoint, destination, "--to", "torch", *images) == 0
     assert sorted(os.listdir(destination)) == ["config.json", "export.json", "model.pt2", "preprocessor_config.json"]
     printed = capsys.readouterr().out
@@ -461,6 +479,7 @@ def test_a_file_with_other_answers_is_refused_and_leaves_nothing(checkpoint, mod
         (["--to", "torch", "--images", "nowhere"], "nowhere"),
         (["--to", "torch", "--images", "images", "--labels", "others"], "1.png"),
         (["--to", "torch", "--fp16"], "not for torch"),
+        (["--to", "torch", "--label-values", "0", "255"], "--labels DIR"),
     ],
 )
 def test_the_command_refuses_in_one_line(arguments, words, data, tmp_path, capsys, monkeypatch):
@@ -476,9 +495,13 @@ def test_the_command_refuses_in_one_line(arguments, words, data, tmp_path, capsy
     assert not os.path.exists("exported")
 
 
-def test_a_destination_with_files_is_left_alone(checkpoint, capsys):
+def test_a_destination_with_files_is_left_alone(checkpoint, model, processor, capsys):
+    before = (checkpoint / "config.json").read_text()
     assert run("export", checkpoint, checkpoint, "--to", "torch") == 1
     assert "a new or an empty folder" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="must be an empty folder"):
+        export_model(model, processor, checkpoint, Request("torch"))
+    assert (checkpoint / "config.json").read_text() == before
 
 
 # --- The figures ------------------------------------------------------------------------------------------------------

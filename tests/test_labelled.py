@@ -110,8 +110,13 @@ def test_a_binary_model_is_judged_on_two_values(tiny_config, labelled, capsys):
     SegFormerForSemanticSegmentation(tiny_config(num_labels=1)).save_pretrained(labelled / "binary")
     for row in pairs_of(labelled):
         Image.fromarray((np.asarray(Image.open(row["label"])) > 2).astype(np.uint8) * 255).save(row["label"])
+    assert judge(labelled / "binary", labelled) == 0
+    warning = "no pixel of 'LABEL_0': where 255 stands for it, it did not count, give --label-values 0 255"
+    assert warning in capsys.readouterr().err
     assert judge(labelled / "binary", labelled, "--label-values", 0, 255) == 0
-    table = capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert warning not in captured.err
+    table = captured.out
     assert "background" in table
     shares = [float(line.split()[-1]) for line in table.splitlines()[1:3]]
     assert sum(shares) == pytest.approx(100)
@@ -178,16 +183,24 @@ def test_wrong_options_are_one_line(options, words, folder, labelled, capsys):
 def test_a_full_disk_is_one_line_and_leaves_earlier_results(folder, labelled, capsys, monkeypatch):
     out = labelled / "out"
     assert judge(folder, labelled, "--out", out) == 0
-    before = (out / "metrics.json").read_text()
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
 
     def full(path, *_, **__):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(Path, "write_text", full)
-    capsys.readouterr()
-    assert judge(folder, labelled, "--out", out, "--flip") == 1
-    assert_one_line(capsys.readouterr().err.splitlines()[-1].lstrip("\r") + "\n", "No space left", "metrics.json")
-    assert (out / "metrics.json").read_text() == before
+    def half(image, path, *_, **__):
+        Path(path).write_bytes(b"half")
+        full(path)
+
+    steps = ((Path, "write_text", full, "metrics.json"), (Image.Image, "save", half, "confusion.png"))
+    for owner, method, fails, file in steps:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, method, fails)
+            capsys.readouterr()
+            assert judge(folder, labelled, "--out", out, "--flip") == 1
+        assert_one_line(capsys.readouterr().err.splitlines()[-1].lstrip("\r") + "\n", "No space left", file)
+        assert (out / file).read_bytes() == before[file]
+    assert {path.name for path in out.iterdir()} == before.keys()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20000), (20000, 1), (3, 5)])

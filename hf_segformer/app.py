@@ -103,9 +103,7 @@ def build_app(predictor: SegFormerPredictor, title: str, examples: Any = ()) -> 
         upload.upload(page.label, [upload, opacity], shown, **one)
         if shelf is not None:
             paths = [path for path, _ in examples]
-            shelf.click(
-                lambda index, value: page.label(paths[index], value), [shelf, opacity], shown, **one
-            )
+            shelf.click(lambda index, value: page.label(paths[index], value), [shelf, opacity], shown, **one)
         quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
         classes.input(page.choose, [state, classes, opacity], [picture, mask], **quick)
         opacity.input(page.fade, [state, classes, opacity], picture, **quick)

@@ -270,7 +270,8 @@ def add_mean_iou(
         raise ValueError("no pixel of the label maps counts, so that there is no mean IoU to compare")
     if evaluation.misses_its_class():
         raise ValueError(
-            f"no pixel of the label maps is of {evaluation.names[1]!r}: where 255 stands for it, give --label-values 0 255"
+            f"no pixel of the label maps is of {evaluation.names[1]!r}: where 255 stands for it, give "
+            "--label-values 0 255"
         )
     expected = evaluation.metrics["mean_iou"]
     for name, each in figures.items():

@@ -25,9 +25,9 @@ from hf_segformer.evaluation import evaluate
 from hf_segformer.export import (
     TARGETS,
     Request,
+    add_mean_iou,
     export_model,
     format_report,
-    add_mean_iou,
     in_half,
 )
 from hf_segformer.export_check import Reference
@@ -421,7 +421,7 @@ def test_masks_of_0_and_255_are_not_taken_for_masks_of_nothing(processor, tmp_pa
     mask[:40] = 255
     request = Request("torch", labelled=[{"image": smooth_pictures(1, 80, 112, 3)[0], "label": mask}])
     reference = Reference(model, processor, DeployedSegFormer(model))
-    with pytest.raises(ValueError, match="no pixel .* is of 'LABEL_0': where 255 stands for it, give --label-values 0 255"):
+    with pytest.raises(ValueError, match="is of 'LABEL_0': where 255 stands for it, give --label-values 0 255"):
         add_mean_iou({}, tmp_path, TARGETS["torch"], reference, request)
 
 

@@ -11,7 +11,6 @@ Axes: B batch, C channels, E = C * mlp_ratio hidden channels, H W a stage's grid
 A heads.
 """
 
-import re
 from collections.abc import Iterator
 from itertools import pairwise, product
 from typing import NamedTuple
@@ -20,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fast_paths_segformer import is_compiled_and_full, is_fast_and_full, needs_gradient, only_once
+from .fast_paths_segformer import OPERATIONS, is_compiled_and_full, is_fast_and_full, needs_gradient, only_once
 from .products_segformer import find_onednn, linear, multiply_over_rows
 
 STRIP_BYTES = 1 << 23  # of hidden tokens, or of queries, at once; a quarter of it costs 10 to 30 % more time
@@ -293,16 +292,12 @@ def attend(tokens: Tensor, normed: Tensor, reduced: Tensor, weights: AttentionWe
 
 
 # What `torch.compile` is to call without looking into it: its own products are MKL's, and its attention is slower.
-# Every copy of this file, as checkpoints bring one along, registers names of its own.
-_OPERATIONS = re.sub(r"\W", "_", __name__)
-
-
-@torch.library.custom_op(f"{_OPERATIONS}::mix", mutates_args=())
+@torch.library.custom_op(f"{OPERATIONS}::mix", mutates_args=())
 def _compiled_mix(tokens: Tensor, height: int, width: int, weights: list[Tensor], eps: float, residual: bool) -> Tensor:
     return mix_forward(tokens, height, width, MixWeights(*weights), eps, residual)
 
 
-@torch.library.custom_op(f"{_OPERATIONS}::attend", mutates_args=())
+@torch.library.custom_op(f"{OPERATIONS}::attend", mutates_args=())
 def _compiled_attend(tokens: Tensor, normed: Tensor, reduced: Tensor, weights: list[Tensor], head_dim: int) -> Tensor:
     return attend(tokens, normed, reduced, AttentionWeights(*weights), head_dim)
 

@@ -9,6 +9,7 @@ them into the table here; the table of a copy that came with a checkpoint stays 
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -23,6 +24,9 @@ from torch.autograd import forward_ad
 Item = TypeVar("Item")
 
 KERNELS: dict[tuple[str, str], Callable[..., Any]] = {}  # by kind of device and name; hf_segformer.ops fills it
+
+# Of operations that a compiler calls; each copy of these files, as checkpoints bring one along, has a namespace of its own.
+OPERATIONS = re.sub(r"\W", "_", __name__)
 
 # glibc hands memory at the end of its heap back to the system once it is more than twice the largest block freed so
 # far, 64 MiB at most. Within a network that is every layer, and getting it again takes a sixth of B0's time. A large

@@ -42,6 +42,7 @@ from .fast_paths_segformer import (
     linear_weights,
     needs_gradient,
 )
+from .products_segformer import plain_linear
 from .upsampling_segformer import at_least_float32, check_labels, upsample, upsample_cross_entropy
 
 logger = logging.get_logger(__name__)
@@ -464,7 +465,7 @@ class SegFormerDecodeHead(nn.Module):
         if add_up is not None:
             return add_up(self.project(features, matrices, bias)).permute(0, 3, 1, 2)
         first, *others = [
-            F.linear(stage.permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
+            plain_linear(stage.permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
             for stage, matrix in zip(features, matrices, strict=True)
         ]
         fused = first + bias.to(first.dtype)[:, None, None]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fast_paths_segformer import needs_gradient, only_once
+from .fast_paths_segformer import OPERATIONS, is_compiled_and_full, needs_gradient, only_once
 
 
 def find_onednn(name: str, *tensors: Tensor) -> Any:
@@ -68,6 +68,22 @@ class _Linear(torch.autograd.Function):
             multiply_over_rows(rows, tokens.flatten(0, -2)) if wants_weight else None,
             rows.sum(0) if wants_bias else None,
         )
+
+
+@torch.library.custom_op(f"{OPERATIONS}::linear", mutates_args=())
+def _compiled_linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return linear(tokens, weight, bias)
+
+
+@_compiled_linear.register_fake
+def _outputs(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return tokens.new_empty(*tokens.shape[:-1], len(weight))
+
+
+def plain_linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`, for which a compiler that would take MKL's product is given `linear`."""
+    given = [tensor for tensor in (tokens, weight, bias) if tensor is not None]
+    return _compiled_linear(tokens, weight, bias) if is_compiled_and_full(*given) else F.linear(tokens, weight, bias)
 
 
 __all__: list[str] = []

@@ -14,6 +14,7 @@ from hf_segformer import (
     SegFormerForSemanticSegmentation,
     SegFormerModel,
 )
+from hf_segformer.fast_paths_segformer import OPERATIONS
 
 TWO_STAGES = {
     "num_encoder_blocks": 2,
@@ -250,7 +251,7 @@ def test_a_compiled_network_calls_the_fast_encoder_where_it_may(tiny_config):
 
     def count(graphs):
         [targets] = graphs
-        return tuple(sum(f"encoding_segformer.{name}" in target for target in targets) for name in ("mix", "attend"))
+        return tuple(sum(f"{OPERATIONS}.{name}" in target for target in targets) for name in ("mix", "attend"))
 
     with torch.inference_mode():
         assert count(graphs_of(model, images)) == (num_blocks, num_blocks)
@@ -264,4 +265,4 @@ def test_a_compiled_network_calls_the_fast_encoder_where_it_may(tiny_config):
     assert count(graphs_of(model, images)) == (0, 0)  # a gradient may be wanted
     with torch.no_grad():
         program = export(model, (images,), strict=False)
-    assert not [node for node in program.graph.nodes if "encoding_segformer" in str(node.target)]
+    assert not [node for node in program.graph.nodes if OPERATIONS in str(node.target)]

@@ -67,8 +67,8 @@ fuzz: .venv/.installed ## feed ten thousand damaged files to everything that rea
 bench: .venv/.bench ## measure speed and memory, rewrite benchmarks/results and docs/benchmarks.md (20 minutes)
 	$(BIN)/python -m benchmarks
 
-bench-large: .venv/.bench ## measure images up to 30,000 x 30,000 (20 minutes)
-	$(BIN)/python -m benchmarks large_images
+bench-large: .venv/.bench ## measure folders of pictures, and images up to 30,000 x 30,000 (20 minutes)
+	$(BIN)/python -m benchmarks predict large_images
 
 $(OLDEST)/.installed: pyproject.toml constraints.txt constraints-oldest.txt tests/fetch_transformers_tests.py
 	$(PYTHON) -m venv $(OLDEST)

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 from hf_segformer.benchmark import (
     TOLERANCE,
@@ -48,13 +49,15 @@ class _Logits(nn.Module):
         return self.model(pixel_values=pixel_values).logits
 
 
-def export(task: Task, path: Path) -> None:
-    """Transformers' model as an ONNX file, by PyTorch's exporter."""
+def export(task: Task, path: Path, any_size: bool = False) -> None:
+    """Transformers' model as an ONNX file, by PyTorch's exporter; for the task's size alone, or for any."""
+    pixels = task.inputs()["pixel_values"]
     torch.onnx.export(
         _Logits(task.theirs()).eval(),
-        (task.inputs()["pixel_values"],),
+        (torch.zeros(2, *pixels.shape[1:]) if any_size else pixels,),  # an axis of one would stay at one
         path,
         dynamo=True,
+        dynamic_shapes=(dict.fromkeys((0, 2, 3), Dim.DYNAMIC),) if any_size else None,
         verbose=False,
         external_data=False,
     )

@@ -31,7 +31,7 @@ def write_files(task: Task, folder: Path) -> dict[str, Runtime]:
     """Every candidate's file, and what runs it; each of ours after its counterpart."""
     program, pixels = trace(DeployedSegFormer(task.ours().cpu())), task.inputs()["pixel_values"].cpu()
     ours, theirs = folder / "ours.onnx", folder / "theirs.onnx"
-    export_theirs(task, theirs)
+    export_theirs(task, theirs, any_size=True)  # as ours
     write_onnx(program, ours)
     write_openvino(program, folder / "ours.xml")
     write_torch(program, folder / "ours.pt2")

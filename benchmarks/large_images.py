@@ -202,7 +202,6 @@ ROWS: dict[str, Row] = {
     "30000x30000": partial(measure_size, 30_000, 0, 0, (False,)),
     "agreement": measure_agreement,
 }
-LONG = ("30000x30000",)  # ten minutes, which `make bench` leaves to `make bench-large`
 
 if __name__ == "__main__":
     sys.exit(main("large_images", ROWS, __doc__))

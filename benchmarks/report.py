@@ -425,7 +425,8 @@ said; memory is the share of its peak.
 - **A busy core** is another process that computes all the time, on two cores one of them.
 
 ```sh
-make bench                              # all rows
+make bench                              # all rows but those of folders and large images
+make bench-large                        # these
 python -m benchmarks --missing          # only rows that are not there for this commit
 python -m benchmarks.inference b0       # one row
 python -m benchmarks.report             # this page alone

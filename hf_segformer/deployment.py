@@ -54,12 +54,13 @@ class DeployedSegFormer(nn.Module):
         self.encoder.config._attn_implementation = "sdpa"  # deepcopy gave it a configuration of its own
         head = model.decode_head
         matrices, bias = merged_head(head)
+        # As convolutions: runtimes keep their layout from here to the classifier.
         self.projections = nn.ModuleList(
-            nn.Linear(matrix.shape[1], matrix.shape[0], bias=stage == 0) for stage, matrix in enumerate(matrices)
+            nn.Conv2d(matrix.shape[1], matrix.shape[0], 1, bias=stage == 0) for stage, matrix in enumerate(matrices)
         )
         with torch.no_grad():
             for projection, matrix in zip(self.projections, matrices, strict=True):
-                projection.weight.copy_(matrix)
+                projection.weight.copy_(matrix[:, :, None, None])
             self.projections[0].bias.copy_(bias)
         self.classifier = deepcopy(head.classifier)
         self.float().cpu().eval().requires_grad_(False)
@@ -67,10 +68,7 @@ class DeployedSegFormer(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, C, h, w) -> logits (B, K, ceil(h / 4), ceil(w / 4))."""
         stages, _ = self.encoder(pixel_values)
-        first, *others = [
-            projection(stage.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            for projection, stage in zip(self.projections, stages, strict=True)
-        ]
+        first, *others = [projection(stage) for projection, stage in zip(self.projections, stages, strict=True)]
         fused = sum((upsample(stage, first.shape[-2:]) for stage in others), first)
         return self.classifier(F.relu(fused))
 

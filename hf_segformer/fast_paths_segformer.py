@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 
 KERNELS: dict[tuple[str, str], Callable[..., Any]] = {}  # by kind of device and name; hf_segformer.ops fills it
 
-# Of operations that a compiler calls; each copy of these files, as checkpoints bring one along, has a namespace of its own.
+# Of operations that a compiler calls. Each copy of these files, as checkpoints bring one along, has its own namespace.
 OPERATIONS = re.sub(r"\W", "_", __name__)
 
 # glibc hands memory at the end of its heap back to the system once it is more than twice the largest block freed so

@@ -42,7 +42,7 @@ def draw_goals(goals: Sequence[tuple[str, float, float]], path: Path, is_memory:
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.grid(False, axis="y")
-        axes.set_xlim(0, 1.12 * max(max(bar[1:]) for bar in goals))  # room for the numbers
+        axes.set_xlim(0, 1.17 * max(max(bar[1:]) for bar in goals))  # room for the numbers
         axes.set_xlabel("share of the memory" if is_memory else "times as fast")
         axes.set_title("The black mark is the goal; orange falls short", loc="left", fontsize=10, color=_FAINT)
         _save(figure, path)

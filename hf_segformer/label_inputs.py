@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from .rasters import is_raster
 
@@ -99,7 +98,9 @@ def _walk(folder: str, out: Path) -> Iterator[str]:
 
 
 def _listed(path: Path) -> Iterator[tuple[str, str]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(
+        encoding="utf-8-sig", errors="surrogateescape"
+    ) as file:  # Windows marks UTF-8; names may be no UTF-8
         for line in file:
             if listed := line.strip():
                 keeps_folders = not os.path.isabs(listed) and ".." not in Path(listed).parts
@@ -116,28 +117,23 @@ class Rows:
 
     Raises:
         OSError: if there is no such data set.
-        ValueError: if it has no such split or column, or no rows.
+        ValueError: if it can not be read, or has no such split or column, or no rows.
     """
 
     def __init__(self, name: str, split: str = "train", column: str = "image"):
-        import datasets
+        from .labelled import load_splits, undecoded
 
-        self.name = name
-        saved = [Path(name) / file for file in ("dataset_dict.json", "state.json")]
-        load = datasets.load_from_disk if any(path.is_file() for path in saved) else datasets.load_dataset
-        loaded = load(name)
-        if isinstance(loaded, dict):
-            if split not in loaded:
-                raise ValueError(f"{name} has no split {split!r}: there are {', '.join(loaded)}")
-            loaded = loaded[split]
+        splits = load_splits(name, only=split)
+        if split not in splits:
+            raise ValueError(f"{name} has no split {split!r}: there are {', '.join(splits)}")
+        loaded = splits[split]
         if column not in loaded.column_names:
             raise ValueError(f"{name} has no column {column!r}: there are {', '.join(loaded.column_names)}")
         if not len(loaded):
             raise ValueError(f"{name} has no rows in {split}")
-        rows, self._column = loaded.select_columns(column), column
-        if isinstance(rows.features[column], datasets.Image):
-            rows = rows.cast_column(column, datasets.Image(decode=False))
-        self._rows = rows
+        self.name, self._column = name, column
+        self._origin = f"column {column}, split {split} of {os.path.abspath(name) if os.path.isdir(name) else name}"
+        self._rows = undecoded(loaded.select_columns(column))
 
     def items(self) -> list[Item]:
         """One item a row."""
@@ -147,8 +143,8 @@ class Rows:
         """A row's picture, as a predictor takes it."""
         value = self._rows[item.source][self._column]
         if isinstance(value, dict) and "bytes" in value:
-            return value["path"] if value["bytes"] is None else Image.open(BytesIO(value["bytes"]))
-        return np.asarray(value)
+            return value["path"] if value["bytes"] is None else BytesIO(value["bytes"])
+        return np.asarray(value) if isinstance(value, list) else value
 
     def is_raster(self, item: Item) -> bool:
         """A row is no raster."""
@@ -157,6 +153,10 @@ class Rows:
     def call(self, item: Item) -> str:
         """What messages call a row."""
         return f"row {item.source} of {self.name}"
+
+    def origin(self, item: Item) -> str:
+        """What tells the row from every other one."""
+        return f"row {item.source}, {self._origin}"
 
 
 class Files:
@@ -180,6 +180,10 @@ class Files:
     def call(self, item: Item) -> str:
         """What messages call a file."""
         return str(item.source)
+
+    def origin(self, item: Item) -> str:
+        """What tells the file from every other one."""
+        return os.path.abspath(str(item.source))
 
 
 __all__ = ["SUFFIXES", "Files", "Item", "Rows", "find_pictures"]

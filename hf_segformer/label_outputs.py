@@ -6,7 +6,7 @@ Everything is written whole or not at all. Axes: K classes, H W the picture's si
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,28 @@ class PngFolder:
         self.with_overlay, self.legend, self.probabilities = with_overlay, legend, probabilities
         self._record, self._lock = out / f".{RECORD}.{rank:05d}", threading.Lock()
 
-    def done(self, names: Iterable[str]) -> set[str]:
-        """Those of the names whose label maps are there, with their lines in the records."""
-        wanted = set(names)
-        return {line["name"] for line in self._lines() if line["name"] in wanted and self._is_there(line["name"])}
+    def done(self, origins: Mapping[str, str]) -> set[str]:
+        """Those of the names whose label maps are there, with their lines in the records.
 
-    def write(self, name: str, prepared: Prepared, prediction: Prediction) -> None:
+        Args:
+            origins: by name, where the picture comes from.
+
+        Raises:
+            ValueError: if a label map is there that is another picture's.
+        """
+        found = set()
+        for line in self._lines():
+            name = line["name"]
+            if name in origins and name not in found and self._is_there(name):
+                if line["source"] != origins[name]:
+                    raise ValueError(
+                        f"{self.out} holds the labels of {line['source']} as {name}, as which {origins[name]} would be "
+                        "filed, too: give another folder"
+                    )
+                found.add(name)
+        return found
+
+    def write(self, name: str, origin: str, prepared: Prepared, prediction: Prediction) -> None:
         """All files of one picture, and its line in the record."""
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,14 +100,14 @@ class PngFolder:
                 np.save(file, as_type(prediction.scores, self.probabilities))
         with whole_file(path) as partial:
             label_picture(prediction.labels, self.palette).save(partial, "PNG")
-            self._note(name, prediction.labels.shape, counted(prediction.labels, len(self.names)))
+            self._note(name, origin, prediction.labels.shape, counted(prediction.labels, len(self.names)))
 
-    def write_raster(self, name: str, label: Callable[[Path], dict[str, Any]]) -> None:
+    def write_raster(self, name: str, origin: str, label: Callable[[Path], dict[str, Any]]) -> None:
         """`<name>_labels.tif`, by a function that writes it and tells `height`, `width` and `pixels` by class."""
         path = self._path(name, _RASTER_LABELS)
         path.parent.mkdir(parents=True, exist_ok=True)
         told = label(path)
-        self._note(name, (told["height"], told["width"]), list(told["pixels"].values()))
+        self._note(name, origin, (told["height"], told["width"]), list(told["pixels"].values()))
 
     def _is_there(self, name: str) -> bool:
         return self._path(name).exists() or self._path(name, _RASTER_LABELS).exists()
@@ -103,12 +119,12 @@ class PngFolder:
         laid = overlay(shown(prepared.picture), labels, self.palette, alpha=0.5)
         return with_legend(laid, labels, self.names, self.palette, self.legend) if self.legend else laid
 
-    def _note(self, name: str, size: Sequence[int], counts: Sequence[int]) -> None:
+    def _note(self, name: str, origin: str, size: Sequence[int], counts: Sequence[int]) -> None:
         """Append the picture's line; the label map follows, so a picture that is there has its line."""
         height, width = size
         pixels = {name: count for name, count in zip(self.names, counts, strict=True) if count}
         share = {name: round(count / (height * width), 6) for name, count in pixels.items()}
-        line = {"name": name, "height": height, "width": width, "pixels": pixels, "share": share}
+        line = {"name": name, "source": origin, "height": height, "width": width, "pixels": pixels, "share": share}
         with self._lock:
             end = b"" if _ends_with_a_line(self._record) else b"\n"  # a killed process left half a line
             with self._record.open("ab") as file:
@@ -278,7 +294,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         values = json.loads(line)
     except ValueError:
         return None
-    return values if isinstance(values, dict) and {"name", "pixels"} <= set(values) else None
+    return values if isinstance(values, dict) and {"name", "source", "pixels"} <= set(values) else None
 
 
 __all__ = ["ParquetFolder", "PngFolder", "as_type", "counted", "distinct", "label_picture"]

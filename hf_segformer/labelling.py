@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from .checkpoints import read_json
-from .inference import Predictions, Prepared, SegFormerPredictor
+from .inference import Predictions, Prepared, SegFormerPredictor, told
 from .label_inputs import Files, Item, Rows
 from .label_outputs import ParquetFolder, PngFolder
 from .writing import is_full, write_json
@@ -171,7 +171,7 @@ def label_pictures(
         names = [item.name for item in items]
         if len(set(processes.gather(_digest(names)))) > 1:
             raise ValueError("the processes see different pictures, but they need to share one list of them")
-        settings = _settings(predictor, outputs, names, processes.number)
+        settings = _settings(predictor, outputs, [pictures.origin(item) for item in items], processes.number)
         if processes.rank == 0:
             out.mkdir(parents=True, exist_ok=True)
             settings = _check_settings(out / SETTINGS, settings)
@@ -214,7 +214,8 @@ def _label_files(job: _Job) -> tuple[PngFolder, list[dict[str, str]], int]:
     mine = pictures.items()[processes.rank :: processes.number]
     extras = outputs.with_overlay, outputs.legend, outputs.probabilities
     folder = PngFolder(job.out, predictor, *extras, rank=processes.rank)
-    done = folder.done(item.name for item in mine)
+    origins = {item.name: pictures.origin(item) for item in mine}
+    done = folder.done(origins)
     processes.gather(None)  # nobody writes while another still reads what is there
     todo: list[Item] = []
     rasters: list[Item] = []
@@ -223,24 +224,28 @@ def _label_files(job: _Job) -> tuple[PngFolder, list[dict[str, str]], int]:
             (rasters if pictures.is_raster(item) else todo).append(item)
     failed = []
     with _Bar(len(mine), len(done), job.shows_bar) as bar, _Writers() as writers:
-        for item, outcome in _predict(predictor, pictures, todo, outputs.probabilities is not None):
+        for item, outcome in _predict(job, todo):
             if isinstance(outcome, Exception):
-                failed.append({"name": item.name, "error": str(outcome)})
+                failed.append(_failure(job, item, outcome))
             else:
-                writers.submit(folder.write, item.name, *outcome)
+                writers.submit(folder.write, item.name, origins[item.name], *outcome)
             bar.update()
         for item in rasters:
             try:
-                _label_raster(predictor, folder, item)
+                _label_raster(predictor, folder, item, origins[item.name])
             except (ValueError, OSError) as error:
                 if is_full(error):
                     raise
-                failed.append({"name": item.name, "error": f"{item.source}: {error}"})
+                failed.append(_failure(job, item, error))
             bar.update()
     return folder, failed, len(done)
 
 
-def _label_raster(predictor: SegFormerPredictor, folder: PngFolder, item: Item) -> None:
+def _failure(job: _Job, item: Item, error: Exception) -> dict[str, str]:
+    return {"name": item.name, "error": told(error, job.pictures.call(item))}
+
+
+def _label_raster(predictor: SegFormerPredictor, folder: PngFolder, item: Item, origin: str) -> None:
     """One large image, by windows: those of the options, or `Tiling`'s own."""
     from .large_images import label_raster
     from .tiling import Tiling
@@ -257,7 +262,7 @@ def _label_raster(predictor: SegFormerPredictor, folder: PngFolder, item: Item) 
         palette=predictor.palette,
         progress=False,
     )
-    folder.write_raster(item.name, label)
+    folder.write_raster(item.name, origin, label)
 
 
 def _label_shards(job: _Job, shard_size: int) -> tuple[ParquetFolder, list[dict[str, str]], int]:
@@ -268,10 +273,10 @@ def _label_shards(job: _Job, shard_size: int) -> tuple[ParquetFolder, list[dict[
     number = sum(len(folder.indices(shard)) for shard in mine)
     try:
         with _Bar(number, number - len(todo), job.shows_bar) as bar:
-            found = _predict(job.predictor, job.pictures, [items[index] for index in todo], False)
-            for index, (_, outcome) in zip(todo, found, strict=True):
+            found = _predict(job, [items[index] for index in todo])
+            for index, (item, outcome) in zip(todo, found, strict=True):
                 if isinstance(outcome, Exception):
-                    folder.add(index, None, str(outcome))
+                    folder.add(index, None, _failure(job, item, outcome)["error"])
                 else:
                     folder.add(index, outcome[1])
                 bar.update()
@@ -280,15 +285,15 @@ def _label_shards(job: _Job, shard_size: int) -> tuple[ParquetFolder, list[dict[
     return folder, [], number - len(todo)
 
 
-def _predict(
-    predictor: SegFormerPredictor, pictures: Files | Rows, items: Sequence[Item], with_scores: bool
-) -> Iterator[tuple[Item, Any]]:
+def _predict(job: _Job, items: Sequence[Item]) -> Iterator[tuple[Item, Any]]:
     """Each item with its prepared picture and prediction, or with what is wrong with it."""
+    predictor, pictures, outputs = job.predictor, job.pictures, job.outputs
 
     def prepare(item: Item) -> Prepared:
-        return predictor.prepare(pictures.read(item), pictures.call(item))
+        return predictor.prepare(pictures.read(item), pictures.call(item), keep_picture=outputs.with_overlay)
 
     tasks = (partial(prepare, item) for item in items)
+    with_scores = outputs.probabilities is not None
     predictions = Predictions(predictor, tasks, with_scores=with_scores, keep=lambda *both: both)
     for item in items:
         try:
@@ -334,7 +339,7 @@ class _Bar(tqdm):
 
 
 def _settings(
-    predictor: SegFormerPredictor, outputs: Outputs, names: Sequence[str], num_processes: int
+    predictor: SegFormerPredictor, outputs: Outputs, origins: Sequence[str], num_processes: int
 ) -> dict[str, Any]:
     """What results depend on, and with Parquet what belongs in which shard."""
     processor = {
@@ -353,8 +358,8 @@ def _settings(
         **asdict(outputs),
     }
     if outputs.kind == "parquet":
-        settings["pictures"] = _digest(names)
-        settings["shard_size"] = min(_SHARD_SIZE, -(-len(names) // num_processes))
+        settings["pictures"] = _digest(origins)
+        settings["shard_size"] = min(_SHARD_SIZE, -(-len(origins) // num_processes))
     return settings
 
 
@@ -379,8 +384,8 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _digest(names: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _digest_of_weights(model: torch.nn.Module) -> str:

@@ -141,7 +141,9 @@ def test_each_error_is_raised_at_its_place_and_the_next_pictures_follow(tmp_path
     good = picture()
     good.save(tmp_path / "good.png")
     bands, nan = np.zeros((70, 110, 5), np.uint8), np.full((3, 70, 110), np.nan)
-    inputs = [tmp_path / "good.png", tmp_path / "text.png", good, tmp_path / "none.png", bands, nan, 7, good]
+    np.save(tmp_path / "bands.npy", bands)
+    files = [tmp_path / name for name in ("good.png", "text.png", "none.png", "bands.npy")]
+    inputs = [*files[:2], good, files[2], bands, nan, 7, good, files[3]]
     results, told = predictor()(inputs), []
     for _ in inputs:
         try:
@@ -154,6 +156,7 @@ def test_each_error_is_raised_at_its_place_and_the_next_pictures_follow(tmp_path
     assert told[4].startswith("picture 4 has 5 bands")
     assert told[5].startswith("picture 5 holds NaN")
     assert told[6].startswith("picture 6 is a int")
+    assert told[8].startswith(f"{files[3]} has 5 bands")
     with pytest.raises(StopIteration):
         next(results)
 
@@ -216,6 +219,15 @@ def test_bands_of_measurements():
 
 def test_more_than_256_classes_take_16_bits():
     assert predictor(model=lively(num_labels=300))(picture()).labels.dtype == np.uint16
+
+
+def test_what_is_read_ahead_does_not_keep_the_pictures(monkeypatch):
+    found, kept = predictor(), []
+    own = found.predict
+    monkeypatch.setattr(found, "predict", lambda batch, **others: (kept.extend(batch), own(batch, **others))[1])
+    assert [each.labels.shape for each in found([picture()] * 2)] == [(70, 110)] * 2
+    assert [each.picture for each in kept] == [None, None]
+    assert found.prepare(picture()).picture.size == (110, 70)
 
 
 def test_a_damaged_npy_file_runs_no_code(tmp_path):

@@ -141,6 +141,20 @@ def test_a_label_map_with_255_survives_the_file(tmp_path):
     assert pixels(tmp_path / "a.png").tolist() == [[0, 255, 4]]
 
 
+def test_pictures_are_kept_for_overlays_alone(checkpoint, pictures, out, monkeypatch):
+    own, kept = PngFolder.write, []
+
+    def write(self, name, origin, prepared, prediction):
+        kept.append(prepared.picture)
+        own(self, name, origin, prepared, prediction)
+
+    monkeypatch.setattr(PngFolder, "write", write)
+    assert run(checkpoint, pictures / "0.png", "--out", out) == 0
+    assert run(checkpoint, pictures / "0.png", "--out", out / "2", "--overlay") == 0
+    assert kept[0] is None
+    assert kept[1].size == (60, 40)
+
+
 def test_bad_files_are_told_at_the_end_and_stop_nothing(checkpoint, pictures, out, capsys):
     content = (pictures / "2.png").read_bytes()
     (pictures / BAD).write_bytes(content[: len(content) // 2])
@@ -211,6 +225,59 @@ def test_another_model_is_not_mixed_with_earlier_results(checkpoint, pictures, o
     assert "no settings.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["png", "parquet"])
+def test_a_picture_of_the_same_name_from_elsewhere_is_not_taken_for_done(
+    checkpoint, pictures, out, tmp_path, kind, capsys
+):
+    assert run(checkpoint, pictures / "below", "--out", out, "--format", kind) == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    (tmp_path / "others").mkdir()
+    picture(40, 60, seed=7).save(tmp_path / "others" / "0.png")
+    assert run(checkpoint, tmp_path / "others", "--out", out, "--format", kind) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"segformer: {out} ")
+    assert kind == "parquet" or (
+        str(pictures / "below" / "0.png") in error and str(tmp_path / "others" / "0.png") in error
+    )
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_the_rows_of_another_split_are_not_taken_for_done(checkpoint, out, tmp_path, capsys):
+    import datasets
+
+    splits = {
+        name: datasets.Dataset.from_dict({"image": [picture(40, 60, seed=seed)]}) for seed, name in enumerate("ab")
+    }
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "data"))
+    assert run(checkpoint, "--dataset", tmp_path / "data", "--split", "a", "--out", out) == 0
+    assert run(checkpoint, "--dataset", tmp_path / "data", "--split", "b", "--out", out) == 1
+    assert "holds the labels of row 0, column image, split a of" in capsys.readouterr().err
+    assert run(checkpoint, "--dataset", tmp_path / "data", "--split", "a", "--out", out) == 0
+
+
+def test_bad_rows_are_named_and_stop_nothing(checkpoint, pictures, out, tmp_path, capsys):
+    import datasets
+
+    whole, data = (pictures / "0.png").read_bytes(), tmp_path / "data"
+    rows = [{"bytes": held, "path": None} for held in (whole, whole[:-99], b"no picture", b"II*\0" + bytes(99))]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    rows = datasets.Dataset.from_dict({"image": [*rows, None, rows[0]]}, features=features)
+    datasets.DatasetDict({"train": rows.cast_column("image", datasets.Image())}).save_to_disk(str(data))
+    assert run(checkpoint, "--dataset", data, "--out", out) == 1
+    told = [each["error"] for each in json.loads((out / "summary.json").read_text())["failed"]]
+    assert [error.split(" of ")[0] for error in told] == ["row 1", "row 2", "row 3", "row 4"]
+    assert all("BytesIO" not in error for error in told)
+    assert len(label_files(out)) == 2
+    assert "4 pictures could not be labelled" in capsys.readouterr().err
+
+
+def test_a_data_set_that_can_not_be_read_is_one_line(checkpoint, out, tmp_path, capsys):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.parquet").write_text("no parquet")
+    assert run(checkpoint, "--dataset", tmp_path / "broken", "--out", out) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"segformer: {tmp_path / 'broken'} is not read: ")
+
+
 def test_a_full_disk_is_one_line_and_what_was_finished_stays(checkpoint, pictures, out, capsys, monkeypatch):
     own, written = PngFolder.write, []
 
@@ -274,6 +341,8 @@ def test_inputs_of_every_kind_keep_folders_in_their_names(pictures, tmp_path, ou
     monkeypatch.chdir(pictures)
     (tmp_path / "list.txt").write_text(f"below/0.png\n\n{pictures / '3.png'}\n")
     assert names(f"@{tmp_path / 'list.txt'}") == ["3", "below/0"]
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfbelow/0.png\r\ncaf\xe9.png\n")
+    assert names(f"@{tmp_path / 'list.txt'}") == ["below/0", os.fsdecode(b"caf\xe9")]
     picture(40, 60).save(pictures / "a[1].png")
     assert "a[1]" in names(pictures / "a[1].png")
 

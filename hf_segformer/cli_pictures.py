@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -50,7 +49,7 @@ def add_labelled(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Run `segformer evaluate`."""
-    options = _evaluation_options(arguments)
+    options = _checked(arguments)
     import torch
     from accelerate import PartialState
 
@@ -78,21 +77,28 @@ def evaluate(arguments: argparse.Namespace) -> None:
     print(f"written to {arguments.out}: metrics.json, confusion.png")
 
 
-def _evaluation_options(arguments: argparse.Namespace):
+def _checked(arguments: argparse.Namespace):
     """How to predict; what else is wrong with the options is told here, too, before anything is read."""
-    from .evaluation import EvaluationOptions
-
     folders = [folder is not None for folder in (arguments.images, arguments.labels)]
     if any(folders) != all(folders) or any(folders) == (arguments.dataset is not None):
         raise ValueError("say where the labelled pictures are: by --images DIR and --labels DIR, or by --dataset NAME")
-    try:
-        options = EvaluationOptions(arguments.window, arguments.stride, arguments.flip, arguments.scales)
-    except ValueError as error:
-        raise ValueError(str(error).replace("evaluation.", "--")) from error
+    options = _evaluation_options(arguments)
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         TemporaryDirectory(dir=arguments.out).cleanup()
     return options
+
+
+def _evaluation_options(arguments: argparse.Namespace):
+    """How to predict, in the words of the command line."""
+    from .prediction import EvaluationOptions
+
+    if arguments.stride and not arguments.window:
+        raise ValueError(f"--stride is {arguments.stride}, but it is the step of a window: give --window, too")
+    try:
+        return EvaluationOptions(arguments.window, arguments.stride, arguments.flip, arguments.scales)
+    except ValueError as error:
+        raise ValueError(str(error).replace("evaluation.", "--")) from error
 
 
 def _labelled_rows(arguments: argparse.Namespace, config, reduce_labels: bool):
@@ -162,12 +168,11 @@ def predict(arguments: argparse.Namespace) -> None:
     from .inference import SegFormerPredictor, find_device, half_of
     from .label_inputs import Files, Rows
     from .labelling import Outputs, label_pictures
-    from .prediction import EvaluationOptions
 
     if bool(arguments.inputs) == bool(arguments.dataset):
         raise ValueError("give pictures (files, folders, patterns, @FILE), or --dataset NAME: one of the two")
     outputs = Outputs(arguments.format, arguments.overlay, arguments.legend, arguments.probabilities)
-    options = EvaluationOptions(arguments.window, arguments.stride, arguments.flip, arguments.scales)
+    options = _evaluation_options(arguments)
     pictures: Files | Rows
     if arguments.dataset:
         pictures = Rows(arguments.dataset, arguments.split, arguments.column)
@@ -182,8 +187,8 @@ def predict(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
     )
     report = label_pictures(predictor, pictures, arguments.out, outputs)
-    if int(os.environ.get("RANK", "0")):  # the first process speaks for all
-        sys.exit(1 if report.failed else 0)
+    if int(os.environ.get("RANK", "0")):
+        return  # the first process speaks for all; were another to fail first, torchrun would end it before it has
     before = f", {report.num_before} of them before" if report.num_before else ""
     noun = "picture" if report.num_pictures == 1 else "pictures"
     print(f"{report.num_pictures} {noun} labelled in {arguments.out}{before}", flush=True)

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from .conversion import load_segmentation
 from .image_processing_segformer import SegFormerImageProcessor
-from .prediction import EvaluationOptions, class_names, label_maps, labels_and_scores, prepare_views
+from .prediction import EvaluationOptions, class_names, label_maps, labels_and_scores, lacks_memory, prepare_views
 from .reading_segformer import DAMAGE, read_image
 from .visualize import Color, default_palette
 
@@ -188,7 +188,9 @@ class SegFormerPredictor:
         """Predict pictures of the same prepared size at once.
 
         Raises:
-            ValueError: if their prepared sizes differ, or are too small for the network.
+            ValueError: if their prepared sizes differ, or are too small for the network, or there is not enough memory
+                for one picture.
+            MemoryError: if there is not enough memory for several at once.
         """
         if len({_shapes(prepared) for prepared in batch}) > 1:
             raise ValueError("the pictures of a batch must have one prepared size; the predictor's call sorts them")
@@ -202,6 +204,18 @@ class SegFormerPredictor:
             return [Prediction(self._integers(labels)) for labels in label_maps(*arguments)]
         except ValueError as error:
             raise ValueError(f"{batch[0].name}: {error}") from error
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
+            height, width = views[0].shape[-2:]
+            if len(batch) == 1:
+                raise ValueError(
+                    f"{batch[0].name}: there is not enough memory for {height}x{width} pixels at once: slide a window"
+                ) from error
+            raise MemoryError(
+                f"there is not enough memory for {len(batch)} pictures of {height}x{width} at once: give a smaller "
+                "batch size"
+            ) from error
 
     def _integers(self, labels: Tensor) -> np.ndarray:
         return labels.cpu().numpy().astype(np.min_scalar_type(len(self.names) - 1))
@@ -304,16 +318,18 @@ class _Place:
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
-    """The device of that name, or by default this process's accelerator if there is one, else the CPU.
+    """The device of that name, or by default the accelerator if there is one, else the CPU.
+
+    Several processes of one machine share its accelerators out, unless the name has a number: `cuda`, not `cuda:1`.
 
     Raises:
         ValueError: if PyTorch knows no such device, or it is not there.
     """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device is None:
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        if accelerator is None:
-            return torch.device("cpu")
-        return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count())
+        device = "cpu" if accelerator is None else accelerator.type
+    if accelerator is not None and str(device) == accelerator.type:
+        device = f"{device}:{int(os.environ.get('LOCAL_RANK', '0')) % torch.accelerator.device_count()}"
     try:
         found = torch.device(device)
         torch.empty(0, device=found)

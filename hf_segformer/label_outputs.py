@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 
 from .inference import Prediction, Prepared, SegFormerPredictor
+from .prediction import distinct
 from .visualize import Color, overlay, shown, with_legend
-from .writing import whole_file
+from .writing import json_of, named, whole_file
 
 RECORD = "pictures.jsonl"
 _RASTER_LABELS = "labels.tif"
@@ -96,7 +97,8 @@ class PngFolder:
             with whole_file(self._path(name, "overlay.png")) as partial:
                 self._overlay(prepared, prediction.labels).save(partial, "PNG")
         if prediction.scores is not None:
-            with whole_file(self._path(name, "probabilities.npy")) as partial, partial.open("wb") as file:
+            # A file for writing alone numpy writes by itself, and says neither name nor reason where it can not.
+            with whole_file(self._path(name, "probabilities.npy")) as partial, partial.open("wb+") as file:
                 np.save(file, as_type(prediction.scores, self.probabilities))
         with whole_file(path) as partial:
             label_picture(prediction.labels, self.palette).save(partial, "PNG")
@@ -128,7 +130,7 @@ class PngFolder:
         with self._lock:
             end = b"" if _ends_with_a_line(self._record) else b"\n"  # a killed process left half a line
             with self._record.open("ab") as file:
-                file.write(end + json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                file.write(end + json_of(line) + b"\n")
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """The lines of all records, but for those that a killed process left incomplete."""
@@ -145,19 +147,16 @@ class PngFolder:
         """
         seen: set[str] = set()
         totals = dict.fromkeys(self.names, 0)
-        with whole_file(self.out / RECORD) as partial, partial.open("w", encoding="utf-8") as file:
+        with whole_file(self.out / RECORD) as partial, partial.open("wb") as file:
             for line in self._lines():
                 if line["name"] not in seen and self._is_there(line["name"]):
                     seen.add(line["name"])
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    file.write(json_of(line) + b"\n")
                     for name, count in line["pixels"].items():
                         totals[name] += count
         for path in self.out.glob(f".{RECORD}.*[0-9]"):
             path.unlink()
         return len(seen), totals, []
-
-    def close(self) -> None:
-        """Nothing is held open."""
 
 
 class ParquetFolder:
@@ -198,24 +197,28 @@ class ParquetFolder:
         import pyarrow.parquet as parquet
 
         shard = index // self.shard_size
-        if self._writer is None:
-            self._partial, self._left = self._path(shard, partial=True), len(self.indices(shard))
-            self._writer = parquet.ParquetWriter(self._partial, self._schema(), compression="none")
-        self._rows.append(self._row(self._all[index], prediction, error))
-        self._left -= 1
-        if len(self._rows) == _ROW_GROUP or not self._left:
-            self._flush()
-        if not self._left:
-            self._writer.close()
-            self._writer = None
-            self._partial.replace(self._path(shard))
+        with named(self._path(shard)):
+            if self._writer is None:
+                self._partial, self._left = self._path(shard, partial=True), len(self.indices(shard))
+                self._writer = parquet.ParquetWriter(self._partial, self._schema(), compression="none")
+            self._rows.append(self._row(self._all[index], prediction, error))
+            self._left -= 1
+            if len(self._rows) == _ROW_GROUP or not self._left:
+                self._flush()
+            if not self._left:
+                self._writer.close()
+                self._writer = None
+                self._partial.replace(self._path(shard))
 
     def close(self) -> None:
         """Take back the shard that is not complete."""
         if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-            self._partial.unlink(missing_ok=True)
+            try:
+                with named(self._partial):
+                    self._writer.close()
+            finally:
+                self._writer = None
+                self._partial.unlink(missing_ok=True)
 
     def finish(self) -> tuple[int, dict[str, int], list[dict[str, str]]]:
         """Sum up all shards: called once, when all processes are at rest.
@@ -256,12 +259,13 @@ class ParquetFolder:
 
     def _row(self, name: str, prediction: Prediction | None, error: str | None) -> dict[str, Any]:
         if prediction is None:
-            return {"name": name, "error": error}
+            return {"name": _in_utf8(name), "error": _in_utf8(error)}
         content = BytesIO()
         label_picture(prediction.labels, self.palette).save(content, "PNG")
         height, width = prediction.labels.shape
         pixels = counted(prediction.labels, len(self.names))
-        return {"name": name, "height": height, "width": width, "labels": content.getvalue(), "pixels": pixels}
+        sizes = {"height": height, "width": width}
+        return {"name": _in_utf8(name), **sizes, "labels": content.getvalue(), "pixels": pixels}
 
     def _flush(self) -> None:
         import pyarrow
@@ -275,9 +279,9 @@ def as_type(scores: np.ndarray, kind: str | None) -> np.ndarray:
     return np.rint(255 * scores).astype(np.uint8) if kind == "uint8" else scores.astype(np.float16)
 
 
-def distinct(names: Sequence[str]) -> list[str]:
-    """The names, with the class's number where one stands for several."""
-    return [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(list(names))]
+def _in_utf8(text: str | None) -> str | None:
+    """Text that Parquet can hold: other bytes of a file's name become escapes."""
+    return text and text.encode(errors="backslashreplace").decode()
 
 
 def _ends_with_a_line(path: Path) -> bool:
@@ -297,4 +301,4 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return values if isinstance(values, dict) and {"name", "source", "pixels"} <= set(values) else None
 
 
-__all__ = ["ParquetFolder", "PngFolder", "as_type", "counted", "distinct", "label_picture"]
+__all__ = ["ParquetFolder", "PngFolder", "counted", "label_picture"]

@@ -4,6 +4,7 @@ What is finished is never done again: every file is written whole or not at all,
 model and options it was made, so that two runs are never mixed. A picture that can not be read stops nothing.
 """
 
+import errno
 import hashlib
 import os
 import sys
@@ -20,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from .checkpoints import read_json
-from .inference import Predictions, Prepared, SegFormerPredictor, told
+from .inference import Prediction, Predictions, Prepared, SegFormerPredictor, told
 from .label_inputs import Files, Item, Rows
 from .label_outputs import ParquetFolder, PngFolder
 from .writing import is_full, write_json
@@ -180,19 +181,17 @@ def label_pictures(
             raise ValueError(f"{out} is another folder for process {processes.rank}: all processes must share it")
         job = _Job(predictor, pictures, out, outputs, processes, progress and processes.rank == 0)
         run = partial(_label_shards, shard_size=settings["shard_size"]) if outputs.kind == "parquet" else _label_files
-        folder, failed, num_before = run(job)
-        told = processes.gather((failed, num_before))
+        folder, failed, num_new = run(job)
+        of_all = processes.gather((failed, num_new))
         report = None
         if processes.rank == 0:
             number, pixels, filed = folder.finish()
-            failures = filed or [each for failed, _ in told for each in failed]
-            report = Report(number, pixels, failures, sum(number for _, number in told))
+            failures = filed or [each for failed, _ in of_all for each in failed]
+            report = Report(number, pixels, failures, number - sum(num_new for _, num_new in of_all))
             write_json(report.to_json(), out / SUMMARY)
         return processes.gather(report)[0]
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"the device has not enough memory for {predictor.batch_size} pictures at once: give a smaller batch size"
-        ) from error
+    except MemoryError as error:
+        raise ValueError(str(error) or "there is not enough memory") from error
     finally:
         processes.close()
 
@@ -209,7 +208,12 @@ class _Job:
     shows_bar: bool
 
 
+class _RasterError(ValueError):
+    """A picture that is to be labelled by windows."""
+
+
 def _label_files(job: _Job) -> tuple[PngFolder, list[dict[str, str]], int]:
+    """What it wrote to, what failed, and how many pictures it labelled."""
     predictor, pictures, outputs, processes = job.predictor, job.pictures, job.outputs, job.processes
     mine = pictures.items()[processes.rank :: processes.number]
     extras = outputs.with_overlay, outputs.legend, outputs.probabilities
@@ -217,18 +221,27 @@ def _label_files(job: _Job) -> tuple[PngFolder, list[dict[str, str]], int]:
     origins = {item.name: pictures.origin(item) for item in mine}
     done = folder.done(origins)
     processes.gather(None)  # nobody writes while another still reads what is there
-    todo: list[Item] = []
+    todo = [item for item in mine if item.name not in done]
     rasters: list[Item] = []
-    for item in mine:
-        if item.name not in done:
-            (rasters if pictures.is_raster(item) else todo).append(item)
-    failed = []
+    failed: list[dict[str, str]] = []
+
+    def write(item: Item, prepared: Prepared, prediction: Prediction) -> None:
+        try:
+            folder.write(item.name, origins[item.name], prepared, prediction)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # all else concerns every picture
+                raise
+            failed.append(_failure(job, item, error))
+
     with _Bar(len(mine), len(done), job.shows_bar) as bar, _Writers() as writers:
         for item, outcome in _predict(job, todo):
+            if isinstance(outcome, _RasterError):
+                rasters.append(item)
+                continue
             if isinstance(outcome, Exception):
                 failed.append(_failure(job, item, outcome))
             else:
-                writers.submit(folder.write, item.name, origins[item.name], *outcome)
+                writers.submit(write, item, *outcome)
             bar.update()
         for item in rasters:
             try:
@@ -238,7 +251,7 @@ def _label_files(job: _Job) -> tuple[PngFolder, list[dict[str, str]], int]:
                     raise
                 failed.append(_failure(job, item, error))
             bar.update()
-    return folder, failed, len(done)
+    return folder, failed, len(todo) - len(failed)
 
 
 def _failure(job: _Job, item: Item, error: Exception) -> dict[str, str]:
@@ -266,11 +279,13 @@ def _label_raster(predictor: SegFormerPredictor, folder: PngFolder, item: Item, 
 
 
 def _label_shards(job: _Job, shard_size: int) -> tuple[ParquetFolder, list[dict[str, str]], int]:
+    """The same; shards hold their failures themselves."""
     items = job.pictures.items()
     folder = ParquetFolder(job.out, job.predictor, [item.name for item in items], shard_size)
     mine = folder.shards(job.processes.rank, job.processes.number)
     todo = [index for shard in mine if not folder.is_done(shard) for index in folder.indices(shard)]
     number = sum(len(folder.indices(shard)) for shard in mine)
+    num_new = 0
     try:
         with _Bar(number, number - len(todo), job.shows_bar) as bar:
             found = _predict(job, [items[index] for index in todo])
@@ -279,10 +294,11 @@ def _label_shards(job: _Job, shard_size: int) -> tuple[ParquetFolder, list[dict[
                     folder.add(index, None, _failure(job, item, outcome)["error"])
                 else:
                     folder.add(index, outcome[1])
+                    num_new += 1
                 bar.update()
     finally:
         folder.close()
-    return folder, [], number - len(todo)
+    return folder, [], num_new
 
 
 def _predict(job: _Job, items: Sequence[Item]) -> Iterator[tuple[Item, Any]]:
@@ -290,6 +306,10 @@ def _predict(job: _Job, items: Sequence[Item]) -> Iterator[tuple[Item, Any]]:
     predictor, pictures, outputs = job.predictor, job.pictures, job.outputs
 
     def prepare(item: Item) -> Prepared:
+        if pictures.is_raster(item):
+            raise _RasterError(
+                f"{pictures.call(item)} is a raster or damaged, and goes into no Parquet shard: take png"
+            )
         return predictor.prepare(pictures.read(item), pictures.call(item), keep_picture=outputs.with_overlay)
 
     tasks = (partial(prepare, item) for item in items)
@@ -366,7 +386,7 @@ def _settings(
 def _check_settings(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Note what makes the results of a folder, or raise where something else made those that are there."""
     if not path.exists():
-        if any(path.parent.glob("**/*_labels.png")) or any(path.parent.glob("labels-*.parquet")):
+        if any(any(path.parent.glob(name)) for name in ("**/*_labels.png", "**/*_labels.tif", "labels-*.parquet")):
             raise ValueError(
                 f"{path.parent} holds label maps, but no {SETTINGS} that says what made them: give another"
             )

@@ -7,7 +7,6 @@ does to a picture.
 Axes: C bands, K classes, h w a window's sides.
 """
 
-import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,13 +24,12 @@ from transformers import PreTrainedModel
 from .geotiff import GeoRaster
 from .image_processing_segformer import IGNORE_INDEX, SegFormerImageProcessor
 from .plain_tiff import PlainRaster, why_not_plain
-from .prediction import EvaluationOptions, class_names, evaluating
+from .prediction import EvaluationOptions, class_names, distinct, evaluating, lacks_memory
 from .rasters import Color, LabelFile, Raster, is_raster
 from .tiling import CELL, Tiling, Window, label_bands
 from .visualize import default_palette
 from .writing import whole_file
 
-_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 _INSTALL = "pip install 'hf-segformer[geo]'"
 
 
@@ -86,7 +84,7 @@ def label_raster(
     began, source, destination = time.perf_counter(), Path(source), Path(destination)
     tiling, options = tiling or Tiling(), options or EvaluationOptions()
     _check_options(options, batch_size)
-    names = class_names(model.config)
+    names = distinct(class_names(model.config))
     dtype, ignored = (np.uint8, IGNORE_INDEX) if len(names) <= IGNORE_INDEX else (np.uint16, 65535)
     labels = LabelFile(dtype, ignored, palette or default_palette(len(names)), names)
     counts = np.zeros(len(names), np.int64)
@@ -138,14 +136,9 @@ def _whole_labels(source: Path, destination: Path) -> Iterator[Path]:
         raise ValueError(f"{destination} is a folder, but it must be the name of a file to write")
     if destination.exists() and source.exists() and destination.samefile(source):
         raise ValueError(f"{destination} is the image itself, which labels would replace: take another name")
-    try:
-        with whole_file(destination) as partial:
-            partial.touch()  # where nothing can be written, it is known before the work
-            yield partial
-    except OSError as error:
-        if error.filename is None and error.errno in _NO_ROOM:  # which file it was, a failed write does not say
-            raise OSError(f"{destination} could not be written: {error.strerror}") from error
-        raise
+    with whole_file(destination) as partial:
+        partial.touch()  # where nothing can be written, it is known before the work
+        yield partial
 
 
 class _Windows:
@@ -204,7 +197,9 @@ class _Windows:
     def _predict(self, images: Sequence[np.ndarray], grid: Sequence[int], windows: Sequence[Window]) -> Tensor:
         try:
             views = [logits for scale in self.options.scales for logits in self._views(images, scale)]
-        except ValueError as error:
+        except (ValueError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, ValueError) and not lacks_memory(error):
+                raise
             first, last = windows[0], windows[-1]
             raise ValueError(
                 f"{self.raster.path}, rows {first.top} to {first.top + first.height} and columns {first.left} to "

@@ -33,10 +33,22 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        yield partial
-        partial.replace(path)
+        with named(path):
+            yield partial
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Adds the file's name to errors of the system: a write that fails does not say which file it was."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def is_full(error: BaseException) -> bool:
@@ -55,9 +67,19 @@ def write_json(values: dict[str, Any], path: str | Path) -> None:
         ValueError: if a value is NaN.
         OSError: if the file can not be written.
     """
-    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json_of(values, indent=2) + b"\n"
     with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(text)
 
 
-__all__ = ["is_full", "whole_file", "write_json"]
+def json_of(values: dict[str, Any], indent: int | None = None) -> bytes:
+    """JSON in UTF-8. Of a file name that is none, other bytes become escapes, from which JSON gives the name back.
+
+    Raises:
+        ValueError: if a value is NaN.
+    """
+    text = json.dumps(values, indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="backslashreplace")
+
+
+__all__ = ["is_full", "json_of", "named", "whole_file", "write_json"]

@@ -257,6 +257,15 @@ def test_wrong_arguments_are_named(call, words):
         call()
 
 
+def test_processes_share_out_the_accelerators(monkeypatch):
+    for name, value in {"is_available": True, "current_accelerator": torch.device("meta"), "device_count": 2}.items():
+        monkeypatch.setattr(torch.accelerator, name, lambda value=value: value)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert find_device() == find_device("meta") == torch.device("meta", 1)
+    assert find_device("meta:0") == torch.device("meta", 0)
+    assert find_device("cpu") == torch.device("cpu")
+
+
 def test_from_pretrained_takes_device_and_dtype(tmp_path):
     lively().save_pretrained(tmp_path)
     SegFormerImageProcessor(do_resize=False).save_pretrained(tmp_path)

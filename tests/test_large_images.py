@@ -1,11 +1,13 @@
 """Images larger than memory: files in, files out, by rasterio and by tifffile; what can not be is told in a line."""
 
+import errno
 import json
 import re
 import resource
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from hf_segformer.plain_tiff import PlainRaster
 from hf_segformer.prediction import EvaluationOptions, predict
 from hf_segformer.tiling import Tiling, Window
 from hf_segformer.upsampling_segformer import upsample, upsample_argmax
+from hf_segformer.writing import is_full
 
 rasterio = pytest.importorskip("rasterio")
 tifffile = pytest.importorskip("tifffile")
@@ -433,6 +436,25 @@ def test_many_classes_take_16_bits(tmp_path, processor):
     assert summary["no_data"] == 8 * 64
 
 
+def test_classes_of_one_name_are_counted_apart(tmp_path, processor):
+    model = lively()
+    model.config.id2label = dict(enumerate(["road", "sky", "road", "tree", "road"]))
+    summary, labels = labelled(
+        model, processor, write_geotiff(tmp_path / "scene.tif", scene()), tmp_path / "labels.tif"
+    )
+    assert list(summary["pixels"]) == ["road (0)", "sky", "road (2)", "tree", "road (4)"]
+    assert list(summary["pixels"].values()) == np.bincount(labels.ravel(), minlength=5).tolist()
+
+
+def test_too_little_memory_for_a_window_is_told(tmp_path, model, processor, monkeypatch):
+    def forward(given):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes")
+
+    monkeypatch.setattr(model, "forward", forward)
+    with pytest.raises(ValueError, match=r"scene\.tif, rows 0 to 96 and columns 0 to 96: .*can't allocate memory"):
+        labelled(model, processor, write_geotiff(tmp_path / "scene.tif", scene()), tmp_path / "labels.tif")
+
+
 def test_the_model_is_left_as_it_was(tmp_path, processor):
     model = lively().train()
     labelled(model, processor, write_geotiff(tmp_path / "scene.tif", scene()), tmp_path / "labels.tif")
@@ -588,9 +610,20 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, model, processor, 
     else:
         tifffile.imwrite(source, noise.transpose(1, 2, 0), photometric="rgb")
     full_disk()
-    with pytest.raises(OSError, match=r"labels\.tif could not be written"):
+    with pytest.raises(OSError, match=r"labels\.tif") as caught:
         label_raster(model, processor, source, tmp_path / "labels.tif", tiling=TILING, progress=False)
+    assert caught.value.errno == (errno.EIO if kind == "geo" else errno.EFBIG)
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+
+
+def test_gdal_s_failure_on_a_full_disk_has_its_number(tmp_path, model, processor, monkeypatch):
+    source = write_geotiff(tmp_path / "scene.tif", scene())
+    monkeypatch.setattr("hf_segformer.geotiff.shutil.disk_usage", lambda _: SimpleNamespace(free=99))
+    sums = iter(range(99))
+    monkeypatch.setattr("hf_segformer.geotiff.zlib.crc32", lambda _: next(sums))
+    with pytest.raises(OSError, match=r"0 MiB are free.*labels\.tif") as caught:
+        label_raster(model, processor, source, tmp_path / "labels.tif", tiling=TILING, progress=False)
+    assert is_full(caught.value)
 
 
 def test_the_example_of_the_docs_runs(tmp_path, processor, monkeypatch, capsys):

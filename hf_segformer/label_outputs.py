@@ -17,7 +17,7 @@ from PIL import Image
 from .inference import Prediction, Prepared, SegFormerPredictor
 from .prediction import distinct
 from .visualize import Color, overlay, shown, with_legend
-from .writing import json_of, named, whole_file
+from .writing import named, whole_file
 
 RECORD = "pictures.jsonl"
 _RASTER_LABELS = "labels.tif"
@@ -130,7 +130,7 @@ class PngFolder:
         with self._lock:
             end = b"" if _ends_with_a_line(self._record) else b"\n"  # a killed process left half a line
             with self._record.open("ab") as file:
-                file.write(end + json_of(line) + b"\n")
+                file.write(end + _json_line(line))
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """The lines of all records, but for those that a killed process left incomplete."""
@@ -151,7 +151,7 @@ class PngFolder:
             for line in self._lines():
                 if line["name"] not in seen and self._is_there(line["name"]):
                     seen.add(line["name"])
-                    file.write(json_of(line) + b"\n")
+                    file.write(_json_line(line))
                     for name, count in line["pixels"].items():
                         totals[name] += count
         for path in self.out.glob(f".{RECORD}.*[0-9]"):
@@ -277,6 +277,10 @@ class ParquetFolder:
 def as_type(scores: np.ndarray, kind: str | None) -> np.ndarray:
     """Probabilities as float16, or as uint8 of 0 to 255."""
     return np.rint(255 * scores).astype(np.uint8) if kind == "uint8" else scores.astype(np.float16)
+
+
+def _json_line(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"  # see `write_json`
 
 
 def _in_utf8(text: str | None) -> str | None:

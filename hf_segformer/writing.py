@@ -67,19 +67,10 @@ def write_json(values: dict[str, Any], path: str | Path) -> None:
         ValueError: if a value is NaN.
         OSError: if the file can not be written.
     """
-    text = json_of(values, indent=2) + b"\n"
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with whole_file(path) as partial:
-        partial.write_bytes(text)
+        # A file name's bytes that are no UTF-8 become escapes, of which JSON makes the same name again.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def json_of(values: dict[str, Any], indent: int | None = None) -> bytes:
-    """JSON in UTF-8. Of a file name that is none, other bytes become escapes, from which JSON gives the name back.
-
-    Raises:
-        ValueError: if a value is NaN.
-    """
-    text = json.dumps(values, indent=indent, ensure_ascii=False, allow_nan=False)
-    return text.encode(errors="backslashreplace")
-
-
-__all__ = ["is_full", "json_of", "named", "whole_file", "write_json"]
+__all__ = ["is_full", "named", "whole_file", "write_json"]

@@ -208,9 +208,12 @@ class _Windows:
         if len(views) == 1:
             return views[0]
         sized = [F.interpolate(view, size=list(grid), mode="bilinear", align_corners=False) for view in views]
+        # The logarithm of mean probabilities, up to a constant. Of a probability that is rounded to 0 or 1 the logit
+        # were infinite, and upsampled next to others it is NaN, which wins.
         if sized[0].shape[1] == 1:
-            return torch.stack([view.sigmoid() for view in sized]).mean(0).logit()
-        return torch.stack([view.softmax(dim=1) for view in sized]).mean(0).log()
+            logits = torch.stack(sized)
+            return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
+        return torch.stack([view.log_softmax(dim=1) for view in sized]).logsumexp(0)
 
     def _views(self, images: Sequence[np.ndarray], scale: float) -> Iterator[Tensor]:
         """Logits (B, K, ., .) of windows at a scale, and of their mirror images, turned back."""

@@ -405,16 +405,32 @@ def test_flips_and_scales_average_probabilities_on_the_grid(tmp_path, processor,
         given = processor(pixels, size=size, return_tensors="pt").pixel_values
         with torch.no_grad():
             views += [model(given).logits, model(given.flip(-1)).logits.flip(-1)]
-    views = [upsample(view, (24, 32)) for view in views]
+    views = [upsample(view, (24, 32)).double() for view in views]  # float32 rounds probabilities to 0 and 1
     if num_labels == 1:
-        mean = sum(view.sigmoid() for view in views) / 4
-        labels = upsample_argmax((mean / (1 - mean)).log(), (96, 128))[0]
+        mean, rest = sum(view.sigmoid() for view in views), sum((-view).sigmoid() for view in views)
+        labels = upsample_argmax((mean / rest).log(), (96, 128))[0]
     else:
         labels = upsample_argmax((sum(view.softmax(1) for view in views) / 4).log(), (96, 128))[0]
     assert (tifffile.imread(tmp_path / "labels.tif") == labels.numpy()).mean() > 0.999
     assert (upsample_argmax(views[0], (96, 128))[0] != labels).float().mean() > 0.01
     assert len(summary["pixels"]) == max(num_labels, 2)
     assert num_labels > 1 or list(summary["pixels"]) == ["background", "LABEL_0"]
+
+
+@pytest.mark.parametrize("num_labels", [1, 2])
+def test_probabilities_of_exactly_0_and_1_are_averaged(tmp_path, processor, monkeypatch, num_labels):
+    model = lively(num_labels=num_labels)
+
+    def sure(pixels):
+        logits = torch.full((len(pixels), num_labels, pixels.shape[2] // 4, pixels.shape[3] // 4), -200.0)
+        if num_labels == 2:
+            logits[:, 0] = 200
+        return SimpleNamespace(logits=logits)
+
+    monkeypatch.setattr(model, "forward", sure)
+    source = write_geotiff(tmp_path / "scene.tif", scene())
+    _, labels = labelled(model, processor, source, tmp_path / "labels.tif", options=EvaluationOptions(flip=True))
+    assert (labels == 0).all()
 
 
 def test_batches_and_half_precision_give_nearly_the_same(tmp_path, model, processor):

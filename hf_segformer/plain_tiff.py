@@ -107,9 +107,10 @@ class PlainRaster(Raster):
         size = frame.databytecounts[number]
         self.file.filehandle.seek(frame.dataoffsets[number])
         data = self.file.filehandle.read(size)
-        if len(data) < size:
+        if len(data) < size:  # libjpeg would fill up with grey
             raise OSError(f"{size} bytes are missing at {frame.dataoffsets[number]}")
-        piece = self.page.decode(data if size else None, number)[0]
+        tables = {"jpegtables": frame.jpegtables, "jpegheader": self.page.jpegheader}
+        piece = self.page.decode(data if size else None, number, **tables)[0]
         piece = np.zeros((0, 0, 1), self.page.dtype) if piece is None else piece[0]
         self.segments[key] = piece
         self.num_cached += piece.nbytes

@@ -1,6 +1,7 @@
 """Images larger than memory: files in, files out, by rasterio and by tifffile; what can not be is told in a line."""
 
 import errno
+import io
 import json
 import re
 import resource
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from PIL import Image
+from PIL import Image, ImageFile
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.large_images import is_raster, label_raster, open_raster
@@ -330,6 +331,32 @@ def test_a_plain_file_is_labelled_as_its_geotiff_is(tmp_path, model, processor):
     with Image.open(tmp_path / "first.tif") as image:
         assert image.mode == "P"
         assert (np.asarray(image) == labels).all()
+
+
+def test_jpeg_pieces_get_the_tables_of_their_file_and_are_read_whole_or_not_at_all(tmp_path, monkeypatch):
+    source = tmp_path / "slide.tif"
+    layout = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "jpeg", "photometric": "ycbcr"}
+    smooth = np.linspace(0, 255, HEIGHT)[:, None] * np.ones(WIDTH) * [[[0.9]], [[0.5]], [[1.0]]]  # no edges in colour
+    write_geotiff(source, smooth.astype(np.uint8), place={}, **layout)
+    whole = Window(0, 0, HEIGHT, WIDTH)
+    with open_raster(source, 3) as raster:
+        assert isinstance(raster, GeoRaster)  # no codec for tifffile is installed
+        expected, _ = raster.read(whole)
+
+    def decode(data, *, tables, **others):  # as libjpeg does it for imagecodecs: grey for what is cut off
+        monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+        with Image.open(io.BytesIO(tables[:-2] + data[2:])) as picture:
+            return np.asarray(picture)
+
+    monkeypatch.setattr("tifffile.tifffile.imagecodecs.jpeg_decode", decode, raising=False)
+    monkeypatch.setitem(tifffile.TIFF.DECOMPRESSORS._codecs, 7, decode)
+    with open_raster(source, 3) as raster:
+        assert isinstance(raster, PlainRaster)
+        found, _ = raster.read(whole)
+    assert np.abs(found.astype(int) - expected).mean() < 1
+    source.write_bytes(source.read_bytes()[:-9])
+    with open_raster(source, 3) as raster, pytest.raises(OSError, match=r"slide\.tif .* is cut short or damaged"):
+        raster.read(whole)
 
 
 def test_pyramids_are_read_at_full_size(tmp_path):

@@ -26,6 +26,7 @@ from .image_processing_segformer import IGNORE_INDEX, SegFormerImageProcessor
 from .plain_tiff import PlainRaster, why_not_plain
 from .prediction import EvaluationOptions, class_names, distinct, evaluating, lacks_memory
 from .rasters import Color, LabelFile, Raster, is_raster
+from .reading_segformer import DAMAGE
 from .tiling import CELL, Tiling, Window, label_bands
 from .visualize import default_palette
 from .writing import whole_file
@@ -300,6 +301,15 @@ def open_raster(path: Path, num_channels: int, bands: Sequence[int] | None = Non
     """
     path = Path(path)
     path.stat()  # says what is wrong with the path better than any library
+    try:
+        return _open_raster(path, num_channels, bands, num_rows)
+    except DAMAGE as error:
+        if isinstance(error, OSError | ValueError) and str(path) in str(error):
+            raise
+        raise OSError(f"{path} is damaged, or no image that can be read: {error or type(error).__name__}") from error
+
+
+def _open_raster(path: Path, num_channels: int, bands: Sequence[int] | None, num_rows: int) -> Raster:
     has_rasterio, has_tifffile = _is_installed("rasterio"), _is_installed("tifffile")
     if not (has_rasterio or has_tifffile):
         raise ValueError(f"{path} takes rasterio or tifffile, and neither is installed: {_INSTALL}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .rasters import BLOCK, GEOREFERENCE, LabelFile, Raster, holds_data, in_rows_of_blocks
+from .reading_segformer import DAMAGE
 from .tiling import Window
 
 
@@ -175,7 +176,7 @@ def why_not_plain(path: Path) -> str | None:
                     tifffile.TIFF.UNPREDICTORS[page.predictor]
             except KeyError as error:
                 return f"is compressed in a way that tifffile does not read by itself ({error.args[0]})"
-    except (tifffile.TiffFileError, OSError, IndexError) as error:
+    except (tifffile.TiffFileError, *DAMAGE) as error:
         return f"is no TIFF file that tifffile reads ({error})"
     return None
 

@@ -53,18 +53,17 @@ def evaluate(arguments: argparse.Namespace) -> None:
     import torch
     from accelerate import PartialState
 
-    from .benchmark import check_machine
     from .conversion import load_segmentation
     from .evaluation import evaluate as evaluate_model
     from .evaluation import write_json
+    from .inference import find_device
     from .visualize import draw_confusion
 
-    if arguments.device is not None:
-        check_machine(arguments.device, None)
+    device = find_device(arguments.device)
     state = PartialState(cpu=not torch.accelerator.is_available())
     model, processor = load_segmentation(arguments.model)
     rows = _labelled_rows(arguments, model.config, processor.do_reduce_labels)
-    result = evaluate_model(model.to(arguments.device or state.device), processor, rows, options)
+    result = evaluate_model(model.to(device), processor, rows, options)
     if not state.is_main_process:  # several processes share the pictures, and each has the whole result
         return
     print(result.format_table())

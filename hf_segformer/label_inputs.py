@@ -58,7 +58,9 @@ def find_pictures(inputs: Sequence[str], out: Path) -> list[Item]:
                     "kept, a pattern that fits one of them, or label them into two folders"
                 )
         if len(found) == number and (has_magic(given) or os.path.isdir(given)):
-            raise ValueError(f"{given} holds no pictures ({', '.join(SUFFIXES)}) beside those that were given already")
+            raise ValueError(
+                f"{given} holds no pictures ({', '.join(SUFFIXES)}), or only such as were given already or lie in {out}"
+            )
     if not found:
         raise ValueError("there is nothing to label: give files, folders, patterns or @FILE, a list")
     return [Item(*pair) for pair in sorted(found.items())]

@@ -6,7 +6,7 @@ Everything is written whole or not at all. Axes: K classes, H W the picture's si
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from .inference import Prediction, Prepared, SegFormerPredictor
+from .label_inputs import Item
 from .prediction import distinct
 from .visualize import Color, overlay, shown, with_legend
 from .writing import named, whole_file
@@ -68,23 +69,24 @@ class PngFolder:
         self.with_overlay, self.legend, self.probabilities = with_overlay, legend, probabilities
         self._record, self._lock = out / f".{RECORD}.{rank:05d}", threading.Lock()
 
-    def done(self, origins: Mapping[str, str]) -> set[str]:
-        """Those of the names whose label maps are there, with their lines in the records.
+    def done(self, items: Iterable[Item], origin_of: Callable[[Item], str]) -> set[str]:
+        """Names of those whose label maps are there, with their lines in the records.
 
         Args:
-            origins: by name, where the picture comes from.
+            items: pictures.
+            origin_of: tells where one comes from.
 
         Raises:
             ValueError: if a label map is there that is another picture's.
         """
-        found = set()
+        wanted, found = {item.name: item for item in items}, set()
         for line in self._lines():
             name = line["name"]
-            if name in origins and name not in found and self._is_there(name):
-                if line["source"] != origins[name]:
+            if name in wanted and name not in found and self._is_there(name):
+                if line["source"] != (origin := origin_of(wanted[name])):
                     raise ValueError(
-                        f"{self.out} holds the labels of {line['source']} as {name}, as which {origins[name]} would be "
-                        "filed, too: give another folder"
+                        f"{self.out} holds the labels of {line['source']} as {name}, as which {origin} would be filed, "
+                        "too: give another folder"
                     )
                 found.add(name)
         return found

@@ -168,11 +168,10 @@ def label_pictures(
     """
     out, outputs, processes = Path(out), outputs or Outputs(), Processes()
     try:
-        items = pictures.items()
-        names = [item.name for item in items]
+        names = [item.name for item in pictures.items()]
         if len(set(processes.gather(_digest(names)))) > 1:
             raise ValueError("the processes see different pictures, but they need to share one list of them")
-        settings = _settings(predictor, outputs, [pictures.origin(item) for item in items], processes.number)
+        settings = _settings(predictor, outputs, pictures, processes.number)
         if processes.rank == 0:
             out.mkdir(parents=True, exist_ok=True)
             settings = _check_settings(out / SETTINGS, settings)
@@ -214,12 +213,11 @@ class _RasterError(ValueError):
 
 def _label_files(job: _Job) -> tuple[PngFolder, list[dict[str, str]], int]:
     """What it wrote to, what failed, and how many pictures it labelled."""
-    predictor, pictures, outputs, processes = job.predictor, job.pictures, job.outputs, job.processes
+    pictures, outputs, processes = job.pictures, job.outputs, job.processes
     mine = pictures.items()[processes.rank :: processes.number]
     extras = outputs.with_overlay, outputs.legend, outputs.probabilities
-    folder = PngFolder(job.out, predictor, *extras, rank=processes.rank)
-    origins = {item.name: pictures.origin(item) for item in mine}
-    done = folder.done(origins)
+    folder = PngFolder(job.out, job.predictor, *extras, rank=processes.rank)
+    done = folder.done(mine, pictures.origin)
     processes.gather(None)  # nobody writes while another still reads what is there
     todo = [item for item in mine if item.name not in done]
     rasters: list[Item] = []
@@ -227,25 +225,26 @@ def _label_files(job: _Job) -> tuple[PngFolder, list[dict[str, str]], int]:
 
     def write(item: Item, prepared: Prepared, prediction: Prediction) -> None:
         try:
-            folder.write(item.name, origins[item.name], prepared, prediction)
+            folder.write(item.name, pictures.origin(item), prepared, prediction)
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:  # all else concerns every picture
                 raise
             failed.append(_failure(job, item, error))
 
-    with _Bar(len(mine), len(done), job.shows_bar) as bar, _Writers() as writers:
-        for item, outcome in _predict(job, todo):
-            if isinstance(outcome, _RasterError):
-                rasters.append(item)
-                continue
-            if isinstance(outcome, Exception):
-                failed.append(_failure(job, item, outcome))
-            else:
-                writers.submit(write, item, *outcome)
-            bar.update()
+    with _Bar(len(mine), len(done), job.shows_bar) as bar:
+        with _Writers() as writers:
+            for item, outcome in _predict(job, todo):
+                if isinstance(outcome, _RasterError):
+                    rasters.append(item)
+                    continue
+                if isinstance(outcome, Exception):
+                    failed.append(_failure(job, item, outcome))
+                else:
+                    writers.submit(write, item, *outcome)
+                bar.update()
         for item in rasters:
             try:
-                _label_raster(predictor, folder, item, origins[item.name])
+                _label_raster(job, folder, item)
             except (ValueError, OSError) as error:
                 if is_full(error):
                     raise
@@ -258,13 +257,16 @@ def _failure(job: _Job, item: Item, error: Exception) -> dict[str, str]:
     return {"name": item.name, "error": told(error, job.pictures.call(item))}
 
 
-def _label_raster(predictor: SegFormerPredictor, folder: PngFolder, item: Item, origin: str) -> None:
+def _label_raster(job: _Job, folder: PngFolder, item: Item) -> None:
     """One large image, by windows: those of the options, or `Tiling`'s own."""
     from .large_images import label_raster
     from .tiling import Tiling
 
-    options = predictor.options
-    tiling = Tiling(options.window, options.window - options.step) if options.window else Tiling()
+    predictor, options = job.predictor, job.predictor.options
+    try:
+        tiling = Tiling(options.window, options.window - options.step) if options.window else Tiling()
+    except ValueError as error:
+        raise ValueError(f"a window of {options.window} in steps of {options.step} does not do: {error}") from error
     label = partial(
         label_raster,
         predictor.model,
@@ -273,9 +275,9 @@ def _label_raster(predictor: SegFormerPredictor, folder: PngFolder, item: Item, 
         tiling=tiling,
         options=replace(options, window=0, stride=0),
         palette=predictor.palette,
-        progress=False,
+        progress=job.shows_bar and sys.stderr.isatty(),  # by windows: the job's own bar stands still meanwhile
     )
-    folder.write_raster(item.name, origin, label)
+    folder.write_raster(item.name, job.pictures.origin(item), label)
 
 
 def _label_shards(job: _Job, shard_size: int) -> tuple[ParquetFolder, list[dict[str, str]], int]:
@@ -359,7 +361,7 @@ class _Bar(tqdm):
 
 
 def _settings(
-    predictor: SegFormerPredictor, outputs: Outputs, origins: Sequence[str], num_processes: int
+    predictor: SegFormerPredictor, outputs: Outputs, pictures: Files | Rows, num_processes: int
 ) -> dict[str, Any]:
     """What results depend on, and with Parquet what belongs in which shard."""
     processor = {
@@ -378,8 +380,9 @@ def _settings(
         **asdict(outputs),
     }
     if outputs.kind == "parquet":
-        settings["pictures"] = _digest(origins)
-        settings["shard_size"] = min(_SHARD_SIZE, -(-len(origins) // num_processes))
+        items = pictures.items()
+        settings["pictures"] = _digest([pictures.origin(item) for item in items])
+        settings["shard_size"] = min(_SHARD_SIZE, -(-len(items) // num_processes))
     return settings
 
 

@@ -430,6 +430,7 @@ def test_results_below_the_pictures_are_not_labelled_again(checkpoint, pictures)
         (["none"], "no such file, folder or pattern: none"),
         (["no*ne"], "no*ne holds no pictures"),
         (["empty"], "empty holds no pictures"),
+        (["out/*.png"], "or only such as were given already or lie in out"),
         (["pictures", "twins"], "would both be filed as 0"),
         (["pictures/0.png", "pictures/below/0.png"], "would both be filed as 0"),
         (["@none.txt"], "none.txt"),
@@ -542,6 +543,16 @@ def test_a_raster_is_labelled_by_windows_and_counted(checkpoint, pictures, out):
     assert (out / "scene_labels.tif").stat().st_mtime_ns == stamp
 
 
+def test_a_raster_shows_how_far_it_is_to_who_watches(checkpoint, pictures, out, monkeypatch, capsys):
+    pytest.importorskip("rasterio")
+    geotiff(pictures / "scene.tif")
+    assert run(checkpoint, pictures / "scene.tif", "--out", out) == 0
+    assert "labelling scene.tif" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run(checkpoint, pictures / "scene.tif", "--out", out / "2") == 0
+    assert "labelling scene.tif" in capsys.readouterr().err
+
+
 def test_a_full_disk_stops_at_the_first_raster(checkpoint, pictures, out, capsys, monkeypatch):
     pytest.importorskip("rasterio")
     for name in ("a.tif", "b.tif"):
@@ -568,6 +579,12 @@ def test_rasters_go_into_no_shard_and_wrong_ones_are_named_once(checkpoint, pict
     [failed] = json.loads((out / "summary.json").read_text())["failed"]
     assert (
         failed["error"] == f"{pictures / 'scene.tif'} is a raster or damaged, and goes into no Parquet shard: take png"
+    )
+    assert run(checkpoint, pictures, "--out", out / "3", "--window", 100) == 1
+    [failed] = json.loads((out / "3" / "summary.json").read_text())["failed"]
+    assert (
+        "scene.tif: a window of 100 in steps of 64 does not do: tile is 100, but it must be a multiple"
+        in failed["error"]
     )
     geotiff(pictures / "scene.tif", num_bands=5)
     assert run(checkpoint, pictures, "--out", out / "2") == 1

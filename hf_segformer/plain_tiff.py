@@ -65,8 +65,8 @@ class PlainRaster(Raster):
             valid = holds_data(pixels, [self.nodata] * len(pixels))
         if self.colors is not None:
             pixels = np.moveaxis(self.colors[pixels[0]], -1, 0)
-        if self.is_inverted and pixels.dtype.kind == "u":
-            pixels = np.iinfo(pixels.dtype).max - pixels
+        if self.is_inverted and pixels.dtype.kind in "bu":
+            pixels = ~pixels
         return pixels, valid
 
     def _read_page(self, index: int, window: Window) -> np.ndarray:

@@ -401,6 +401,9 @@ def test_plain_files_with_alpha_no_data_palette_or_white_as_zero(tmp_path):
     tifffile.imwrite(path, pixels[0], photometric="miniswhite")
     with open_raster(path, 3) as raster:
         assert (raster.read(part)[0] == 255 - pixels[0][here]).all()
+    tifffile.imwrite(path, pixels[0] > 99, photometric="miniswhite")
+    with open_raster(path, 3) as raster:
+        assert (raster.read(part)[0] == (pixels[0][here] <= 99)).all()
 
 
 def test_pieces_are_kept_for_the_next_window_and_no_longer(tmp_path):

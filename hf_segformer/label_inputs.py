@@ -45,7 +45,8 @@ def find_pictures(inputs: Sequence[str], out: Path) -> list[Item]:
 
     Raises:
         OSError: if an input does not exist.
-        ValueError: if there is no picture, two would be filed under one name, or `out` is a folder of pictures itself.
+        ValueError: if there is no picture, two would be filed under one name, `out` is a folder of pictures itself, or
+            a list is no text.
     """
     found: dict[str, str] = {}
     for given in inputs:
@@ -104,6 +105,8 @@ def _listed(path: Path) -> Iterator[tuple[str, str]]:
         encoding="utf-8-sig", errors="surrogateescape"
     ) as file:  # Windows marks UTF-8; names may be no UTF-8
         for line in file:
+            if "\0" in line:
+                raise ValueError(f"{path} must be a text file with the path of a picture on each line, but it is none")
             if listed := line.strip():
                 keeps_folders = not os.path.isabs(listed) and ".." not in Path(listed).parts
                 yield "" if keeps_folders else os.path.dirname(listed), listed

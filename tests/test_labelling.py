@@ -434,6 +434,7 @@ def test_results_below_the_pictures_are_not_labelled_again(checkpoint, pictures)
         (["pictures", "twins"], "would both be filed as 0"),
         (["pictures/0.png", "pictures/below/0.png"], "would both be filed as 0"),
         (["@none.txt"], "none.txt"),
+        (["@pictures/0.png"], "pictures/0.png must be a text file"),
         (["out"], "out is the folder of the pictures"),
         ([], "give pictures"),
         (["pictures", "--dataset", "pictures"], "one of the two"),

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -50,23 +49,22 @@ def add_labelled(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Run `segformer evaluate`."""
-    options = _evaluation_options(arguments)
+    options = _checked(arguments)
     import torch
     from accelerate import PartialState
 
-    from .benchmark import check_machine
     from .conversion import load_segmentation
     from .evaluation import evaluate as evaluate_model
     from .evaluation import write_json
+    from .inference import find_device
     from .visualize import draw_confusion
     from .writing import whole_file
 
-    if arguments.device is not None:
-        check_machine(arguments.device, None)
+    device = find_device(arguments.device)
     state = PartialState(cpu=not torch.accelerator.is_available())
     model, processor = load_segmentation(arguments.model)
     rows = _labelled_rows(arguments, model.config, processor.do_reduce_labels)
-    result = evaluate_model(model.to(arguments.device or state.device), processor, rows, options)
+    result = evaluate_model(model.to(device), processor, rows, options)
     if not state.is_main_process:  # several processes share the pictures, and each has the whole result
         return
     print(result.format_table())
@@ -81,17 +79,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
     print(f"written to {arguments.out}: metrics.json, confusion.png")
 
 
-def _evaluation_options(arguments: argparse.Namespace):
+def _checked(arguments: argparse.Namespace):
     """How to predict; what else is wrong with the options is told here, too, before anything is read."""
-    from .evaluation import EvaluationOptions
-
     folders = [folder is not None for folder in (arguments.images, arguments.labels)]
     if any(folders) != all(folders) or any(folders) == (arguments.dataset is not None):
         raise ValueError("say where the labelled pictures are: by --images DIR and --labels DIR, or by --dataset NAME")
-    try:
-        options = EvaluationOptions(arguments.window, arguments.stride, arguments.flip, arguments.scales)
-    except ValueError as error:
-        raise ValueError(str(error).replace("evaluation.", "--")) from error
+    options = _evaluation_options(arguments)
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         TemporaryDirectory(dir=arguments.out).cleanup()
@@ -106,6 +99,18 @@ def _warn_of_dropped_masks(result, arguments: argparse.Namespace) -> None:
             "not count, give --label-values 0 255",
             file=sys.stderr,
         )
+
+
+def _evaluation_options(arguments: argparse.Namespace):
+    """How to predict, in the words of the command line."""
+    from .prediction import EvaluationOptions
+
+    if arguments.stride and not arguments.window:
+        raise ValueError(f"--stride is {arguments.stride}, but it is the step of a window: give --window, too")
+    try:
+        return EvaluationOptions(arguments.window, arguments.stride, arguments.flip, arguments.scales)
+    except ValueError as error:
+        raise ValueError(str(error).replace("evaluation.", "--")) from error
 
 
 def _labelled_rows(arguments: argparse.Namespace, config, reduce_labels: bool):
@@ -175,12 +180,11 @@ def predict(arguments: argparse.Namespace) -> None:
     from .inference import SegFormerPredictor, find_device, half_of
     from .label_inputs import Files, Rows
     from .labelling import Outputs, label_pictures
-    from .prediction import EvaluationOptions
 
     if bool(arguments.inputs) == bool(arguments.dataset):
         raise ValueError("give pictures (files, folders, patterns, @FILE), or --dataset NAME: one of the two")
     outputs = Outputs(arguments.format, arguments.overlay, arguments.legend, arguments.probabilities)
-    options = EvaluationOptions(arguments.window, arguments.stride, arguments.flip, arguments.scales)
+    options = _evaluation_options(arguments)
     pictures: Files | Rows
     if arguments.dataset:
         pictures = Rows(arguments.dataset, arguments.split, arguments.column)
@@ -195,8 +199,8 @@ def predict(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
     )
     report = label_pictures(predictor, pictures, arguments.out, outputs)
-    if int(os.environ.get("RANK", "0")):  # the first process speaks for all
-        sys.exit(1 if report.failed else 0)
+    if int(os.environ.get("RANK", "0")):
+        return  # the first process speaks for all; were another to fail first, torchrun would end it before it has
     before = f", {report.num_before} of them before" if report.num_before else ""
     noun = "picture" if report.num_pictures == 1 else "pictures"
     print(f"{report.num_pictures} {noun} labelled in {arguments.out}{before}", flush=True)

@@ -93,7 +93,7 @@ class GeoRaster(Raster):
                     try:
                         out.write(rows, 1, window=self._rows(top, len(rows)))
                     except OSError as error:
-                        raise OSError(errno.EIO, f"{error.__cause__ or error}") from error
+                        raise _not_written(path, f"{error.__cause__ or error}") from error
                     checksums.append((top, len(rows), zlib.crc32(rows.data)))
             if factors:
                 with rasterio.open(path, "r+") as out:
@@ -118,8 +118,7 @@ class GeoRaster(Raster):
         except OSError:
             is_whole = False
         if not is_whole:
-            free = shutil.disk_usage(path.parent).free >> 20
-            raise OSError(errno.EIO, f"what was written can not be read again, and {free} MiB are free")
+            raise _not_written(path, "what was written can not be read again")
 
     def _profile(self, labels: LabelFile) -> dict[str, Any]:
         profile = {
@@ -148,6 +147,12 @@ class GeoRaster(Raster):
         out.update_tags(**self.file.tags())
         out.update_tags(1, **{f"class_{index}": name for index, name in enumerate(labels.names)})
         out.write_colormap(1, {index: tuple(color) for index, color in enumerate(labels.colors().tolist())})
+
+
+def _not_written(path: Path, reason: str) -> OSError:
+    """GDAL does not tell a full disk by the system's number."""
+    free = shutil.disk_usage(path.parent).free >> 20
+    return OSError(errno.EIO if free else errno.ENOSPC, f"{reason}, and {free} MiB are free")
 
 
 def _color_table(colors: dict[int, tuple[int, ...]]) -> np.ndarray:

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from .conversion import load_segmentation
 from .image_processing_segformer import SegFormerImageProcessor
-from .prediction import EvaluationOptions, class_names, label_maps, labels_and_scores, prepare_views
+from .prediction import EvaluationOptions, class_names, label_maps, labels_and_scores, lacks_memory, prepare_views
 from .reading_segformer import DAMAGE, read_image
 from .visualize import Color, default_palette
 
@@ -51,20 +51,15 @@ class Prepared:
 
     Attributes:
         views: float32 (1, C, H', W') at each scale.
-        picture: as it was read: an upright Pillow picture, or an array (C, H, W) of bands.
+        size: height and width of the picture.
         name: what error messages call it.
+        picture: as it was read: an upright Pillow picture, or an array (C, H, W) of bands; None if it is not wanted.
     """
 
     views: list[Tensor]
-    picture: Image.Image | np.ndarray
+    size: tuple[int, int]
     name: str
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the picture."""
-        if isinstance(self.picture, Image.Image):
-            return self.picture.height, self.picture.width
-        return self.picture.shape[-2:]
+    picture: Any
 
 
 class SegFormerPredictor:
@@ -160,15 +155,18 @@ class SegFormerPredictor:
             return self.predict([self.prepare(images)], with_scores=with_scores)[0]
         if not isinstance(images, Iterable):
             raise ValueError(f"images is a {type(images).__name__}, but it must be a picture or an iterable of such")
-        tasks = (partial(self.prepare, image, f"picture {index}") for index, image in enumerate(images))
+        tasks = (
+            partial(self.prepare, image, f"picture {index}", keep_picture=False) for index, image in enumerate(images)
+        )
         return Predictions(self, tasks, with_scores=with_scores)
 
-    def prepare(self, image: Any, name: str = "the picture") -> Prepared:
+    def prepare(self, image: Any, name: str = "the picture", *, keep_picture: bool = True) -> Prepared:
         """Read a picture and make it ready for the network; it needs no accelerator and may run in any thread.
 
         Args:
             image: see `__call__`.
             name: what an error message calls it where it is no file.
+            keep_picture: whether to hand the picture on; many that are read ahead may be large.
 
         Raises:
             ValueError: if it can not be read, or has other bands than the model takes.
@@ -176,19 +174,23 @@ class SegFormerPredictor:
         """
         name = os.fspath(image) if isinstance(image, str | os.PathLike) else name
         try:
-            picture = read_image(_array(image), len(self.processor.image_mean), None, "picture")
+            picture = read_image(_array(image), len(self.processor.image_mean), None, name)
             data_format = "channels_first" if isinstance(picture, np.ndarray) else None
-            return Prepared(prepare_views(self.processor, picture, self.options, data_format), picture, name)
+            views = prepare_views(self.processor, picture, self.options, data_format)
         except OSError as error:
-            raise OSError(_told(error, name)) from error
+            raise OSError(told(error, name)) from error
         except DAMAGE as error:
-            raise ValueError(_told(error, name)) from error
+            raise ValueError(told(error, name)) from error
+        size = picture.shape[-2:] if isinstance(picture, np.ndarray) else (picture.height, picture.width)
+        return Prepared(views, size, name, picture if keep_picture else None)
 
     def predict(self, batch: list[Prepared], *, with_scores: bool = False) -> list[Prediction]:
         """Predict pictures of the same prepared size at once.
 
         Raises:
-            ValueError: if their prepared sizes differ, or are too small for the network.
+            ValueError: if their prepared sizes differ, or are too small for the network, or there is not enough memory
+                for one picture.
+            MemoryError: if there is not enough memory for several at once.
         """
         if len({_shapes(prepared) for prepared in batch}) > 1:
             raise ValueError("the pictures of a batch must have one prepared size; the predictor's call sorts them")
@@ -202,6 +204,18 @@ class SegFormerPredictor:
             return [Prediction(self._integers(labels)) for labels in label_maps(*arguments)]
         except ValueError as error:
             raise ValueError(f"{batch[0].name}: {error}") from error
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
+            height, width = views[0].shape[-2:]
+            if len(batch) == 1:
+                raise ValueError(
+                    f"{batch[0].name}: there is not enough memory for {height}x{width} pixels at once: slide a window"
+                ) from error
+            raise MemoryError(
+                f"there is not enough memory for {len(batch)} pictures of {height}x{width} at once: give a smaller "
+                "batch size"
+            ) from error
 
     def _integers(self, labels: Tensor) -> np.ndarray:
         return labels.cpu().numpy().astype(np.min_scalar_type(len(self.names) - 1))
@@ -304,16 +318,18 @@ class _Place:
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
-    """The device of that name, or by default this process's accelerator if there is one, else the CPU.
+    """The device of that name, or by default the accelerator if there is one, else the CPU.
+
+    Several processes of one machine share its accelerators out, unless the name has a number: `cuda`, not `cuda:1`.
 
     Raises:
         ValueError: if PyTorch knows no such device, or it is not there.
     """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device is None:
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        if accelerator is None:
-            return torch.device("cpu")
-        return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count())
+        device = "cpu" if accelerator is None else accelerator.type
+    if accelerator is not None and str(device) == accelerator.type:
+        device = f"{device}:{int(os.environ.get('LOCAL_RANK', '0')) % torch.accelerator.device_count()}"
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
@@ -350,16 +366,14 @@ def _array(image: Any) -> Any:
     return np.load(image, allow_pickle=False) if is_file else image
 
 
-def _told(error: BaseException, name: str) -> str:
-    """What an error says, with the picture's name before it."""
+def told(error: BaseException, name: str) -> str:
+    """What an error says, with the picture's name before it if it does not begin so."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    if reason.startswith("picture "):
-        return f"{name} {reason.removeprefix('picture ')}"
-    return f"{name}: {reason.removeprefix(f'picture, {name}: ')}"
+    return reason if reason.startswith(name) else f"{name}: {reason}"
 
 
 def _shapes(prepared: Prepared) -> tuple[torch.Size, ...]:
     return tuple(view.shape for view in prepared.views)
 
 
-__all__ = ["Prediction", "Predictions", "Prepared", "SegFormerPredictor", "find_device", "half_of"]
+__all__ = ["Prediction", "Predictions", "Prepared", "SegFormerPredictor", "find_device", "half_of", "told"]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from .rasters import is_raster
 
@@ -46,7 +45,8 @@ def find_pictures(inputs: Sequence[str], out: Path) -> list[Item]:
 
     Raises:
         OSError: if an input does not exist.
-        ValueError: if there is no picture, two would be filed under one name, or `out` is a folder of pictures itself.
+        ValueError: if there is no picture, two would be filed under one name, `out` is a folder of pictures itself, or
+            a list is no text.
     """
     found: dict[str, str] = {}
     for given in inputs:
@@ -59,7 +59,9 @@ def find_pictures(inputs: Sequence[str], out: Path) -> list[Item]:
                     "kept, a pattern that fits one of them, or label them into two folders"
                 )
         if len(found) == number and (has_magic(given) or os.path.isdir(given)):
-            raise ValueError(f"{given} holds no pictures ({', '.join(SUFFIXES)}) beside those that were given already")
+            raise ValueError(
+                f"{given} holds no pictures ({', '.join(SUFFIXES)}), or only such as were given already or lie in {out}"
+            )
     if not found:
         raise ValueError("there is nothing to label: give files, folders, patterns or @FILE, a list")
     return [Item(*pair) for pair in sorted(found.items())]
@@ -99,8 +101,12 @@ def _walk(folder: str, out: Path) -> Iterator[str]:
 
 
 def _listed(path: Path) -> Iterator[tuple[str, str]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(
+        encoding="utf-8-sig", errors="surrogateescape"
+    ) as file:  # Windows marks UTF-8; names may be no UTF-8
         for line in file:
+            if "\0" in line:
+                raise ValueError(f"{path} must be a text file with the path of a picture on each line, but it is none")
             if listed := line.strip():
                 keeps_folders = not os.path.isabs(listed) and ".." not in Path(listed).parts
                 yield "" if keeps_folders else os.path.dirname(listed), listed
@@ -116,28 +122,23 @@ class Rows:
 
     Raises:
         OSError: if there is no such data set.
-        ValueError: if it has no such split or column, or no rows.
+        ValueError: if it can not be read, or has no such split or column, or no rows.
     """
 
     def __init__(self, name: str, split: str = "train", column: str = "image"):
-        import datasets
+        from .labelled import load_splits, undecoded
 
-        self.name = name
-        saved = [Path(name) / file for file in ("dataset_dict.json", "state.json")]
-        load = datasets.load_from_disk if any(path.is_file() for path in saved) else datasets.load_dataset
-        loaded = load(name)
-        if isinstance(loaded, dict):
-            if split not in loaded:
-                raise ValueError(f"{name} has no split {split!r}: there are {', '.join(loaded)}")
-            loaded = loaded[split]
+        splits = load_splits(name, only=split)
+        if split not in splits:
+            raise ValueError(f"{name} has no split {split!r}: there are {', '.join(splits)}")
+        loaded = splits[split]
         if column not in loaded.column_names:
             raise ValueError(f"{name} has no column {column!r}: there are {', '.join(loaded.column_names)}")
         if not len(loaded):
             raise ValueError(f"{name} has no rows in {split}")
-        rows, self._column = loaded.select_columns(column), column
-        if isinstance(rows.features[column], datasets.Image):
-            rows = rows.cast_column(column, datasets.Image(decode=False))
-        self._rows = rows
+        self.name, self._column = name, column
+        self._origin = f"column {column}, split {split} of {os.path.abspath(name) if os.path.isdir(name) else name}"
+        self._rows = undecoded(loaded.select_columns(column))
 
     def items(self) -> list[Item]:
         """One item a row."""
@@ -147,8 +148,8 @@ class Rows:
         """A row's picture, as a predictor takes it."""
         value = self._rows[item.source][self._column]
         if isinstance(value, dict) and "bytes" in value:
-            return value["path"] if value["bytes"] is None else Image.open(BytesIO(value["bytes"]))
-        return np.asarray(value)
+            return value["path"] if value["bytes"] is None else BytesIO(value["bytes"])
+        return np.asarray(value) if isinstance(value, list) else value
 
     def is_raster(self, item: Item) -> bool:
         """A row is no raster."""
@@ -157,6 +158,10 @@ class Rows:
     def call(self, item: Item) -> str:
         """What messages call a row."""
         return f"row {item.source} of {self.name}"
+
+    def origin(self, item: Item) -> str:
+        """What tells the row from every other one."""
+        return f"row {item.source}, {self._origin}"
 
 
 class Files:
@@ -180,6 +185,10 @@ class Files:
     def call(self, item: Item) -> str:
         """What messages call a file."""
         return str(item.source)
+
+    def origin(self, item: Item) -> str:
+        """What tells the file from every other one."""
+        return os.path.abspath(str(item.source))
 
 
 __all__ = ["SUFFIXES", "Files", "Item", "Rows", "find_pictures"]

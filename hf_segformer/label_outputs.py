@@ -15,8 +15,10 @@ import numpy as np
 from PIL import Image
 
 from .inference import Prediction, Prepared, SegFormerPredictor
+from .label_inputs import Item
+from .prediction import distinct
 from .visualize import Color, overlay, shown, with_legend
-from .writing import whole_file
+from .writing import named, whole_file
 
 RECORD = "pictures.jsonl"
 _RASTER_LABELS = "labels.tif"
@@ -67,12 +69,29 @@ class PngFolder:
         self.with_overlay, self.legend, self.probabilities = with_overlay, legend, probabilities
         self._record, self._lock = out / f".{RECORD}.{rank:05d}", threading.Lock()
 
-    def done(self, names: Iterable[str]) -> set[str]:
-        """Those of the names whose label maps are there, with their lines in the records."""
-        wanted = set(names)
-        return {line["name"] for line in self._lines() if line["name"] in wanted and self._is_there(line["name"])}
+    def done(self, items: Iterable[Item], origin_of: Callable[[Item], str]) -> set[str]:
+        """Names of those whose label maps are there, with their lines in the records.
 
-    def write(self, name: str, prepared: Prepared, prediction: Prediction) -> None:
+        Args:
+            items: pictures.
+            origin_of: tells where one comes from.
+
+        Raises:
+            ValueError: if a label map is there that is another picture's.
+        """
+        wanted, found = {item.name: item for item in items}, set()
+        for line in self._lines():
+            name = line["name"]
+            if name in wanted and name not in found and self._is_there(name):
+                if line["source"] != (origin := origin_of(wanted[name])):
+                    raise ValueError(
+                        f"{self.out} holds the labels of {line['source']} as {name}, as which {origin} would be filed, "
+                        "too: give another folder"
+                    )
+                found.add(name)
+        return found
+
+    def write(self, name: str, origin: str, prepared: Prepared, prediction: Prediction) -> None:
         """All files of one picture, and its line in the record."""
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,18 +99,19 @@ class PngFolder:
             with whole_file(self._path(name, "overlay.png")) as partial:
                 self._overlay(prepared, prediction.labels).save(partial, "PNG")
         if prediction.scores is not None:
-            with whole_file(self._path(name, "probabilities.npy")) as partial, partial.open("wb") as file:
+            # A file for writing alone numpy writes by itself, and says neither name nor reason where it can not.
+            with whole_file(self._path(name, "probabilities.npy")) as partial, partial.open("wb+") as file:
                 np.save(file, as_type(prediction.scores, self.probabilities))
         with whole_file(path) as partial:
             label_picture(prediction.labels, self.palette).save(partial, "PNG")
-            self._note(name, prediction.labels.shape, counted(prediction.labels, len(self.names)))
+            self._note(name, origin, prediction.labels.shape, counted(prediction.labels, len(self.names)))
 
-    def write_raster(self, name: str, label: Callable[[Path], dict[str, Any]]) -> None:
+    def write_raster(self, name: str, origin: str, label: Callable[[Path], dict[str, Any]]) -> None:
         """`<name>_labels.tif`, by a function that writes it and tells `height`, `width` and `pixels` by class."""
         path = self._path(name, _RASTER_LABELS)
         path.parent.mkdir(parents=True, exist_ok=True)
         told = label(path)
-        self._note(name, (told["height"], told["width"]), list(told["pixels"].values()))
+        self._note(name, origin, (told["height"], told["width"]), list(told["pixels"].values()))
 
     def _is_there(self, name: str) -> bool:
         return self._path(name).exists() or self._path(name, _RASTER_LABELS).exists()
@@ -103,16 +123,16 @@ class PngFolder:
         laid = overlay(shown(prepared.picture), labels, self.palette, alpha=0.5)
         return with_legend(laid, labels, self.names, self.palette, self.legend) if self.legend else laid
 
-    def _note(self, name: str, size: Sequence[int], counts: Sequence[int]) -> None:
+    def _note(self, name: str, origin: str, size: Sequence[int], counts: Sequence[int]) -> None:
         """Append the picture's line; the label map follows, so a picture that is there has its line."""
         height, width = size
         pixels = {name: count for name, count in zip(self.names, counts, strict=True) if count}
         share = {name: round(count / (height * width), 6) for name, count in pixels.items()}
-        line = {"name": name, "height": height, "width": width, "pixels": pixels, "share": share}
+        line = {"name": name, "source": origin, "height": height, "width": width, "pixels": pixels, "share": share}
         with self._lock:
             end = b"" if _ends_with_a_line(self._record) else b"\n"  # a killed process left half a line
             with self._record.open("ab") as file:
-                file.write(end + json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                file.write(end + _json_line(line))
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """The lines of all records, but for those that a killed process left incomplete."""
@@ -129,19 +149,16 @@ class PngFolder:
         """
         seen: set[str] = set()
         totals = dict.fromkeys(self.names, 0)
-        with whole_file(self.out / RECORD) as partial, partial.open("w", encoding="utf-8") as file:
+        with whole_file(self.out / RECORD) as partial, partial.open("wb") as file:
             for line in self._lines():
                 if line["name"] not in seen and self._is_there(line["name"]):
                     seen.add(line["name"])
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    file.write(_json_line(line))
                     for name, count in line["pixels"].items():
                         totals[name] += count
         for path in self.out.glob(f".{RECORD}.*[0-9]"):
             path.unlink()
         return len(seen), totals, []
-
-    def close(self) -> None:
-        """Nothing is held open."""
 
 
 class ParquetFolder:
@@ -182,24 +199,28 @@ class ParquetFolder:
         import pyarrow.parquet as parquet
 
         shard = index // self.shard_size
-        if self._writer is None:
-            self._partial, self._left = self._path(shard, partial=True), len(self.indices(shard))
-            self._writer = parquet.ParquetWriter(self._partial, self._schema(), compression="none")
-        self._rows.append(self._row(self._all[index], prediction, error))
-        self._left -= 1
-        if len(self._rows) == _ROW_GROUP or not self._left:
-            self._flush()
-        if not self._left:
-            self._writer.close()
-            self._writer = None
-            self._partial.replace(self._path(shard))
+        with named(self._path(shard)):
+            if self._writer is None:
+                self._partial, self._left = self._path(shard, partial=True), len(self.indices(shard))
+                self._writer = parquet.ParquetWriter(self._partial, self._schema(), compression="none")
+            self._rows.append(self._row(self._all[index], prediction, error))
+            self._left -= 1
+            if len(self._rows) == _ROW_GROUP or not self._left:
+                self._flush()
+            if not self._left:
+                self._writer.close()
+                self._writer = None
+                self._partial.replace(self._path(shard))
 
     def close(self) -> None:
         """Take back the shard that is not complete."""
         if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-            self._partial.unlink(missing_ok=True)
+            try:
+                with named(self._partial):
+                    self._writer.close()
+            finally:
+                self._writer = None
+                self._partial.unlink(missing_ok=True)
 
     def finish(self) -> tuple[int, dict[str, int], list[dict[str, str]]]:
         """Sum up all shards: called once, when all processes are at rest.
@@ -240,12 +261,13 @@ class ParquetFolder:
 
     def _row(self, name: str, prediction: Prediction | None, error: str | None) -> dict[str, Any]:
         if prediction is None:
-            return {"name": name, "error": error}
+            return {"name": _in_utf8(name), "error": _in_utf8(error)}
         content = BytesIO()
         label_picture(prediction.labels, self.palette).save(content, "PNG")
         height, width = prediction.labels.shape
         pixels = counted(prediction.labels, len(self.names))
-        return {"name": name, "height": height, "width": width, "labels": content.getvalue(), "pixels": pixels}
+        sizes = {"height": height, "width": width}
+        return {"name": _in_utf8(name), **sizes, "labels": content.getvalue(), "pixels": pixels}
 
     def _flush(self) -> None:
         import pyarrow
@@ -259,9 +281,13 @@ def as_type(scores: np.ndarray, kind: str | None) -> np.ndarray:
     return np.rint(255 * scores).astype(np.uint8) if kind == "uint8" else scores.astype(np.float16)
 
 
-def distinct(names: Sequence[str]) -> list[str]:
-    """The names, with the class's number where one stands for several."""
-    return [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(list(names))]
+def _json_line(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"  # see `write_json`
+
+
+def _in_utf8(text: str | None) -> str | None:
+    """Text that Parquet can hold: other bytes of a file's name become escapes."""
+    return text and text.encode(errors="backslashreplace").decode()
 
 
 def _ends_with_a_line(path: Path) -> bool:
@@ -278,7 +304,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         values = json.loads(line)
     except ValueError:
         return None
-    return values if isinstance(values, dict) and {"name", "pixels"} <= set(values) else None
+    return values if isinstance(values, dict) and {"name", "source", "pixels"} <= set(values) else None
 
 
-__all__ = ["ParquetFolder", "PngFolder", "as_type", "counted", "distinct", "label_picture"]
+__all__ = ["ParquetFolder", "PngFolder", "counted", "label_picture"]

@@ -4,6 +4,7 @@ What is finished is never done again: every file is written whole or not at all,
 model and options it was made, so that two runs are never mixed. A picture that can not be read stops nothing.
 """
 
+import errno
 import hashlib
 import os
 import sys
@@ -20,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from .checkpoints import read_json
-from .inference import Predictions, Prepared, SegFormerPredictor
+from .inference import Prediction, Predictions, Prepared, SegFormerPredictor, told
 from .label_inputs import Files, Item, Rows
 from .label_outputs import ParquetFolder, PngFolder
 from .writing import is_full, write_json
@@ -167,11 +168,10 @@ def label_pictures(
     """
     out, outputs, processes = Path(out), outputs or Outputs(), Processes()
     try:
-        items = pictures.items()
-        names = [item.name for item in items]
+        names = [item.name for item in pictures.items()]
         if len(set(processes.gather(_digest(names)))) > 1:
             raise ValueError("the processes see different pictures, but they need to share one list of them")
-        settings = _settings(predictor, outputs, names, processes.number)
+        settings = _settings(predictor, outputs, pictures, processes.number)
         if processes.rank == 0:
             out.mkdir(parents=True, exist_ok=True)
             settings = _check_settings(out / SETTINGS, settings)
@@ -180,19 +180,17 @@ def label_pictures(
             raise ValueError(f"{out} is another folder for process {processes.rank}: all processes must share it")
         job = _Job(predictor, pictures, out, outputs, processes, progress and processes.rank == 0)
         run = partial(_label_shards, shard_size=settings["shard_size"]) if outputs.kind == "parquet" else _label_files
-        folder, failed, num_before = run(job)
-        told = processes.gather((failed, num_before))
+        folder, failed, num_new = run(job)
+        of_all = processes.gather((failed, num_new))
         report = None
         if processes.rank == 0:
             number, pixels, filed = folder.finish()
-            failures = filed or [each for failed, _ in told for each in failed]
-            report = Report(number, pixels, failures, sum(number for _, number in told))
+            failures = filed or [each for failed, _ in of_all for each in failed]
+            report = Report(number, pixels, failures, number - sum(num_new for _, num_new in of_all))
             write_json(report.to_json(), out / SUMMARY)
         return processes.gather(report)[0]
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"the device has not enough memory for {predictor.batch_size} pictures at once: give a smaller batch size"
-        ) from error
+    except MemoryError as error:
+        raise ValueError(str(error) or "there is not enough memory") from error
     finally:
         processes.close()
 
@@ -209,44 +207,66 @@ class _Job:
     shows_bar: bool
 
 
+class _RasterError(ValueError):
+    """A picture that is to be labelled by windows."""
+
+
 def _label_files(job: _Job) -> tuple[PngFolder, list[dict[str, str]], int]:
-    predictor, pictures, outputs, processes = job.predictor, job.pictures, job.outputs, job.processes
+    """What it wrote to, what failed, and how many pictures it labelled."""
+    pictures, outputs, processes = job.pictures, job.outputs, job.processes
     mine = pictures.items()[processes.rank :: processes.number]
     extras = outputs.with_overlay, outputs.legend, outputs.probabilities
-    folder = PngFolder(job.out, predictor, *extras, rank=processes.rank)
-    done = folder.done(item.name for item in mine)
+    folder = PngFolder(job.out, job.predictor, *extras, rank=processes.rank)
+    done = folder.done(mine, pictures.origin)
     processes.gather(None)  # nobody writes while another still reads what is there
-    todo: list[Item] = []
+    todo = [item for item in mine if item.name not in done]
     rasters: list[Item] = []
-    for item in mine:
-        if item.name not in done:
-            (rasters if pictures.is_raster(item) else todo).append(item)
-    failed = []
-    with _Bar(len(mine), len(done), job.shows_bar) as bar, _Writers() as writers:
-        for item, outcome in _predict(predictor, pictures, todo, outputs.probabilities is not None):
-            if isinstance(outcome, Exception):
-                failed.append({"name": item.name, "error": str(outcome)})
-            else:
-                writers.submit(folder.write, item.name, *outcome)
-            bar.update()
+    failed: list[dict[str, str]] = []
+
+    def write(item: Item, prepared: Prepared, prediction: Prediction) -> None:
+        try:
+            folder.write(item.name, pictures.origin(item), prepared, prediction)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # all else concerns every picture
+                raise
+            failed.append(_failure(job, item, error))
+
+    with _Bar(len(mine), len(done), job.shows_bar) as bar:
+        with _Writers() as writers:
+            for item, outcome in _predict(job, todo):
+                if isinstance(outcome, _RasterError):
+                    rasters.append(item)
+                    continue
+                if isinstance(outcome, Exception):
+                    failed.append(_failure(job, item, outcome))
+                else:
+                    writers.submit(write, item, *outcome)
+                bar.update()
         for item in rasters:
             try:
-                _label_raster(predictor, folder, item)
+                _label_raster(job, folder, item)
             except (ValueError, OSError) as error:
                 if is_full(error):
                     raise
-                failed.append({"name": item.name, "error": f"{item.source}: {error}"})
+                failed.append(_failure(job, item, error))
             bar.update()
-    return folder, failed, len(done)
+    return folder, failed, len(todo) - len(failed)
 
 
-def _label_raster(predictor: SegFormerPredictor, folder: PngFolder, item: Item) -> None:
+def _failure(job: _Job, item: Item, error: Exception) -> dict[str, str]:
+    return {"name": item.name, "error": told(error, job.pictures.call(item))}
+
+
+def _label_raster(job: _Job, folder: PngFolder, item: Item) -> None:
     """One large image, by windows: those of the options, or `Tiling`'s own."""
     from .large_images import label_raster
     from .tiling import Tiling
 
-    options = predictor.options
-    tiling = Tiling(options.window, options.window - options.step) if options.window else Tiling()
+    predictor, options = job.predictor, job.predictor.options
+    try:
+        tiling = Tiling(options.window, options.window - options.step) if options.window else Tiling()
+    except ValueError as error:
+        raise ValueError(f"a window of {options.window} in steps of {options.step} does not do: {error}") from error
     label = partial(
         label_raster,
         predictor.model,
@@ -255,40 +275,47 @@ def _label_raster(predictor: SegFormerPredictor, folder: PngFolder, item: Item) 
         tiling=tiling,
         options=replace(options, window=0, stride=0),
         palette=predictor.palette,
-        progress=False,
+        progress=job.shows_bar and sys.stderr.isatty(),  # by windows: the job's own bar stands still meanwhile
     )
-    folder.write_raster(item.name, label)
+    folder.write_raster(item.name, job.pictures.origin(item), label)
 
 
 def _label_shards(job: _Job, shard_size: int) -> tuple[ParquetFolder, list[dict[str, str]], int]:
+    """The same; shards hold their failures themselves."""
     items = job.pictures.items()
     folder = ParquetFolder(job.out, job.predictor, [item.name for item in items], shard_size)
     mine = folder.shards(job.processes.rank, job.processes.number)
     todo = [index for shard in mine if not folder.is_done(shard) for index in folder.indices(shard)]
     number = sum(len(folder.indices(shard)) for shard in mine)
+    num_new = 0
     try:
         with _Bar(number, number - len(todo), job.shows_bar) as bar:
-            found = _predict(job.predictor, job.pictures, [items[index] for index in todo], False)
-            for index, (_, outcome) in zip(todo, found, strict=True):
+            found = _predict(job, [items[index] for index in todo])
+            for index, (item, outcome) in zip(todo, found, strict=True):
                 if isinstance(outcome, Exception):
-                    folder.add(index, None, str(outcome))
+                    folder.add(index, None, _failure(job, item, outcome)["error"])
                 else:
                     folder.add(index, outcome[1])
+                    num_new += 1
                 bar.update()
     finally:
         folder.close()
-    return folder, [], number - len(todo)
+    return folder, [], num_new
 
 
-def _predict(
-    predictor: SegFormerPredictor, pictures: Files | Rows, items: Sequence[Item], with_scores: bool
-) -> Iterator[tuple[Item, Any]]:
+def _predict(job: _Job, items: Sequence[Item]) -> Iterator[tuple[Item, Any]]:
     """Each item with its prepared picture and prediction, or with what is wrong with it."""
+    predictor, pictures, outputs = job.predictor, job.pictures, job.outputs
 
     def prepare(item: Item) -> Prepared:
-        return predictor.prepare(pictures.read(item), pictures.call(item))
+        if pictures.is_raster(item):
+            raise _RasterError(
+                f"{pictures.call(item)} is a raster or damaged, and goes into no Parquet shard: take png"
+            )
+        return predictor.prepare(pictures.read(item), pictures.call(item), keep_picture=outputs.with_overlay)
 
     tasks = (partial(prepare, item) for item in items)
+    with_scores = outputs.probabilities is not None
     predictions = Predictions(predictor, tasks, with_scores=with_scores, keep=lambda *both: both)
     for item in items:
         try:
@@ -334,7 +361,7 @@ class _Bar(tqdm):
 
 
 def _settings(
-    predictor: SegFormerPredictor, outputs: Outputs, names: Sequence[str], num_processes: int
+    predictor: SegFormerPredictor, outputs: Outputs, pictures: Files | Rows, num_processes: int
 ) -> dict[str, Any]:
     """What results depend on, and with Parquet what belongs in which shard."""
     processor = {
@@ -353,15 +380,16 @@ def _settings(
         **asdict(outputs),
     }
     if outputs.kind == "parquet":
-        settings["pictures"] = _digest(names)
-        settings["shard_size"] = min(_SHARD_SIZE, -(-len(names) // num_processes))
+        items = pictures.items()
+        settings["pictures"] = _digest([pictures.origin(item) for item in items])
+        settings["shard_size"] = min(_SHARD_SIZE, -(-len(items) // num_processes))
     return settings
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Note what makes the results of a folder, or raise where something else made those that are there."""
     if not path.exists():
-        if any(path.parent.glob("**/*_labels.png")) or any(path.parent.glob("labels-*.parquet")):
+        if any(any(path.parent.glob(name)) for name in ("**/*_labels.png", "**/*_labels.tif", "labels-*.parquet")):
             raise ValueError(
                 f"{path.parent} holds label maps, but no {SETTINGS} that says what made them: give another"
             )
@@ -379,8 +407,8 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _digest(names: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _digest_of_weights(model: torch.nn.Module) -> str:

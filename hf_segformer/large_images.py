@@ -7,7 +7,6 @@ does to a picture.
 Axes: C bands, K classes, h w a window's sides.
 """
 
-import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,13 +24,13 @@ from transformers import PreTrainedModel
 from .geotiff import GeoRaster
 from .image_processing_segformer import IGNORE_INDEX, SegFormerImageProcessor
 from .plain_tiff import PlainRaster, why_not_plain
-from .prediction import EvaluationOptions, class_names, evaluating
+from .prediction import EvaluationOptions, class_names, distinct, evaluating, lacks_memory
 from .rasters import Color, LabelFile, Raster, is_raster
+from .reading_segformer import DAMAGE
 from .tiling import CELL, Tiling, Window, label_bands
 from .visualize import default_palette
 from .writing import whole_file
 
-_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 _INSTALL = "pip install 'hf-segformer[geo]'"
 
 
@@ -86,7 +85,7 @@ def label_raster(
     began, source, destination = time.perf_counter(), Path(source), Path(destination)
     tiling, options = tiling or Tiling(), options or EvaluationOptions()
     _check_options(options, batch_size)
-    names = class_names(model.config)
+    names = distinct(class_names(model.config))
     dtype, ignored = (np.uint8, IGNORE_INDEX) if len(names) <= IGNORE_INDEX else (np.uint16, 65535)
     labels = LabelFile(dtype, ignored, palette or default_palette(len(names)), names)
     counts = np.zeros(len(names), np.int64)
@@ -138,14 +137,9 @@ def _whole_labels(source: Path, destination: Path) -> Iterator[Path]:
         raise ValueError(f"{destination} is a folder, but it must be the name of a file to write")
     if destination.exists() and source.exists() and destination.samefile(source):
         raise ValueError(f"{destination} is the image itself, which labels would replace: take another name")
-    try:
-        with whole_file(destination) as partial:
-            partial.touch()  # where nothing can be written, it is known before the work
-            yield partial
-    except OSError as error:
-        if error.filename is None and error.errno in _NO_ROOM:  # which file it was, a failed write does not say
-            raise OSError(f"{destination} could not be written: {error.strerror}") from error
-        raise
+    with whole_file(destination) as partial:
+        partial.touch()  # where nothing can be written, it is known before the work
+        yield partial
 
 
 class _Windows:
@@ -204,7 +198,9 @@ class _Windows:
     def _predict(self, images: Sequence[np.ndarray], grid: Sequence[int], windows: Sequence[Window]) -> Tensor:
         try:
             views = [logits for scale in self.options.scales for logits in self._views(images, scale)]
-        except ValueError as error:
+        except (ValueError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, ValueError) and not lacks_memory(error):
+                raise
             first, last = windows[0], windows[-1]
             raise ValueError(
                 f"{self.raster.path}, rows {first.top} to {first.top + first.height} and columns {first.left} to "
@@ -213,9 +209,12 @@ class _Windows:
         if len(views) == 1:
             return views[0]
         sized = [F.interpolate(view, size=list(grid), mode="bilinear", align_corners=False) for view in views]
+        # The logarithm of mean probabilities, up to a constant. Of a probability that is rounded to 0 or 1 the logit
+        # were infinite, and upsampled next to others it is NaN, which wins.
         if sized[0].shape[1] == 1:
-            return torch.stack([view.sigmoid() for view in sized]).mean(0).logit()
-        return torch.stack([view.softmax(dim=1) for view in sized]).mean(0).log()
+            logits = torch.stack(sized)
+            return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
+        return torch.stack([view.log_softmax(dim=1) for view in sized]).logsumexp(0)
 
     def _views(self, images: Sequence[np.ndarray], scale: float) -> Iterator[Tensor]:
         """Logits (B, K, ., .) of windows at a scale, and of their mirror images, turned back."""
@@ -302,6 +301,15 @@ def open_raster(path: Path, num_channels: int, bands: Sequence[int] | None = Non
     """
     path = Path(path)
     path.stat()  # says what is wrong with the path better than any library
+    try:
+        return _open_raster(path, num_channels, bands, num_rows)
+    except DAMAGE as error:
+        if isinstance(error, OSError | ValueError) and str(path) in str(error):
+            raise
+        raise OSError(f"{path} is damaged, or no image that can be read: {error or type(error).__name__}") from error
+
+
+def _open_raster(path: Path, num_channels: int, bands: Sequence[int] | None, num_rows: int) -> Raster:
     has_rasterio, has_tifffile = _is_installed("rasterio"), _is_installed("tifffile")
     if not (has_rasterio or has_tifffile):
         raise ValueError(f"{path} takes rasterio or tifffile, and neither is installed: {_INSTALL}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .rasters import BLOCK, GEOREFERENCE, LabelFile, Raster, holds_data, in_rows_of_blocks
+from .reading_segformer import DAMAGE
 from .tiling import Window
 
 
@@ -64,8 +65,8 @@ class PlainRaster(Raster):
             valid = holds_data(pixels, [self.nodata] * len(pixels))
         if self.colors is not None:
             pixels = np.moveaxis(self.colors[pixels[0]], -1, 0)
-        if self.is_inverted and pixels.dtype.kind == "u":
-            pixels = np.iinfo(pixels.dtype).max - pixels
+        if self.is_inverted and pixels.dtype.kind in "bu":
+            pixels = ~pixels
         return pixels, valid
 
     def _read_page(self, index: int, window: Window) -> np.ndarray:
@@ -107,9 +108,10 @@ class PlainRaster(Raster):
         size = frame.databytecounts[number]
         self.file.filehandle.seek(frame.dataoffsets[number])
         data = self.file.filehandle.read(size)
-        if len(data) < size:
+        if len(data) < size:  # libjpeg would fill up with grey
             raise OSError(f"{size} bytes are missing at {frame.dataoffsets[number]}")
-        piece = self.page.decode(data if size else None, number)[0]
+        tables = {"jpegtables": frame.jpegtables, "jpegheader": self.page.jpegheader}
+        piece = self.page.decode(data if size else None, number, **tables)[0]
         piece = np.zeros((0, 0, 1), self.page.dtype) if piece is None else piece[0]
         self.segments[key] = piece
         self.num_cached += piece.nbytes
@@ -174,7 +176,7 @@ def why_not_plain(path: Path) -> str | None:
                     tifffile.TIFF.UNPREDICTORS[page.predictor]
             except KeyError as error:
                 return f"is compressed in a way that tifffile does not read by itself ({error.args[0]})"
-    except (tifffile.TiffFileError, OSError, IndexError) as error:
+    except (tifffile.TiffFileError, *DAMAGE) as error:
         return f"is no TIFF file that tifffile reads ({error})"
     return None
 

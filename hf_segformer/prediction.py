@@ -193,6 +193,16 @@ def class_names(config: Any, names: Sequence[str] | None = None) -> tuple[str, .
     return tuple(given)
 
 
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, with the class's number where one stands for several."""
+    return [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names)]
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether the memory of the machine or of its accelerator was too small; on a CPU PyTorch says so by its text."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation and inference mode; then every module is in the mode that it was in."""
@@ -296,9 +306,11 @@ def _probabilities(logits: Tensor, size: Sequence[int]) -> Tensor:
 __all__ = [
     "EvaluationOptions",
     "class_names",
+    "distinct",
     "evaluating",
     "label_maps",
     "labels_and_scores",
+    "lacks_memory",
     "predict",
     "prepare_views",
 ]

@@ -6,14 +6,16 @@ they share, and how to tell that a file is one for them.
 Axes: C bands, H height, W width.
 """
 
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
+from .reading_segformer import DAMAGE
 from .tiling import Window
 
 Color = tuple[int, int, int]
@@ -35,6 +37,9 @@ def is_raster(path: str | Path) -> bool:
     Args:
         path: of a file; one that is not there is no raster.
 
+    Raises:
+        OSError: if it can not be opened.
+
     Example:
         >>> from hf_segformer.rasters import is_raster
         >>> is_raster("photo.jpg")
@@ -47,15 +52,16 @@ def is_raster(path: str | Path) -> bool:
     if suffix in _ONLY_RASTERS:
         return True
     with path.open("rb") as file:
-        if file.read(4) not in _TIFF and suffix not in (".jp2", ".j2k"):
-            return False
+        is_tiff = file.read(4) in _TIFF
+    if not is_tiff and suffix not in (".jp2", ".j2k"):
+        return False
+    reader: Callable[..., Image.Image] = TiffImageFile if is_tiff else Jpeg2KImageFile  # no warning of many pixels
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                tags = getattr(image, "tag_v2", {})
-                return any(tag in tags for tag in GEOREFERENCE) or len(image.getbands()) not in (1, 3, 4)
-    except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        with reader(path) as image:
+            is_large = Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS
+            tags = getattr(image, "tag_v2", {})
+            return is_large or any(tag in tags for tag in GEOREFERENCE) or len(image.getbands()) not in (1, 3, 4)
+    except (*DAMAGE, Warning):  # a warning is raised where its user asked for that
         return True
 
 

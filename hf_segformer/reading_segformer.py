@@ -6,6 +6,7 @@ this takes (modes, layout of axes, number ranges) is here, and what can not be g
 Axes: C bands, H height, W width. Sizes are (height, width).
 """
 
+import io
 import os
 import struct
 import zlib
@@ -69,9 +70,9 @@ def _named(source: Any, name: str) -> str:
 
 
 def _load(source: Any, name: str) -> Image.Image | np.ndarray:
-    """A path, PIL image, array or tensor -> an upright PIL image or an array; the source stays as it is."""
+    """A path, BytesIO, PIL image, array or tensor -> an upright PIL image or an array; the source stays as it is."""
     try:
-        if isinstance(source, str | os.PathLike):
+        if isinstance(source, str | os.PathLike | io.BytesIO):
             with Image.open(source) as file:
                 return ImageOps.exif_transpose(file)
         if isinstance(source, Image.Image):
@@ -169,7 +170,7 @@ def read_image(source: Any, num_channels: int, data_format: str | None, name: st
     values lie in 0 to 65535 and one exceeds 255, since Pillow opens 16-bit PGM files so; up to 255 they are bytes.
 
     Args:
-        source: a path, PIL image, array or tensor; never changed.
+        source: a path, a file's bytes as BytesIO, PIL image, array or tensor; never changed.
         num_channels: how many channels are wanted.
         data_format: `"channels_first"` or `"channels_last"` for an array with three axes; None looks for the axis
             that has as many entries as channels are wanted, first before last.

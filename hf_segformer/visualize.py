@@ -72,10 +72,9 @@ def colorize(labels, palette: Sequence[Color]) -> Image.Image:
         (6, 4)
     """
     labels = _label_map(labels)
-    row, column = np.indices(labels.shape)
-    picture = np.where(((row + column) % 6 < 2)[..., None], _HATCH_LIGHT, _HATCH_DARK).astype(np.uint8)
-    is_class = (labels >= 0) & (labels < len(palette))
-    picture[is_class] = np.asarray(palette, dtype=np.uint8).reshape(-1, 3)[labels[is_class]]
+    picture = np.asarray([*palette, _HATCH_DARK], dtype=np.uint8).take(labels, axis=0, mode="clip")
+    row, column = np.nonzero((labels < 0) | (labels >= len(palette)))
+    picture[row, column] = np.where(((row + column) % 6 < 2)[:, None], _HATCH_LIGHT, _HATCH_DARK)
     return Image.fromarray(picture)
 
 

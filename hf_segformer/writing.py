@@ -33,10 +33,22 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        yield partial
-        partial.replace(path)
+        with named(path):
+            yield partial
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Adds the file's name to errors of the system: a write that fails does not say which file it was."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def is_full(error: BaseException) -> bool:
@@ -57,7 +69,8 @@ def write_json(values: dict[str, Any], path: str | Path) -> None:
     """
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        # A file name's bytes that are no UTF-8 become escapes, of which JSON makes the same name again.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-__all__ = ["is_full", "whole_file", "write_json"]
+__all__ = ["is_full", "named", "whole_file", "write_json"]

@@ -2,10 +2,10 @@
 
 python tests/fuzz_loaders.py --number 10000 --seed 0
 
-A case is a valid small file (pictures, label maps, weights, JSON) and one to three mutations of it, all drawn from the
-seed and the case's number. Right is: it is read, or a ValueError or OSError names it. Wrong is any other exception, a
-warning that is not Pillow's own, a hang, memory without bounds, and pixels of a file that was cut short, unless all of
-them were there. Each failure is printed with the command that repeats it.
+A case is a valid small file (pictures, label maps, rasters, weights, JSON) and one to three mutations of it, all drawn
+from the seed and the case's number. Right is: it is read, or a ValueError or OSError names it. Wrong is any other
+exception, a warning that is not Pillow's own, a hang, memory without bounds, and pixels of a file that was cut short,
+unless all of them were there. Each failure is printed with the command that repeats it.
 """
 
 import argparse
@@ -30,8 +30,10 @@ from transformers.utils import logging
 from hf_segformer import SegFormerImageProcessor
 from hf_segformer.checkpoints import read_checkpoint, read_config
 from hf_segformer.conversion import convert_checkpoint, load_segmentation
+from hf_segformer.large_images import is_raster, open_raster
 from hf_segformer.reader import LabelRule, RowReader
 from hf_segformer.reading_segformer import read_mask
+from hf_segformer.tiling import Window
 
 _SECONDS = 20
 _MEMORY = 3 << 30  # bytes beyond what the process holds at its start
@@ -58,6 +60,13 @@ def _read_row(path: Path, chance: random.Random) -> np.ndarray:
     return np.asarray(RowReader(chance.choice((1, 3, 5)), LabelRule(tuple(range(5)))).read(str(path), str(whole))[0])
 
 
+def _read_raster(path: Path, chance: random.Random) -> np.ndarray:
+    is_raster(path)
+    with open_raster(path, 3) as raster:
+        pixels, valid = raster.read(Window(0, 0, min(raster.height, 64), min(raster.width, 64)))
+    return pixels if valid is None else np.where(valid, pixels, 0)
+
+
 def _read_weights(path: Path, chance: random.Random) -> None:
     chance.choice((read_checkpoint, convert_checkpoint, load_segmentation))(path)
 
@@ -75,6 +84,7 @@ READERS = {
     "pictures": _read_picture,
     "maps": _read_map,
     "rows": _read_row,
+    "rasters": _read_raster,
     "weights": _read_weights,
     "folders": _read_folder,
 }

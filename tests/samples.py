@@ -30,13 +30,14 @@ def write_samples(folder: Path) -> dict[str, list[Path]]:
         folder: an empty one.
 
     Returns:
-        pictures, maps, rows (pictures and label maps of data sets), weights and folders (files of checkpoint
+        pictures, maps, rows (pictures and label maps of data sets), rasters, weights and folders (files of checkpoint
         folders), each a list of paths.
     """
     return {
         "pictures": _write(folder / "pictures", _pictures()),
         "maps": _write(folder / "maps", _maps()),
         "rows": [*_write(folder / "rows", _row_pictures()), *_write(folder / "rows_labels", _row_labels())],
+        "rasters": _write(folder / "rasters", _rasters()),
         "weights": _weights(folder / "weights"),
         "folders": [*_folder(folder / "whole"), *_shards(folder / "sharded")],
     }
@@ -112,6 +113,25 @@ def _maps() -> dict[str, bytes]:
         "palette.gif": encoded(palette, "GIF"),
         "palette.bmp": encoded(palette, "BMP"),
     }
+
+
+def _rasters() -> dict[str, bytes]:
+    noise = np.random.default_rng(3).integers(1, 256, (40, 50, 3), dtype=np.uint8)
+    place = [(33550, "d", 3, (1.0, 1.0, 0.0), True), (33922, "d", 6, (0.0, 0.0, 0.0, 5.0, 7.0, 0.0), True)]
+    layouts: dict[str, dict] = {
+        "flat.tif": {},
+        "strips.tif": {"rowsperstrip": 7, "compression": "zlib"},
+        "tiles.tif": {"tile": (16, 16)},
+        "deflated.tif": {"tile": (16, 16), "compression": "zlib", "predictor": True},
+        "nodata.tif": {"extratags": [(42113, 2, 0, "7", True)]},
+        "placed.tif": {"tile": (16, 16), "extratags": place},
+    }
+    files = {}
+    for name, layout in layouts.items():
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, noise, photometric="rgb", **layout)
+        files[name] = buffer.getvalue()
+    return files
 
 
 def _npy(array: np.ndarray) -> bytes:

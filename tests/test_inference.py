@@ -141,7 +141,9 @@ def test_each_error_is_raised_at_its_place_and_the_next_pictures_follow(tmp_path
     good = picture()
     good.save(tmp_path / "good.png")
     bands, nan = np.zeros((70, 110, 5), np.uint8), np.full((3, 70, 110), np.nan)
-    inputs = [tmp_path / "good.png", tmp_path / "text.png", good, tmp_path / "none.png", bands, nan, 7, good]
+    np.save(tmp_path / "bands.npy", bands)
+    files = [tmp_path / name for name in ("good.png", "text.png", "none.png", "bands.npy")]
+    inputs = [*files[:2], good, files[2], bands, nan, 7, good, files[3]]
     results, told = predictor()(inputs), []
     for _ in inputs:
         try:
@@ -154,6 +156,7 @@ def test_each_error_is_raised_at_its_place_and_the_next_pictures_follow(tmp_path
     assert told[4].startswith("picture 4 has 5 bands")
     assert told[5].startswith("picture 5 holds NaN")
     assert told[6].startswith("picture 6 is a int")
+    assert told[8].startswith(f"{files[3]} has 5 bands")
     with pytest.raises(StopIteration):
         next(results)
 
@@ -218,6 +221,15 @@ def test_more_than_256_classes_take_16_bits():
     assert predictor(model=lively(num_labels=300))(picture()).labels.dtype == np.uint16
 
 
+def test_what_is_read_ahead_does_not_keep_the_pictures(monkeypatch):
+    found, kept = predictor(), []
+    own = found.predict
+    monkeypatch.setattr(found, "predict", lambda batch, **others: (kept.extend(batch), own(batch, **others))[1])
+    assert [each.labels.shape for each in found([picture()] * 2)] == [(70, 110)] * 2
+    assert [each.picture for each in kept] == [None, None]
+    assert found.prepare(picture()).picture.size == (110, 70)
+
+
 def test_a_damaged_npy_file_runs_no_code(tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"objects\.npy"):
@@ -243,6 +255,15 @@ def test_the_model_is_left_in_the_mode_that_it_was_in():
 def test_wrong_arguments_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_processes_share_out_the_accelerators(monkeypatch):
+    for name, value in {"is_available": True, "current_accelerator": torch.device("meta"), "device_count": 2}.items():
+        monkeypatch.setattr(torch.accelerator, name, lambda value=value: value)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert find_device() == find_device("meta") == torch.device("meta", 1)
+    assert find_device("meta:0") == torch.device("meta", 0)
+    assert find_device("cpu") == torch.device("cpu")
 
 
 def test_from_pretrained_takes_device_and_dtype(tmp_path):

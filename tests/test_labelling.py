@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from samples import encoded
 from test_inference import lively, picture
 
-from hf_segformer import SegFormerImageProcessor, SegFormerPredictor
+from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor, SegFormerPredictor
 from hf_segformer.cli import main
 from hf_segformer.evaluation import EvaluationOptions, predict
 from hf_segformer.label_inputs import Files, Item, Rows, find_pictures
@@ -141,6 +143,20 @@ def test_a_label_map_with_255_survives_the_file(tmp_path):
     assert pixels(tmp_path / "a.png").tolist() == [[0, 255, 4]]
 
 
+def test_pictures_are_kept_for_overlays_alone(checkpoint, pictures, out, monkeypatch):
+    own, kept = PngFolder.write, []
+
+    def write(self, name, origin, prepared, prediction):
+        kept.append(prepared.picture)
+        own(self, name, origin, prepared, prediction)
+
+    monkeypatch.setattr(PngFolder, "write", write)
+    assert run(checkpoint, pictures / "0.png", "--out", out) == 0
+    assert run(checkpoint, pictures / "0.png", "--out", out / "2", "--overlay") == 0
+    assert kept[0] is None
+    assert kept[1].size == (60, 40)
+
+
 def test_bad_files_are_told_at_the_end_and_stop_nothing(checkpoint, pictures, out, capsys):
     content = (pictures / "2.png").read_bytes()
     (pictures / BAD).write_bytes(content[: len(content) // 2])
@@ -159,6 +175,59 @@ def test_bad_files_are_told_at_the_end_and_stop_nothing(checkpoint, pictures, ou
     assert run(checkpoint, pictures, "--out", out) == 0
     assert summed(out)["failed"] == []
     assert len(label_files(out)) == 6
+
+
+def test_no_damaged_raster_and_no_refused_file_stops_the_others(checkpoint, pictures, out, capsys, monkeypatch):
+    whole = encoded(picture(40, 60), "JPEG2000")
+    for name, content in {"empty.jp2": b"", "cut.jp2": whole[:90], "half.tif": b"II*\0\x08\0\0\0\xff\xff"}.items():
+        (pictures / name).write_bytes(content)
+    for name in ("secret.png", "secret_too.tif"):
+        picture(40, 60).save(pictures / name)
+
+    def refuse(path, *arguments, own=open, **others):
+        if "secret" in str(path) and str(pictures) in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return own(path, *arguments, **others)
+
+    monkeypatch.setattr("builtins.open", refuse)  # tests may be run by one whom no file refuses
+    monkeypatch.setattr("io.open", refuse)
+    assert run(checkpoint, pictures, "--out", out) == 1
+    monkeypatch.undo()
+    assert len(label_files(out)) == 5
+    told = {each["name"]: each["error"] for each in json.loads((out / "summary.json").read_text())["failed"]}
+    assert sorted(told) == ["cut", "empty", "half", "secret", "secret_too"]
+    assert told["secret"] == f"{pictures / 'secret.png'}: Permission denied"
+    assert told["secret_too"] == f"{pictures / 'secret_too.tif'}: Permission denied"
+    assert "5 pictures labelled" in capsys.readouterr().out
+
+
+def test_names_of_any_bytes_and_of_any_length(checkpoint, pictures, out, capfd):
+    odd, long = os.fsdecode(b"caf\xe9"), "x" * 240  # room for .png, none for _labels.png
+    try:
+        picture(40, 60).save(pictures / f"{odd}.png")
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 alone")
+    picture(40, 60).save(pictures / f"{long}.png")
+    (pictures / f"{odd}_too.png").write_text("no picture")
+    for before in ("", ", 6 of them before"):
+        assert run(checkpoint, pictures, "--out", out) == 1
+        assert capfd.readouterr().out == f"6 pictures labelled in {out}{before}\n"
+        failed = {each["name"]: each["error"] for each in json.loads((out / "summary.json").read_text())["failed"]}
+        assert failed.keys() == {long, f"{odd}_too"}
+        assert failed[long] == f"{pictures / long}.png: File name too long"
+    assert (out / f"{odd}_labels.png").exists()
+    assert run(checkpoint, pictures, "--out", out / "2", "--format", "parquet") == 1
+    assert "caf\\udce9" in [row["name"] for row in rows_of(out / "2")]
+
+
+def test_the_message_counts_what_was_there_before(checkpoint, pictures, out, capsys):
+    assert run(checkpoint, pictures / "0.png", "--out", out) == 0
+    assert run(checkpoint, pictures / "1.png", "--out", out) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"2 pictures labelled in {out}, 1 of them before"
+    (pictures / BAD).write_text("no picture")
+    for before in ("", ", 5 of them before"):
+        assert run(checkpoint, pictures, "--out", out / "2", "--format", "parquet") == 1
+        assert capsys.readouterr().out == f"5 pictures labelled in {out / '2'}{before}\n"
 
 
 def test_a_second_run_does_only_what_is_missing(checkpoint, pictures, out):
@@ -211,6 +280,59 @@ def test_another_model_is_not_mixed_with_earlier_results(checkpoint, pictures, o
     assert "no settings.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["png", "parquet"])
+def test_a_picture_of_the_same_name_from_elsewhere_is_not_taken_for_done(
+    checkpoint, pictures, out, tmp_path, kind, capsys
+):
+    assert run(checkpoint, pictures / "below", "--out", out, "--format", kind) == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    (tmp_path / "others").mkdir()
+    picture(40, 60, seed=7).save(tmp_path / "others" / "0.png")
+    assert run(checkpoint, tmp_path / "others", "--out", out, "--format", kind) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"segformer: {out} ")
+    assert kind == "parquet" or (
+        str(pictures / "below" / "0.png") in error and str(tmp_path / "others" / "0.png") in error
+    )
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_the_rows_of_another_split_are_not_taken_for_done(checkpoint, out, tmp_path, capsys):
+    import datasets
+
+    splits = {
+        name: datasets.Dataset.from_dict({"image": [picture(40, 60, seed=seed)]}) for seed, name in enumerate("ab")
+    }
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "data"))
+    assert run(checkpoint, "--dataset", tmp_path / "data", "--split", "a", "--out", out) == 0
+    assert run(checkpoint, "--dataset", tmp_path / "data", "--split", "b", "--out", out) == 1
+    assert "holds the labels of row 0, column image, split a of" in capsys.readouterr().err
+    assert run(checkpoint, "--dataset", tmp_path / "data", "--split", "a", "--out", out) == 0
+
+
+def test_bad_rows_are_named_and_stop_nothing(checkpoint, pictures, out, tmp_path, capsys):
+    import datasets
+
+    whole, data = (pictures / "0.png").read_bytes(), tmp_path / "data"
+    rows = [{"bytes": held, "path": None} for held in (whole, whole[:-99], b"no picture", b"II*\0" + bytes(99))]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    rows = datasets.Dataset.from_dict({"image": [*rows, None, rows[0]]}, features=features)
+    datasets.DatasetDict({"train": rows.cast_column("image", datasets.Image())}).save_to_disk(str(data))
+    assert run(checkpoint, "--dataset", data, "--out", out) == 1
+    told = [each["error"] for each in json.loads((out / "summary.json").read_text())["failed"]]
+    assert [error.split(" of ")[0] for error in told] == ["row 1", "row 2", "row 3", "row 4"]
+    assert all("BytesIO" not in error for error in told)
+    assert len(label_files(out)) == 2
+    assert "4 pictures could not be labelled" in capsys.readouterr().err
+
+
+def test_a_data_set_that_can_not_be_read_is_one_line(checkpoint, out, tmp_path, capsys):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.parquet").write_text("no parquet")
+    assert run(checkpoint, "--dataset", tmp_path / "broken", "--out", out) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"segformer: {tmp_path / 'broken'} is not read: ")
+
+
 def test_a_full_disk_is_one_line_and_what_was_finished_stays(checkpoint, pictures, out, capsys, monkeypatch):
     own, written = PngFolder.write, []
 
@@ -232,6 +354,22 @@ def test_a_full_disk_is_one_line_and_what_was_finished_stays(checkpoint, picture
     assert run(checkpoint, pictures, "--out", out) == 0
     assert before.items() <= stamps(out).items()
     summed(out)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--overlay"], ["--probabilities", "uint8"], ["--format", "parquet"]])
+def test_what_can_not_be_written_is_named(checkpoint, pictures, out, capsys, arguments):
+    picture(200, 300).save(pictures / "0.png")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert run(checkpoint, pictures / "1.png", "--out", out) == 0  # all modules are read, and may have been written
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
+        assert run(checkpoint, pictures / "0.png", "--out", out / "2", *arguments) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"segformer: {out / '2'}")
+    assert "File too large" in error
+    assert files(out / "2") == ["settings.json"]
 
 
 def test_a_file_that_fails_half_way_leaves_nothing(checkpoint, pictures, out, monkeypatch):
@@ -274,6 +412,8 @@ def test_inputs_of_every_kind_keep_folders_in_their_names(pictures, tmp_path, ou
     monkeypatch.chdir(pictures)
     (tmp_path / "list.txt").write_text(f"below/0.png\n\n{pictures / '3.png'}\n")
     assert names(f"@{tmp_path / 'list.txt'}") == ["3", "below/0"]
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfbelow/0.png\r\ncaf\xe9.png\n")
+    assert names(f"@{tmp_path / 'list.txt'}") == ["below/0", os.fsdecode(b"caf\xe9")]
     picture(40, 60).save(pictures / "a[1].png")
     assert "a[1]" in names(pictures / "a[1].png")
 
@@ -290,14 +430,17 @@ def test_results_below_the_pictures_are_not_labelled_again(checkpoint, pictures)
         (["none"], "no such file, folder or pattern: none"),
         (["no*ne"], "no*ne holds no pictures"),
         (["empty"], "empty holds no pictures"),
+        (["out/*.png"], "or only such as were given already or lie in out"),
         (["pictures", "twins"], "would both be filed as 0"),
         (["pictures/0.png", "pictures/below/0.png"], "would both be filed as 0"),
         (["@none.txt"], "none.txt"),
+        (["@pictures/0.png"], "pictures/0.png must be a text file"),
         (["out"], "out is the folder of the pictures"),
         ([], "give pictures"),
         (["pictures", "--dataset", "pictures"], "one of the two"),
         (["pictures", "--batch-size", "0"], "batch_size is 0"),
-        (["pictures", "--window", "7"], "window is 7"),
+        (["pictures", "--window", "7"], "--window is 7"),
+        (["pictures", "--stride", "64"], "--stride is 64, but it is the step of a window"),
         (["pictures", "--legend", "right"], "only an overlay has a legend"),
         (["pictures", "--format", "parquet", "--overlay"], "label maps alone"),
         (["pictures", "--device", "toaster"], "device is 'toaster'"),
@@ -380,12 +523,18 @@ def test_the_rows_of_a_data_set(checkpoint, pictures, out, tmp_path, capsys):
     assert Rows(str(tmp_path / "data"), "test", "photo").call(Item("2", 2)).startswith("row 2 of")
 
 
-def test_a_raster_is_labelled_by_windows_and_counted(checkpoint, pictures, out):
+def geotiff(path, num_bands=3):
+    """A raster of 130x100 pixels."""
     tifffile = pytest.importorskip("tifffile")
-    pytest.importorskip("rasterio")
-    scene = np.array(picture(130, 100, seed=3))
+    bands = np.array(picture(130, 100, seed=3))[..., [0, 1, 2, 0, 1][:num_bands]]
     tags = [(33550, "d", 3, (1.0, 1.0, 0.0), True), (33922, "d", 6, (0.0, 0.0, 0.0, 5.0, 7.0, 0.0), True)]
-    tifffile.imwrite(pictures / "scene.tif", scene, photometric="rgb", extratags=tags)
+    layout = {"photometric": "rgb" if num_bands == 3 else "minisblack", "planarconfig": "contig"}
+    tifffile.imwrite(path, bands, **layout, extratags=tags)
+
+
+def test_a_raster_is_labelled_by_windows_and_counted(checkpoint, pictures, out):
+    pytest.importorskip("rasterio")
+    geotiff(pictures / "scene.tif")
     assert run(checkpoint, pictures, "--out", out, "--window", 96, "--stride", 64) == 0
     with Image.open(out / "scene_labels.tif") as labels:
         assert labels.size == (100, 130)
@@ -393,6 +542,90 @@ def test_a_raster_is_labelled_by_windows_and_counted(checkpoint, pictures, out):
     stamp = (out / "scene_labels.tif").stat().st_mtime_ns
     assert run(checkpoint, pictures, "--out", out, "--window", 96, "--stride", 64) == 0
     assert (out / "scene_labels.tif").stat().st_mtime_ns == stamp
+
+
+def test_a_raster_shows_how_far_it_is_to_who_watches(checkpoint, pictures, out, monkeypatch, capsys):
+    pytest.importorskip("rasterio")
+    geotiff(pictures / "scene.tif")
+    assert run(checkpoint, pictures / "scene.tif", "--out", out) == 0
+    assert "labelling scene.tif" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run(checkpoint, pictures / "scene.tif", "--out", out / "2") == 0
+    assert "labelling scene.tif" in capsys.readouterr().err
+
+
+def test_a_full_disk_stops_at_the_first_raster(checkpoint, pictures, out, capsys, monkeypatch):
+    pytest.importorskip("rasterio")
+    for name in ("a.tif", "b.tif"):
+        geotiff(pictures / name)
+    began = []
+
+    def fill(*_, **__):
+        began.append(1)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        yield
+
+    monkeypatch.setattr("hf_segformer.large_images.label_bands", fill)
+    assert run(checkpoint, pictures, "--out", out) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"segformer: {out / 'a_labels.tif'}: No space left on device"
+    assert len(began) == 1
+    monkeypatch.undo()
+    assert run(checkpoint, pictures, "--out", out) == 0
+
+
+def test_rasters_go_into_no_shard_and_wrong_ones_are_named_once(checkpoint, pictures, out):
+    pytest.importorskip("rasterio")
+    geotiff(pictures / "scene.tif")
+    assert run(checkpoint, pictures, "--out", out, "--format", "parquet") == 1
+    [failed] = json.loads((out / "summary.json").read_text())["failed"]
+    assert (
+        failed["error"] == f"{pictures / 'scene.tif'} is a raster or damaged, and goes into no Parquet shard: take png"
+    )
+    assert run(checkpoint, pictures, "--out", out / "3", "--window", 100) == 1
+    [failed] = json.loads((out / "3" / "summary.json").read_text())["failed"]
+    assert (
+        "scene.tif: a window of 100 in steps of 64 does not do: tile is 100, but it must be a multiple"
+        in failed["error"]
+    )
+    geotiff(pictures / "scene.tif", num_bands=5)
+    assert run(checkpoint, pictures, "--out", out / "2") == 1
+    [failed] = json.loads((out / "2" / "summary.json").read_text())["failed"]
+    assert failed["error"].startswith(f"{pictures / 'scene.tif'} has 5 bands, but the model takes 3")
+
+
+def without_memory(monkeypatch, error, height):
+    """As if pictures of this height did not fit into memory."""
+    own = SegFormerForSemanticSegmentation.forward
+
+    def forward(self, pixel_values, **others):
+        if pixel_values.shape[-2] == height:
+            raise error
+        return own(self, pixel_values, **others)
+
+    monkeypatch.setattr(SegFormerForSemanticSegmentation, "forward", forward)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
+def test_too_little_memory_is_one_picture_s_failure_or_one_line(checkpoint, pictures, out, capsys, monkeypatch, error):
+    without_memory(monkeypatch, error, 50)
+    assert run(checkpoint, pictures, "--out", out) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == "segformer: there is not enough memory for 2 pictures of 50x36 at once: give a smaller batch size"
+    assert run(checkpoint, pictures, "--out", out, "--batch-size", 1) == 1
+    assert "1.png: there is not enough memory for 50x36 pixels at once: slide a window" in capsys.readouterr().err
+    assert len(label_files(out)) == 3
+
+
+def test_other_runtime_errors_are_no_lack_of_memory(checkpoint, pictures, out, monkeypatch):
+    without_memory(monkeypatch, RuntimeError("a defect"), 50)
+    with pytest.raises(RuntimeError, match="a defect"):
+        run(checkpoint, pictures, "--out", out)
 
 
 def test_the_same_from_python(pictures, out):

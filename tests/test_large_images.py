@@ -1,17 +1,20 @@
 """Images larger than memory: files in, files out, by rasterio and by tifffile; what can not be is told in a line."""
 
+import errno
+import io
 import json
 import re
 import resource
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from PIL import Image
+from PIL import Image, ImageFile
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.large_images import is_raster, label_raster, open_raster
@@ -19,6 +22,7 @@ from hf_segformer.plain_tiff import PlainRaster
 from hf_segformer.prediction import EvaluationOptions, predict
 from hf_segformer.tiling import Tiling, Window
 from hf_segformer.upsampling_segformer import upsample, upsample_argmax
+from hf_segformer.writing import is_full
 
 rasterio = pytest.importorskip("rasterio")
 tifffile = pytest.importorskip("tifffile")
@@ -329,6 +333,32 @@ def test_a_plain_file_is_labelled_as_its_geotiff_is(tmp_path, model, processor):
         assert (np.asarray(image) == labels).all()
 
 
+def test_jpeg_pieces_get_the_tables_of_their_file_and_are_read_whole_or_not_at_all(tmp_path, monkeypatch):
+    source = tmp_path / "slide.tif"
+    layout = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "jpeg", "photometric": "ycbcr"}
+    smooth = np.linspace(0, 255, HEIGHT)[:, None] * np.ones(WIDTH) * [[[0.9]], [[0.5]], [[1.0]]]  # no edges in colour
+    write_geotiff(source, smooth.astype(np.uint8), place={}, **layout)
+    whole = Window(0, 0, HEIGHT, WIDTH)
+    with open_raster(source, 3) as raster:
+        assert isinstance(raster, GeoRaster)  # no codec for tifffile is installed
+        expected, _ = raster.read(whole)
+
+    def decode(data, *, tables, **others):  # as libjpeg does it for imagecodecs: grey for what is cut off
+        monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+        with Image.open(io.BytesIO(tables[:-2] + data[2:])) as picture:
+            return np.asarray(picture)
+
+    monkeypatch.setattr("tifffile.tifffile.imagecodecs.jpeg_decode", decode, raising=False)
+    monkeypatch.setitem(tifffile.TIFF.DECOMPRESSORS._codecs, 7, decode)
+    with open_raster(source, 3) as raster:
+        assert isinstance(raster, PlainRaster)
+        found, _ = raster.read(whole)
+    assert np.abs(found.astype(int) - expected).mean() < 1
+    source.write_bytes(source.read_bytes()[:-9])
+    with open_raster(source, 3) as raster, pytest.raises(OSError, match=r"slide\.tif .* is cut short or damaged"):
+        raster.read(whole)
+
+
 def test_pyramids_are_read_at_full_size(tmp_path):
     pixels = scene()
     with tifffile.TiffWriter(tmp_path / "pyramid.tif") as file:
@@ -371,6 +401,9 @@ def test_plain_files_with_alpha_no_data_palette_or_white_as_zero(tmp_path):
     tifffile.imwrite(path, pixels[0], photometric="miniswhite")
     with open_raster(path, 3) as raster:
         assert (raster.read(part)[0] == 255 - pixels[0][here]).all()
+    tifffile.imwrite(path, pixels[0] > 99, photometric="miniswhite")
+    with open_raster(path, 3) as raster:
+        assert (raster.read(part)[0] == (pixels[0][here] <= 99)).all()
 
 
 def test_pieces_are_kept_for_the_next_window_and_no_longer(tmp_path):
@@ -402,16 +435,32 @@ def test_flips_and_scales_average_probabilities_on_the_grid(tmp_path, processor,
         given = processor(pixels, size=size, return_tensors="pt").pixel_values
         with torch.no_grad():
             views += [model(given).logits, model(given.flip(-1)).logits.flip(-1)]
-    views = [upsample(view, (24, 32)) for view in views]
+    views = [upsample(view, (24, 32)).double() for view in views]  # float32 rounds probabilities to 0 and 1
     if num_labels == 1:
-        mean = sum(view.sigmoid() for view in views) / 4
-        labels = upsample_argmax((mean / (1 - mean)).log(), (96, 128))[0]
+        mean, rest = sum(view.sigmoid() for view in views), sum((-view).sigmoid() for view in views)
+        labels = upsample_argmax((mean / rest).log(), (96, 128))[0]
     else:
         labels = upsample_argmax((sum(view.softmax(1) for view in views) / 4).log(), (96, 128))[0]
     assert (tifffile.imread(tmp_path / "labels.tif") == labels.numpy()).mean() > 0.999
     assert (upsample_argmax(views[0], (96, 128))[0] != labels).float().mean() > 0.01
     assert len(summary["pixels"]) == max(num_labels, 2)
     assert num_labels > 1 or list(summary["pixels"]) == ["background", "LABEL_0"]
+
+
+@pytest.mark.parametrize("num_labels", [1, 2])
+def test_probabilities_of_exactly_0_and_1_are_averaged(tmp_path, processor, monkeypatch, num_labels):
+    model = lively(num_labels=num_labels)
+
+    def sure(pixels):
+        logits = torch.full((len(pixels), num_labels, pixels.shape[2] // 4, pixels.shape[3] // 4), -200.0)
+        if num_labels == 2:
+            logits[:, 0] = 200
+        return SimpleNamespace(logits=logits)
+
+    monkeypatch.setattr(model, "forward", sure)
+    source = write_geotiff(tmp_path / "scene.tif", scene())
+    _, labels = labelled(model, processor, source, tmp_path / "labels.tif", options=EvaluationOptions(flip=True))
+    assert (labels == 0).all()
 
 
 def test_batches_and_half_precision_give_nearly_the_same(tmp_path, model, processor):
@@ -431,6 +480,25 @@ def test_many_classes_take_16_bits(tmp_path, processor):
     assert labels.dtype == np.uint16
     assert (labels[:8] == 65535).all()
     assert summary["no_data"] == 8 * 64
+
+
+def test_classes_of_one_name_are_counted_apart(tmp_path, processor):
+    model = lively()
+    model.config.id2label = dict(enumerate(["road", "sky", "road", "tree", "road"]))
+    summary, labels = labelled(
+        model, processor, write_geotiff(tmp_path / "scene.tif", scene()), tmp_path / "labels.tif"
+    )
+    assert list(summary["pixels"]) == ["road (0)", "sky", "road (2)", "tree", "road (4)"]
+    assert list(summary["pixels"].values()) == np.bincount(labels.ravel(), minlength=5).tolist()
+
+
+def test_too_little_memory_for_a_window_is_told(tmp_path, model, processor, monkeypatch):
+    def forward(given):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes")
+
+    monkeypatch.setattr(model, "forward", forward)
+    with pytest.raises(ValueError, match=r"scene\.tif, rows 0 to 96 and columns 0 to 96: .*can't allocate memory"):
+        labelled(model, processor, write_geotiff(tmp_path / "scene.tif", scene()), tmp_path / "labels.tif")
 
 
 def test_the_model_is_left_as_it_was(tmp_path, processor):
@@ -588,9 +656,20 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, model, processor, 
     else:
         tifffile.imwrite(source, noise.transpose(1, 2, 0), photometric="rgb")
     full_disk()
-    with pytest.raises(OSError, match=r"labels\.tif could not be written"):
+    with pytest.raises(OSError, match=r"labels\.tif") as caught:
         label_raster(model, processor, source, tmp_path / "labels.tif", tiling=TILING, progress=False)
+    assert caught.value.errno == (errno.EIO if kind == "geo" else errno.EFBIG)
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+
+
+def test_gdal_s_failure_on_a_full_disk_has_its_number(tmp_path, model, processor, monkeypatch):
+    source = write_geotiff(tmp_path / "scene.tif", scene())
+    monkeypatch.setattr("hf_segformer.geotiff.shutil.disk_usage", lambda _: SimpleNamespace(free=99))
+    sums = iter(range(99))
+    monkeypatch.setattr("hf_segformer.geotiff.zlib.crc32", lambda _: next(sums))
+    with pytest.raises(OSError, match=r"0 MiB are free.*labels\.tif") as caught:
+        label_raster(model, processor, source, tmp_path / "labels.tif", tiling=TILING, progress=False)
+    assert is_full(caught.value)
 
 
 def test_the_example_of_the_docs_runs(tmp_path, processor, monkeypatch, capsys):

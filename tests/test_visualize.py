@@ -1,6 +1,7 @@
 """Label maps as pictures: colours told apart, ignored pixels never mistaken for a class."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -30,6 +31,15 @@ def test_every_class_has_its_colour(dtype):
     picture = colorize(labels, PALETTE)
     assert picture.size == (3, 2)
     assert [[picture.getpixel((column, row)) for column in range(3)] for row in range(2)] == [PALETTE, PALETTE[::-1]]
+
+
+def test_colours_take_little_more_memory_than_the_picture():
+    labels = np.zeros((500, 800), np.uint8)
+    tracemalloc.start()
+    colorize(labels, PALETTE)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 * labels.size  # three bytes a pixel are the picture, and nothing is counted in 64 bits
 
 
 @pytest.mark.parametrize("value", [255, 3, -1])

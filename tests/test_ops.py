@@ -18,23 +18,6 @@ ROOT = Path(__file__).resolve().parent.parent
 F32, F64 = torch.float32, torch.float64
 
 
-def _enter() -> None:
-    os.environ["TRITON_INTERPRET"] = "1"
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def interpreter():
-    """Calls functions in a process where Triton was told to interpret before it was imported."""
-    pytest.importorskip("triton")
-    os.environ["TRITON_INTERPRET"] = "1"  # inherited, and taken back once the process is there
-    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_enter)
-    pool.submit(os.getpid).result()
-    del os.environ["TRITON_INTERPRET"]
-    yield lambda function, *arguments, **options: pool.submit(function, *arguments, **options).result(timeout=200)
-    pool.shutdown()
-
-
 def check(name, dtype, options):
     """A check's difference and its tolerance, over there."""
     from benchmarks.gpu_checks import CHECKS, tolerance

@@ -34,9 +34,7 @@ def kernels():
     set_fast_paths(True)
     enable("cpu")
     for key, function in list(KERNELS.items()):
-        KERNELS[key] = lambda *arguments, _function=function, _name=key[1]: (
-            called.add(_name) or _function(*arguments)
-        )
+        KERNELS[key] = lambda *arguments, _function=function, _name=key[1]: called.add(_name) or _function(*arguments)
     try:
         yield called
     finally:

@@ -65,7 +65,18 @@ def _argmax(
                 classes = block * BLOCK_K + tl.arange(0, BLOCK_K)
                 mask = is_inside[:, None] & (classes < num_classes)[None, :]
                 above, below = both_rows(
-                    grid, old_row, lower, fraction, classes, mask, height, width, stride_row, stride_column, stride_class, ACC
+                    grid,
+                    old_row,
+                    lower,
+                    fraction,
+                    classes,
+                    mask,
+                    height,
+                    width,
+                    stride_row,
+                    stride_column,
+                    stride_class,
+                    ACC,
                 )
             values = above * (1 - down) + below * down
             values = tl.where(values == values, values, float("inf"))  # a NaN wins, as in PyTorch

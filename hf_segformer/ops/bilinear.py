@@ -56,7 +56,18 @@ def between_columns(row, lower, fraction, width, channels, mask, stride_column, 
 
 @triton.jit
 def both_rows(
-    grid, row, lower, fraction, channels, mask, height, width, stride_row, stride_column, stride_channel, ACC: tl.constexpr
+    grid,
+    row,
+    lower,
+    fraction,
+    channels,
+    mask,
+    height,
+    width,
+    stride_row,
+    stride_column,
+    stride_channel,
+    ACC: tl.constexpr,
 ):
     """A row of a grid and the next one, or itself where it is the last, at new columns: each (P, C)."""
     above = grid + row * stride_row

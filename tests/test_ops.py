@@ -1,6 +1,5 @@
 """Kernels: the table is empty unless asked; in Triton's interpreter they give what their plain twins give."""
 
-import csv
 import os
 import subprocess
 import sys
@@ -312,52 +311,3 @@ def test_enabling_says_what_is_missing(monkeypatch):
     with pytest.raises(ValueError, match="pip install triton"):
         ops.enable()
     assert KERNELS == {}
-
-
-COMPILED = """
-import sys, torch
-from benchmarks import gpu
-gpu.DTYPES = (torch.bfloat16,)
-sys.exit(gpu.main(["--compile-only", "--results", sys.argv[1]]))
-"""
-
-
-def test_every_kernel_compiles_without_a_gpu_and_spills_nothing(tmp_path):
-    pytest.importorskip("triton")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "error::UserWarning", "-c", COMPILED, str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, env=environment, capture_output=True)
-    with (tmp_path / "gpu_compiled.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {row["capability"] for row in rows} == {"80", "90"}
-    assert len(rows) == 20
-    assert {row["kernel"] for row in rows if int(row["stack"])} == set()
-
-
-def test_the_script_runs_to_its_end_in_the_interpreter(tmp_path):
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--results", str(tmp_path)]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    with (tmp_path / "gpu.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {row["task"] for row in rows} == {"peak", "kernel", "forward", "training", "labels"}
-    assert all(row["milliseconds"] for row in rows if row["task"] != "peak")
-
-
-def test_the_script_says_in_one_line_that_there_is_no_gpu(capsys, monkeypatch):
-    from benchmarks import gpu
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu.main([]) == 1
-    assert capsys.readouterr().err == "gpu: there is no CUDA GPU here; --compile-only needs none\n"
-    assert gpu.main(["--device", "cpu"]) == 1
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_every_kernel_at_real_sizes_on_a_gpu():
-    from benchmarks.gpu import check_all
-
-    assert check_all("cuda", tiny=False) == 0

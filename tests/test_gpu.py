@@ -1,0 +1,157 @@
+"""`python -m benchmarks.gpu`: it compiles everything, runs in the interpreter, and survives what a GPU may do to it."""
+
+import argparse
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu
+
+ROOT = Path(__file__).resolve().parent.parent
+
+COMPILED = """
+import sys, torch
+from benchmarks import gpu
+gpu.DTYPES = (torch.bfloat16,)
+sys.exit(gpu.main(["--compile-only", "--results", sys.argv[1]]))
+"""
+
+
+def test_every_kernel_compiles_without_a_gpu_and_spills_nothing(tmp_path):
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "error::UserWarning", "-c", COMPILED, str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, env=environment, capture_output=True)
+    with (tmp_path / "gpu_compiled.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["capability"] for row in rows} == {"80", "90"}
+    assert len(rows) == 20
+    assert {row["kernel"] for row in rows if int(row["stack"])} == set()
+
+
+def test_the_script_runs_to_its_end_in_the_interpreter(tmp_path):
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--results", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    with (tmp_path / "gpu.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["task"] for row in rows} == {"peak", "check", "kernel", "forward", "training", "labels"}
+    for row in rows:
+        assert row["is_right"] == "True" if row["task"] == "check" else row["milliseconds"], row
+    *_, forward, training = result.stdout.strip().splitlines()
+    assert forward.startswith("forward b0 32x64 1: ")
+    assert training.startswith("training b0 32x64 1: ")
+    assert training.count("x") == 3  # of the size, of plain, of kernels
+
+
+def test_the_script_says_in_one_line_that_there_is_no_gpu(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 1
+    assert capsys.readouterr().err == "gpu: there is no CUDA GPU here; --compile-only needs none\n"
+    assert gpu.main(["--device", "cpu"]) == 1
+
+
+KEYS = [gpu.Key("kernel", "", "", 8, name) for name in ("first", "crashes", "hangs", "faults", "last")]
+
+
+def _work_badly(connection, keys, settings, wrong):
+    for key in keys:
+        connection.send(key)
+        if key.candidate == "crashes":
+            os._exit(3)
+        if key.candidate == "hangs":
+            time.sleep(60)
+        connection.send({"milliseconds": 1.0 + len(keys)})
+        if key.candidate == "faults":
+            return
+
+
+@pytest.fixture
+def measure_badly(monkeypatch, tmp_path):
+    """Runs the script's loop with a measuring process that crashes and hangs; gives the rows."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(gpu, "_work", _work_badly)
+
+    def measure(keys, minutes=1.0, patience=1):
+        monkeypatch.setattr(gpu, "_PATIENCE", patience)
+        rows = []
+        arguments = argparse.Namespace(device="cpu", tiny=True, rounds=1, minutes=minutes)
+        gpu.run(keys, arguments, tmp_path / "gpu.csv", rows)
+        return rows
+
+    return measure
+
+
+def test_what_crashes_or_hangs_leaves_a_row_and_the_rest_is_measured(measure_badly):
+    rows = measure_badly(KEYS)
+    assert [row.key for row in rows] == KEYS
+    assert [row.note for row in rows] == ["", "the process died, status 3", "took more than 1 s", "", ""]
+    # The number of rows that were left when the process began: a new one after each that failed.
+    assert [row.milliseconds for row in rows] == [6.0, None, None, 3.0, 2.0]
+    assert [row.has_failed for row in rows] == [False, True, True, False, False]
+
+
+def test_a_second_call_goes_on_where_the_first_one_stopped(measure_badly, tmp_path, monkeypatch):
+    first = [KEYS[0], KEYS[4]]
+    before = measure_badly(first)
+    assert measure_badly(first + KEYS[3:4])[:2] == before  # read from the file, all fields alike
+    with pytest.raises(TimeoutError, match=r"1 rows are left: the same command goes on with .*hangs"):
+        measure_badly([*first, KEYS[2]], minutes=0.05, patience=99)
+    assert [row.key for row in gpu.read_rows(tmp_path / "gpu.csv", {})] == first + KEYS[3:4]
+    monkeypatch.setattr(gpu, "identity", lambda device: {"code": "another"})
+    assert [row.code for row in measure_badly(first)] == ["another"] * 2
+
+
+def _measure_what_fails():
+    from benchmarks import gpu_timing
+
+    def fail(*_):
+        raise TypeError("a compiler's own error")
+
+    gpu_timing.KERNEL_CALLS["fails"] = ({"upsample_sum"}, fail)
+    keys = [gpu.Key("kernel", "", "", 1, "fails"), gpu.Key("labels", "", "32x64", 1, "kernels")]
+    settings = ("cpu", True, 1)
+    wrong = {"upsample_argmax"}
+    return (
+        gpu_timing.measure(keys[0], *settings, wrong),
+        gpu_timing.measure(keys[0], *settings, {"upsample_sum"}),
+        gpu_timing.measure(keys[1], *settings, wrong),
+    )
+
+
+def test_a_kernel_that_fails_or_is_wrong_is_left_out(interpreter):
+    failed, not_timed, labels = interpreter(_measure_what_fails)
+    assert failed == {"note": "TypeError: a compiler's own error"}
+    assert not_timed == {"note": "not timed: upsample_sum is wrong"}
+    assert labels["note"] == "without upsample_argmax"
+    assert labels["milliseconds"] < 50  # the plain version: the interpreter takes longer
+
+
+def test_everything_is_planned_once_and_what_matters_comes_first():
+    keys = gpu.plan_checks(tiny=False) + gpu.plan_times(tiny=False, device="cuda")
+    assert len(set(keys)) == len(keys)
+    places = {key[1:4] for key in keys if key.task == "training"}
+    assert places == {
+        (variant, size, batch)
+        for variant in ("b0", "b2", "b5")
+        for size, batch in (("512x512", 1), ("512x512", 8), ("512x512", 32), ("1024x1024", 1), ("1024x1024", 8))
+    }
+    assert {key.variant for key in keys if key.size == "1024x2048" and key.task == "forward"} == {"b0", "b2", "b5"}
+    names = [key.candidate for key in keys if key.task == "forward" and key[1:4] == ("b0", "512x512", 8)]
+    assert sorted(names) == sorted(gpu.CANDIDATES)
+    tasks = list(dict.fromkeys(key.task for key in keys))
+    assert tasks == ["check", "peak", "kernel", "labels", "forward", "training"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_every_kernel_at_real_sizes_on_a_gpu(tmp_path):
+    assert gpu.main(["--check", "--results", str(tmp_path)]) == 0

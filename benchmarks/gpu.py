@@ -256,56 +256,63 @@ def _bars(key: Key, is_right: bool | None) -> bool:
     return not is_right and key.candidate != "float64"
 
 
-def run(keys: Sequence[Key], arguments: argparse.Namespace, path: Path | None, rows: list[Row]) -> None:
-    """Measure what is not among the rows yet, add it, and write the file after each.
+def _results(
+    keys: Sequence[Key], settings: tuple[str, bool, int], wrong: set[str], deadline: float
+) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """What one measuring process gives, until it ends, or has to be ended: by the clock, or because a row hangs.
 
     Raises:
-        TimeoutError: when the minutes are over; it says what is left.
-        RuntimeError: if the measuring process dies before it begins.
+        RuntimeError: if the process dies before it begins with a row.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(theirs, keys, settings, wrong), daemon=True)
+    process.start()
+    theirs.close()  # so that the process's end is the end of what can be received
+    key = None
+    try:
+        while (left := deadline - time.monotonic()) > 0:
+            if ours.poll(left if key is None else min(left, _PATIENCE)):
+                received = ours.recv()
+                if key is not None:
+                    yield key, received
+                key = received if key is None else None
+            elif time.monotonic() < deadline and key is not None:
+                yield key, {"note": f"took more than {_PATIENCE} s"}
+                return
+    except EOFError:
+        process.join(30)
+        if key is not None:
+            yield key, {"note": f"the process died, status {process.exitcode}"}
+        elif process.exitcode:
+            raise RuntimeError(f"the process that measures died before it began, status {process.exitcode}") from None
+    finally:
+        process.kill()
+        process.join()
+
+
+def run(keys: Sequence[Key], arguments: argparse.Namespace, path: Path | None) -> list[Row]:
+    """Measure what the file does not hold yet, and write it after each row, until the minutes are over.
+
+    Raises:
+        RuntimeError: if a measuring process dies before it begins with a row.
     """
     deadline = time.monotonic() + 60 * arguments.minutes
-    about = identity(arguments.device)
-    rows += read_rows(path, about) if path else []
-    context = multiprocessing.get_context("spawn")
-    while todo := [key for key in keys if key not in {row.key for row in rows}]:
+    about, settings = identity(arguments.device), (arguments.device, arguments.tiny, arguments.rounds)
+    rows = read_rows(path, about) if path else []
+    while (todo := _missing(keys, rows)) and time.monotonic() < deadline:
         wrong = {row.variant for row in rows if row.task == "check" and _bars(row.key, row.is_right)}
-        ours, theirs = context.Pipe()
-        settings = (arguments.device, arguments.tiny, arguments.rounds)
-        process = context.Process(target=_work, args=(theirs, todo, settings, wrong), daemon=True)
-        process.start()
-        theirs.close()
-        key, result = None, {}
-        try:
-            while True:
-                left = deadline - time.monotonic()
-                if left < 0 or not ours.poll(left if key is None else min(left, _PATIENCE)):
-                    if time.monotonic() >= deadline:
-                        raise TimeoutError(f"{len(todo)} rows are left: the same command goes on with {tuple(todo[0])}")
-                    result = {"note": f"took more than {_PATIENCE} s"}
-                    break
-                received = ours.recv()
-                if isinstance(received, Key):
-                    key = received
-                    continue
-                _add(rows, Row(*key, **received, **about), path)
-                todo, key = todo[1:], None
-        except EOFError:
-            process.join(30)
-            result = {"note": f"the process died, status {process.exitcode}"}
-        finally:
-            process.kill()
-            process.join()
-        if key is not None:
-            _add(rows, Row(*key, **result, **about), path)
-        elif process.exitcode and todo:
-            raise RuntimeError(f"the process that measures died before {todo[0]}, status {process.exitcode}")
+        for key, result in _results(todo, settings, wrong, deadline):
+            rows.append(Row(*key, **result, **about))
+            if path:
+                write_rows(path, rows)
+            print(rows[-1], flush=True)
+    return rows
 
 
-def _add(rows: list[Row], row: Row, path: Path | None) -> None:
-    rows.append(row)
-    if path:
-        write_rows(path, rows)
-    print(row, flush=True)
+def _missing(keys: Sequence[Key], rows: Sequence[Row]) -> list[Key]:
+    measured = {row.key for row in rows}
+    return [key for key in keys if key not in measured]
 
 
 def summary(rows: Sequence[Row]) -> Iterator[str]:
@@ -347,18 +354,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.check:
         keys += plan_times(arguments.tiny, arguments.device)
     is_kept = arguments.device == "cuda" or arguments.results
-    rows: list[Row] = []
-    status = 0
     try:
-        run(keys, arguments, (arguments.results or RESULTS) / "gpu.csv" if is_kept else None, rows)
-    except (TimeoutError, RuntimeError) as error:
+        rows = run(keys, arguments, (arguments.results or RESULTS) / "gpu.csv" if is_kept else None)
+    except RuntimeError as error:
         print(f"gpu: {error}", file=sys.stderr)
-        status = 1
+        return 1
     print(*summary(rows), sep="\n")
-    if failed := [row for row in rows if row.has_failed]:
+    failed, missing = [row for row in rows if row.has_failed], _missing(keys, rows)
+    if failed:
         print("gpu: wrong, or without a time:", *failed, sep="\n", file=sys.stderr)
-        status = 1
-    return status
+    if missing:
+        print(f"gpu: {len(missing)} rows are left; the same command goes on with them", file=sys.stderr)
+    return 1 if failed or missing else 0
 
 
 def identity(device: str) -> dict[str, str]:

@@ -97,14 +97,17 @@ def test_what_crashes_or_hangs_leaves_a_row_and_the_rest_is_measured(measure_bad
     assert [row.has_failed for row in rows] == [False, True, True, False, False]
 
 
-def test_a_second_call_goes_on_where_the_first_one_stopped(measure_badly, tmp_path, monkeypatch):
-    first = [KEYS[0], KEYS[4]]
-    before = measure_badly(first)
-    assert measure_badly(first + KEYS[3:4])[:2] == before  # read from the file, all fields alike
-    assert [row.key for row in measure_badly([*first, KEYS[2]], minutes=0.05, patience=99)] == first + KEYS[3:4]
-    assert [row.key for row in gpu.read_rows(tmp_path / "gpu.csv", {})] == first + KEYS[3:4]
-    monkeypatch.setattr(gpu, "identity", lambda device: {"code": "another"})
-    assert [row.code for row in measure_badly(first)] == ["another"] * 2
+def test_a_second_call_goes_on_where_the_first_one_stopped(measure_badly, tmp_path):
+    first = gpu.Row(*KEYS[0], milliseconds=1.5, is_right=False, note="a, b", **gpu.identity("cpu"))
+    path = tmp_path / "gpu.csv"
+    gpu.write_rows(path, [first])
+    rows = measure_badly([KEYS[0], KEYS[4]])
+    assert rows[0] == first
+    assert [row.key for row in rows] == [KEYS[0], KEYS[4]]
+    assert measure_badly([KEYS[2], KEYS[0], KEYS[4]], minutes=0.05, patience=99) == rows  # no time for what hangs
+    assert gpu.read_rows(path, gpu.identity("cpu")) == rows
+    assert gpu.read_rows(path, {**gpu.identity("cpu"), "commit": "another, of files that are not code"}) == rows
+    assert gpu.read_rows(path, {**gpu.identity("cpu"), "code": "another"}) == []
 
 
 def _measure_what_fails():
@@ -137,7 +140,9 @@ def test_a_check_leaves_room_for_the_rounding_of_what_goes_out(monkeypatch):
     from benchmarks import gpu_checks
     from hf_segformer.upsampling_segformer import plain_cross_entropy
 
-    monkeypatch.setattr(gpu_checks, "upsample_cross_entropy", lambda logits, labels, *_: plain_cross_entropy(logits, labels))
+    monkeypatch.setattr(
+        gpu_checks, "upsample_cross_entropy", lambda logits, labels, *_: plain_cross_entropy(logits, labels)
+    )
     found = gpu_checks.check_cross_entropy(torch.float16, "cpu", grid=(2, 3, 128, 128), size=(512, 512))
     assert found < gpu_checks.tolerance("upsample_cross_entropy", torch.float16)
 

@@ -35,6 +35,28 @@ def test_every_kernel_compiles_without_a_gpu_and_spills_nothing(tmp_path):
     assert {row["kernel"] for row in rows if int(row["stack"])} == set()
 
 
+def test_kernels_compile_where_sides_are_one():
+    """Triton makes a constant of each argument that is 1, which its interpreter does not."""
+    pytest.importorskip("triton")
+    from hf_segformer.ops import argmax, cross_entropy, decode_head, depthwise_gelu
+
+    def empty(*shape, dtype=torch.bfloat16):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    logits, labels, weight = empty(1, 2, 1, 1), empty(1, 1, 63, dtype=torch.int64), empty(2)
+    tokens, kernel, bias = empty(1, 19, 1), empty(1, 1, 3, 3), empty(1)
+    maps = [empty(1, 1, 63, 1), empty(1, 1, 1, 1)]
+    for launch in (
+        argmax.plan(logits, labels, empty(1, 1, 63)),
+        cross_entropy.plan(logits, labels, weight, 1, 0.1, True)[0],
+        depthwise_gelu.plan(tokens, kernel, bias, tokens, 19, 1),
+        depthwise_gelu.plan_gradient(tokens, tokens, kernel, bias, tokens, 1, 19)[0],
+        decode_head.plan(maps, bias, bias, maps[0]),
+        decode_head.plan_gradient(*maps),
+    ):
+        assert launch.compile(90).registers > 0
+
+
 def test_the_script_runs_to_its_end_in_the_interpreter(tmp_path):
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

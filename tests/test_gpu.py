@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, record
 
 ROOT = Path(__file__).resolve().parent.parent
 
 COMPILED = """
 import sys, torch
-from benchmarks import gpu
+from benchmarks import gpu, record
 gpu.DTYPES = (torch.bfloat16,)
 sys.exit(gpu.main(["--compile-only", "--results", sys.argv[1]]))
 """
@@ -79,6 +79,12 @@ def test_the_script_says_in_one_line_that_there_is_no_gpu(capsys, monkeypatch):
     assert gpu.main([]) == 1
     assert capsys.readouterr().err == "gpu: there is no CUDA GPU here; --compile-only needs none\n"
     assert gpu.main(["--device", "cpu"]) == 1
+
+
+def test_rows_do_without_git_and_nvidia_smi(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert record._commit() == "not known"
+    assert gpu._driver() == "not known"
 
 
 KEYS = [gpu.Key("kernel", "", "", 8, name) for name in ("first", "crashes", "hangs", "faults", "last")]

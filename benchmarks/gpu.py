@@ -1,32 +1,51 @@
-"""Kernels on a GPU: compiled, checked against their plain twins, and timed against Transformers, in one call.
+"""Kernels on a GPU: checked against their plain twins, and timed against Transformers, in one call.
 
-`--compile-only` needs no GPU: it compiles each kernel and writes what it takes of one. `--check` stops before timing.
+A process measures, and this one keeps the file: a kernel that fails, crashes or hangs leaves a row that says so, and
+what follows is measured by a new process. When `--minutes` are over, the same command goes on where it stopped, as long
+as GPU, versions and code are the same; what matters most comes first.
+
+`--check` stops before timing. `--compile-only` needs no GPU: it compiles each kernel and writes what it takes of one.
 `--device cpu --tiny`, with TRITON_INTERPRET=1, runs all of it in Triton's interpreter, to see that it runs; its times
 mean nothing, and go to no file unless `--results` names another folder.
 """
 
 import argparse
 import csv
+import hashlib
+import multiprocessing
 import os
-import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from .record import RESULTS, machine
+from .record import RESULTS, ROOT, machine
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CAPABILITIES = (80, 90)
+CANDIDATES = ("transformers", "plain", "kernels", "kernels graph", "transformers compiled", "plain compiled")
+_PATIENCE = 300  # seconds for one row; compiling the largest network for training takes minutes
+
+
+class Key(NamedTuple):
+    """What a row measures. Of a check, `variant` is the kernel, `size` a number of `real_sizes`, `candidate` a type."""
+
+    task: str
+    variant: str
+    size: str
+    batch: int
+    candidate: str
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: a candidate at a task, its median time, peak memory, and share of the bandwidth measured."""
+    """One measurement: a candidate at a task, its median time, peak memory, and share of the peaks measured."""
 
     task: str
     variant: str
@@ -37,6 +56,7 @@ class Row:
     mebibytes: float | None = None
     share_of_bandwidth: float | None = None
     share_of_matrix_peak: float | None = None
+    is_right: bool | None = None
     note: str = ""
     gpu: str = ""
     driver: str = ""
@@ -44,6 +64,29 @@ class Row:
     triton: str = ""
     transformers: str = ""
     commit: str = ""
+    code: str = ""
+
+    @property
+    def key(self) -> Key:
+        """What it measures."""
+        return Key(self.task, self.variant, self.size, self.batch, self.candidate)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a number is missing, or wrong."""
+        return not self.is_right if self.task == "check" else self.milliseconds is None
+
+    def __str__(self) -> str:
+        words = [self.task, self.variant, self.size, self.batch, self.candidate]
+        if self.task == "check":
+            words.append("right" if self.is_right else "WRONG")
+        if self.milliseconds is not None:
+            words.append(f"{self.milliseconds:.3f} ms")
+        if self.mebibytes is not None:
+            words.append(f"{self.mebibytes:.0f} MiB")
+        if self.share_of_bandwidth is not None:
+            words.append(f"{self.share_of_bandwidth:.0%} of bandwidth")
+        return " ".join(map(str, [*words, self.note]))
 
 
 def write_rows(path: Path, rows: Sequence[Any]) -> None:
@@ -55,6 +98,24 @@ def write_rows(path: Path, rows: Sequence[Any]) -> None:
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
     partial.replace(path)
+
+
+def read_rows(path: Path, about: Mapping[str, str]) -> list[Row]:
+    """The rows of a file that the same GPU, versions and code gave, at whatever commit."""
+    if not path.exists():
+        return []
+    readers: dict[Any, Any] = {int: int, str: str, bool | None: lambda cell: cell == "True" if cell else None}
+    with path.open(newline="") as file:
+        return [
+            Row(
+                **{
+                    each.name: readers.get(each.type, lambda cell: float(cell) if cell else None)(cells[each.name])
+                    for each in fields(Row)
+                }
+            )
+            for cells in csv.DictReader(file)
+            if all(cells.get(name) == value for name, value in about.items() if name != "commit")
+        ]
 
 
 @dataclass(frozen=True)
@@ -131,79 +192,157 @@ def real_sizes() -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def check_all(device: str, tiny: bool) -> int:
-    """Each kernel against its plain twin; the number of those that are wrong."""
-    from .gpu_checks import CHECKS, tolerance
-
-    num_wrong = 0
-    for name, check in CHECKS.items():
-        for dtype in [torch.float32] if tiny else [*DTYPES, torch.float64]:
-            for options in [{}] if tiny else real_sizes()[name]:
-                try:
-                    found = check(dtype, device, **options)
-                except (RuntimeError, ValueError) as error:
-                    found, options = float("inf"), {**options, "error": str(error)[:200]}
-                is_right = found <= tolerance(name, dtype)
-                num_wrong += not is_right
-                print(f"{'right' if is_right else 'WRONG'} {name} {dtype} {options}: {found:.1e}", flush=True)
-    return num_wrong
+def plan_checks(tiny: bool) -> list[Key]:
+    """Each kernel at each of its sizes, in each type."""
+    dtypes = [torch.float32] if tiny else [*DTYPES, torch.float64]
+    return [
+        Key("check", name, str(number), 1, str(dtype).removeprefix("torch."))
+        for name, sizes in real_sizes().items()
+        for number in range(1 if tiny else len(sizes))
+        for dtype in dtypes
+    ]
 
 
-def stopwatch(call: Callable[[], Any], device: str, rounds: int) -> tuple[float, float | None]:
-    """Median milliseconds of a call, by CUDA events, and the MiB that it takes at the peak."""
-    for _ in range(0 if device == "cpu" else 5):
-        call()
-    if device == "cpu":
-        times = []
-        for _ in range(rounds):
-            began = time.perf_counter()
-            call()
-            times.append(1000 * (time.perf_counter() - began))
-        return statistics.median(times), None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before, pairs = torch.cuda.memory_allocated(), []
-    for _ in range(rounds):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        pairs.append((start, end))
-    torch.cuda.synchronize()
-    peak = (torch.cuda.max_memory_allocated() - before) / 2**20
-    return statistics.median(start.elapsed_time(end) for start, end in pairs), peak
+def plan_times(tiny: bool, device: str) -> list[Key]:
+    """Single kernels, label maps and networks: what the goals name first, what needs a compiler last, as it takes long.
+
+    CUDA graphs and compilers are left out of the interpreter.
+    """
+    from .gpu_timing import KERNEL_CALLS
+
+    batch, large = (1, "32x64") if tiny else (8, "1024x2048")
+    keys = [Key("peak", "", "", 1, name) for name in ("copy", "matrix")]
+    keys += [Key("kernel", "", "", batch, name) for name in KERNEL_CALLS]
+    keys += [Key("labels", "", large, 1, name) for name in ("transformers", "plain", "kernels")]
+    goals = [("b0", "32x64", 1)] if tiny else [(variant, "512x512", 8) for variant in ("b0", "b2", "b5")]
+    places = [
+        (variant, *place)
+        for variant, *_ in goals
+        for place in (("512x512", 1), ("512x512", 32), ("1024x1024", 8), ("1024x1024", 1), (large, 1))
+    ]
+    networks = [
+        Key(task, *place, candidate)
+        for place in (goals if tiny else goals + places)
+        for task in ("forward", "training")
+        if task == "forward" or place[1] != large or tiny
+        for candidate in CANDIDATES
+        if device == "cuda" or candidate in ("transformers", "plain", "kernels")
+    ]
+    soon = [key for key in networks if key[1:4] in goals and (key.variant == "b0" or not _compiles(key))]
+    later = [key for key in networks if key not in soon]
+    return keys + sorted(soon, key=_compiles) + sorted(later, key=_compiles)
 
 
-def plan_rows(tiny: bool) -> Iterator[tuple[str, str, tuple[int, int], int]]:
-    """Task, variant, size and batch of every comparison, those of the goals first."""
-    if tiny:
-        yield from ((task, "b0", (32, 64), 1) for task in ("forward", "training", "labels"))
-        return
-    for variant in ("b0", "b2", "b5"):
-        for size, batches in (((512, 512), (8, 1, 32)), ((1024, 1024), (8, 1))):
-            for batch in batches:
-                yield "forward", variant, size, batch
-                yield "training", variant, size, batch
-        yield "forward", variant, (1024, 2048), 1
-    yield "labels", "b0", (1024, 2048), 1
+def _compiles(key: Key) -> bool:
+    return key.candidate.endswith("compiled")
+
+
+def _work(connection: Connection, keys: Sequence[Key], settings: tuple[str, bool, int], wrong: set[str]) -> None:
+    """What the measuring process does: say which row it begins, and what came out."""
+    from .gpu_timing import is_usable, measure
+
+    for key in keys:
+        connection.send(key)
+        result = measure(key, *settings, wrong)
+        connection.send(result)
+        if key.task == "check" and _bars(key, result.get("is_right")):
+            wrong.add(key.variant)
+        if not is_usable(settings[0]):
+            return  # after a fault no call of this process can succeed
+
+
+def _bars(key: Key, is_right: bool | None) -> bool:
+    """Whether a check's result keeps the kernel out of what is timed, which is in bfloat16."""
+    return not is_right and key.candidate != "float64"
+
+
+def _results(
+    keys: Sequence[Key], settings: tuple[str, bool, int], wrong: set[str], deadline: float
+) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """What one measuring process gives, until it ends, or has to be ended: by the clock, or because a row hangs.
+
+    Raises:
+        RuntimeError: if the process dies before it begins with a row.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(theirs, keys, settings, wrong), daemon=True)
+    process.start()
+    theirs.close()  # so that the process's end is the end of what can be received
+    key = None
+    try:
+        while (left := deadline - time.monotonic()) > 0:
+            if ours.poll(left if key is None else min(left, _PATIENCE)):
+                received = ours.recv()
+                if key is not None:
+                    yield key, received
+                key = received if key is None else None
+            elif time.monotonic() < deadline and key is not None:
+                yield key, {"note": f"took more than {_PATIENCE} s"}
+                return
+    except EOFError:
+        process.join(30)
+        if key is not None:
+            yield key, {"note": f"the process died, status {process.exitcode}"}
+        elif process.exitcode:
+            raise RuntimeError(f"the process that measures died before it began, status {process.exitcode}") from None
+    finally:
+        process.kill()
+        process.join()
+
+
+def run(keys: Sequence[Key], arguments: argparse.Namespace, path: Path | None) -> list[Row]:
+    """Measure what the file does not hold yet, and write it after each row, until the minutes are over.
+
+    Raises:
+        RuntimeError: if a measuring process dies before it begins with a row.
+    """
+    deadline = time.monotonic() + 60 * arguments.minutes
+    about, settings = identity(arguments.device), (arguments.device, arguments.tiny, arguments.rounds)
+    rows = read_rows(path, about) if path else []
+    while (todo := _missing(keys, rows)) and time.monotonic() < deadline:
+        wrong = {row.variant for row in rows if row.task == "check" and _bars(row.key, row.is_right)}
+        for key, result in _results(todo, settings, wrong, deadline):
+            rows.append(Row(*key, **result, **about))
+            if path:
+                write_rows(path, rows)
+            print(rows[-1], flush=True)
+    return rows
+
+
+def _missing(keys: Sequence[Key], rows: Sequence[Row]) -> list[Key]:
+    measured = {row.key for row in rows}
+    return [key for key in keys if key not in measured]
+
+
+def summary(rows: Sequence[Row]) -> Iterator[str]:
+    """Of each task how many times faster than Transformers the others are, and the share of its memory they take."""
+    times = [row for row in rows if row.milliseconds and row.task in ("labels", "forward", "training")]
+    for base in (row for row in times if row.candidate == "transformers"):
+        words = [f"{base.task} {base.variant} {base.size} {base.batch}: {base.milliseconds:.2f} ms"]
+        for row in times:
+            if row.key[:4] == base.key[:4] and row is not base:
+                memory = f", {row.mebibytes / base.mebibytes:.0%}" if row.mebibytes and base.mebibytes else ""
+                words.append(f"{row.candidate} {base.milliseconds / row.milliseconds:.2f}x{memory}")
+        yield "  ".join(words)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compile, check, time; the status is 1 if a kernel is wrong or something could not be done."""
+    """Compile, check, time; the status is 1 if a kernel is wrong, something could not be done, or is left to do."""
     parser = argparse.ArgumentParser("python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="(default: cuda)")
     parser.add_argument("--tiny", action="store_true", help="smallest sizes, for Triton's interpreter")
     parser.add_argument("--compile-only", action="store_true", help="compile for sm_80 and sm_90; needs no GPU")
     parser.add_argument("--check", action="store_true", help="only compare with the plain versions")
-    parser.add_argument("--minutes", type=float, default=8.0, help="after which no further row is begun")
-    parser.add_argument("--rounds", type=int, default=21, help="samples of each candidate")
+    parser.add_argument("--minutes", type=float, default=9.0, help="after which it stops (default: 9)")
+    parser.add_argument("--rounds", type=int, default=21, help="samples of each candidate, fewer where they take long")
     parser.add_argument("--results", type=Path, help="folder of the CSV files (default: benchmarks/results)")
     arguments = parser.parse_args(argv)
     if arguments.compile_only:
-        rows = compile_all()
-        write_rows((arguments.results or RESULTS) / "gpu_compiled.csv", rows)
-        spilled = sorted({row.kernel for row in rows if row.stack})
-        print(f"{len(rows)} compiled; registers spilled by: {', '.join(spilled) or 'none'}")
+        compiled = compile_all()
+        write_rows((arguments.results or RESULTS) / "gpu_compiled.csv", compiled)
+        spilled = sorted({each.kernel for each in compiled if each.stack})
+        print(f"{len(compiled)} compiled; registers spilled by: {', '.join(spilled) or 'none'}")
         return 0
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print("gpu: there is no CUDA GPU here; --compile-only needs none", file=sys.stderr)
@@ -211,34 +350,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.device == "cpu" and not (arguments.tiny and os.environ.get("TRITON_INTERPRET") == "1"):
         print("gpu: on a CPU give --tiny, and set TRITON_INTERPRET=1 before", file=sys.stderr)
         return 1
-    if num_wrong := check_all(arguments.device, arguments.tiny):
-        print(f"gpu: {num_wrong} checks are wrong, nothing is timed", file=sys.stderr)
+    keys = plan_checks(arguments.tiny)
+    if not arguments.check:
+        keys += plan_times(arguments.tiny, arguments.device)
+    is_kept = arguments.device == "cuda" or arguments.results
+    try:
+        rows = run(keys, arguments, (arguments.results or RESULTS) / "gpu.csv" if is_kept else None)
+    except RuntimeError as error:
+        print(f"gpu: {error}", file=sys.stderr)
         return 1
-    if arguments.check:
-        return 0
-    from .gpu_timing import measure
-
-    return measure(arguments)
+    print(*summary(rows), sep="\n")
+    failed, missing = [row for row in rows if row.has_failed], _missing(keys, rows)
+    if failed:
+        print("gpu: wrong, or without a time:", *failed, sep="\n", file=sys.stderr)
+    if missing:
+        print(f"gpu: {len(missing)} rows are left; the same command goes on with them", file=sys.stderr)
+    return 1 if failed or missing else 0
 
 
 def identity(device: str) -> dict[str, str]:
-    """GPU, driver, versions and commit, as each row holds them."""
-    import subprocess
-
+    """GPU, driver, versions, commit and a digest of the code, as each row holds them."""
     import triton
 
-    driver = ""
-    if device == "cuda":
-        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(command, capture_output=True, text=True).stdout.strip().split("\n")[0]
+    code = hashlib.sha256()
+    for file in sorted([*ROOT.glob("hf_segformer/**/*.py"), *ROOT.glob("benchmarks/gpu*.py")]):
+        code.update(file.read_bytes())
     return {
         "gpu": torch.cuda.get_device_name() if device == "cuda" else "none: Triton's interpreter",
-        "driver": driver,
+        "driver": _driver() if device == "cuda" else "",
         "torch": torch.__version__,
         "triton": triton.__version__,
         "transformers": machine()["transformers"],
         "commit": machine()["commit"],
+        "code": code.hexdigest()[:10],
     }
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip().split("\n")[0]
+    except OSError:  # not every container has it
+        return "not known"
 
 
 if __name__ == "__main__":

@@ -1,48 +1,163 @@
-"""What `python -m benchmarks.gpu` times: whole networks and single kernels, against Transformers and the plain version.
+"""What `python -m benchmarks.gpu` measures in a row: a check, a single kernel, or a whole network.
 
-A candidate is built anew for each row, and one that fails (out of memory, say) leaves a row that says so.
+A candidate is built anew for each row.
 """
 
-import argparse
 import gc
-import sys
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Set
+from functools import cache
 from typing import Any
 
 import torch
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, set_fast_paths
+from hf_segformer.fast_paths_segformer import KERNELS
 from hf_segformer.info import model_info
-from hf_segformer.ops import disable, enable
+from hf_segformer.ops import argmax, cross_entropy, decode_head, depthwise_gelu, disable, enable
 from hf_segformer.upsampling_segformer import upsample_argmax
 
-from .gpu import RESULTS, Row, identity, plan_rows, stopwatch, write_rows
+from .gpu import Key, real_sizes
+from .gpu_checks import CHECKS, tolerance
 
-CANDIDATES = ("transformers", "transformers compiled", "plain", "plain compiled", "kernels", "kernels graph")
 _TINY = {
     "hidden_sizes": [8, 8, 16, 16],
     "depths": [1] * 4,
     "num_attention_heads": [1, 1, 2, 2],
     "decoder_hidden_size": 16,
 }
+_CACHE = 1 << 28  # bytes: more than any GPU's cache holds
+_SECONDS = 5  # for the samples of a row
+
+Call = Callable[[], Any]
 
 
-def peaks(device: str, tiny: bool) -> tuple[float, float]:
-    """Bytes a second that a copy moves (reads and writes), and bfloat16 operations a second of a matrix product."""
+def is_usable(device: str) -> bool:
+    """Whether the device still works: after a fault all that a process asks of it fails."""
+    try:
+        torch.ones(1, device=device).sum().item()
+    except RuntimeError:
+        return False
+    return True
+
+
+def measure(key: Key, device: str, tiny: bool, rounds: int, wrong: Set[str]) -> dict[str, Any]:
+    """The numbers of a row, or a note that says why there are none.
+
+    Args:
+        key: the row.
+        device: "cuda", or "cpu" for the interpreter.
+        tiny: whether sizes are the smallest.
+        rounds: samples at most.
+        wrong: kernels that are not to be used.
+    """
+    try:
+        return _TASKS.get(key.task, _measure_network)(key, device, tiny, rounds, wrong)
+    except Exception as error:  # of Triton, the compiler or CUDA; what follows shall be measured all the same
+        return {"note": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    finally:
+        disable()
+        torch._dynamo.reset()
+        gc.collect()
+        if device == "cuda" and is_usable(device):
+            torch.cuda.empty_cache()
+
+
+def stopwatch(call: Call, device: str, rounds: int) -> tuple[float, float | None]:
+    """Median milliseconds of a call, by CUDA events, and the MiB that it takes at the peak.
+
+    Before each sample the GPU's cache is filled with something else; meanwhile the call can be prepared.
+    """
+    if device == "cpu":
+        began = time.perf_counter()
+        call()
+        return 1000 * (time.perf_counter() - began), None
+    other = torch.empty(_CACHE, dtype=torch.uint8, device=device)
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before, times = torch.cuda.memory_allocated(), []
+    while len(times) < 5 or (len(times) < rounds and sum(times) < 1000 * _SECONDS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        other.zero_()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times), (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+@cache
+def peaks(device: str, tiny: bool) -> dict[str, tuple[float, float]]:
+    """Milliseconds of a copy and of a bfloat16 matrix product, and the bytes or operations a second that this is."""
     side = 64 if tiny else 8192
     matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16)
     other = torch.empty_like(matrix)
     copy, _ = stopwatch(lambda: other.copy_(matrix), device, 11)
     product, _ = stopwatch(lambda: torch.mm(matrix, matrix, out=other), device, 11)
-    return 2 * matrix.nbytes / copy * 1000, 2 * side**3 / product * 1000
+    return {"copy": (copy, 2 * matrix.nbytes / copy * 1000), "matrix": (product, 2 * side**3 / product * 1000)}
 
 
-def build_model(candidate: str, config: SegFormerConfig, device: str, training: bool) -> torch.nn.Module:
-    """A network of one of the candidates, in bfloat16, its switch set."""
-    set_fast_paths(True)
-    disable()
+def _measure_peak(key: Key, device: str, tiny: bool, rounds: int, wrong: Set[str]) -> dict[str, Any]:
+    milliseconds, rate = peaks(device, tiny)[key.candidate]
+    return {"milliseconds": milliseconds, "note": f"{rate / 1e12:.2f} T{'B' if key.candidate == 'copy' else 'op'}/s"}
+
+
+def _measure_check(key: Key, device: str, tiny: bool, rounds: int, wrong: Set[str]) -> dict[str, Any]:
+    dtype, options = getattr(torch, key.candidate), {} if tiny else real_sizes()[key.variant][int(key.size)]
+    found, allowed = CHECKS[key.variant](dtype, device, **options), tolerance(key.variant, dtype)
+    return {"is_right": found <= allowed, "note": f"{found:.1e} of {allowed:.0e} at {options}"}
+
+
+def _measure_kernel(key: Key, device: str, tiny: bool, rounds: int, wrong: Set[str]) -> dict[str, Any]:
+    module, build = KERNEL_CALLS[key.candidate]
+    if bad := wrong & module:
+        return {"note": f"not timed: {', '.join(sorted(bad))} is wrong"}
+    call, num_bytes = build(torch.float32 if tiny else torch.bfloat16, device, tiny)
+    found, memory = stopwatch(call, device, rounds)
+    share = num_bytes / found * 1000 / peaks(device, tiny)["copy"][1]
+    return {"milliseconds": found, "mebibytes": memory, "share_of_bandwidth": share}
+
+
+def _measure_labels(key: Key, device: str, tiny: bool, rounds: int, wrong: Set[str]) -> dict[str, Any]:
+    note, size = _switch(key.candidate, device, wrong), _sides(key)
+    logits = torch.randn(key.batch, 19, size[0] // 4, size[1] // 4, device=device, dtype=torch.bfloat16)
+
+    def transformers() -> torch.Tensor:  # as its image processors do, whatever they are called
+        full = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return full.argmax(dim=1)
+
+    call = transformers if key.candidate == "transformers" else lambda: upsample_argmax(logits, size)
+    found, memory = stopwatch(call, device, rounds)
+    return {"milliseconds": found, "mebibytes": memory, "note": note}
+
+
+def _measure_network(key: Key, device: str, tiny: bool, rounds: int, wrong: Set[str]) -> dict[str, Any]:
+    num_labels, size, note = 5 if tiny else 150, _sides(key), _switch(key.candidate, device, wrong)
+    if tiny:
+        config = SegFormerConfig(**_TINY, num_labels=num_labels)
+    else:
+        config = SegFormerConfig.from_variant(key.variant, num_labels=num_labels)
+    model = build_model(key.candidate, config).to(device, torch.bfloat16).train(key.task == "training")
+    call = _build_call(model, key, size, num_labels, device)
+    if key.candidate.endswith("graph"):
+        call = _capture(call)
+    found, memory = stopwatch(call, device, rounds)
+    result = {"milliseconds": found, "mebibytes": memory, "note": note}
+    if key.candidate.endswith("graph"):
+        result["mebibytes"] = None  # of a memory of its own, from before
+    if key.task == "forward":
+        work = 2 * key.batch * sum(stage.num_multiply_adds for stage in model_info(config, *size))
+        result["share_of_matrix_peak"] = work / found * 1000 / peaks(device, tiny)["matrix"][1]
+    return result
+
+
+def build_model(candidate: str, config: SegFormerConfig) -> Any:
+    """A network of one of the candidates."""
     torch.manual_seed(0)
     if candidate.startswith("transformers"):
         names = ("hidden_sizes", "depths", "num_attention_heads", "decoder_hidden_size", "num_labels")
@@ -51,22 +166,15 @@ def build_model(candidate: str, config: SegFormerConfig, device: str, training: 
         )
     else:
         model = SegFormerForSemanticSegmentation(config)
-    if candidate.startswith("kernels"):
-        enable(device)
-    model = model.to(device, torch.bfloat16).train(training)
-    return torch.compile(model) if candidate.endswith("compiled") else model
+    if candidate.endswith("compiled"):
+        model.compile()
+    return model
 
 
-def build_call(
-    task: str, candidate: str, config: SegFormerConfig, size: tuple[int, int], batch: int, device: str
-) -> Callable[[], Any]:
-    """What is timed."""
-    if task == "labels":
-        return _build_labels(candidate, size, batch, device)
-    model = build_model(candidate, config, device, task == "training")
-    images = torch.randn(batch, 3, *size, device=device, dtype=torch.bfloat16)
-    if task == "training":
-        labels = torch.randint(0, config.num_labels, (batch, *size), device=device)
+def _build_call(model: Any, key: Key, size: tuple[int, int], num_labels: int, device: str) -> Call:
+    images = torch.randn(key.batch, 3, *size, device=device, dtype=torch.bfloat16)
+    if key.task == "training":
+        labels = torch.randint(0, num_labels, (key.batch, *size), device=device)
 
         def step() -> None:
             model(images, labels=labels).loss.backward()
@@ -78,130 +186,116 @@ def build_call(
         with torch.inference_mode():
             return model(images).logits
 
-    if not candidate.endswith("graph"):
-        return infer
-    for _ in range(3):
-        infer()
-    torch.cuda.synchronize()
+    return infer
+
+
+def _capture(call: Call) -> Call:
+    """The call as a CUDA graph; it is run on another stream before, as PyTorch asks for."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        infer()
-    return graph.replay
+        kept = call()  # a graph writes its result to the same place each time
+
+    def replay() -> Any:
+        graph.replay()
+        return kept
+
+    return replay
 
 
-def _build_labels(candidate: str, size: tuple[int, int], batch: int, device: str) -> Callable[[], Any]:
-    logits = torch.randn(batch, 19, size[0] // 4, size[1] // 4, device=device, dtype=torch.bfloat16)
+def _switch(candidate: str, device: str, wrong: Set[str]) -> str:
+    """Kernels on or off, all but the wrong ones; a note that names these."""
     set_fast_paths(True)
     disable()
-    if candidate == "kernels":
-        enable(device)
-    if candidate == "transformers":  # as its image processors do, whatever they are called
-        return lambda: torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(
-            dim=1
-        )
-    return lambda: upsample_argmax(logits, size)
+    if not candidate.startswith("kernels"):
+        return ""
+    enable(device)
+    for name in wrong:
+        del KERNELS[device, name]
+    return f"without {', '.join(sorted(wrong))}" if wrong else ""
 
 
-def candidates_of(task: str, device: str) -> list[str]:
-    """Those that the task knows; CUDA graphs and compilers are left out of the interpreter."""
-    if task == "labels":
-        return ["transformers", "plain", "kernels"]
-    return [
-        name
-        for name in CANDIDATES
-        if not (name.endswith("graph") and (task != "forward" or device == "cpu"))
-        and not (name.endswith("compiled") and device == "cpu")
-    ]
+def _sides(key: Key) -> tuple[int, int]:
+    height, width = map(int, key.size.split("x"))
+    return height, width
 
 
-def _kernel_calls(dtype: torch.dtype, device: str, tiny: bool) -> Iterator[tuple[str, Callable[[], Any], int]]:
-    """Each kernel's name, call, and the bytes that it must move at the least, B0 at 8x3x512x512 with 150 classes."""
-    from hf_segformer.ops import argmax, cross_entropy, decode_head, depthwise_gelu
-
-    side, batch = (4, 1) if tiny else (128, 8)
-    num_classes, channels, dim = (5, 8, 8) if tiny else (150, 128, 256)
+def _logits(dtype: torch.dtype, device: str, tiny: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, num_classes, side = (1, 5, 4) if tiny else (8, 150, 128)
     logits = torch.randn(batch, num_classes, side, side, device=device, dtype=dtype)
-    logits = logits.to(memory_format=torch.channels_last)
     labels = torch.randint(0, num_classes, (batch, 4 * side, 4 * side), device=device)
-    weight = torch.ones(num_classes, device=device)
-    tokens = torch.randn(batch, side * side, channels, device=device, dtype=dtype)
-    kernel, bias = (
-        torch.randn(channels, 1, 3, 3, device=device, dtype=dtype),
-        torch.randn(channels, device=device, dtype=dtype),
-    )
-    maps = [torch.randn(batch, side >> i, side >> i, dim, device=device, dtype=dtype) for i in range(3)]
-    factor = torch.ones(dim, device=device)
-    size = 4 * side
-    lower = sum(stage.nbytes for stage in maps)
-    yield "upsample_argmax", lambda: argmax.upsample_argmax(logits, size, size, False), logits.nbytes + labels.nbytes
-    yield (
-        "upsample_cross_entropy",
-        lambda: cross_entropy.sum_cross_entropy(logits, labels, weight, 255, 0.0, True),
-        logits.nbytes + labels.nbytes + 4 * logits.numel(),
-    )
-    yield "depthwise_gelu", lambda: depthwise_gelu.depthwise_gelu(tokens, kernel, bias, side, side), 2 * tokens.nbytes
-    yield (
-        "depthwise_gelu_backward",
-        lambda: depthwise_gelu.depthwise_gelu_backward(tokens, tokens, kernel, bias, side, side),
-        5 * tokens.nbytes,
-    )
-    yield "upsample_sum_relu", lambda: decode_head.upsample_sum_relu(maps, factor, factor), lower + maps[0].nbytes
-    yield (
-        "upsample_gather",
-        lambda: decode_head.upsample_gather(maps[0], side >> 1, side >> 1),
-        maps[0].nbytes + maps[1].nbytes,
-    )
+    return logits.to(memory_format=torch.channels_last), labels
 
 
-def measure(arguments: argparse.Namespace) -> int:
-    """Time everything, and write the file after each row; the status is 1 if something failed or there was no time."""
-    device, tiny, began = arguments.device, arguments.tiny, time.perf_counter()
-    about, status = identity(device), 0
-    bandwidth, matrix_peak = peaks(device, tiny)
-    rows = [
-        Row("peak", "", "", 1, "copy", note=f"{bandwidth / 1e9:.1f} GB/s", **about),
-        Row("peak", "", "", 1, "matrix", note=f"{matrix_peak / 1e12:.2f} Top/s", **about),
-    ]
-    path = (arguments.results or RESULTS) / "gpu.csv"
-    rounds = 1 if tiny else arguments.rounds
-
-    def add(row: Row) -> None:
-        rows.append(row)
-        if device == "cuda" or arguments.results:
-            write_rows(path, rows)
-        print(row.task, row.variant, row.size, row.batch, row.candidate, row.milliseconds, row.note, flush=True)
-
-    for name, call, num_bytes in _kernel_calls(torch.float32 if tiny else torch.bfloat16, device, tiny):
-        found, memory = stopwatch(call, device, rounds)
-        add(Row("kernel", "", "", 1 if tiny else 8, name, found, memory, num_bytes / found * 1000 / bandwidth, **about))
-    for task, variant, size, batch in plan_rows(tiny):
-        if time.perf_counter() - began > 60 * arguments.minutes:
-            print(f"gpu: no time left for {task} {variant} {size} and what follows: --minutes", file=sys.stderr)
-            return 1
-        num_labels = 5 if tiny else 150
-        config = (
-            SegFormerConfig(**_TINY, num_labels=num_labels)
-            if tiny
-            else SegFormerConfig.from_variant(variant, num_labels=num_labels)
-        )
-        for candidate in candidates_of(task, device):
-            where = (task, variant, f"{size[0]}x{size[1]}", batch, candidate)
-            share = None
-            try:
-                found, memory = stopwatch(build_call(task, candidate, config, size, batch, device), device, rounds)
-                if task == "forward":
-                    work = 2 * batch * sum(stage.num_multiply_adds for stage in model_info(config, *size))
-                    share = work / found * 1000 / matrix_peak
-                add(Row(*where, found, memory, share_of_matrix_peak=share, **about))
-            except (RuntimeError, ValueError) as error:
-                status = 1
-                add(Row(*where, note=" ".join(str(error).split())[:200], **about))
-            torch._dynamo.reset()
-            gc.collect()
-            if device == "cuda":
-                torch.cuda.empty_cache()
-    disable()
-    return status
+def _call_argmax(dtype: torch.dtype, device: str, tiny: bool) -> tuple[Call, int]:
+    logits, labels = _logits(dtype, device, tiny)
+    size = labels.shape[1:]
+    return lambda: argmax.upsample_argmax(logits, *size, False), logits.nbytes + labels.nbytes
 
 
-__all__ = ["CANDIDATES", "measure"]
+def _call_cross_entropy(dtype: torch.dtype, device: str, tiny: bool) -> tuple[Call, int]:
+    logits, labels = _logits(dtype, device, tiny)
+    weight = torch.ones(logits.shape[1], device=device)
+    num_bytes = logits.nbytes + labels.nbytes + 4 * logits.numel()
+    return lambda: cross_entropy.sum_cross_entropy(logits, labels, weight, 255, 0.0, True), num_bytes
+
+
+def _convolution(dtype: torch.dtype, device: str, tiny: bool) -> tuple[list[torch.Tensor], int]:
+    batch, side, channels = (1, 4, 8) if tiny else (8, 128, 128)
+    shapes = ((batch, side * side, channels), (channels, 1, 3, 3), (channels,))
+    return [torch.randn(shape, device=device, dtype=dtype) for shape in shapes], side
+
+
+def _call_convolution(dtype: torch.dtype, device: str, tiny: bool) -> tuple[Call, int]:
+    tensors, side = _convolution(dtype, device, tiny)
+    return lambda: depthwise_gelu.depthwise_gelu(*tensors, side, side), 2 * tensors[0].nbytes
+
+
+def _call_convolution_backward(dtype: torch.dtype, device: str, tiny: bool) -> tuple[Call, int]:
+    tensors, side = _convolution(dtype, device, tiny)
+    change = torch.randn_like(tensors[0])
+    call = depthwise_gelu.depthwise_gelu_backward
+    return lambda: call(change, *tensors, side, side), 5 * change.nbytes
+
+
+def _maps(dtype: torch.dtype, device: str, tiny: bool) -> list[torch.Tensor]:
+    batch, side, dim = (1, 4, 8) if tiny else (8, 128, 256)
+    return [torch.randn(batch, side >> i, side >> i, dim, device=device, dtype=dtype) for i in range(3 if tiny else 4)]
+
+
+def _call_sum(dtype: torch.dtype, device: str, tiny: bool) -> tuple[Call, int]:
+    maps = _maps(dtype, device, tiny)
+    return lambda: decode_head.upsample_sum(maps), sum(stage.nbytes for stage in maps) + maps[0].nbytes
+
+
+def _call_sum_relu(dtype: torch.dtype, device: str, tiny: bool) -> tuple[Call, int]:
+    maps = _maps(dtype, device, tiny)
+    factor, num_bytes = torch.ones(maps[0].shape[-1], device=device), sum(stage.nbytes for stage in maps)
+    return lambda: decode_head.upsample_sum_relu(maps, factor, factor), num_bytes + maps[0].nbytes
+
+
+def _call_gather(dtype: torch.dtype, device: str, tiny: bool) -> tuple[Call, int]:
+    change, lower, *_ = _maps(dtype, device, tiny)
+    return lambda: decode_head.upsample_gather(change, *lower.shape[1:3]), change.nbytes + lower.nbytes
+
+
+# For each: the checks that speak for it, and what builds its call and counts the bytes that it must move at the least;
+# the sizes are those of B0 at 8x3x512x512 with 150 classes.
+KERNEL_CALLS: dict[str, tuple[set[str], Callable[[torch.dtype, str, bool], tuple[Call, int]]]] = {
+    "upsample_argmax": ({"upsample_argmax"}, _call_argmax),
+    "upsample_cross_entropy": ({"upsample_cross_entropy"}, _call_cross_entropy),
+    "depthwise_gelu": ({"depthwise_gelu"}, _call_convolution),
+    "depthwise_gelu_backward": ({"depthwise_gelu"}, _call_convolution_backward),
+    "upsample_sum": ({"upsample_sum"}, _call_sum),
+    "upsample_sum_relu": ({"upsample_sum_relu"}, _call_sum_relu),
+    "upsample_gather": ({"upsample_sum"}, _call_gather),
+}
+_TASKS = {"peak": _measure_peak, "check": _measure_check, "kernel": _measure_kernel, "labels": _measure_labels}
+
+
+__all__ = ["KERNEL_CALLS", "build_model", "is_usable", "measure", "peaks", "stopwatch"]

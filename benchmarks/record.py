@@ -87,7 +87,10 @@ def _commit() -> str:
     """The commit that was measured, marked where files of code differ from it."""
 
     def git(*arguments: str) -> str:
-        result = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT)
+        try:
+            result = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT)
+        except OSError:  # there is no git
+            return ""
         return result.stdout.strip()
 
     changes = git("status", "--porcelain", "--", "hf_segformer", "benchmarks/*.py")

@@ -24,6 +24,7 @@ from torch.autograd import forward_ad
 Item = TypeVar("Item")
 
 KERNELS: dict[tuple[str, str], Callable[..., Any]] = {}  # by kind of device and name; hf_segformer.ops fills it
+_MOST_ELEMENTS = 1 << 31  # of a picture: kernels count within one in 32 bits
 
 # Of operations that a compiler calls. Each copy of these files, as checkpoints bring one along, has its own namespace.
 OPERATIONS = re.sub(r"\W", "_", __name__)
@@ -90,7 +91,7 @@ def _may_use_kernels(*tensors: Tensor) -> bool:
             and tensor.device == tensors[0].device
             and tensor.layout is torch.strided
             and tensor.is_floating_point()
-            and tensor.numel() > 0
+            and 0 < tensor.numel() < _MOST_ELEMENTS * len(tensor)
             for tensor in tensors
         )
     )

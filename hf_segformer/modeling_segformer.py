@@ -490,11 +490,15 @@ class SegFormerDecodeHead(nn.Module):
             or needs_gradient(*features, *self.parameters())
             or not (is_exactly(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.bias is not None)
             or norm.training
-            or (self.dropout.training or not is_untouched(self.dropout))
+            or type(self.dropout) is not nn.Dropout2d
+            or self.dropout.training
+            or not is_untouched(self.dropout)
         ):
             return None
         matrices, bias = self.fold()
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        # As BatchNorm itself computes them: in 16 bits a channel would be off everywhere in the same direction.
+        variance, weight = at_least_float32(norm.running_var), at_least_float32(norm.weight)
+        scale = weight * (variance + norm.eps).rsqrt()
         shift = (bias - norm.running_mean) * scale + norm.bias
         return activate(self.project(features, matrices, None), scale, shift).permute(0, 3, 1, 2)
 

@@ -45,7 +45,8 @@ def check_labels(labels: Tensor, shape: tuple[int | str, ...], num_classes: int,
         ignore_index: value that is allowed beside them.
 
     Raises:
-        ValueError: names the shape, type or values that can not be. Values are not looked at while compiling.
+        ValueError: names the shape, type or values that can not be. Values are not looked at while compiling, nor
+            while a CUDA graph is captured: both would have to wait for them.
     """
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
         kind = getattr(labels, "dtype", type(labels).__name__)
@@ -55,7 +56,7 @@ def check_labels(labels: Tensor, shape: tuple[int | str, ...], num_classes: int,
         wanted = ", ".join(map(str, shape))
         raise ValueError(f"labels has shape {tuple(labels.shape)}, but these pixel_values ask for ({wanted})")
     labels = labels.long()
-    if not torch.compiler.is_compiling():
+    if not (torch.compiler.is_compiling() or (labels.is_cuda and torch.cuda.is_current_stream_capturing())):
         wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)]
         if wrong.numel():
             values = wrong.unique().tolist()

@@ -1,11 +1,9 @@
 """Kernels: the table is empty unless asked; in Triton's interpreter they give what their plain twins give."""
 
-import csv
-import multiprocessing
 import os
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,26 +11,10 @@ import torch
 
 from hf_segformer import fast_paths_segformer, ops, set_fast_paths
 from hf_segformer.fast_paths_segformer import KERNELS, kernel
+from hf_segformer.upsampling_segformer import check_labels
 
 ROOT = Path(__file__).resolve().parent.parent
 F32, F64 = torch.float32, torch.float64
-
-
-def _enter() -> None:
-    os.environ["TRITON_INTERPRET"] = "1"
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def interpreter():
-    """Calls functions in a process where Triton was told to interpret before it was imported."""
-    pytest.importorskip("triton")
-    os.environ["TRITON_INTERPRET"] = "1"  # inherited, and taken back once the process is there
-    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_enter)
-    pool.submit(os.getpid).result()
-    del os.environ["TRITON_INTERPRET"]
-    yield lambda function, *arguments, **options: pool.submit(function, *arguments, **options).result(timeout=200)
-    pool.shutdown()
 
 
 def check(name, dtype, options):
@@ -71,22 +53,71 @@ def test_a_kernel_gives_what_its_plain_twin_gives(interpreter, name, dtype, opti
     assert found <= tolerance
 
 
-def _spoiled():
-    from benchmarks import gpu_checks
+SMALL = {
+    "upsample_cross_entropy": {"grid": (1, 3, 2, 3), "size": (8, 12)},
+    "upsample_argmax": {"grid": (1, 3, 2, 3), "size": (4, 5)},
+    "depthwise_gelu": {"batch": 1, "channels": 3, "size": (2, 3)},
+    "upsample_sum": {"batch": 1, "dim": 3, "sizes": ((3, 5), (2, 2))},
+    "upsample_sum_relu": {"batch": 1, "dim": 3, "sizes": ((3, 5), (2, 2))},
+}
 
-    before, gpu_checks.upsample_sum = gpu_checks.upsample_sum, lambda maps: maps[0] * 1.0
+
+def _leave_elements_out(name):
+    """A check, once for each of three elements of all that its kernels write, which is as if nobody wrote it.
+
+    Returns:
+        which element, what it held before, and what the check found.
+    """
+    from benchmarks.gpu_checks import CHECKS
+    from hf_segformer.ops.launch import Launch
+
+    run, written, results = Launch.run, [], []
+
+    def changed_by(launch):
+        """Number of each argument that the launch writes to, and what it held before."""
+        # Where something is not wanted, what comes out stands in for it: each tensor once.
+        tensors = {id(each): (number, each) for number, each in enumerate(launch.arguments) if torch.is_tensor(each)}
+        before = [(number, tensor, tensor.clone()) for number, tensor in tensors.values()]
+        run(launch)
+        for number, new, old in before:
+            if not torch.equal(old.nan_to_num(), new.nan_to_num()):
+                yield number, old.flatten()
+
+    def list_elements(launch):
+        number = len({call for call, *_ in written})
+        for argument, old in changed_by(launch):
+            written.extend((number, argument, place) for place in sorted({0, len(old) // 2, len(old) - 1}))
+
+    def spoil(launch):
+        number = calls.pop()
+        for argument, old in changed_by(launch):
+            if (number, argument) == (wanted[0], wanted[1]):
+                launch.arguments[argument].view(-1)[wanted[2]] = old[wanted[2]]
+                held.append(old[wanted[2]].item())
+
     try:
-        return gpu_checks.check_upsample_sum_relu(F32, "cpu"), gpu_checks.difference(
-            torch.full((2,), torch.nan), torch.ones(2)
-        )
+        Launch.run = list_elements
+        assert CHECKS[name](F32, "cpu", **SMALL[name]) < 1e-4
+        Launch.run = spoil
+        for wanted in written:
+            held, calls = [], list(range(99, -1, -1))
+            try:
+                found = CHECKS[name](F32, "cpu", **SMALL[name])
+            except ValueError as error:
+                found = str(error)
+            results.append((wanted, held, found))
     finally:
-        gpu_checks.upsample_sum = before
+        Launch.run = run
+    return results
 
 
-def test_the_checks_see_memory_that_was_not_filled(interpreter):
-    right, wrong = interpreter(_spoiled)
-    assert right < 1e-5
-    assert wrong == float("inf")
+@pytest.mark.parametrize(("name", "num_written"), list(zip(SMALL, (3, 3, 4, 2, 1), strict=True)))
+def test_a_check_sees_a_single_element_that_a_kernel_left_out(interpreter, name, num_written):
+    results = interpreter(_leave_elements_out, name)
+    assert len({(call, argument) for (call, argument, _), *_ in results}) == num_written  # tensors that are written
+    for where, [held], found in results:
+        assert held != held or held == torch.iinfo(torch.int64).max, f"{where} was not poisoned"
+        assert found == "labels differ without probabilities, or are no classes" or found > 0.01, where
 
 
 def _seams():
@@ -199,6 +230,70 @@ def test_the_lookup_refuses_what_a_kernel_can_not_take(monkeypatch):
     assert kernel("some", tensor) is None
 
 
+def test_the_lookup_refuses_pictures_that_32_bits_can_not_count(monkeypatch):
+    monkeypatch.setitem(KERNELS, ("cpu", "some"), len)
+    picture = torch.zeros(1).expand(1, 1 << 16, 1 << 15)
+    assert kernel("some", picture) is None
+    assert kernel("some", picture[:, 1:].expand(3, -1, -1)) is len  # many of them may be larger together
+
+
+def test_tensors_of_one_call_must_be_on_one_device():
+    pytest.importorskip("triton")
+    from hf_segformer.ops.launch import Launch
+
+    launch = Launch(None, (1,), [torch.zeros(1), 2, torch.zeros(1, device="meta")], {})
+    with pytest.raises(ValueError, match="on cpu, meta, but must be on one device"):
+        launch.run()
+
+
+@pytest.fixture
+def head(model, monkeypatch):
+    """A decode head of 16 bits, features for it, and what its kernel was called with."""
+    calls = []
+    monkeypatch.setitem(KERNELS, ("cpu", "upsample_sum_relu"), lambda *given: calls.append(given) or given[0][0])
+    head = model.decode_head.bfloat16()
+    for tensor in (head.batch_norm.weight, head.batch_norm.running_mean, head.batch_norm.running_var):
+        tensor.data.uniform_(0.5, 2)
+    return head, [torch.randn(1, n, 8 >> i, 8 >> i).bfloat16() for i, n in enumerate((8, 8, 16, 16))], calls
+
+
+@torch.no_grad()
+def test_batch_norm_is_merged_in_32_bits_as_it_would_be_computed(head):
+    head, features, calls = head
+    head(features)
+    [(_, scale, shift)] = calls
+    norm = head.batch_norm
+    expected = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    torch.testing.assert_close(scale.double(), expected, rtol=1e-6, atol=0)
+    expected = (head.fold()[1] - norm.running_mean).double() * expected + norm.bias.double()
+    torch.testing.assert_close(shift.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_dropout_that_was_replaced_is_called_beside_kernels_too(head):
+    class AlwaysOn(torch.nn.Module):
+        def forward(self, features):
+            return features + 1
+
+    head, features, calls = head
+    before = head(features)
+    head.dropout = AlwaysOn().eval()
+    assert (head(features) - before).abs().max() > 0
+    assert len(calls) == 1
+
+
+def test_labels_are_not_looked_at_while_a_cuda_graph_is_captured(monkeypatch):
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    labels = torch.full((1, 2, 2), 7).as_subclass(OnGPU)
+    for is_capturing in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda is_capturing=is_capturing: is_capturing)
+        expected = nullcontext() if is_capturing else pytest.raises(ValueError, match="labels hold 7")
+        with expected:
+            check_labels(labels, (1, 2, 2), 3, 255)
+
+
 def test_shipped_files_do_not_import_the_package_of_kernels():
     for path in ROOT.glob("hf_segformer/*_segformer.py"):
         assert "import" not in [
@@ -216,52 +311,3 @@ def test_enabling_says_what_is_missing(monkeypatch):
     with pytest.raises(ValueError, match="pip install triton"):
         ops.enable()
     assert KERNELS == {}
-
-
-COMPILED = """
-import sys, torch
-from benchmarks import gpu
-gpu.DTYPES = (torch.bfloat16,)
-sys.exit(gpu.main(["--compile-only", "--results", sys.argv[1]]))
-"""
-
-
-def test_every_kernel_compiles_without_a_gpu_and_spills_nothing(tmp_path):
-    pytest.importorskip("triton")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", COMPILED, str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, env=environment, capture_output=True)
-    with (tmp_path / "gpu_compiled.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {row["capability"] for row in rows} == {"80", "90"}
-    assert len(rows) == 20
-    assert {row["kernel"] for row in rows if int(row["stack"])} == set()
-
-
-def test_the_script_runs_to_its_end_in_the_interpreter(tmp_path):
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--results", str(tmp_path)]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    with (tmp_path / "gpu.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {row["task"] for row in rows} == {"peak", "kernel", "forward", "training", "labels"}
-    assert all(row["milliseconds"] for row in rows if row["task"] != "peak")
-
-
-def test_the_script_says_in_one_line_that_there_is_no_gpu(capsys, monkeypatch):
-    from benchmarks import gpu
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu.main([]) == 1
-    assert capsys.readouterr().err == "gpu: there is no CUDA GPU here; --compile-only needs none\n"
-    assert gpu.main(["--device", "cpu"]) == 1
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_every_kernel_at_real_sizes_on_a_gpu():
-    from benchmarks.gpu import check_all
-
-    assert check_all("cuda", tiny=False) == 0

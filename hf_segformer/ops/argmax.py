@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bilinear import between_columns, first_new, scale_of, taps
+from .bilinear import both_rows, first_new, scale_of, taps
 from .launch import Launch, accumulator, power_of_2
 
 _TILE = 4096  # columns times classes: two rows of it and a mixture take 96 registers of each of 128 threads
@@ -45,14 +45,14 @@ def _argmax(
     columns = tl.program_id(0) * BLOCK_X + tl.arange(0, BLOCK_X)
     scale_y, scale_x = scale_of(height, new_height, ACC), scale_of(width, new_width, ACC)
     lower, fraction = taps(columns, width, scale_x, ACC)
-    above_row = logits + picture * stride_picture + old_row * stride_row
-    below_row = logits + picture * stride_picture + tl.minimum(old_row + 1, height - 1) * stride_row
+    grid = logits + picture * stride_picture
     is_inside = columns < new_width
     classes = tl.arange(0, BLOCK_K)
     mask = is_inside[:, None] & (classes < num_classes)[None, :]
     if NUM_BLOCKS == 1:
-        above = between_columns(above_row, lower, fraction, width, classes, mask, stride_column, stride_class, ACC)
-        below = between_columns(below_row, lower, fraction, width, classes, mask, stride_column, stride_class, ACC)
+        above, below = both_rows(
+            grid, old_row, lower, fraction, classes, mask, height, width, stride_row, stride_column, stride_class, ACC
+        )
     first = first_new(old_row, height, new_height, scale_y, ACC)
     last = first_new(old_row + 1, height, new_height, scale_y, ACC)
     for row in range(first, last):
@@ -64,11 +64,19 @@ def _argmax(
             if NUM_BLOCKS > 1:
                 classes = block * BLOCK_K + tl.arange(0, BLOCK_K)
                 mask = is_inside[:, None] & (classes < num_classes)[None, :]
-                above = between_columns(
-                    above_row, lower, fraction, width, classes, mask, stride_column, stride_class, ACC
-                )
-                below = between_columns(
-                    below_row, lower, fraction, width, classes, mask, stride_column, stride_class, ACC
+                above, below = both_rows(
+                    grid,
+                    old_row,
+                    lower,
+                    fraction,
+                    classes,
+                    mask,
+                    height,
+                    width,
+                    stride_row,
+                    stride_column,
+                    stride_class,
+                    ACC,
                 )
             values = above * (1 - down) + below * down
             values = tl.where(values == values, values, float("inf"))  # a NaN wins, as in PyTorch

@@ -52,3 +52,27 @@ def between_columns(row, lower, fraction, width, channels, mask, stride_column, 
     left = tl.load(row + lower[:, None] * stride_column + channels, mask=mask, other=0.0).to(ACC)
     right = tl.load(row + upper[:, None] * stride_column + channels, mask=mask, other=0.0).to(ACC)
     return left * (1 - fraction)[:, None] + right * fraction[:, None]
+
+
+@triton.jit
+def both_rows(
+    grid,
+    row,
+    lower,
+    fraction,
+    channels,
+    mask,
+    height,
+    width,
+    stride_row,
+    stride_column,
+    stride_channel,
+    ACC: tl.constexpr,
+):
+    """A row of a grid and the next one, or itself where it is the last, at new columns: each (P, C)."""
+    above = grid + row * stride_row
+    below = grid + tl.minimum(row + 1, height - 1) * stride_row
+    return (
+        between_columns(above, lower, fraction, width, channels, mask, stride_column, stride_channel, ACC),
+        between_columns(below, lower, fraction, width, channels, mask, stride_column, stride_channel, ACC),
+    )

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..fast_paths_segformer import only_once
-from .bilinear import between_columns, first_new, scale_of, taps
+from .bilinear import both_rows, first_new, scale_of, taps
 from .launch import Launch, accumulator, power_of_2
 
 _TILE = 2048  # columns times classes: five of them are alive at once; twice as much spills registers (sm_80, sm_90)
@@ -78,10 +78,9 @@ def _cross_entropy(
     carried = tl.zeros((BLOCK_X, BLOCK_K), ACC)
     grid = logits + picture * stride_picture
     for row in range(tl.maximum(first_row - 1, 0), last_row):
-        above_row = grid + row * stride_row
-        below_row = grid + tl.minimum(row + 1, height - 1) * stride_row
-        above = between_columns(above_row, lower, fraction, width, classes, mask, stride_column, stride_class, ACC)
-        below = between_columns(below_row, lower, fraction, width, classes, mask, stride_column, stride_class, ACC)
+        above, below = both_rows(
+            grid, row, lower, fraction, classes, mask, height, width, stride_row, stride_column, stride_class, ACC
+        )
         to_above = carried
         to_below = tl.zeros((BLOCK_X, BLOCK_K), ACC)
         first = first_new(row, height, new_height, scale_y, ACC)
@@ -139,6 +138,12 @@ def _block(num_classes: int, width: int, new_width: int) -> tuple[int, int, int]
     spare = 0 if ratio.is_integer() and int(ratio).bit_count() == 1 else 1
     block_x = max(_TILE // block_k, 8, power_of_2(int(-(-2 * ratio // 1)) + spare))
     return block_x, block_k, min(max(int((block_x - spare) / ratio) - 1, 1), 64)
+
+
+def _fits(num_classes: int, width: int, new_width: int) -> bool:
+    """Whether a tile is small enough; widths may be symbols, as while compiling for any size."""
+    most_columns = _LARGEST_TILE // power_of_2(num_classes)
+    return most_columns >= 8 and 2 * new_width <= (most_columns - 1) * width
 
 
 def plan(
@@ -228,8 +233,7 @@ def upsample_cross_entropy(
 
     Arguments are those of `sum_cross_entropy`; without `weight` all classes weigh 1.
     """
-    block_x, block_k, _ = _block(logits.shape[1], logits.shape[3], labels.shape[2])
-    if block_x * block_k > _LARGEST_TILE:
+    if not _fits(logits.shape[1], logits.shape[3], labels.shape[2]):
         return None
     dtype = torch.promote_types(logits.dtype, torch.float32)
     weight = logits.new_ones(logits.shape[1], dtype=dtype) if weight is None else weight.to(logits.device, dtype)

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..fast_paths_segformer import only_once
-from .bilinear import between_columns, first_new, scale_of, taps
+from .bilinear import both_rows, first_new, scale_of, taps
 from .launch import Launch, accumulator, power_of_2
 
 _COLUMNS = 16  # of a block
@@ -35,10 +35,8 @@ def _between(
     """A stage (B, h', w', D) at new columns of a new row: (P, D)."""
     at, down = taps(row, height, scale_of(height, new_height, ACC), ACC)
     lower, fraction = taps(columns, width, scale_of(width, new_width, ACC), ACC)
-    above_row = stage + (picture * height + at) * width * dim
-    below_row = stage + (picture * height + tl.minimum(at + 1, height - 1)) * width * dim
-    above = between_columns(above_row, lower, fraction, width, channels, mask, dim, 1, ACC)
-    below = between_columns(below_row, lower, fraction, width, channels, mask, dim, 1, ACC)
+    grid = stage + picture * height * width * dim
+    above, below = both_rows(grid, at, lower, fraction, channels, mask, height, width, width * dim, dim, 1, ACC)
     return above * (1 - down) + below * down
 
 
@@ -196,6 +194,7 @@ def _keep(ctx: Any, inputs: tuple[list[Tensor]], output: Tensor) -> None:
 
 @only_once
 def _backward(ctx: Any, change: Tensor) -> list[Tensor]:
+    change = change.contiguous()  # once, not for each stage
     return [change, *(upsample_gather(change, *size) for size in ctx.sizes[1:])]
 
 

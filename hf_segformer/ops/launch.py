@@ -48,11 +48,23 @@ class Launch:
     constants: dict[str, Any]
     num_warps: int = 4
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the compiler. Triton 3.10 will no longer join products and sums unless asked, and 3.9 warns of it."""
+        return {"num_warps": self.num_warps, "enable_fp_fusion": True}
+
     def run(self) -> None:
-        """On the device of the tensors."""
-        [tensor, *_] = [each for each in self.arguments if isinstance(each, Tensor)]
-        with torch.cuda.device_of(tensor):
-            self.kernel[self.grid](*self.arguments, **self.constants, num_warps=self.num_warps)
+        """On the device of the tensors.
+
+        Raises:
+            ValueError: if there are several: a kernel would read addresses of another device.
+        """
+        tensors = [each for each in self.arguments if isinstance(each, Tensor)]
+        if len(devices := {each.device for each in tensors}) > 1:
+            found = ", ".join(sorted(map(str, devices)))
+            raise ValueError(f"tensors of one call are on {found}, but must be on one device")
+        with torch.cuda.device_of(tensors[0]):
+            self.kernel[self.grid](*self.arguments, **self.constants, **self.options)
 
     def compile(self, capability: int) -> Usage:
         """Compile for a compute capability (80, 90), as a call with these arguments would be; no GPU is needed."""
@@ -71,7 +83,7 @@ class Launch:
                 attributes[place,] = [["tt.divisibility", 16]]
         signature |= dict.fromkeys(self.constants, "constexpr")
         source = ASTSource(self.kernel, signature, constants, attributes)
-        compiled = triton.compile(source, GPUTarget("cuda", capability, 32), {"num_warps": self.num_warps})
+        compiled = triton.compile(source, GPUTarget("cuda", capability, 32), self.options)
         return _usage(compiled.asm["cubin"])
 
 

@@ -23,6 +23,7 @@ from .fast_paths_segformer import OPERATIONS, is_compiled_and_full, is_fast_and_
 from .products_segformer import find_onednn, linear, multiply_over_rows
 
 STRIP_BYTES = 1 << 23  # of hidden tokens, or of queries, at once; a quarter of it costs 10 to 30 % more time
+FEW_SCORES = 1 << 16  # of a head: below, PyTorch's attention of all heads at once is faster than strips one by one
 SCORE_BYTES = 1 << 22  # of attention's scores at once: twice the second cache of a core
 
 
@@ -266,6 +267,13 @@ class Attention(torch.autograd.Function):
         return grads
 
 
+def context_of(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """As `Attention`."""
+    if query.shape[2] * keys.shape[2] < FEW_SCORES:
+        return F.scaled_dot_product_attention(query, keys, values, scale=1.0).transpose(1, 2).flatten(2)
+    return Attention.apply(query, keys, values)
+
+
 def attend(tokens: Tensor, normed: Tensor, reduced: Tensor, weights: AttentionWeights, head_dim: int) -> Tensor:
     """Tokens plus attention of the normed tokens to the reduced ones (paper equation 1).
 
@@ -281,11 +289,11 @@ def attend(tokens: Tensor, normed: Tensor, reduced: Tensor, weights: AttentionWe
     batch, length, channels = tokens.shape
     if needs_gradient(tokens, normed, reduced, *weights):
         query = split_heads(linear(normed, *query_weights), head_dim)
-        return linear(Attention.apply(query, keys, values), weights.output, weights.output_bias, tokens)
+        return linear(context_of(query, keys, values), weights.output, weights.output_bias, tokens)
     pieces = []
     for strip in cut(batch, length, channels * tokens.element_size(), STRIP_BYTES, halo=0):
         query = split_heads(linear(normed[strip.images, strip.rows], *query_weights), head_dim)
-        context = Attention.apply(query, keys[strip.images], values[strip.images])
+        context = context_of(query, keys[strip.images], values[strip.images])
         added = tokens[strip.images, strip.rows]
         pieces.append(linear(context, weights.output, weights.output_bias, added).flatten(0, 1))
     return join(pieces).view_as(tokens)

@@ -1,8 +1,8 @@
 """When fast paths run, and how they share out work over the cores.
 
-Every fast path has a plain twin, which is the ground truth and runs wherever a fast one could go wrong: while
-compiling, exporting or tracing, under function transforms and dispatch modes, on tensors that are more than they seem,
-and where the user said so by `set_fast_paths(False)` or HF_SEGFORMER_PLAIN=1.
+Every fast path has a plain twin, which is the ground truth and runs wherever a fast one could go wrong: while exporting
+or tracing, and while compiling but for the encoder at inference; under function transforms and dispatch modes; on
+tensors that are more than they seem; and where the user said so by `set_fast_paths(False)` or HF_SEGFORMER_PLAIN=1.
 
 Kernels for the GPU are not shipped with checkpoints. Where the package is installed, and they were switched on, it puts
 them into the table here; the table of a copy that came with a checkpoint stays empty.
@@ -70,7 +70,7 @@ def is_fast(*tensors: Tensor) -> bool:
 def kernel(name: str, *tensors: Tensor) -> Callable[..., Any] | None:
     """The kernel of that name for these tensors, or None where the plain version has to run.
 
-    Unlike the fast paths of a CPU, kernels are operations that `torch.compile` knows; an export has to do without.
+    Kernels are operations that `torch.compile` knows, with their gradients; an export has to do without.
 
     Args:
         name: of the operation.
@@ -276,7 +276,8 @@ def only_once(backward: Callable[..., Any]) -> Callable[..., Any]:
                 "fast paths can not be differentiated twice, as create_graph=True asks for: call "
                 "hf_segformer.set_fast_paths(False) first"
             )
-        return backward(ctx, *gradients)
+        with torch.autocast("cpu", enabled=False):  # as it was forwards
+            return backward(ctx, *gradients)
 
     return checked
 

@@ -316,11 +316,12 @@ class SegFormerLayer(GradientCheckpointingLayer):
         weights = None
         if not output_attentions and type(attention) is SegFormerAttention:
             weights = attention.weights()
-        if weights is None or self.drop_path.is_active() or not are_encodable(tokens, normed, *weights):
-            attended, maps = attention(normed, height, width, output_attentions)
-            return tokens + self.drop_path(attended), maps
-        reduced = attention.self.reduce(normed, height, width) if attention.self.sr_ratio > 1 else normed
-        return attend(tokens, normed, reduced, weights, attention.self.head_dim), None
+        if weights is not None and not self.drop_path.is_active() and are_encodable(tokens, normed, *weights):
+            reduced = attention.self.reduce(normed, height, width) if attention.self.sr_ratio > 1 else normed
+            if not (torch.compiler.is_compiling() and needs_gradient(reduced)):  # of the reduction alone
+                return attend(tokens, normed, reduced, weights, attention.self.head_dim), None
+        attended, maps = attention(normed, height, width, output_attentions)
+        return tokens + self.drop_path(attended), maps
 
     def add_mixed(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """(B, N, C) -> (B, N, C)."""

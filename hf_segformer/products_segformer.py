@@ -19,9 +19,12 @@ from .fast_paths_segformer import OPERATIONS, is_compiled_and_full, needs_gradie
 def find_onednn(name: str, *tensors: Tensor) -> Any:
     """PyTorch's private oneDNN operation of that name, or None where it is missing or can not take these tensors.
 
-    They know float32 and no gradient.
+    They know float32, a CPU and no gradient.
     """
-    if tensors[0].dtype != torch.float32 or not torch.backends.mkldnn.enabled or needs_gradient(*tensors):
+    first = tensors[0]
+    if first.dtype != torch.float32 or first.device.type != "cpu":
+        return None
+    if not torch.backends.mkldnn.enabled or needs_gradient(*tensors):
         return None
     return getattr(torch.ops.mkldnn, name, None)
 

@@ -245,6 +245,18 @@ def graphs_of(model, images):
     return graphs
 
 
+def test_a_compiled_network_of_which_only_a_reduction_learns_has_its_gradient(tiny_config):
+    images, reduction = torch.randn(1, 3, 64, 96), "encoder.block.0.0.attention.self.sr.weight"
+
+    def gradient_of(compile_it):
+        model = fresh(tiny_config(), SegFormerModel).requires_grad_(False)
+        learning = model.get_parameter(reduction).requires_grad_()
+        network = torch.compile(model, fullgraph=True, backend="aot_eager") if compile_it else model
+        return torch.autograd.grad(network(images).last_hidden_state.square().sum(), learning)[0]
+
+    torch.testing.assert_close(gradient_of(True), gradient_of(False), rtol=1e-4, atol=1e-5)
+
+
 def test_a_compiled_network_calls_the_fast_encoder_where_it_may(tiny_config):
     model, images = fresh(tiny_config(), SegFormerModel), torch.randn(1, 3, 64, 96)
     num_blocks = sum(model.config.depths)

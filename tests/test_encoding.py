@@ -63,12 +63,14 @@ def calls(model, images, enabled=True):
     width=st.integers(8, 70),
     strip_bytes=st.sampled_from([1, 3000, 20000, 1 << 23]),
     score_bytes=st.sampled_from([1, 1000, 1 << 22]),
+    few_scores=st.sampled_from([0, 1 << 16]),
 )
 @settings(max_examples=15, deadline=None)
-def test_fast_equals_plain_forward_and_backward(dtype, batch, height, width, strip_bytes, score_bytes):
+def test_fast_equals_plain_forward_and_backward(dtype, batch, height, width, strip_bytes, score_bytes, few_scores):
     model, images = encoder(dtype).train(), torch.randn(batch, 3, height, width, dtype=dtype)
     plain, plain_gradients = gradients_of(model, images, False)
-    with mock.patch.multiple(encoding_segformer, STRIP_BYTES=strip_bytes, SCORE_BYTES=score_bytes):
+    limits = {"STRIP_BYTES": strip_bytes, "SCORE_BYTES": score_bytes, "FEW_SCORES": few_scores}
+    with mock.patch.multiple(encoding_segformer, **limits):
         fast, gradients = gradients_of(model, images, True)
         with torch.no_grad():
             without_gradient = features_of(model, images, True)
@@ -80,6 +82,18 @@ def test_fast_equals_plain_forward_and_backward(dtype, batch, height, width, str
     scale = max(gradient.abs().max() for gradient in plain_gradients)  # some, such as the key bias's, are zero
     for gradient, expected in zip(gradients, plain_gradients, strict=True):
         assert (gradient - expected).abs().max() <= TOLERANCE[dtype] * scale
+
+
+def test_autocast_that_begins_after_the_forward_pass_changes_nothing():
+    model, images = encoder().train(), torch.randn(1, 3, 40, 72)
+
+    def gradients(is_cast):
+        total = features_of(model, images, True)[-1].square().sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_cast):
+            return torch.autograd.grad(total, model.encoder.block[3].parameters())
+
+    for gradient, expected in zip(gradients(True), gradients(False), strict=True):
+        assert_near(gradient, expected, 1e-5)
 
 
 def test_the_switch_chooses():

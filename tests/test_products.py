@@ -81,6 +81,7 @@ def test_onednn_takes_float32_without_a_gradient():
     assert (find_onednn("_linear_pointwise", tokens) is not None) == torch.backends.mkldnn.is_available()
     assert find_onednn("_linear_pointwise", tokens.double()) is None
     assert find_onednn("_linear_pointwise", tokens.requires_grad_()) is None
+    assert find_onednn("_linear_pointwise", torch.empty(2, 3, device="meta")) is None
     assert find_onednn("no_such_operation", tokens.detach()) is None
     with mock.patch.object(torch.backends, "mkldnn", mock.Mock(enabled=False)):
         assert find_onednn("_linear_pointwise", tokens.detach()) is None

@@ -306,7 +306,8 @@ def test_a_model_that_was_given_none_has_its_own(model, images, labels, tmp_path
     model.save_pretrained(tmp_path)
     loaded = SegFormerForSemanticSegmentation.from_pretrained(tmp_path)
     assert loaded.loss_function is upsample_cross_entropy
-    assert torch.equal(loaded(images, labels=labels).loss, output.loss)
+    # Not to the bit: oneDNN sums by where weights lie in memory.
+    torch.testing.assert_close(loaded(images, labels=labels).loss, output.loss, rtol=2e-6, atol=0)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])

@@ -402,7 +402,8 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
             if name in ("weights", "pictures"):
                 reason = f"was made with other {name}"
             else:
-                reason = f"was made with {name} {held.get(name)!s:.80}, which now is {settings.get(name)!s:.80}"
+                option = name.removeprefix("with_")
+                reason = f"was made with {option} {held.get(name)!s:.80}, which now is {settings.get(name)!s:.80}"
             raise ValueError(f"{path.parent} {reason}: give another folder, or the same as before to go on there")
     return settings
 

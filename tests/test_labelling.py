@@ -256,7 +256,13 @@ def test_a_line_that_a_killed_process_left_incomplete_is_passed_over(checkpoint,
 
 
 @pytest.mark.parametrize(
-    ("arguments", "word"), [(["--flip"], "flip False"), (["--scales", 2], "scales"), (["--half"], "dtype float32")]
+    ("arguments", "word"),
+    [
+        (["--flip"], "flip False"),
+        (["--scales", 2], "scales"),
+        (["--half"], "dtype float32"),
+        (["--overlay"], "overlay False"),
+    ],
 )
 def test_other_options_are_not_mixed_with_earlier_results(checkpoint, pictures, out, arguments, word, capsys):
     assert run(checkpoint, pictures, "--out", out) == 0

@@ -1,6 +1,7 @@
 """The labelling job: whole files or none, nothing twice, no two runs mixed, shared out over processes."""
 
 import errno
+import io
 import json
 import os
 import resource
@@ -12,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from samples import encoded
 from test_inference import lively, picture
 
 from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor, SegFormerPredictor
@@ -178,8 +178,13 @@ def test_bad_files_are_told_at_the_end_and_stop_nothing(checkpoint, pictures, ou
 
 
 def test_no_damaged_raster_and_no_refused_file_stops_the_others(checkpoint, pictures, out, capsys, monkeypatch):
-    whole = encoded(picture(40, 60), "JPEG2000")
-    for name, content in {"empty.jp2": b"", "cut.jp2": whole[:90], "half.tif": b"II*\0\x08\0\0\0\xff\xff"}.items():
+    whole = io.BytesIO()
+    picture(40, 60).save(whole, "JPEG2000")
+    for name, content in {
+        "empty.jp2": b"",
+        "cut.jp2": whole.getvalue()[:90],
+        "half.tif": b"II*\0\x08\0\0\0\xff\xff",
+    }.items():
         (pictures / name).write_bytes(content)
     for name in ("secret.png", "secret_too.tif"):
         picture(40, 60).save(pictures / name)

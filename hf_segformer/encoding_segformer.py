@@ -24,7 +24,7 @@ from .products_segformer import find_onednn, linear, multiply_over_rows
 
 STRIP_BYTES = 1 << 23  # of hidden tokens, or of queries, at once; a quarter of it costs 10 to 30 % more time
 FEW_SCORES = 1 << 16  # of a head: below, PyTorch's attention of all heads at once is faster than strips one by one
-SCORE_BYTES = 1 << 22  # of attention's scores at once: twice the second cache of a core
+SCORE_BYTES = 1 << 22  # of attention's scores at once, which two cores' second caches hold
 
 
 class AttentionWeights(NamedTuple):

@@ -4,7 +4,7 @@ PyTorch's own call goes to MKL, which on processors that are not Intel's makes u
 does not mind whose they are, adds a bias and a further tensor while the product is in registers, and takes either
 factor transposed. It is reached by the private operations that `torch.compile` emits.
 
-Both are slow on a part of a wider matrix, oneDNN a thousand times: columns of one are copied first.
+It is a thousand times slower on columns of a wider matrix: whoever calls copies them first.
 """
 
 from typing import Any
@@ -74,19 +74,18 @@ class _Linear(torch.autograd.Function):
 
 
 @torch.library.custom_op(f"{OPERATIONS}::linear", mutates_args=())
-def _compiled_linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return linear(tokens, weight, bias)
+def _compiled_linear(tokens: Tensor, weight: Tensor) -> Tensor:
+    return linear(tokens, weight)
 
 
 @_compiled_linear.register_fake
-def _outputs(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _outputs(tokens: Tensor, weight: Tensor) -> Tensor:
     return tokens.new_empty(*tokens.shape[:-1], len(weight))
 
 
-def plain_linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def plain_linear(tokens: Tensor, weight: Tensor) -> Tensor:
     """`F.linear`, for which a compiler that would take MKL's product is given `linear`."""
-    given = [tensor for tensor in (tokens, weight, bias) if tensor is not None]
-    return _compiled_linear(tokens, weight, bias) if is_compiled_and_full(*given) else F.linear(tokens, weight, bias)
+    return _compiled_linear(tokens, weight) if is_compiled_and_full(tokens, weight) else F.linear(tokens, weight)
 
 
 __all__: list[str] = []

@@ -9,8 +9,9 @@ from test_cli import assert_one_line
 from benchmarks import __main__ as all_rows
 from benchmarks import profile, report
 from benchmarks import record as records
+from benchmarks.goals import GOALS, Goal, memory, share_of_peak, speed
 from benchmarks.record import Options, Record, file_of, main, read_records, replace_row
-from benchmarks.report import GOALS, SCRIPTS, Goal, memory, share_of_peak, speed, write_page
+from benchmarks.report import SCRIPTS, write_page
 from hf_segformer import SegFormerConfig
 from hf_segformer.benchmark import (
     DisagreementError,

@@ -13,11 +13,11 @@ help: ## list the targets
 
 install: .venv/.installed ## set up .venv (the only step that needs a network)
 
-.venv/.installed: pyproject.toml constraints.txt tests/fetch_transformers_tests.py
+.venv/.installed: pyproject.toml constraints.txt tests/support/fetch_transformers_tests.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,geo,app]'
-	$(BIN)/python tests/fetch_transformers_tests.py
+	$(BIN)/python tests/support/fetch_transformers_tests.py
 	touch $@
 
 demo: .venv/.installed ## fine-tune on generated shapes, save, load again, draw a prediction
@@ -46,7 +46,7 @@ test-browser: .venv/.browser .cache/node/.installed chromium ## run the tests th
 	$(BIN)/python -m pytest -m browser
 
 screenshot: .venv/.browser chromium ## draw docs/pictures/app.png anew, with the model of `make demo`
-	PYTHONPATH=. $(BIN)/python tests/screenshot.py
+	PYTHONPATH=. $(BIN)/python tests/support/screenshot.py
 
 lint: .venv/.installed ## check format and style
 	$(BIN)/ruff format --check .
@@ -58,7 +58,7 @@ types: .venv/.installed ## check the types
 check: lint types test ## all that a change must pass: lint, types, tests
 
 fuzz: .venv/.installed ## feed ten thousand damaged files to everything that reads files
-	$(BIN)/python tests/fuzz_loaders.py --number 10000
+	$(BIN)/python tests/support/fuzz_loaders.py --number 10000
 
 .venv/.bench: .venv/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,geo,app,bench]'
@@ -70,11 +70,11 @@ bench: .venv/.bench ## measure speed and memory, rewrite benchmarks/results and 
 bench-large: .venv/.bench ## measure folders of pictures, and images up to 30,000 x 30,000 (20 minutes)
 	$(BIN)/python -m benchmarks predict large_images
 
-$(OLDEST)/.installed: pyproject.toml constraints.txt constraints-oldest.txt tests/fetch_transformers_tests.py
+$(OLDEST)/.installed: pyproject.toml constraints.txt constraints-oldest.txt tests/support/fetch_transformers_tests.py
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt torch
 	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[dev]'
-	$(OLDEST)/bin/python tests/fetch_transformers_tests.py
+	$(OLDEST)/bin/python tests/support/fetch_transformers_tests.py
 	touch $@
 
 test-oldest: $(OLDEST)/.installed ## run the tests on the oldest Transformers that is supported

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from hf_segformer.benchmark import Call, Task, build_call, compare
+from hf_segformer.benchmarking.comparison import Call, Task, build_call, compare
 
 from .inference import rows_at_512
 from .record import Options, Record, main

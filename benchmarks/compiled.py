@@ -17,19 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from hf_segformer.benchmark import (
+from hf_segformer.benchmarking.comparison import (
     TOLERANCE,
     Call,
     Task,
     build_call,
+    interleaved_timing,
     largest_difference,
     require_agreement,
     run_model,
-    take_turns,
 )
-from hf_segformer.info import model_info
-from hf_segformer.products_segformer import linear
-from hf_segformer.runtimes import onnx_runtime, open_vino
+from hf_segformer.benchmarking.cost import model_info
+from hf_segformer.cpu_runtime_segformer import linear
+from hf_segformer.export.runtimes import onnx_runtime, open_vino
 
 from .inference import rows_at_512
 from .record import Options, Record, main
@@ -94,7 +94,7 @@ def build_product(side: int, by_onednn: bool, device: str) -> Call:
 def fastest_product(device: str) -> tuple[int, bool]:
     """Of the products that are tried, the one that computes most a second: its side, and whether it is oneDNN's."""
     tried = list(product(_SIDES, (False, True)))
-    timings = take_turns({str(each): build_product(*each, device) for each in tried}, rounds=5, budget=10)
+    timings = interleaved_timing({str(each): build_product(*each, device) for each in tried}, rounds=5, budget=10)
     return max(tried, key=lambda each: each[0] ** 3 / timings[str(each)].median)
 
 
@@ -128,7 +128,7 @@ def measure_compiled(row: str, task: Task, options: Options, rounds: int = 99) -
         del calls["transformers"]
         side, by_onednn = fastest_product(task.device)
         calls[PRODUCT] = build_product(side, by_onednn, task.device)
-        timings = take_turns(calls, **options.turns(rounds))
+        timings = interleaved_timing(calls, **options.turns(rounds))
     flop = 2 * sum(stage.num_multiply_adds for stage in model_info(task.config, task.height, task.width))
     flop *= task.batch_size
     return [

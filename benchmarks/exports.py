@@ -13,11 +13,19 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from hf_segformer.benchmark import TOLERANCE, Call, Task, largest_difference, require_agreement, run_model, take_turns
-from hf_segformer.deployment import DeployedSegFormer, trace
-from hf_segformer.export import write_onnx, write_openvino, write_torch
-from hf_segformer.quantization import to_float16, to_int8
-from hf_segformer.runtimes import Runtime, onnx_runtime, open_vino, torch_program
+from hf_segformer.benchmarking.comparison import (
+    TOLERANCE,
+    Call,
+    Task,
+    interleaved_timing,
+    largest_difference,
+    require_agreement,
+    run_model,
+)
+from hf_segformer.export.exportable import DeployedSegFormer, trace
+from hf_segformer.export.exporters import write_onnx, write_openvino, write_torch
+from hf_segformer.export.quantization import to_float16, to_int8
+from hf_segformer.export.runtimes import Runtime, onnx_runtime, open_vino, torch_program
 from hf_segformer.upsampling_segformer import upsample_argmax
 
 from .compiled import export as export_theirs
@@ -62,7 +70,7 @@ def measure_exports(row: str, task: Task, options: Options, rounds: int = 99) ->
         results = {name: call() for name, call in calls.items()}
         differences = {name: largest_difference(found, expected) for name, found in results.items()}
         require_agreement({name: each for name, each in differences.items() if name not in SHORT}, TOLERANCE)
-        timings = take_turns(calls, **options.turns(rounds))
+        timings = interleaved_timing(calls, **options.turns(rounds))
     return [
         Record.of(
             row,

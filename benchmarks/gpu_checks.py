@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_segformer.ops.argmax import upsample_argmax
-from hf_segformer.ops.cross_entropy import upsample_cross_entropy
-from hf_segformer.ops.decode_head import upsample_sum, upsample_sum_relu
-from hf_segformer.ops.depthwise_gelu import depthwise_gelu
-from hf_segformer.upsampling_segformer import plain_argmax, plain_cross_entropy, upsample
+from hf_segformer.kernels.argmax import upsample_argmax
+from hf_segformer.kernels.cross_entropy import upsample_cross_entropy
+from hf_segformer.kernels.decode_head import upsample_sum, upsample_sum_relu
+from hf_segformer.kernels.depthwise_gelu import depthwise_gelu
+from hf_segformer.upsampling_segformer import reference_argmax, reference_cross_entropy, upsample
 
 # Of the largest value. What comes in is rounded already, so what is left is the rounding of what goes out, 2^-8 for
 # bfloat16 and 2^-11 for float16, with a margin of two; and float32's own arithmetic, whose coordinates at size 1023 are
@@ -99,7 +99,7 @@ def check_cross_entropy(
         return loss * labels.numel()  # or the gradients of a mean would be below what float16 holds
 
     def plain(logits: Tensor) -> Tensor:
-        loss = plain_cross_entropy(logits, labels, weight=weight, label_smoothing=label_smoothing)
+        loss = reference_cross_entropy(logits, labels, weight=weight, label_smoothing=label_smoothing)
         return loss * labels.numel()
 
     return _worst(ours, plain, [logits])
@@ -123,7 +123,7 @@ def check_argmax(
         raise ValueError("labels differ without probabilities, or are no classes")
     full = upsample(logits.double(), size)
     chosen = full.gather(1, labels[:, None])[:, 0]
-    _, expected = plain_argmax(logits.double(), size, with_probability=True)
+    _, expected = reference_argmax(logits.double(), size, with_probability=True)
     return max(difference(chosen, full.amax(1)), difference(probabilities, expected))
 
 

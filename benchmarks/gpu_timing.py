@@ -14,9 +14,9 @@ import torch
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, set_fast_paths
-from hf_segformer.fast_paths_segformer import KERNELS
-from hf_segformer.info import model_info
-from hf_segformer.ops import argmax, cross_entropy, decode_head, depthwise_gelu, disable, enable
+from hf_segformer.benchmarking.cost import model_info
+from hf_segformer.dispatch_segformer import KERNELS
+from hf_segformer.kernels import argmax, cross_entropy, decode_head, depthwise_gelu, disable, enable
 from hf_segformer.upsampling_segformer import upsample_argmax
 
 from .gpu import Key, real_sizes

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from hf_segformer import SegFormerConfig
-from hf_segformer.benchmark import EAGER, Task, measure
+from hf_segformer.benchmarking.comparison import EAGER, Task, measure
 
 from .record import Options, Record, Row, main
 
@@ -18,7 +18,7 @@ def task_of(variant: str, batch_size: int, height: int, width: int, **others) ->
 def measure_eager(
     row: str, task: Task, options: Options, candidates: Sequence[str] = EAGER, rounds: int = 99, **turns
 ) -> list[Record]:
-    """One record a candidate; `turns` go to `take_turns`."""
+    """One record a candidate; `turns` go to `interleaved_timing`."""
     return [
         Record.of(row, each.name, each.timing, each.memory, difference=each.difference, device=task.device)
         for each in measure(task, candidates, **options.turns(rounds, **turns))

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from hf_segformer import SegFormerImageProcessor
-from hf_segformer.benchmark import Call, compare
+from hf_segformer.benchmarking.comparison import Call, compare
 
 from .record import Options, Record, Row, main
 

@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
-from hf_segformer.benchmark import QUIET, OtherLoad, Timing
-from hf_segformer.tiling import Tiling, blend, block_labels
+from hf_segformer.benchmarking.comparison import QUIET, OtherLoad, Timing
+from hf_segformer.inference.tiling import Tiling, blend, block_labels
 from hf_segformer.upsampling_segformer import upsample_argmax
 
 from .record import ROOT, Options, Record, Row, main
@@ -81,14 +81,14 @@ def label(
     source: Path, destination: Path, tiling: Tiling, num_threads: int, half: bool
 ) -> tuple[float, int, float | None]:
     """Label a file with an untrained B0: seconds, peak of this process in bytes, share that others used meanwhile."""
-    from hf_segformer.large_images import label_raster
+    from hf_segformer.inference.large_image import predict_large_image
 
     torch.set_num_threads(num_threads)
     torch.manual_seed(0)
     model = SegFormerForSemanticSegmentation(SegFormerConfig(num_labels=NUM_CLASSES)).eval()
     load, began = OtherLoad(), time.perf_counter()
-    label_raster(model, SegFormerImageProcessor(), source, destination, tiling=tiling, half=half, progress=False)
-    return time.perf_counter() - began, peak(), load.share()
+    predict_large_image(model, SegFormerImageProcessor(), source, destination, tiling=tiling, half=half, progress=False)
+    return time.perf_counter() - began, peak(), load.parallel_for()
 
 
 def peak() -> int:
@@ -182,7 +182,7 @@ def measure_agreement(options: Options) -> list[Record]:
         for overlap in (0, 64, 128, 192, 256):
             load, began = OtherLoad(), time.perf_counter()
             found, found_labels = tiled(model, pixels, Tiling(_SMALL_TILE, overlap))
-            timing, others = time.perf_counter() - began, load.share()
+            timing, others = time.perf_counter() - began, load.parallel_for()
             differs = (found - whole).abs().amax(0)
             note = (
                 f"logits differ by {differs.median():.2f} in the median and {differs.max():.1f} at most, of "

@@ -17,7 +17,7 @@ import transformers
 from PIL import Image
 
 from hf_segformer import SegFormerConfig, SegFormerImageProcessor, SegFormerPredictor
-from hf_segformer.benchmark import Call, Task, compare
+from hf_segformer.benchmarking.comparison import Call, Task, compare
 
 from .record import Options, Record, Row, main
 

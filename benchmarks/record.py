@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from hf_segformer.benchmark import MEBIBYTE, Timing, check_machine
+from hf_segformer.benchmarking.comparison import MEBIBYTE, Timing, check_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -42,7 +42,7 @@ class Options:
     budget: float = 20.0
 
     def turns(self, most: int = 99, **others: Any) -> dict[str, Any]:
-        """Arguments of `take_turns`, with at most so many rounds."""
+        """Arguments of `interleaved_timing`, with at most so many rounds."""
         return {"rounds": min(self.rounds, most), "budget": self.budget, **others}
 
 
@@ -148,7 +148,7 @@ class Record:
 
     @classmethod
     def of(cls, row: str, candidate: str, timing: Timing, memory: int | None = None, **others: Any) -> "Record":
-        """From what `take_turns` and `peak_memory` give."""
+        """From what `interleaved_timing` and `peak_memory` give."""
         return cls(
             row,
             candidate,

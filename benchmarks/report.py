@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from hf_segformer import SegFormerConfig
-from hf_segformer.benchmark import QUIET
-from hf_segformer.info import model_info
+from hf_segformer.benchmarking.comparison import QUIET
+from hf_segformer.benchmarking.cost import model_info
 
 from . import bfloat16, compiled, exports, inference, labels, large_images, predict, profile, sizes, training
 from .goals import COMPILED, GOALS, OURS, THEIRS, Results, Row, memory, speed
@@ -368,7 +368,7 @@ Memory need not follow: attention maps are never held as a whole, so the peak of
 
 ## Images larger than memory
 
-`hf_segformer.large_images.label_raster` with a B0 of 6 classes, from a compressed GeoTIFF to a compressed GeoTIFF. The
+`predict_large_image` with a B0 of 6 classes, from a compressed GeoTIFF to a compressed GeoTIFF. The
 peak is that of the whole process, Python, PyTorch and weights included. Sizes are width x height; 30000x2000 are the
 first rows of an image of 30,000 x 30,000.
 
@@ -376,7 +376,7 @@ first rows of an image of 30,000 x 30,000.
 
 The network trained on CamVid on a drawn street of 1920x704 pixels, in windows and whole. Attention sees a whole window,
 so a pixel far from every seam is labelled by what the window shows too; neither is the truth. (A network without
-attention gives the same logits to rounding, 128 pixels away from a seam: tests/test_tiling.py.)
+attention gives the same logits to rounding, 128 pixels away from a seam: tests/inference/test_tiling.py.)
 
 {agreement}
 

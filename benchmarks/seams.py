@@ -4,9 +4,9 @@ import sys
 
 import torch
 
-from hf_segformer.tiling import Tiling
+from hf_segformer.inference.tiling import Tiling
 from hf_segformer.upsampling_segformer import upsample_argmax
-from hf_segformer.visualize import colorize, figure
+from hf_segformer.visualization import colorize, figure
 
 from .large_images import _LOOKS, street, tiled, trained
 from .record import ROOT

@@ -1,19 +1,18 @@
 """SegFormer from scratch, at home in Transformers: the public names, and their registration with the Auto classes."""
 
-from .builtin import override_builtin
+from .auto_classes import override_builtin, register
 from .configuration_segformer import SegFormerConfig
-from .conversion import convert_checkpoint
-from .fast_paths_segformer import set_fast_paths
+from .conversion.convert import convert_checkpoint
+from .dispatch_segformer import set_fast_paths
 from .image_processing_segformer import SegFormerImageProcessor
-from .inference import SegFormerPredictor
+from .inference.predictor import SegFormerPredictor
+from .kernels import enable_if_wanted
 from .modeling_segformer import (
     SegFormerBackbone,
     SegFormerForImageClassification,
     SegFormerForSemanticSegmentation,
     SegFormerModel,
 )
-from .ops import enable_if_wanted
-from .registration import register
 from .upsampling_segformer import upsample_argmax, upsample_cross_entropy
 from .version import __version__
 

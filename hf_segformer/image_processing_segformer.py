@@ -25,7 +25,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
 from .configuration_segformer import closest
-from .reading_segformer import check_area, flatten, read_image, read_mask
+from .image_io_segformer import check_area, flatten, read_image, read_mask
 from .upsampling_segformer import upsample, upsample_argmax
 
 logger = logging.get_logger(__name__)

@@ -31,9 +31,10 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_segformer import SegFormerConfig
-from .decoding_segformer import decode, decode_training, is_decodable
-from .encoding_segformer import AttentionWeights, MixWeights, are_encodable, attend, mix
-from .fast_paths_segformer import (
+from .cpu_decode_head_segformer import decode, decode_training, is_decodable
+from .cpu_encoder_segformer import AttentionWeights, MixWeights, are_encodable, attend, mix
+from .cpu_runtime_segformer import plain_linear
+from .dispatch_segformer import (
     are_fast_paths_on,
     is_exactly,
     is_idle,
@@ -42,7 +43,6 @@ from .fast_paths_segformer import (
     linear_weights,
     needs_gradient,
 )
-from .products_segformer import plain_linear
 from .upsampling_segformer import at_least_float32, check_labels, upsample, upsample_cross_entropy
 
 logger = logging.get_logger(__name__)
@@ -430,7 +430,7 @@ class SegFormerDecodeHead(nn.Module):
     columns for one stage may be multiplied into that stage's linear layer, applied at that stage's own resolution,
     and the results upsampled and summed: the same numbers for a tenth of the multiplications. The product is formed
     anew in every call, in inference and in training, because parameters change behind any cache's back. On a CPU the
-    rest of the head runs in bands of rows, too (see `decoding_segformer`).
+    rest of the head runs in bands of rows, too (see `cpu_decode_head_segformer`).
     """
 
     def __init__(self, config: SegFormerConfig):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fast_paths_segformer import is_fast, kernel, needs_gradient, only_once, share
+from .dispatch_segformer import is_fast, kernel, needs_gradient, once_differentiable, parallel_for
 
 _BAND_SIZE = 1 << 20  # floats: much larger ones leave the cache, smaller ones spend their time in Python
 _LABEL_BAND_SIZE = 1 << 19  # for label maps: a quarter less memory in the same time; half of it takes twice the time
@@ -135,7 +135,7 @@ def cut(grid: Tensor, size: Sequence[int], dtype: torch.dtype, band_size: int) -
     return cut_into_bands(height, size[0], band_height, dtype), windows
 
 
-def plain_cross_entropy(
+def reference_cross_entropy(
     logits: Tensor,
     labels: Tensor,
     *,
@@ -196,7 +196,7 @@ def upsample_cross_entropy(
             return loss
     # One logit at full size is no larger than the label map.
     if logits.shape[1] < 2 or not is_fast(logits) or not labels.numel():
-        return plain_cross_entropy(
+        return reference_cross_entropy(
             logits, labels, ignore_index=ignore_index, weight=weight, label_smoothing=label_smoothing
         )
     return _CrossEntropy.apply(logits, labels.masked_fill(labels == ignore_index, num_classes), weight, label_smoothing)
@@ -207,7 +207,7 @@ def _with_background(logits: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 
 
-def plain_argmax(logits: Tensor, size: Sequence[int], *, with_probability: bool = False) -> Any:
+def reference_argmax(logits: Tensor, size: Sequence[int], *, with_probability: bool = False) -> Any:
     """What `upsample_argmax` computes, in PyTorch's own operations and at full size."""
     logits = _with_background(at_least_float32(logits))
     if tuple(size) != logits.shape[-2:]:
@@ -242,7 +242,7 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], *, with_probability: bo
         return (labels, probabilities) if with_probability else labels
     is_plain = logits.shape[1] < 2 or not is_fast(logits) or not logits.numel() or tuple(size) == logits.shape[-2:]
     if is_plain or not logits.detach().sum(dtype=torch.float32).isfinite():
-        return plain_argmax(logits, size, with_probability=with_probability)
+        return reference_argmax(logits, size, with_probability=with_probability)
     grid = logits.detach().permute(0, 2, 3, 1)  # (B, h, w, K)
     dtype = at_least_float32(grid[0, 0, 0]).dtype
     bands, windows = cut(grid, size, dtype, _LABEL_BAND_SIZE)
@@ -266,7 +266,7 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], *, with_probability: bo
             found[:, chosen] = _first_maximum(upsampled, 1)
             labels[index, band.new] = found.flatten(1)[:, : size[1]]
 
-    share(work, list(itertools.product(range(len(grid)), range(len(bands)))))
+    parallel_for(work, list(itertools.product(range(len(grid)), range(len(bands)))))
     return labels if probabilities is None else (labels, probabilities)
 
 
@@ -304,7 +304,7 @@ class _CrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @only_once
+    @once_differentiable
     def backward(ctx, scale: Tensor) -> tuple[Tensor | None, ...]:
         [gradient] = ctx.saved_tensors
         return (gradient * scale).to(ctx.dtype).permute(0, 3, 1, 2), None, None, None
@@ -343,7 +343,7 @@ def _sum_cross_entropy(
         upsamplers.append(upsampler)
 
     for numbers in apart([[band.old] for band in bands]):
-        share(work, list(itertools.product(range(len(grid)), numbers)))
+        parallel_for(work, list(itertools.product(range(len(grid)), numbers)))
     return losses.sum(dtype=torch.float64).to(grid.dtype)
 
 

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 import hf_segformer
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
-from hf_segformer.cli import main
+from hf_segformer.cli.main import main
+from tests.support.tiny import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]  # results hold model cards: tests/test_card.py
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]  # results hold model cards: tests/hub/test_model_card.py
 MODULES = sorted(module.name for module in pkgutil.iter_modules(hf_segformer.__path__))
 FOLDERS = ("hf_segformer", "training", "configuration", "benchmarks", "tests", "docs")
 NEEDS_AUTO_IMAGE_PROCESSOR = "this Transformers has no AutoImageProcessor without torchvision"
@@ -66,7 +66,7 @@ PYTHON = [(page, number) for page in PAGES for number in range(len(blocks(page, 
 def test_python_examples_run(page, number, workplace):
     code = blocks(page, "python")[number]
     if "push_to_hub" in code:
-        pytest.skip("tests/test_push.py runs it, with a Hub")
+        pytest.skip("tests/hub/test_push.py runs it, with a Hub")
     if "onnxruntime" in code:
         for name in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(name)

@@ -7,13 +7,13 @@ import pytest
 
 pytest.importorskip("tifffile")
 
-from fuzz_loaders import run_case
 from PIL import Image
-from samples import write_samples
 from transformers.utils import logging
 
-from hf_segformer import SegFormerImageProcessor, reading_segformer
-from hf_segformer.conversion import load_segmentation
+from hf_segformer import SegFormerImageProcessor, image_io_segformer
+from hf_segformer.conversion.convert import load_segmentation
+from tests.support.fuzz_loaders import run_case
+from tests.support.samples import write_samples
 
 NUM_CASES = 400
 
@@ -36,7 +36,7 @@ def test_every_sample_is_valid(samples):
         if path.name != "floats.tif":  # measurements, which make no picture
             assert processor(path, return_tensors="np").pixel_values.shape[1] == 3
     for path in samples["maps"]:
-        assert reading_segformer.read_mask(path, "map").shape == (17, 24)
+        assert image_io_segformer.read_mask(path, "map").shape == (17, 24)
     for path in (*samples["weights"], *(path.parent for path in samples["folders"])):
         if not path.name.startswith("few"):
             assert load_segmentation(path)[0].config.num_labels == 2
@@ -74,7 +74,7 @@ def run_all(samples, number):
 
 def test_the_fuzzer_finds_what_is_wrong(samples, monkeypatch):
     """Without the list of what Pillow raises the same cases fail."""
-    monkeypatch.setattr(reading_segformer, "DAMAGE", ())
+    monkeypatch.setattr(image_io_segformer, "DECODE_ERRORS", ())
     with pytest.raises(AssertionError):
         run_all({"pictures": samples["pictures"]}, 3000)
     monkeypatch.undo()

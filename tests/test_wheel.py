@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # datasets, evaluate and accelerate can not be imported here: loading and predicting must not need them.
 ALONE = """
 import json, sys
-for name in ("datasets", "evaluate", "accelerate", "peft", "hf_segformer.trainer"):
+for name in ("datasets", "evaluate", "accelerate", "peft", "hf_segformer.training.trainer"):
     sys.modules[name] = None
 import numpy, torch
 from transformers import AutoModelForSemanticSegmentation
@@ -71,7 +71,7 @@ def test_the_wheel_loads_a_checkpoint_and_predicts_without_the_training_packages
 def test_the_wheel_renders_a_card_by_the_template_that_it_carries(site, tiny_config, tmp_path):
     target, _ = site
     SegFormerForSemanticSegmentation(tiny_config()).save_pretrained(tmp_path)
-    code = "import sys; from hf_segformer.card import write_card; print(write_card(sys.argv[1]).read_text())"
+    code = "import sys; from hf_segformer.hub.model_card import write_card; print(write_card(sys.argv[1]).read_text())"
     assert "gives every pixel of an image one of 5 classes" in run(target, tmp_path, "-c", code, str(tmp_path))
     assert (target / "hf_segformer/model_card.md").read_bytes() == (ROOT / "model_card.md").read_bytes()
 

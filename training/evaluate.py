@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .program import add_recipe, check_writable, run_program
-from .recipe import Recipe, read_recipe
+from hf_segformer.training.program import add_recipe, check_writable, run_program
+from hf_segformer.training.recipe import Recipe, read_recipe
 
 _NUM_WORST = 10
 
@@ -78,12 +78,11 @@ def evaluate_checkpoint(checkpoint: str, recipe: Recipe, folder: Path) -> None:
     from accelerate import PartialState
     from transformers import logging
 
-    from hf_segformer.checkpoints import locate
-    from hf_segformer.conversion import own_processor, segmentation_model
-    from hf_segformer.evaluation import evaluate
-
-    from .data import load_data
-    from .report import write_evaluation
+    from hf_segformer.conversion.checkpoints import locate
+    from hf_segformer.conversion.convert import own_processor, segmentation_model
+    from hf_segformer.evaluation.evaluate import evaluate
+    from hf_segformer.training.data import load_data
+    from hf_segformer.training.report import write_evaluation
 
     options, state = recipe.evaluation, PartialState(cpu=not torch.accelerator.is_available())
     logging.disable_progress_bar()
@@ -120,10 +119,9 @@ def _draw_worst(model, processor, data, options, result):
     """A figure of the worst pictures: what was seen, the truth and the prediction laid over it, mean IoU below."""
     import numpy as np
 
-    from hf_segformer.evaluation import predict
-    from hf_segformer.visualize import figure, overlay
-
-    from .report import shown, with_background
+    from hf_segformer.inference.segmenter import predict
+    from hf_segformer.training.report import shown, with_background
+    from hf_segformer.visualization import figure, overlay
 
     names, palette = with_background(data.names, data.palette)
     rows, captions = [], []

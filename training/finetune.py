@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .checkpoints import list_checkpoints
-from .program import add_recipe, check_writable, run_program
-from .recipe import Recipe, read_recipe
+from hf_segformer.training.program import add_recipe, check_writable, run_program
+from hf_segformer.training.recipe import Recipe, read_recipe
+from hf_segformer.training.resume import list_checkpoints
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
         check_writable(Path(recipe.trainer["output_dir"]), "trainer.output_dir")
     print("Loading PyTorch and Transformers ...", flush=True)
     try:
-        from . import run  # after the recipe was checked: this import takes seconds
+        from hf_segformer.training import run  # after the recipe was checked: this import takes seconds
 
         if is_look:
             run.inspect_data(recipe, options.check_data, options.show_batch)

@@ -1,0 +1,1 @@
+"""Cost estimates and timings of models."""

@@ -1,0 +1,1 @@
+"""Images and masks: sources, readers, transforms and data sets."""

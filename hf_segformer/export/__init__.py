@@ -1,0 +1,1 @@
+"""Export to other runtimes, verified in each of them."""

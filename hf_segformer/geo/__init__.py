@@ -1,0 +1,1 @@
+"""Georeferenced and tiled rasters."""

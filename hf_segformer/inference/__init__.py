@@ -1,0 +1,1 @@
+"""Inference on images, folders, data sets and rasters."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: recipes, Trainer, losses, checks and run records."""

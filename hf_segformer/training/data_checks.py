@@ -1,0 +1,255 @@
+"""Looks at data before a training does: faults, shares of classes, and what the model will be fed.
+
+Axes: C bands, H W pixels, K classes, L labels that occur: K, or 2 for a single class.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image
+from tqdm.auto import tqdm
+
+from hf_segformer import SegFormerImageProcessor
+
+from ..data.decoding import IGNORE_INDEX
+from ..visualization import Color, colorize, figure, overlay
+from .data import Data
+
+SPLITS = ("train", "evaluation")
+
+_NUM_STREAMED = 1000
+_NUM_SHOWN, _MAX_FAULTS = 5, 50
+
+
+def check_data(data: Data, num_classes: int, quiet: bool = False) -> np.ndarray:
+    """Read every picture and label map once, and count the pixels of each class.
+
+    Of a stream only the first 1,000 samples are read. That a picture for evaluation is trained on is said, not raised:
+    empty tiles are alike, too.
+
+    Args:
+        data: what `load_data` gives.
+        num_classes: K.
+        quiet: without bars and remarks, as in all processes but the first.
+
+    Returns:
+        int64 (2, L + 1): rows are training and evaluation, columns the labels, the last one ignored pixels.
+
+    Raises:
+        ValueError: if something is wrong; the message names the first files and what is wrong with each.
+
+    Example:
+        >>> from hf_segformer.training.data_checks import check_data
+        >>> from hf_segformer.training.data import load_data
+        >>> from hf_segformer.training.data_recipe import DataRecipe
+        >>> data = load_data(DataRecipe("shapes", image_size=32, num_train=4, num_eval=2))
+        >>> check_data(data, num_classes=7).sum(axis=1).tolist()
+        [4096, 2048]
+    """
+    num_labels = max(num_classes, 2)
+    counts = np.zeros((2, num_labels + 1), dtype=np.int64)
+    faults: list[str] = []
+    seen: dict[bytes, str] = {}
+    twins = []
+    for row, split in enumerate(SPLITS):
+        for place, found in _results(data, split, num_labels, quiet):
+            if isinstance(found, str):
+                faults.append(f"{place}: {found}")
+                if len(faults) == _MAX_FAULTS:
+                    break
+                continue
+            pixels, digest = found
+            counts[row] += pixels
+            if split == "train":
+                seen[digest] = place
+            elif digest in seen:
+                twins.append(f"{place} is the same as {seen[digest]}")
+    if faults:
+        raise ValueError(_summary(faults))
+    if data.is_stream and not quiet:
+        print(f"Of the stream only the first {_NUM_STREAMED:,} samples were checked and counted.")
+    if twins and not quiet:
+        print(f"{len(twins)} pictures for evaluation are trained on, {twins[0]} first: the numbers will flatter.")
+    _check_counts(counts, data.names)
+    return counts
+
+
+def _results(
+    data: Data, split: str, num_labels: int, quiet: bool
+) -> Iterator[tuple[str, tuple[np.ndarray, bytes] | str]]:
+    """For each picture what it is called, and its counts and checksum or what is wrong with it."""
+
+    def examine(row: dict[str, Any]) -> tuple[np.ndarray, bytes]:
+        counts = np.bincount(row["label"].ravel(), minlength=IGNORE_INDEX + 1)
+        pixels = np.ascontiguousarray(np.asarray(row["image"]))
+        digest = blake2b(pixels.data, digest_size=16, key=repr(pixels.shape).encode())
+        return np.append(counts[:num_labels], counts[IGNORE_INDEX]), digest.digest()
+
+    def read(index: int) -> tuple[np.ndarray, bytes] | str:
+        try:
+            return examine(rows[index])
+        except (ValueError, OSError) as error:
+            return str(error)
+
+    rows = getattr(data, split)
+    bar = {"desc": f"checking {split}", "unit": "picture", "leave": False, "disable": quiet}
+    if not isinstance(rows, Dataset):
+        place = split
+        try:
+            for index, row in enumerate(tqdm(islice(rows, _NUM_STREAMED), **bar)):
+                place = data.describe(split, index)
+                yield place, examine(row)
+        except (ValueError, OSError) as error:  # ends a stream
+            yield f"{split}, after {place}", str(error)
+        return
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        try:
+            for index, found in enumerate(tqdm(threads.map(read, range(len(rows))), total=len(rows), **bar)):
+                yield data.describe(split, index), found
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
+def _summary(faults: Sequence[str]) -> str:
+    if len(faults) == 1:
+        return faults[0]
+    number = f"{len(faults)} or more" if len(faults) == _MAX_FAULTS else str(len(faults))
+    rest = f"; and {len(faults) - _NUM_SHOWN} more" if len(faults) > _NUM_SHOWN else ""
+    return f"{number} pictures have faults: {'; '.join(faults[:_NUM_SHOWN])}{rest}"
+
+
+def _check_counts(counts: np.ndarray, names: Sequence[str]) -> None:
+    """Raise a ValueError if there is nothing to learn from, or nothing to judge by."""
+    for split, (*labels, ignored) in zip(SPLITS, counts.tolist(), strict=True):
+        if not any(labels):
+            raise ValueError(f"all pixels of {split} are ignored: data.ignore and data.label_values say what counts")
+        if len(labels) == 2 and ignored and not labels[1]:
+            raise ValueError(
+                f"no pixel of {split} is {names[-1]!r}, and {ignored / (labels[0] + ignored):.1%} are ignored: where "
+                f"255 stands for {names[-1]!r}, set data.label_values=[0, 255]"
+            )
+
+
+def format_counts(counts: np.ndarray, names: Sequence[str]) -> str:
+    """Shares of pixels by class, in percent, as a table; a class that never occurs has a dash.
+
+    Args:
+        counts: what `check_data` gives.
+        names: of the K classes.
+
+    Example:
+        >>> import numpy as np
+        >>> from hf_segformer.training.data_checks import format_counts
+        >>> print(format_counts(np.array([[90, 0, 10], [50, 50, 0]]), ["road", "car"]))
+                      train  evaluation
+          road      100.000      50.000
+          car             -      50.000
+          ignored    10.000           -
+        Shares of classes are of the pixels that count, that of ignored ones is of all.
+    """
+    shown = (f"not {names[0]}", names[0]) if len(names) == 1 else names
+    valid, total = counts[:, :-1].sum(axis=1), counts.sum(axis=1)
+    shares = (
+        100 * counts / np.maximum(np.where(np.arange(counts.shape[1]) < len(shown), valid[:, None], total[:, None]), 1)
+    )
+    width = max(len(name) for name in (*shown, "ignored"))
+    lines = [f"  {'':{width}}  {'train':>8}  {'evaluation':>10}"]
+    for name, *values in zip((*shown, "ignored"), *shares, strict=True):
+        train, evaluation = (f"{value:.3f}" if value else "-" for value in values)
+        lines.append(f"  {name:{width}}  {train:>8}  {evaluation:>10}")
+    return "\n".join([*lines, "Shares of classes are of the pixels that count, that of ignored ones is of all."])
+
+
+def check_classes(names: Sequence[str], checkpoint_id2label: Mapping[Any, str]) -> str | None:
+    """Compare the data's classes with those of a checkpoint whose head would be kept.
+
+    Args:
+        names: of the data's classes.
+        checkpoint_id2label: of the checkpoint's config; its own names only, not Transformers' `LABEL_0`.
+
+    Returns:
+        what is worth saying, or None.
+
+    Raises:
+        ValueError: if there are as many classes with other names or in another order: a head would be kept that means
+            something else.
+
+    Example:
+        >>> from hf_segformer.training.data_checks import check_classes
+        >>> check_classes(["road", "car"], {0: "road", 1: "car", 2: "sky"})
+        "the checkpoint's head is for 3 classes, the data have 2: the head starts anew"
+    """
+    # Published ADE20K checkpoints have names that end in a blank.
+    own = [name.strip() for _, name in sorted((int(index), name) for index, name in checkpoint_id2label.items())]
+    if own == [*names] or (len(own) == len(names) and own == [f"LABEL_{index}" for index in range(len(own))]):
+        return None
+    if len(own) != len(names):
+        return f"the checkpoint's head is for {len(own)} classes, the data have {len(names)}: the head starts anew"
+    kind = "in another order" if sorted(own) == sorted(names) else "by other names"
+    raise ValueError(
+        f"the checkpoint has as many classes as the data, but {kind}: its {', '.join(own)}; the data's "
+        f"{', '.join(names)}. Where they mean the same, set data.names to the checkpoint's; else start from a "
+        "checkpoint without a head (segformer convert --encoder-only)"
+    )
+
+
+def show_batch(
+    samples: Iterable[Mapping[str, Any]],
+    names: Sequence[str],
+    palette: Sequence[Color],
+    processor: SegFormerImageProcessor,
+    path: str | Path,
+) -> None:
+    """Write a PNG of what the model is fed: each picture, its labels laid over it, and the labels alone.
+
+    Args:
+        samples: `pixel_values` (C, H, W) and `labels` (H, W) of each, as `TrainDataset` gives them.
+        names: of the K classes.
+        palette: one colour a class.
+        processor: by which the pictures were normalised.
+        path: of the file.
+
+    Raises:
+        OSError: if it can not be written.
+    """
+    names, palette = list(names), list(palette)
+    if len(names) == 1:
+        names, palette = [f"not {names[0]}", *names], [(214, 209, 196), *palette]
+    rows, captions = [], []
+    for sample in samples:
+        labels = np.asarray(sample["labels"])
+        picture = _picture(np.asarray(sample["pixel_values"]), processor)
+        rows.append([picture, overlay(picture, labels, palette), colorize(labels, palette)])
+        captions.append(_caption(labels, names))
+    figure(rows, ("picture", "labels over it", "labels"), names, palette, captions).save(path, "PNG")
+
+
+def _picture(pixels: np.ndarray, processor: SegFormerImageProcessor) -> Image.Image:
+    """Undo the normalisation; other than three bands are shown by the first three, or the first, stretched."""
+    if processor.do_normalize:
+        mean, std = (np.asarray(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+        pixels = pixels * std + mean
+    if len(pixels) == 3:
+        pixels = pixels / processor.rescale_factor if processor.do_rescale else pixels
+    else:
+        pixels = pixels[: 3 if len(pixels) > 3 else 1]
+        low, high = np.percentile(pixels, (1, 99), axis=(1, 2), keepdims=True)
+        pixels = 255 * (pixels - low) / np.maximum(high - low, 1e-6)
+    pixels = np.broadcast_to(pixels, (3, *pixels.shape[1:]))
+    return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+def _caption(labels: np.ndarray, names: Sequence[str]) -> str:
+    """The classes that fill most of a picture."""
+    shares = np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1) / labels.size
+    order = [int(label) for label in np.argsort(-shares[: len(names)], kind="stable")[:4] if shares[label] >= 0.005]
+    parts = [f"{names[label]} {shares[label]:.0%}" for label in order]
+    parts += [f"ignored {shares[IGNORE_INDEX]:.0%}"] if shares[IGNORE_INDEX] >= 0.005 else []
+    return f"{labels.shape[0]}x{labels.shape[1]}: {', '.join(parts)}"

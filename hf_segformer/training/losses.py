@@ -1,0 +1,158 @@
+"""Losses for segmentation and sums of them; set one by `model.loss_function = SegmentationLoss(...)`.
+
+Axes: B pictures, K classes, h w logits, H W pixels of the label maps. One logit is two classes, background at log odds
+0 and foreground, so that every term below is binary, too.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..config import LossConfig, check_class_weight_scheme
+from ..upsampling_segformer import at_least_float32, check_labels, upsample, upsample_cross_entropy
+
+
+class SegmentationLoss(LossConfig):
+    """Weighted sum of segmentation losses, of logits that are upsampled once to the masks' size.
+
+    Arguments and errors are those of `LossConfig`. Where no pixel counts, the loss is 0 with zero gradient.
+
+    Example:
+        >>> import torch
+        >>> from hf_segformer.training.losses import SegmentationLoss
+        >>> loss = SegmentationLoss(cross_entropy=1.0, dice=0.5)
+        >>> round(loss(torch.zeros(2, 4, 8, 12), torch.zeros(2, 32, 48, dtype=torch.long)).item(), 4)
+        1.6863
+    """
+
+    def __call__(self, logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+        """The loss of a batch, in float32 at least.
+
+        Args:
+            logits: (B, K, h, w).
+            labels: (B, H, W), 0..K-1 (0 and 1 where K is 1) or `ignore_index`.
+            ignore_index: label of pixels that do not count.
+
+        Raises:
+            ValueError: if labels do not fit, or class weights are not as many as classes or still a scheme.
+        """
+        num_classes = max(logits.shape[1], 2)
+        if not (self.ohem or self.dice or self.focal):
+            weight = None
+            if self.class_weights is not None:
+                weight = self._class_weights(num_classes, at_least_float32(logits[:0]))
+            return self.cross_entropy * upsample_cross_entropy(
+                logits, labels, ignore_index=ignore_index, weight=weight, label_smoothing=self.label_smoothing
+            )
+        labels = check_labels(labels, (len(logits), "height", "width"), num_classes, ignore_index)
+        logits = upsample(at_least_float32(logits), labels.shape[-2:])
+        is_binary = logits.shape[1] == 1
+        if is_binary:
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        log_probabilities = F.log_softmax(logits, dim=1)
+        class_weights = self._class_weights(num_classes, logits)
+        counted = labels != ignore_index
+        targets = labels.where(counted, 0)
+        log_likelihood = log_probabilities.gather(1, targets[:, None])[:, 0]  # (B, H, W), of the right class
+        weights = class_weights[targets] * counted
+        total = logits.new_zeros(())
+        if self.cross_entropy:
+            losses = -log_likelihood
+            if self.label_smoothing:
+                # As in PyTorch, the part that is spread has the weights of all classes, not that of the right one.
+                spread = -(log_probabilities * class_weights[:, None, None]).sum(1) / num_classes * counted
+                losses = (1 - self.label_smoothing) * losses * weights + self.label_smoothing * spread
+            else:
+                losses = losses * weights
+            total = total + self.cross_entropy * _divide(losses.sum(), weights.sum())
+        if self.ohem:
+            kept = weights * self._is_hard(log_likelihood, counted)
+            total = total + self.ohem * _divide((-log_likelihood * kept).sum(), kept.sum())
+        if self.focal:
+            # Of a power below 1 the slope at 0 is infinite.
+            wrong = (-torch.expm1(log_likelihood)).clamp(min=1e-12)
+            losses = -(wrong**self.focal_gamma) * log_likelihood * weights
+            total = total + self.focal * _divide(losses.sum(), weights.sum())
+        if self.dice:
+            losses, is_present = _dice_losses(log_probabilities, log_likelihood, targets, counted)
+            if is_binary:
+                losses, is_present = losses[1:], is_present[1:]
+            total = total + self.dice * _divide((losses * is_present).sum(), is_present.sum())
+        return total
+
+    def _class_weights(self, num_classes: int, logits: Tensor) -> Tensor:
+        if self.class_weights is None:
+            return logits.new_ones(num_classes)
+        if isinstance(self.class_weights, str):
+            raise ValueError(
+                f"loss.class_weights is still the scheme {self.class_weights!r}: turn it into numbers by "
+                "hf_segformer.training.losses.class_weights(pixel_counts, scheme)"
+            )
+        if len(self.class_weights) != num_classes:
+            raise ValueError(f"loss.class_weights has {len(self.class_weights)} numbers for {num_classes} classes")
+        return logits.new_tensor(self.class_weights)
+
+    @torch.no_grad()
+    def _is_hard(self, log_likelihood: Tensor, counted: Tensor) -> Tensor:
+        likelihood = log_likelihood.exp().where(counted, 1)
+        is_hard = likelihood < self.ohem_threshold
+        num_kept = min(self.ohem_min_kept * len(likelihood), likelihood.numel())
+        if num_kept:
+            is_hard |= likelihood <= likelihood.flatten().kthvalue(num_kept).values
+        return is_hard
+
+
+def _divide(total: Tensor, number: Tensor) -> Tensor:
+    return total / number.where(number > 0, 1)
+
+
+def _dice_losses(
+    log_probabilities: Tensor, log_likelihood: Tensor, targets: Tensor, counted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(K,) losses, and which classes the label maps hold."""
+    num_images, num_classes, height, _ = log_probabilities.shape
+    # Sums of a row first: one running sum of millions of float32 loses what it adds.
+    rows = log_likelihood.new_zeros(num_images, height, num_classes)
+    overlap = rows.scatter_add(2, targets, log_likelihood.exp() * counted).sum((0, 1))
+    true = rows.scatter_add(2, targets, counted.to(rows.dtype)).sum((0, 1))
+    predicted = (log_probabilities.exp() * counted[:, None]).sum((0, 2, 3))
+    return 1 - 2 * _divide(overlap, predicted + true), true > 0
+
+
+def class_weights(counts: Sequence[float], scheme: str) -> list[float]:
+    """Weights that lift rare classes, scaled so that the mean over all pixels is 1.
+
+    Args:
+        counts: pixels of each class.
+        scheme: `"median_frequency"` (Eigen and Fergus 2015: the median class's share of the pixels by a class's own,
+            here of all pictures, not only of those that hold the class), `"log"` (Paszke et al. 2016:
+            1 / ln(1.02 + share)) or `"inverse_sqrt"` (1 / sqrt(share)). A class without a pixel gets 0: there is
+            nothing to lift, and by any of these it would weigh most.
+
+    Raises:
+        ValueError: if the scheme is unknown, or there is no pixel.
+
+    Example:
+        >>> from hf_segformer.training.losses import class_weights
+        >>> [round(weight, 3) for weight in class_weights([900, 100], "inverse_sqrt")]
+        [0.833, 2.5]
+    """
+    check_class_weight_scheme(scheme)
+    total = float(sum(counts))
+    if not total > 0:
+        raise ValueError("there is no pixel of any class to compute class weights from")
+    shares = [float(count) / total for count in counts]
+    if scheme == "median_frequency":
+        weights = [1 / share if share else 0.0 for share in shares]  # the median is a factor, which scaling settles
+    elif scheme == "log":
+        weights = [1 / math.log(1.02 + share) if share else 0.0 for share in shares]
+    else:
+        weights = [share**-0.5 if share else 0.0 for share in shares]
+    mean = sum(share * weight for share, weight in zip(shares, weights, strict=True))
+    return [weight / mean for weight in weights]
+
+
+__all__ = ["SegmentationLoss", "class_weights"]

@@ -1,0 +1,199 @@
+"""What is known of a training run: gathered from its Trainer, and kept as training.json and curve.png.
+
+The model card tells it; nothing in it says where the run lay or who made it.
+"""
+
+import math
+import platform
+import re
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..files import write_json
+from ..version import __version__
+from .plots import draw_curve
+
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+# Where a run lay on somebody's machine, and what it signed in with, is no part of a recipe.
+_PRIVATE = ("root", "output_dir", "logging_dir", "hub_token", "push_to_hub", "hub_model_id", "report_to", "run_name")
+_ARGUMENTS = ("learning_rate", "weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "seed")
+_SWITCHES = ("bf16", "fp16", "gradient_checkpointing", "torch_compile")
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets")
+_LOGGED = ("step", "loss", "learning_rate", "eval_loss", "eval_mean_iou")
+_SCORES = ("mean_iou", "mean_accuracy", "overall_accuracy")
+
+
+def build_run_record(
+    trainer: Any,
+    *,
+    recipe: dict[str, dict[str, Any]] | None = None,
+    title: str | None = None,
+    terms: str | None = None,
+    hub_id: str | None = None,
+    num_images: int | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+) -> dict[str, Any]:
+    """What is known of a training run: its arguments, course, length, machine and versions.
+
+    Names of machines, folders and tokens are not among it.
+
+    Args:
+        trainer: any `Trainer` that has trained.
+        recipe: the run's tables; those of `training.finetune`.
+        title: name of the training data.
+        terms: under which they may be used.
+        hub_id: their repository on the Hub.
+        num_images: that were trained on; by default the length of the training data, if they have one.
+        base_model: repository of the weights that training began with; by default where the model came from, if that
+            was the Hub.
+        license: of the model, in the Hub's words.
+
+    Returns:
+        what training.json holds; what is not known is left out.
+    """
+    arguments, state = trainer.args, trainer.state
+    has_length = hasattr(trainer.train_dataset, "__len__")
+    if num_images is None and has_length:
+        num_images = len(trainer.train_dataset)
+    origin = base_model or getattr(trainer.model.config, "_name_or_path", "") or ""
+    batch_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    hours = max((row["hours"] for row in state.log_history if "hours" in row), default=None)
+    facts = {
+        "recipe": _without_private(recipe or {}),
+        "arguments": _arguments(trainer),
+        "steps": state.global_step,
+        "epochs": round(state.epoch or 0, 3) if has_length else None,  # of a stream nobody knows
+        "hours": hours and round(hours, 4),
+        "batch_size": batch_size,
+        "hardware": _hardware(arguments),
+        "processes": arguments.world_size,
+        "versions": _versions(),
+        "base_model": origin if is_hub_id(origin) and not Path(origin).exists() else None,
+        "license": license,
+        "dataset": _known({"title": title, "terms": terms, "hub_id": hub_id, "images": num_images}),
+        "evaluation": _last_evaluation(trainer),
+        "curve": [row for row in map(_curve_row, state.log_history) if len(row) > 1],
+    }
+    return _known(facts)
+
+
+def write_training(folder: str | Path, facts: dict[str, Any]) -> None:
+    """Write training.json, and curve.png if there is a curve to draw.
+
+    Args:
+        folder: where the model lies.
+        facts: see `build_run_record`.
+
+    Raises:
+        OSError: if a file can not be written.
+    """
+    folder = Path(folder)
+    write_json(facts, folder / "training.json")
+    (folder / "curve.png").unlink(missing_ok=True)
+    if any("loss" in row or "eval_mean_iou" in row for row in facts.get("curve", ())):
+        draw_curve(facts["curve"]).save(folder / "curve.png")
+
+
+def is_hub_id(name: Any) -> bool:
+    """Whether it can be the name of a repository on the Hub, `owner/name`."""
+    return isinstance(name, str) and _HUB_ID.fullmatch(name) is not None
+
+
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    """Without what is empty or None."""
+    return {key: value for key, value in values.items() if value not in (None, "", [], {}, 0)}
+
+
+def _without_private(recipe: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    tables = {
+        table: {key: value for key, value in values.items() if key not in _PRIVATE and not _is_local(value)}
+        for table, values in recipe.items()
+    }
+    return _known(tables)
+
+
+def _is_local(value: Any) -> bool:
+    """Whether a value names a place on this machine."""
+    return (
+        isinstance(value, str)
+        and ("/" in value or "\\" in value)
+        and not (is_hub_id(value) and not Path(value).exists())
+    )
+
+
+def _arguments(trainer: Any) -> dict[str, Any]:
+    values = {name: getattr(trainer.args, name) for name in _ARGUMENTS}
+    values |= {name: True for name in _SWITCHES if getattr(trainer.args, name, False)}
+    values = {name: getattr(value, "value", value) for name, value in values.items()}  # an enum's own word
+    optimization = getattr(trainer, "optimization", None)
+    return values | (asdict(optimization) if optimization else {})
+
+
+def _last_evaluation(trainer: Any) -> dict[str, Any]:
+    """The Trainer's own evaluation of the weights that it holds now, if it made one."""
+    state = trainer.state
+    step = state.global_step
+    if trainer.args.load_best_model_at_end and state.best_global_step:
+        step = state.best_global_step
+    rows = [row for row in state.log_history if row.get("step") == step and _is_number(row.get("eval_mean_iou"))]
+    if not rows:
+        return {}
+    row = rows[-1]
+    results = {key: row[f"eval_{key}"] for key in _SCORES if _is_number(row.get(f"eval_{key}"))}
+    classes = []
+    for index, name in sorted(trainer.model.config.id2label.items()):
+        shares = {key: _of_class(row, key, index, name) for key in ("iou", "accuracy")}
+        classes.append({"name": name, **shares})
+    # Where no class has a number, the metric gave none by class.
+    return {
+        "step": step,
+        **results,
+        **({"classes": classes} if any(each["iou"] is not None for each in classes) else {}),
+    }
+
+
+def _of_class(row: dict[str, Any], key: str, index: int, name: str) -> float | None:
+    """A class's number in a row of the log, from `SegmentationMetrics` or `MeanIoU`."""
+    column = row.get(f"eval_per_category_{key}") or []
+    value = row.get(f"eval_{key}_{name}", column[index] if index < len(column) else None)
+    return value if _is_number(value) else None
+
+
+def _curve_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in _LOGGED if _is_number(row.get(key))}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _hardware(arguments: Any) -> str:
+    import torch
+
+    if arguments.device.type == "cuda":
+        count = max(arguments.n_gpu, arguments.world_size)
+        return f"{count} x {torch.cuda.get_device_name(arguments.device)}"
+    if arguments.device.type != "cpu":
+        return f"{platform.machine()}, {arguments.device.type}"
+    information = Path("/proc/cpuinfo")
+    found = (
+        re.search(r"^model name\s*:\s*(.+)$", information.read_text(), re.MULTILINE) if information.is_file() else None
+    )
+    threads = torch.get_num_threads()
+    return f"{found[1] if found else platform.machine()}, {threads} thread{'s' if threads != 1 else ''}"
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "hf_segformer": __version__}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+__all__ = ["build_run_record", "is_hub_id", "write_training"]

@@ -1,0 +1,439 @@
+"""Benchmarks: who disagrees is refused, medians and ratios are right, rows survive, and the command prints a table."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from benchmarks import __main__ as all_rows
+from benchmarks import profile, report
+from benchmarks import record as records
+from benchmarks.goals import GOALS, Goal, memory, share_of_peak, speed
+from benchmarks.record import Options, Record, file_of, main, read_records, replace_row
+from benchmarks.report import SCRIPTS, write_page
+from hf_segformer import SegFormerConfig
+from hf_segformer.benchmarking.comparison import (
+    DisagreementError,
+    Measurement,
+    OtherLoad,
+    Task,
+    Timing,
+    compare,
+    format_measurements,
+    gradient_difference,
+    interleaved_timing,
+    largest_difference,
+    measure,
+    peak_memory,
+    require_agreement,
+    run_model,
+)
+from hf_segformer.cli.main import main as segformer
+from tests.cli.test_main import assert_one_line
+
+MEBIBYTE = 2**20
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch):
+    monkeypatch.setattr("hf_segformer.benchmarking.comparison._PAUSE", 0.0)
+    monkeypatch.setattr("hf_segformer.benchmarking.comparison._RETRY", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+class Clock:
+    """Time that passes only when someone works."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.order = []
+
+    def __call__(self):
+        return self.now
+
+    def work(self, name, durations):
+        durations = iter(durations)
+
+        def call():
+            self.order.append(name)
+            self.now += next(durations)
+
+        return call
+
+
+class Others:
+    """Other processes that take a given share, round by round."""
+
+    def __init__(self, *shares):
+        self.shares = iter(shares)
+
+    def start(self):
+        pass
+
+    def share(self):
+        return next(self.shares)
+
+
+def test_candidates_take_turns_and_medians_are_right():
+    clock = Clock()
+    calls = {"a": clock.work("a", [9, 1, 5, 2]), "b": clock.work("b", [9, 4, 4, 40])}
+    timings = interleaved_timing(calls, rounds=3, clock=clock, load=Others(0.0, 0.0, 0.0))
+    assert clock.order == ["a", "b", *"ababab"]
+    assert timings["a"].seconds == (1, 5, 2)
+    assert (timings["a"].median, timings["b"].median) == (2, 4)
+    assert timings["a"].is_quiet is True
+
+
+def test_short_calls_are_repeated_and_their_mean_is_the_sample():
+    clock = Clock()
+    timing = interleaved_timing({"a": clock.work("a", [0.04] * 9)}, rounds=2, clock=clock, load=Others(0, 0))["a"]
+    assert len(clock.order) == 2 + 2 * 3
+    assert timing.seconds == pytest.approx((0.04, 0.04))
+
+
+def test_a_disturbed_round_is_measured_again():
+    clock = Clock()
+    calls = {"a": clock.work("a", [1, 1, 100, 3])}
+    timing = interleaved_timing(calls, rounds=2, clock=clock, load=Others(0.0, 0.2, 0.04), budget=1000)["a"]
+    assert timing.seconds == (1, 3)
+    assert (timing.num_disturbed, timing.is_quiet) == (1, True)
+
+
+def test_where_it_never_gets_quiet_all_rounds_count_and_the_timing_says_so():
+    clock = Clock()
+    calls = {"a": clock.work("a", [1] * 99)}
+    timing = interleaved_timing(calls, rounds=4, clock=clock, load=Others(*[0.0] + [0.5] * 98), budget=6)["a"]
+    assert len(timing.seconds) == 6
+    assert timing.is_quiet is False
+
+
+def test_a_system_that_does_not_tell_is_neither_quiet_nor_disturbed():
+    clock = Clock()
+    timing = interleaved_timing({"a": clock.work("a", [1] * 9)}, rounds=2, clock=clock, load=Others(None, None))["a"]
+    assert timing.is_quiet is None
+
+
+def test_own_work_is_not_taken_for_that_of_others(monkeypatch):
+    times = {"busy": 0.0, "own": 0.0, "now": 0.0}
+    monkeypatch.setattr("hf_segformer.benchmarking.comparison._busy_seconds", lambda: times["busy"])
+    monkeypatch.setattr("time.process_time", lambda: times["own"])
+    monkeypatch.setattr("time.perf_counter", lambda: times["now"])
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    load = OtherLoad()
+    times.update(busy=18.0, own=18.0, now=10.0)
+    assert load.share() == 0
+    times.update(busy=20.03)
+    assert load.share() == pytest.approx(0.1)
+
+
+def constant(value):
+    return lambda: torch.full((2, 3), value)
+
+
+def build_constant(value):
+    return constant(value)
+
+
+def test_who_computes_something_else_gets_no_time():
+    builds = {"first": partial(build_constant, 1.0), "second": partial(build_constant, 1.001)}
+    with pytest.raises(DisagreementError, match="second differs by 1"):
+        compare(builds, tolerance=1e-4, rounds=1, load=Others(0))
+    found = compare(builds, tolerance=1e-2, rounds=1, load=Others(0))
+    assert [each.name for each in found] == ["first", "second"]
+    assert found[1].difference == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("found", [torch.full((3, 2), 1.0), torch.full((2, 3), torch.nan)])
+def test_other_shapes_and_nan_agree_with_nothing(found):
+    assert largest_difference(found, torch.ones(2, 3)) == float("inf")
+    with pytest.raises(DisagreementError):
+        require_agreement({"found": largest_difference(found, torch.ones(2, 3))}, 1.0)
+
+
+def build_allocation(mebibytes):
+    return lambda: torch.ones(mebibytes * MEBIBYTE, dtype=torch.uint8)
+
+
+def test_memory_is_what_the_call_needs_at_its_peak():
+    found = peak_memory(partial(build_allocation, 64))
+    if found is None:
+        pytest.skip("this system does not tell the peak of memory")
+    assert 63 * MEBIBYTE < found < 72 * MEBIBYTE
+
+
+def test_both_networks_agree_with_their_statistics_and_a_wrong_one_is_noticed(tiny_config, monkeypatch):
+    task = Task(tiny_config(), 1, 64, 96)
+    [first, ours] = measure(task, rounds=1, load=Others(0), memory_of=())
+    assert (first.difference, first.memory) == (None, None)
+    assert ours.difference < 1e-5
+    forget = Task.ours
+    monkeypatch.setattr(Task, "theirs", lambda self: self.ours())
+    monkeypatch.setattr(Task, "ours", lambda self: _without_statistics(forget(self)))
+    right = forget(task)
+    monkeypatch.setattr(Task, "theirs", lambda self: right)
+    with pytest.raises(DisagreementError, match="hf_segformer differs"):
+        measure(task, rounds=1, load=Others(0), memory_of=())
+
+
+def test_a_training_step_is_timed_with_gradients_on_every_parameter(tiny_config):
+    task = Task(tiny_config(), 2, 64, 96, is_training=True)
+    found = measure(task, rounds=1, load=Others(0), memory_of=())
+    assert found[1].difference < 1e-4
+    model = task.ours()
+    assert run_model(model, task)().requires_grad is False
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def _without_statistics(model):
+    model.decode_head.batch_norm.reset_running_stats()
+    return model
+
+
+def test_gradients_agree_and_a_wrong_one_is_noticed(tiny_config, monkeypatch):
+    task = Task(tiny_config(), 2, 64, 96, is_training=True)
+    assert gradient_difference(task) < 1e-4
+    right = Task.ours
+
+    def wrong(self):
+        model = right(self)
+        model.segformer.encoder.block[0][0].mlp.dense1.weight.register_hook(lambda gradient: 1.5 * gradient)
+        return model
+
+    monkeypatch.setattr(Task, "ours", wrong)
+    assert gradient_difference(task) > 1e-3
+
+
+# --- Records ----------------------------------------------------------------------------------------------------------
+
+
+def record_of(row="b0", candidate="hf_segformer", milliseconds=50.0, **others):
+    timing = Timing((milliseconds / 1000,) * 3, 1, others.pop("quiet", True))
+    return Record.of(row, candidate, timing, **others)
+
+
+def test_records_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / "new" / "inference.csv"
+    written = [
+        record_of(memory=3 * MEBIBYTE, difference=1.5e-7, first_call=2.5, gigaflop=8.4, quiet=None),
+        Record("b0", "missing", note='none, "here"'),
+    ]
+    replace_row(path, written)
+    assert read_records(path) == written
+    assert written[0].commit
+    assert written[0].torch == torch.__version__
+
+
+def test_a_row_is_replaced_as_a_whole_and_in_its_place(tmp_path):
+    path = tmp_path / "inference.csv"
+    replace_row(path, [record_of("b0"), record_of("b0", "transformers")])
+    replace_row(path, [record_of("b2")])
+    replace_row(path, [record_of("b0", milliseconds=7.0)])
+    assert [(each.row, each.milliseconds) for each in read_records(path)] == [("b0", 7.0), ("b2", 50.0)]
+
+
+@pytest.mark.parametrize("worse", [{"quiet": False}, None])
+def test_a_good_row_is_not_replaced_by_a_worse_one(tmp_path, worse):
+    path = tmp_path / "inference.csv"
+    replace_row(path, [record_of()])
+    before = path.read_text()
+    with pytest.raises(ValueError, match="old numbers"):
+        replace_row(path, [Record("b0", "hf_segformer", note="none") if worse is None else record_of(**worse)])
+    assert path.read_text() == before
+    replace_row(path, [record_of(milliseconds=7.0)])
+    assert path.read_text() != before
+
+
+def test_a_failing_row_keeps_the_old_one_and_the_others_go_on(tmp_path, capsys):
+    def fail(options):
+        raise DisagreementError("they differ")
+
+    rows = {"b0": fail, "b2": lambda options: [record_of("b2", milliseconds=options.rounds)]}
+    replace_row(tmp_path / "inference.csv", [record_of("b0")])
+    assert main("inference", rows, "", ["--results", str(tmp_path), "--rounds", "3"]) == 1
+    assert [(each.row, each.milliseconds) for each in read_records(tmp_path / "inference.csv")] == [
+        ("b0", 50.0),
+        ("b2", 3.0),
+    ]
+    assert capsys.readouterr().err == "inference b0: they differ\n"
+
+
+def test_a_gpus_rows_leave_those_of_the_cpu_alone(tmp_path):
+    assert file_of(tmp_path, "inference", "cpu") == tmp_path / "inference.csv"
+    assert file_of(tmp_path, "inference", "cuda:0") == tmp_path / "inference_cuda.csv"
+
+
+def test_rows_of_this_commit_are_not_measured_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(all_rows, "RESULTS", tmp_path)
+    assert not all_rows.is_measured("inference", "b0")
+    replace_row(tmp_path / "inference.csv", [record_of("b0", quiet=False)])
+    assert not all_rows.is_measured("inference", "b0")
+    replace_row(tmp_path / "inference.csv", [record_of("b0")])
+    assert all_rows.is_measured("inference", "b0")
+    monkeypatch.setattr(all_rows, "machine", lambda: {"commit": "another"})
+    assert not all_rows.is_measured("inference", "b0")
+
+
+# --- The page ---------------------------------------------------------------------------------------------------------
+
+
+def row_of(**milliseconds):
+    return {name: record_of(candidate=name, milliseconds=value) for name, value in milliseconds.items()}
+
+
+def test_ratios_are_those_of_the_fastest_on_either_side():
+    row = row_of(mine=10.0, also_mine=8.0, other=40.0, another=24.0)
+    assert speed(row, ("mine", "also_mine"), ("other", "another")) == 3
+    assert speed(row, ("mine",), ("absent",)) is None
+
+
+def test_memory_is_our_share_and_the_goal_is_not_to_exceed_it():
+    row = {name: record_of(candidate=name, memory=size * MEBIBYTE) for name, size in (("a", 10), ("b", 40))}
+    assert memory(row, ("a",), ("b",)) == 0.25
+    goal = Goal("", "inference", "b0", 0.25, memory)
+    assert goal.is_reached(0.25)
+    assert not goal.is_reached(0.26)
+    assert Goal("", "inference", "b0", 6).is_reached(6)
+    assert not Goal("", "inference", "b0", 6).is_reached(5.99)
+
+
+def test_the_share_of_the_peak_is_one_of_rates():
+    row = {
+        "eager": record_of(candidate="eager", milliseconds=20.0, gigaflop=8.0),
+        "compiled": record_of(candidate="compiled", milliseconds=10.0, gigaflop=8.0),
+        "matrix product": record_of(candidate="matrix product", milliseconds=10.0, gigaflop=16.0),
+    }
+    assert share_of_peak(row, ("eager", "compiled"), ()) == 0.5
+
+
+def test_every_goal_has_a_row_that_measures_it():
+    for goal in GOALS:
+        assert goal.row in SCRIPTS[goal.script], goal
+
+
+def test_the_page_says_what_was_reached_what_was_not_and_what_is_missing(tmp_path):
+    pytest.importorskip("matplotlib")
+    for row, ours in (("b0", 50.0), ("b2", 200.0)):
+        records_of_row = [record_of(row, "transformers", 400.0), record_of(row, "hf_segformer", ours)]
+        replace_row(tmp_path / "inference.csv", records_of_row)
+    replace_row(tmp_path / "bfloat16.csv", [Record("b0", "hf_segformer bfloat16", note="no AMX")])
+    write_page(tmp_path / "page.md", tmp_path)
+    page = (tmp_path / "page.md").read_text()
+    commit = records.machine()["commit"]
+    assert f"| B0, 1x3x512x512, eager | 6.00x | 8.00x | reached | `{commit}` |" in page
+    assert f"| B2, 1x3x512x512, eager | 9.00x | 2.00x | **not reached** | `{commit}` |" in page
+    assert "| B5, 1x3x512x512, eager | 4.20x |  | not measured |  |" in page
+    assert "| B0, bfloat16 autocast, against float32 | 1.80x |  | no AMX |  |" in page
+    assert f"Of {len(GOALS)} goals 2 were measured here, and 1 reached" in page
+    assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("aten::addmm", "matrix products"),
+        ("mkldnn::_linear_pointwise", "matrix products"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "matrix products"),
+        ("aten::convolution_backward", "convolutions"),
+        ("aten::native_layer_norm", "LayerNorm, BatchNorm"),
+        ("aten::gelu_backward", "GELU, softmax, exponentials"),
+        ("aten::add_", "sums, products, maxima"),
+        ("aten::copy_", profile.MOVING),
+    ],
+)
+def test_operations_are_counted_by_what_they_do(operation, kind):
+    assert profile.kind_of(operation) == kind
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+def test_the_profile_finds_a_networks_parts_and_leaves_the_threads_as_they_were(tiny_config, is_training):
+    torch.set_num_threads(2)
+    found = profile.measure_shares("tiny", Task(tiny_config(), 1, 40, 72, is_training))
+    assert torch.get_num_threads() == 2
+    kinds = {each.candidate: each.milliseconds for each in found}
+    assert min(kinds[kind] for kind in ("matrix products", "convolutions", "LayerNorm, BatchNorm")) > 0
+    assert found[-1].candidate == profile.OUTSIDE
+
+
+def test_the_page_shows_shares_of_the_time():
+    rows = {"b0": {kind: Record("b0", kind, milliseconds=number) for kind, number in (("one", 30.0), ("two", 10.0))}}
+    lines = report.profile_table(rows).splitlines()[2:]
+    assert lines == ["| one | 75% |", "| two | 25% |", "| together, one thread | 40 ms |"]
+
+
+def test_without_measurements_there_is_no_page(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert report.main(["--results", str(tmp_path), "--page", str(tmp_path / "page.md")]) == 1
+    assert "make bench" in capsys.readouterr().err
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_options_limit_the_rounds_of_a_row_and_never_add_any():
+    assert Options(rounds=11).turns(5)["rounds"] == 5
+    assert Options(rounds=2).turns(5)["rounds"] == 2
+
+
+# --- segformer bench --------------------------------------------------------------------------------------------------
+
+
+def test_bench_prints_a_table(capsys, monkeypatch):
+    monkeypatch.setattr("hf_segformer.benchmarking.comparison.OtherLoad", lambda: Others(0.0))
+    arguments = ["--size", "32x32", "--no-compile", "--repeats", "1", "--threads", "1", "--num-labels", "5"]
+    assert segformer(["bench", "b0", *arguments]) == 0
+    title, header, theirs, ours, *_ = capsys.readouterr().out.splitlines()
+    assert title == "5 labels, batch of 1, cpu, 1 threads, inference, medians of 1"
+    assert header.split() == [
+        "size",
+        "latency",
+        "images/s",
+        "peak",
+        "memory",
+        "times",
+        "as",
+        "fast",
+        "of",
+        "the",
+        "memory",
+    ]
+    assert theirs.split()[:2] == ["32x32", "transformers"]
+    assert ours.split()[:2] == ["32x32", "hf_segformer"]
+
+
+def test_a_table_has_a_line_for_each_candidate_and_size():
+    config = SegFormerConfig.from_variant("b0", num_labels=5)
+    measurements = [
+        Measurement("transformers", Timing((0.4,), 0, True), 100 * MEBIBYTE),
+        Measurement("hf_segformer", Timing((0.1,), 0, False), 25 * MEBIBYTE, 0.0),
+        Measurement("unknown", Timing((0.2,), 0, True)),
+    ]
+    tasks = [Task(config, 2, 64, 96, True), Task(config, 2, 128, 96, True)]
+    text = format_measurements([(task, measurements) for task in tasks])
+    title, _, *lines, note = text.splitlines()
+    assert "training step" in title
+    assert " ".join(lines[1].split()) == "64x96 hf_segformer 100.0 ms 20.00 25 MiB 4.00 0.25"
+    assert " ".join(lines[2].split()) == "64x96 unknown 200.0 ms 10.00 not known 2.00 not known"
+    assert lines[4].startswith("128x96")
+    assert len(lines) == 6
+    assert "Other processes" in note
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["b9"], ["b9"]),
+        (["b0", "--size", "512"], ["512", "HEIGHTxWIDTH"]),
+        (["b0", "--size", "16x64"], ["16x64", "32"]),
+        (["b0", "--batch", "0"], ["--batch", "0"]),
+        (["b0", "--threads", "-1"], ["--threads", "-1"]),
+        (["b0", "--repeats", "0"], ["--repeats"]),
+        (["b0", "--device", "abacus"], ["abacus"]),
+    ],
+)
+def test_wrong_input_of_bench_gets_one_line(arguments, words, capsys):
+    assert segformer(["bench", *arguments]) == 1
+    assert_one_line(capsys.readouterr().err, *words)

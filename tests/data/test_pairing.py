@@ -1,0 +1,251 @@
+"""Labelled pictures in folders and data sets, and `segformer evaluate`, which judges a model on them."""
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segformer.config import InferenceOptions
+from hf_segformer.data.pairing import decode_dataset, open_split, pair_images_and_masks, pictures_in
+from hf_segformer.evaluation.evaluate import evaluate
+from hf_segformer.inference.segmenter import predict
+from tests.cli.test_main import assert_one_line, run
+
+HEIGHT, WIDTH = 40, 56
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Three pictures of different kinds with label maps of five classes."""
+    random = np.random.default_rng(0)
+    for name in ("images/a.jpg", "images/b.png", "images/deep/c.webp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(tmp_path / name)
+    for name in ("labels/a_labels.png", "labels/b_labels.tif", "labels/deep/c_labels.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 5, (HEIGHT, WIDTH), dtype=np.uint8)).save(tmp_path / name)
+    return tmp_path
+
+
+@pytest.fixture
+def folder(tiny_config, tmp_path):
+    SegFormerForSemanticSegmentation(tiny_config()).save_pretrained(tmp_path / "model")
+    SegFormerImageProcessor(size=64).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def pairs_of(root, **suffixes):
+    return pair_images_and_masks(root / "images", root / "labels", **{"label_suffix": "_labels", **suffixes})
+
+
+def judge(folder, root, *options):
+    pairs = ("--images", root / "images", "--labels", root / "labels", "--label-suffix", "_labels")
+    return run("evaluate", folder, *pairs, "--device", "cpu", *options)
+
+
+def test_a_suffix_without_an_ending_stands_before_any_known_one(labelled):
+    names = [row["label"].rsplit("/", 1)[1] for row in pairs_of(labelled)]
+    assert names == ["a_labels.png", "b_labels.tif", "c_labels.png"]
+
+
+def test_what_is_hidden_is_no_picture(labelled):
+    for name in ("images/.ipynb_checkpoints/a-checkpoint.jpg", "images/._b.png", "images/notes.pdf"):
+        (labelled / name).parent.mkdir(exist_ok=True)
+        (labelled / name).write_bytes(b"")
+    assert len(pairs_of(labelled)) == 3
+    assert [path.name for path in pictures_in(labelled / "images")] == ["a.jpg", "b.png", "c.webp"]
+
+
+def test_all_without_a_partner_are_told_in_one_line(labelled):
+    for name in ("a_labels.png", "b_labels.tif", "deep/c_labels.png"):
+        (labelled / "labels" / name).rename(labelled / name.split("/")[-1])
+    with pytest.raises(
+        ValueError, match=r"images/a\.jpg has no label map .*a_labels\.png; nor has b, deep/c a partner$"
+    ):
+        pairs_of(labelled)
+
+
+def test_evaluate_prints_and_writes_what_the_loop_counts(folder, labelled, capsys):
+    out = labelled / "out"
+    assert judge(folder, labelled, "--out", out, "--flip", "--title", "Streets") == 0
+    table = capsys.readouterr().out
+    assert "LABEL_4" in table
+    found = json.loads((out / "metrics.json").read_text())
+    model = SegFormerForSemanticSegmentation.from_pretrained(folder)
+    rows = decode_dataset(pairs_of(labelled), 3, 5)
+    options = InferenceOptions(flip=True)
+    expected = evaluate(model, SegFormerImageProcessor.from_pretrained(folder), rows, options, progress=False)
+    assert expected.format_table() in table
+    assert found["mean_iou"] == pytest.approx(expected.metrics["mean_iou"], abs=0)
+    assert found["dataset"] == {"title": "Streets", "split": "", "images": 3}
+    assert found["method"]["flip"] is True
+    with Image.open(out / "confusion.png") as confusion:
+        assert confusion.width > 100
+
+
+def test_a_data_set_gives_what_its_folders_give(folder, labelled, capsys):
+    pairs = pairs_of(labelled)
+    encoded = {
+        "photo": [{"bytes": Path(path).read_bytes(), "path": None} for path in pairs["image"]],
+        "mask": [{"bytes": Path(path).read_bytes(), "path": None} for path in pairs["label"]],
+    }
+    features = datasets.Features({"photo": datasets.Image(), "mask": datasets.Image()})
+    data = datasets.Dataset.from_dict(encoded, features=features)
+    datasets.DatasetDict({"test": data}).save_to_disk(labelled / "data")
+    assert judge(folder, labelled) == 0
+    of_folders = capsys.readouterr().out
+    columns = ("--image-column", "photo", "--label-column", "mask")
+    assert run("evaluate", folder, "--dataset", labelled / "data", "--split", "test", *columns, "--device", "cpu") == 0
+    assert capsys.readouterr().out == of_folders
+    with pytest.raises(ValueError, match=r"no split 'validation', it has 'test': set --split"):
+        open_split(str(labelled / "data"), "validation")
+    with pytest.raises(ValueError, match=r"no column 'image', it has 'photo', 'mask': set --image-column"):
+        open_split(str(labelled / "data"), "test")
+
+
+def test_a_binary_model_is_judged_on_two_values(tiny_config, labelled, capsys):
+    SegFormerForSemanticSegmentation(tiny_config(num_labels=1)).save_pretrained(labelled / "binary")
+    for row in pairs_of(labelled):
+        Image.fromarray((np.asarray(Image.open(row["label"])) > 2).astype(np.uint8) * 255).save(row["label"])
+    assert judge(labelled / "binary", labelled) == 0
+    warning = "no pixel of 'LABEL_0': where 255 stands for it, it did not count, give --label-values 0 255"
+    assert warning in capsys.readouterr().err
+    assert judge(labelled / "binary", labelled, "--label-values", 0, 255) == 0
+    captured = capsys.readouterr()
+    assert warning not in captured.err
+    table = captured.out
+    assert "background" in table
+    shares = [float(line.split()[-1]) for line in table.splitlines()[1:3]]
+    assert sum(shares) == pytest.approx(100)
+    assert shares[1] == pytest.approx(40, abs=5)
+
+
+def test_a_model_that_reduces_labels_reads_maps_from_one(tiny_config, folder, labelled):
+    rows = decode_dataset(pairs_of(labelled), 3, 4, reduce_labels=True)
+    stored = np.asarray(Image.open(labelled / "labels/a_labels.png"))
+    assert np.array_equal(rows[0]["label"], np.where(stored == 0, 255, stored - 1))
+
+
+def spoil(path, content):
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda root: spoil(root / "images/b.png", b""), ["b.png"]),
+        (lambda root: spoil(root / "images/b.png", b"a text"), ["b.png", "not a picture"]),
+        (lambda root: spoil(root / "images/b.png", (root / "images/b.png").read_bytes()[:2000]), ["b.png"]),
+        (lambda root: spoil(root / "labels/b_labels.tif", b"II*\0"), ["b_labels.tif"]),
+        (
+            lambda root: Image.new("L", (9, 7)).save(root / "labels/b_labels.tif"),
+            ["b_labels.tif is 7x9", "b.png is 40x56"],
+        ),
+        (
+            lambda root: Image.new("L", (90, 70)).save(root / "labels/b_labels.tif"),
+            ["b_labels.tif is 70x90", "b.png is 40x56"],
+        ),
+        (
+            lambda root: Image.new("L", (WIDTH, HEIGHT), 77).save(root / "labels/b_labels.tif"),
+            ["b_labels.tif holds 77, but the classes are 0 to 4"],
+        ),
+        (
+            lambda root: Image.new("RGB", (WIDTH, HEIGHT)).save(root / "labels/b_labels.tif"),
+            ["b_labels.tif", "turn colours into ids first"],
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_pair_is_one_line_that_names_the_file(damage, words, folder, labelled, capsys):
+    damage(labelled)
+    assert judge(folder, labelled) == 1
+    assert_one_line(capsys.readouterr().err.splitlines()[-1].lstrip("\r") + "\n", *words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--window", 3], ["--window is 3"]),
+        (["--scales", -1], ["--scales is [-1.0]"]),
+        (["--device", "tpu"], ["device is 'tpu'"]),
+        (["--dataset", "a/b"], ["--images DIR and --labels DIR, or by --dataset NAME"]),
+        (["--label-values", 0, 1], ["--label-values has 2 entries, but 5 are needed"]),
+        (["--out", "/dev/null/results"], ["/dev/null/results"]),
+    ],
+)
+def test_wrong_options_are_one_line(options, words, folder, labelled, capsys):
+    assert judge(folder, labelled, *options) == 1
+    assert_one_line(capsys.readouterr().err, *words)
+
+
+def test_a_full_disk_is_one_line_and_leaves_earlier_results(folder, labelled, capsys, monkeypatch):
+    out = labelled / "out"
+    assert judge(folder, labelled, "--out", out) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def full(path, *_, **__):
+        raise OSError(28, "No space left on device", str(path))
+
+    def half(image, path, *_, **__):
+        Path(path).write_bytes(b"half")
+        full(path)
+
+    steps = ((Path, "write_text", full, "metrics.json"), (Image.Image, "save", half, "confusion.png"))
+    for owner, method, fails, file in steps:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, method, fails)
+            capsys.readouterr()
+            assert judge(folder, labelled, "--out", out, "--flip") == 1
+        assert_one_line(capsys.readouterr().err.splitlines()[-1].lstrip("\r") + "\n", "No space left", file)
+        assert (out / file).read_bytes() == before[file]
+    assert {path.name for path in out.iterdir()} == before.keys()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20000), (20000, 1), (3, 5)])
+@pytest.mark.parametrize("keywords", [{"size": 64}, {"size": {"shortest_edge": 32}, "keep_ratio": True}])
+def test_pictures_of_any_shape_get_a_label_map_of_their_size(tiny_config, keywords, size):
+    if "keep_ratio" in keywords and max(size) > 100:
+        keywords = {**keywords, "size": {"shortest_edge": 32, "longest_edge": 256}, "size_divisor": 32}
+    model, processor = SegFormerForSemanticSegmentation(tiny_config()), SegFormerImageProcessor(**keywords)
+    picture = Image.new("RGB", size[::-1], (200, 30, 60))
+    inputs = processor(picture, return_tensors="pt")
+    with torch.no_grad():
+        outputs = model.eval()(**inputs)
+    [labels] = processor.post_process_semantic_segmentation(outputs, target_sizes=[size])
+    assert labels.shape == size
+    assert labels.unique().numel() >= 1
+    assert predict(model, processor, picture, size).equal(labels)
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "content", "words"),
+    [
+        ("model.safetensors", None, ["model must hold one file of weights", "holds none"]),
+        ("model.safetensors", 2000, ["model.safetensors is cut short"]),
+        ("model.safetensors", b"", ["model.safetensors is empty"]),
+        ("model.safetensors", b"<html>", ["model.safetensors is a web page"]),
+        ("config.json", b'{"model_type": "bert", "hidden_size": 8}', ["bert"]),
+        ("config.json", b'{"model_type": ', ["config.json is not JSON"]),
+        ("config.json", b"[]", ["config.json holds a list"]),
+        ("preprocessor_config.json", b"{", ["model"]),
+        ("preprocessor_config.json", b'{"image_mean": "grey"}', ["image_mean"]),
+        ("preprocessor_config.json", b'{"image_mean": [0.5], "image_std": [0.5]}', ["has 1 entries", "takes 3 bands"]),
+    ],
+)
+def test_a_bad_model_folder_is_one_line(spoiled, content, words, folder, labelled, capsys):
+    file = folder / spoiled
+    whole = file.read_bytes()
+    file.unlink()
+    if content is not None:
+        file.write_bytes(whole[:content] if isinstance(content, int) else content)
+    assert judge(folder, labelled) == 1
+    assert_one_line(capsys.readouterr().err, *words)
+
+
+def test_debug_shows_where_an_error_comes_from(folder, labelled, capsys):
+    assert judge(folder, labelled, "--window", 3, "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err

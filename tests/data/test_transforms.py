@@ -1,0 +1,331 @@
+"""Training samples: the paper's steps, each against a plain form of it, and chance that depends on a seed alone."""
+
+import colorsys
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from hf_segformer import SegFormerImageProcessor
+from hf_segformer.data.transforms import (
+    IGNORE_INDEX,
+    AugmentationConfig,
+    EpochSampler,
+    EvalDataset,
+    TrainDataset,
+    TrainStream,
+    augment,
+    collate,
+    photometric_distortion,
+)
+
+PLAIN = AugmentationConfig(crop_size=32, scale=[1.0, 1.0], max_class_share=1.0, flip=0.0, distortion=0.0)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def with_changes(**changes):
+    return AugmentationConfig(**{**vars(PLAIN), **changes})
+
+
+def rows(count=6, height=40, width=52, mode="RGB"):
+    rng = np.random.default_rng(0)
+    shape = (height, width, 3) if mode == "RGB" else (height, width)
+    return [
+        {
+            "image": Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)),
+            "label": Image.fromarray(rng.integers(0, 5, (height, width), dtype=np.uint8)),
+        }
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_image_and_labels_are_cropped_and_mirrored_alike(seed):
+    labels = torch.randint(0, 200, (40, 52), generator=generator(seed))
+    image = labels.to(torch.uint8).expand(3, -1, -1)
+    image, labels = augment(image, labels, with_changes(flip=0.5), generator(seed))
+    assert image.shape == (3, 32, 32)
+    assert torch.equal(image[0].long(), labels)
+
+
+def test_half_of_the_pictures_are_mirrored():
+    labels = torch.arange(32).expand(32, -1)
+    flipped = sum(
+        int(augment(torch.zeros(3, 32, 32), labels, with_changes(flip=0.5), generator(seed))[1][0, 0]) == 31
+        for seed in range(400)
+    )
+    assert 160 < flipped < 240
+
+
+@pytest.mark.parametrize(
+    ("base_size", "expected"),
+    [([], (20, 30)), ([60, 400], (30, 45)), ([60, 70], (23, 35))],  # 70 / 60 is the smaller ratio, times a half
+)
+def test_the_ratio_is_that_of_the_picture_or_of_the_base_size(base_size, expected):
+    image, labels = torch.zeros(3, 40, 60, dtype=torch.uint8), torch.zeros(40, 60, dtype=torch.long)
+    how = with_changes(crop_size=999, base_size=base_size, scale=[0.5, 0.5])
+    image, labels = augment(image, labels, how, generator())
+    assert tuple(labels.shape) == tuple(image.shape[1:]) == expected
+
+
+def test_ratios_are_drawn_evenly_between_the_bounds():
+    how = with_changes(crop_size=999, scale=[0.5, 2.0])
+    labels = torch.zeros(100, 40, dtype=torch.long)
+    heights = [augment(torch.zeros(3, 100, 40), labels, how, generator(seed))[1].shape[0] for seed in range(300)]
+    assert 50 <= min(heights) < 60
+    assert 190 < max(heights) <= 200
+    assert 115 < np.mean(heights) < 135
+
+
+def test_labels_are_resized_without_mixing():
+    labels = torch.tensor([[0, 200], [255, 7]]).repeat_interleave(20, 0).repeat_interleave(20, 1)
+    _, resized = augment(torch.zeros(3, 40, 40), labels, with_changes(crop_size=99, scale=[0.7, 0.7]), generator())
+    assert resized.unique().tolist() == [0, 7, 200, 255]
+
+
+def test_no_class_fills_more_of_a_crop_than_it_may_where_ten_draws_find_one():
+    labels = torch.zeros(64, 256, dtype=torch.long)
+    labels[:, 192:] = 1
+    labels[:, :64] = IGNORE_INDEX
+    shares = []
+    for seed in range(100):
+        _, crop = augment(torch.zeros(3, 64, 256), labels, with_changes(max_class_share=0.75), generator(seed))
+        counted = crop[crop != IGNORE_INDEX]
+        shares.append(torch.bincount(counted).max() / counted.numel() if counted.numel() else 1.0)
+    # Of the positions 16 in 225 will do; without the rule that is the share of good crops.
+    assert sum(share < 0.75 for share in shares) > 40
+
+
+def test_a_picture_of_one_class_is_cropped_all_the_same():
+    image, labels = torch.zeros(3, 40, 52), torch.zeros(40, 52, dtype=torch.long)
+    assert augment(image, labels, with_changes(max_class_share=0.75), generator())[1].shape == (32, 32)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_distortion_is_the_papers_pixel_by_pixel(seed):
+    image = torch.randint(0, 256, (3, 3, 5), generator=generator(99)).to(torch.uint8)
+    expected = slow_distortion(image.permute(1, 2, 0).tolist(), generator(seed))
+    difference = photometric_distortion(image, 1.0, generator(seed)).permute(1, 2, 0).float() - torch.tensor(expected)
+    assert difference.abs().max() <= 1  # of rounding to bytes
+
+
+def slow_distortion(pixels, generator):
+    """The scheme of the paper's code by colorsys, one pixel at a time; draws in the same order."""
+
+    def draw(low=0.0, high=1.0):
+        return low + (high - low) * torch.rand((), generator=generator).item()
+
+    def each(change):
+        return [[[min(255.0, max(0.0, value)) for value in change(pixel)] for pixel in row] for row in pixels]
+
+    def contrast():
+        factor = draw(0.5, 1.5) if draw() < 0.5 else 1.0
+        return each(lambda pixel: [value * factor for value in pixel])
+
+    def recoloured(pixel, factor, turn):
+        hue, saturation, value = colorsys.rgb_to_hsv(*(band / 255 for band in pixel))
+        return [band * 255 for band in colorsys.hsv_to_rgb((hue + turn) % 1, min(1, saturation * factor), value)]
+
+    if draw() < 0.5:
+        shift = draw(-32, 32)
+        pixels = each(lambda pixel: [value + shift for value in pixel])
+    first = draw() < 0.5
+    if first:
+        pixels = contrast()
+    factor = draw(0.5, 1.5) if draw() < 0.5 else 1.0
+    turn = draw(-18, 18) / 180 if draw() < 0.5 else 0.0
+    pixels = each(lambda pixel: recoloured(pixel, factor, turn))
+    return pixels if first else contrast()
+
+
+def test_grey_pictures_keep_their_hue_and_black_stays_black():
+    image = torch.full((3, 4, 5), 90, dtype=torch.uint8)
+    for seed in range(20):
+        bands = photometric_distortion(image, 1.0, generator(seed))
+        assert torch.equal(bands[0], bands[1])
+        assert torch.equal(bands[0], bands[2])
+
+
+def test_four_bands_of_bytes_change_brightness_and_contrast_only():
+    image = torch.arange(4 * 6 * 5).reshape(4, 6, 5).to(torch.uint8)
+    changed = [photometric_distortion(image, 1.0, generator(seed)) for seed in range(8)]
+    assert any(not torch.equal(image, other) for other in changed)
+    order = image.flatten().argsort()
+    assert all((other.flatten()[order].int().diff() >= 0).all() for other in changed)
+
+
+def test_measurements_can_not_be_distorted():
+    with pytest.raises(ValueError, match=r"images are float32 .* set augmentation.distortion=0"):
+        photometric_distortion(torch.zeros(4, 6, 5), 1.0, generator())
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_alone():
+    dataset = TrainDataset(rows(), AugmentationConfig(crop_size=32), SegFormerImageProcessor(), seed=3)
+    torch.manual_seed(1)
+    first = dataset[2, 5]
+    torch.manual_seed(2)
+    again = dataset[2, 5]
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    others = [
+        dataset[3, 5],
+        dataset[2, 4],
+        TrainDataset(rows(), AugmentationConfig(crop_size=32), SegFormerImageProcessor(), 4)[2, 5],
+    ]
+    assert all(not torch.equal(first["pixel_values"], other["pixel_values"]) for other in others)
+
+
+def test_a_plain_index_is_varied_anew_each_time():
+    dataset = TrainDataset(rows(), AugmentationConfig(crop_size=32), SegFormerImageProcessor(), seed=3)
+    assert not torch.equal(dataset[1]["pixel_values"], dataset[1]["pixel_values"])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")  # on one core
+@pytest.mark.parametrize(("workers", "start"), [(2, "fork"), (1, "spawn")])
+def test_workers_give_what_the_main_process_gives_in_every_epoch(workers, start):
+    dataset = TrainDataset(rows(), AugmentationConfig(crop_size=32), SegFormerImageProcessor(), seed=0)
+    epochs = [0]
+    sampler = EpochSampler(len(dataset), 0, lambda: epochs[-1])
+    here = DataLoader(dataset, batch_size=2, sampler=sampler, collate_fn=collate)
+    there = DataLoader(
+        dataset,
+        batch_size=2,
+        sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        multiprocessing_context=start,
+        persistent_workers=True,
+    )
+    seen = []
+    for epoch in range(2):
+        epochs.append(epoch)
+        for ours, theirs in zip(here, there, strict=True):
+            assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
+            assert torch.equal(ours["labels"], theirs["labels"])
+        seen.append(ours["pixel_values"])
+    assert not torch.equal(*seen)
+
+
+def stream_of_rows(path, num_shards):
+    """Sixteen pictures in as many files, each of one grey, and all with one label map."""
+    datasets = pytest.importorskip("datasets")
+    pictures = [Image.new("RGB", (52, 40), (10 * index,) * 3) for index in range(16)]
+    labels = Image.fromarray((np.arange(40 * 52) % 251).astype(np.uint8).reshape(40, 52))
+    columns = {"image": datasets.Image(), "label": datasets.Image()}
+    for shard in range(num_shards):
+        rows = [{"image": picture, "label": labels} for picture in pictures[shard::num_shards]]
+        table = datasets.Dataset.from_list(rows, features=datasets.Features(columns))
+        table.to_parquet(path / f"train-{shard}.parquet")
+    stream = datasets.load_dataset(str(path), split="train", streaming=True)
+    return stream.shuffle(seed=0, buffer_size=100)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize(("num_shards", "workers"), [(4, 0), (4, 2), (4, 3), (1, 2)])
+def test_each_pass_over_a_stream_has_every_picture_once_in_an_order_of_its_own(tmp_path, num_shards, workers):
+    processor = SegFormerImageProcessor(do_rescale=False, do_normalize=False)
+    stream = TrainStream(stream_of_rows(tmp_path, num_shards), PLAIN, processor)
+    samples = [sample["pixel_values"] for sample in islice(DataLoader(stream, 1, num_workers=workers), 40)]
+    greys = [int(pixels[0, 0, 0, 0]) // 10 for pixels in samples]
+    if workers in (0, 2) and num_shards % max(workers, 1) == 0:  # then workers finish a pass together
+        assert sorted(greys[:16]) == sorted(greys[16:32]) == list(range(16))
+    assert set(greys) == set(range(16))
+    assert greys[:8] != greys[16:24]
+
+
+def test_pictures_of_a_stream_vary_by_pixels_and_epoch_though_their_label_maps_are_alike(tmp_path):
+    stream = TrainStream(stream_of_rows(tmp_path, 1), with_changes(scale=[0.5, 2.0]), SegFormerImageProcessor())
+    drawn, again = ([sample["labels"].numpy().tobytes() for sample in islice(stream, 32)] for _ in range(2))
+    assert len(set(drawn)) == 32
+    assert again == drawn
+
+
+def test_an_epochs_order_is_a_permutation_that_the_next_one_does_not_repeat():
+    epoch = 0
+    sampler = EpochSampler(20, 7, lambda: epoch)
+    first, again = list(sampler), list(sampler)
+    epoch = 1
+    second = list(sampler)
+    assert first == again
+    assert sorted(first) == [(0, index) for index in range(20)]
+    assert sorted(second) == [(1, index) for index in range(20)]
+    assert [index for _, index in first] != [index for _, index in second]
+
+
+def test_small_pictures_are_padded_by_the_mean_colour_and_ignored():
+    sample = TrainDataset(rows(), with_changes(crop_size=64), SegFormerImageProcessor(), 0)[0, 0]
+    assert sample["pixel_values"].shape == (3, 64, 64)
+    assert (sample["pixel_values"][:, 40:] == 0).all()
+    assert (sample["pixel_values"][:, :, 52:] == 0).all()
+    assert (sample["labels"][40:] == IGNORE_INDEX).all()
+    assert (sample["labels"][:40, :52] != IGNORE_INDEX).all()
+
+
+def test_without_variation_a_sample_is_what_the_processor_gives():
+    [row] = rows(1, 32, 32)
+    processor = SegFormerImageProcessor(do_resize=False)
+    sample = TrainDataset([row], PLAIN, SegFormerImageProcessor(), 0)[0, 0]
+    expected = processor(row["image"], row["label"], return_tensors="pt")
+    assert torch.equal(sample["pixel_values"], expected.pixel_values[0])
+    assert torch.equal(sample["labels"], expected.labels[0])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_four_band_images_end_to_end(dtype, tiny_config):
+    from hf_segformer import SegFormerForSemanticSegmentation
+
+    rng = np.random.default_rng(0)
+    row = {
+        "image": rng.integers(0, 256, (4, 40, 52)).astype(dtype),
+        "label": rng.integers(0, 5, (40, 52), dtype=np.uint8),
+    }
+    processor = SegFormerImageProcessor(image_mean=[100.0] * 4, image_std=[50.0] * 4, do_rescale=False)
+    sample = TrainDataset([row], with_changes(scale=[0.8, 1.2], flip=0.5), processor, 0)[0, 0]
+    model = SegFormerForSemanticSegmentation(tiny_config(num_channels=4))
+    loss = model(**collate([sample, sample])).loss
+    loss.backward()
+    assert sample["pixel_values"].shape == (4, 32, 32)
+    assert loss.isfinite()
+
+
+def test_evaluation_keeps_labels_at_their_own_size():
+    processor = SegFormerImageProcessor(size={"shortest_edge": 64}, keep_ratio=True, size_divisor=32)
+    sample = EvalDataset(rows(), processor)[0]
+    assert sample["pixel_values"].shape == (3, 64, 96)
+    assert sample["labels"].shape == (40, 52)
+
+
+def test_pictures_of_several_sizes_do_not_make_a_batch():
+    samples = EvalDataset([*rows(1), *rows(1, 36)], SegFormerImageProcessor(do_resize=False))
+    with pytest.raises(
+        ValueError, match=r"sizes 36x52, 40x52 do not fit into one batch: set trainer.per_device_eval_batch_size=1"
+    ):
+        collate([samples[0], samples[1]])
+
+
+def test_a_label_map_of_another_size_is_named():
+    row = {"image": Image.new("RGB", (52, 40)), "label": Image.new("L", (40, 52))}
+    with pytest.raises(ValueError, match=r"picture 0 is 40x52 .* but its label map 52x40"):
+        TrainDataset([row], PLAIN, SegFormerImageProcessor(), 0)[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop_size": 8}, "augmentation.crop_size is 8"),
+        ({"base_size": [512]}, r"augmentation.base_size is \[512\]"),
+        ({"base_size": [640, 512]}, "augmentation.base_size"),
+        ({"scale": [2.0, 0.5]}, r"0 < low <= high"),
+        ({"max_class_share": 0.0}, "augmentation.max_class_share"),
+        ({"flip": 1.5}, "it is a probability"),
+        ({"distortion": -1}, "augmentation.distortion is -1"),
+    ],
+)
+def test_impossible_values_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        AugmentationConfig(**values)

@@ -1,0 +1,511 @@
+"""Evaluation: predictions as a slow reference makes them, counts that are exact, a program that says what is wrong."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segformer.config import InferenceOptions
+from hf_segformer.data.shapes import NAMES
+from hf_segformer.evaluation.evaluate import Evaluation, evaluate
+from hf_segformer.evaluation.metrics import confusion_matrix, scores
+from hf_segformer.files import write_json
+from hf_segformer.inference.segmenter import predict
+from tests.support.tiny import TINY
+from training.evaluate import main
+
+ROOT = Path(__file__).parents[2]
+K = 5
+
+
+@pytest.fixture
+def processor():
+    return SegFormerImageProcessor(do_resize=False)
+
+
+def lively(config):
+    """An untrained model whose predictions vary within a picture, near a border between classes."""
+    torch.manual_seed(1)
+    model = SegFormerForSemanticSegmentation(config).eval()
+    with torch.no_grad():
+        for parameter in model.decode_head.parameters():
+            parameter.mul_(3)
+        pixels = torch.randn(1, config.num_channels, 64, 96)
+        model.decode_head.classifier.bias -= model(pixels).logits.mean(dim=(0, 2, 3))
+    return model
+
+
+@pytest.fixture
+def model(tiny_config):
+    return lively(tiny_config())
+
+
+def picture(height=70, width=110, seed=0):
+    values = np.random.default_rng(seed).integers(0, 256, (height // 7 + 1, width // 7 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def rows(num=4, num_classes=K):
+    """Pictures of different sizes with random label maps, some pixels ignored."""
+    rng = np.random.default_rng(3)
+    result = []
+    for index in range(num):
+        height, width = 40 + 9 * index, 70 - 5 * index
+        labels = rng.integers(0, num_classes, (height, width)).astype(np.uint8)
+        labels[:3] = 255
+        result.append({"image": picture(height, width, seed=index), "label": Image.fromarray(labels)})
+    return result
+
+
+def logits_of(model, pixels, size):
+    with torch.no_grad():
+        return F.interpolate(model(pixels).logits, size=tuple(size), mode="bilinear", align_corners=False)[0]
+
+
+def slow_window(model, pixels, window, step):
+    """Pixel by pixel: the mean of the logits of all windows that see it. Logits (K, H, W)."""
+    height, width = pixels.shape[-2:]
+    windows = []
+    for row in range(100):
+        for column in range(100):
+            bottom, right = min(row * step + window, height), min(column * step + window, width)
+            top, left = max(bottom - window, 0), max(right - window, 0)
+            if (top, left) not in [place for place, _ in windows]:
+                part = pixels[:, :, top:bottom, left:right]
+                windows.append(((top, left), logits_of(model, part, part.shape[-2:])))
+    result = torch.empty(model.config.num_labels, height, width)
+    for y in range(height):
+        for x in range(width):
+            seen = [
+                logits[:, y - top, x - left]
+                for (top, left), logits in windows
+                if top <= y < top + logits.shape[1] and left <= x < left + logits.shape[2]
+            ]
+            result[:, y, x] = torch.stack(seen).mean(dim=0)
+    return result
+
+
+def assert_best(labels, reference):
+    """The labels are the reference's best classes, up to ties within rounding."""
+    labels = labels.cpu()
+    assert len(labels.unique()) > 1, "a picture of one class proves nothing"
+    chosen = reference.gather(0, labels[None])[0]
+    torch.testing.assert_close(chosen, reference.amax(dim=0), rtol=1e-5, atol=1e-5)
+
+
+def test_by_default_a_prediction_is_what_the_processor_makes_of_the_logits(model, processor):
+    image = picture()
+    with torch.no_grad():
+        outputs = model(**processor(image, return_tensors="pt"))
+    [expected] = processor.post_process_semantic_segmentation(outputs, [(70, 110)])
+    assert len(expected.unique()) > 1
+    assert torch.equal(predict(model, processor, image, (70, 110)), expected)
+
+
+@pytest.mark.parametrize("size", [(70, 110), (40, 150)], ids=["whole in the window", "higher than it"])
+@pytest.mark.parametrize(("window", "stride"), [(64, 48), (32, 0), (96, 50)])
+def test_overlapping_windows_are_averaged_as_the_slow_reference_does(model, processor, size, window, stride):
+    image, options = picture(*size), InferenceOptions(window=window, stride=stride)
+    pixels = processor(image, return_tensors="pt").pixel_values
+    reference = slow_window(model, pixels, window, options.step)
+    assert_best(predict(model, processor, image, size, options), reference)
+
+
+def test_a_window_as_large_as_the_picture_sees_it_whole(model, processor):
+    image = picture()
+    whole = predict(model, processor, image, (35, 55))
+    assert torch.equal(predict(model, processor, image, (35, 55), InferenceOptions(window=110)), whole)
+    assert not torch.equal(predict(model, processor, image, (35, 55), InferenceOptions(window=64)), whole)
+
+
+@pytest.mark.parametrize("size", [(48, 70), (70, 110)], ids=["smaller", "own size"])
+def test_flips_and_scales_are_averaged_as_probabilities(model, processor, size):
+    image = picture()
+    probabilities = []
+    for height, width in ((70, 110), (53, 83), (105, 165)):  # 1, 0.75 and 1.5 times, halves rounded up
+        pixels = processor(image.resize((width, height), Image.Resampling.BILINEAR), return_tensors="pt").pixel_values
+        probabilities.append(logits_of(model, pixels, size).softmax(dim=0))
+        mirrored = F.interpolate(model(pixels.flip(-1)).logits.flip(-1), size=size, mode="bilinear")[0]
+        probabilities.append(mirrored.detach().softmax(dim=0))
+    options = InferenceOptions(flip=True, scales=[1.0, 0.75, 1.5])
+    assert_best(predict(model, processor, image, size, options), torch.stack(probabilities).mean(dim=0))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "shape"),
+    [
+        ({"size": {"shortest_edge": 64}, "keep_ratio": True, "size_divisor": 32}, (96, 160)),
+        ({"size": (64, 64)}, (96, 96)),
+        ({"size": {"shortest_edge": 64, "longest_edge": 80}, "keep_ratio": True}, (76, 120)),
+        ({"do_resize": False}, (105, 165)),
+    ],
+)
+def test_a_scale_multiplies_the_size_to_which_the_processor_resizes(model, keywords, shape):
+    seen = []
+    model.segformer.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-2:]))
+    predict(model, SegFormerImageProcessor(**keywords), picture(), (70, 110), InferenceOptions(scales=[1.5]))
+    assert seen == [shape]
+
+
+def test_windows_flips_and_scales_go_together(model, processor):
+    labels = predict(model, processor, picture(), (70, 110), InferenceOptions(64, 32, True, [0.5, 1.5]))
+    assert labels.shape == (70, 110)
+    assert labels.dtype == torch.int64
+    labels[0] = 255  # may be changed
+
+
+@pytest.mark.parametrize("options", [InferenceOptions(), InferenceOptions(window=64, flip=True)])
+def test_one_label_is_1_where_its_probability_is_above_one_half(tiny_config, processor, options):
+    binary, image = lively(tiny_config(num_labels=1, id2label={0: "crack"})), picture()
+    labels = predict(binary, processor, image, (70, 110), options)
+    assert labels.unique().tolist() == [0, 1]
+    if options.window:
+        pixels = processor(image, return_tensors="pt").pixel_values
+        mirrored = slow_window(binary, pixels.flip(-1), 64, options.step).flip(-1)
+        mean = (slow_window(binary, pixels, 64, options.step).sigmoid() + mirrored.sigmoid()) / 2
+        sure = (mean[0] - 0.5).abs() > 1e-5
+        assert torch.equal(labels[sure], (mean[0] > 0.5).long()[sure])
+    result = evaluate(binary, processor, [{"image": image, "label": labels.numpy()}], options, progress=False)
+    assert result.names == ("background", "crack")
+    assert result.metrics["mean_iou"] == 1.0
+
+
+def test_the_model_is_left_as_it_was_and_can_be_trained_on(model, processor):
+    model.train()
+    model.decode_head.batch_norm.eval()
+    modes = [module.training for module in model.modules()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    predict(model, processor, picture(), (70, 110))
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="row 0"):
+        evaluate(model, processor, [{"image": picture(), "label": np.zeros((3, 2, 4), int)}], progress=False)
+    assert [module.training for module in model.modules()] == modes
+    model(torch.randn(2, 3, 40, 72), labels=torch.zeros(2, 40, 72, dtype=torch.long)).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_pictures_of_every_size_are_counted_at_their_label_maps_own_size(model):
+    processor, data = SegFormerImageProcessor(size=64), rows()
+    result = evaluate(model, processor, data, progress=False)
+    expected = torch.zeros(K, K + 1, dtype=torch.int64)
+    for row in data:
+        labels = torch.tensor(np.asarray(row["label"])).long()
+        best = logits_of(model, processor(row["image"], return_tensors="pt").pixel_values, labels.shape).argmax(0)
+        expected += confusion_matrix(best, labels, K)
+    assert torch.equal(result.matrix, expected)
+    assert result.matrix.sum() == sum((np.asarray(row["label"]) != 255).sum() for row in data)
+    assert result.metrics == scores(expected)
+    assert result.num_images == 4
+
+
+def test_a_palettes_indices_are_the_labels(model, processor):
+    labels = np.random.default_rng(0).integers(0, K, (40, 72)).astype(np.uint8)
+    indexed = Image.fromarray(labels)
+    indexed.putpalette([200, 9, 9, 9, 200, 9] * 50)
+    matrices = [
+        evaluate(model, processor, [{"image": picture(40, 72), "label": label}], progress=False).matrix
+        for label in (indexed, labels)
+    ]
+    assert indexed.mode == "P"
+    assert torch.equal(*matrices)
+
+
+def test_the_worst_pictures_are_named_worst_first(model, processor):
+    data = rows(6)
+    # Two pictures are right in a third and in all of their rows; one has no labels and therefore no score.
+    for index, share in ((4, 3), (1, 1)):
+        right = predict(model, processor, data[index]["image"], data[index]["image"].size[::-1]).numpy()
+        labels = np.asarray(data[index]["label"]).copy()
+        labels[::share] = right[::share]
+        data[index]["label"] = labels
+    data[2]["label"] = np.full_like(np.asarray(data[2]["label"]), 255)
+    alone = {i: evaluate(model, processor, [data[i]], progress=False).metrics["mean_iou"] for i in (0, 1, 3, 4, 5)}
+    result = evaluate(model, processor, data, num_worst=4, progress=False)
+    assert result.worst == tuple(sorted(alone.items(), key=lambda item: item[1])[:4])
+    assert result.worst[-1][0] == 4
+    assert evaluate(model, processor, data, progress=False).worst == ()
+
+
+# What each of the processes runs; its one argument is a folder.
+SHARED_EVALUATION = """
+import sys
+import torch
+from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segformer.evaluation.evaluate import evaluate
+
+folder = sys.argv[1]
+model = SegFormerForSemanticSegmentation.from_pretrained(folder)
+data = torch.load(f"{folder}/rows.pt", weights_only=True)
+seen = []
+model.register_forward_hook(lambda *_: seen.append(1))
+result = evaluate(model, SegFormerImageProcessor(do_resize=False), data, num_worst=2)
+kept = (result.matrix, result.worst, result.num_images, len(seen))
+torch.save(kept, f"{folder}/{torch.distributed.get_rank()}.pt")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_give_exactly_what_one_gives(model, processor, tmp_path):
+    data = [{name: torch.tensor(np.asarray(value)) for name, value in row.items()} for row in rows(3)]
+    model.save_pretrained(tmp_path)
+    torch.save(data, tmp_path / "rows.pt")
+    script = tmp_path / "shared_evaluation.py"
+    script.write_text(SHARED_EVALUATION)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run([*launch, str(script), str(tmp_path)], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    expected = evaluate(model, processor, data, num_worst=2, progress=False)
+    for process in range(2):
+        matrix, worst, num_images, num_seen = torch.load(tmp_path / f"{process}.pt", weights_only=True)
+        assert torch.equal(matrix, expected.matrix)
+        assert worst == expected.worst
+        assert num_images == 3
+        assert num_seen == 2 - process
+
+
+def known_result():
+    matrix = torch.tensor([[6, 2, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0]])
+    return Evaluation(matrix, ("road", "car", "boat"), ((3, 0.25),), 1.234, 7)
+
+
+def test_metrics_json_says_all_and_has_null_for_what_is_not_known(tmp_path):
+    values = known_result().to_json("Roads", "val", InferenceOptions(window=512, flip=True))
+    write_json(values, tmp_path / "metrics.json")
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {
+        "mean_iou": (6 / 8 + 1 / 4) / 2,
+        "mean_accuracy": (6 / 8 + 1 / 2) / 2,
+        "overall_accuracy": 7 / 10,
+        "classes": [
+            {"name": "road", "iou": 0.75, "accuracy": 0.75, "pixels": 8},
+            {"name": "car", "iou": 0.25, "accuracy": 0.5, "pixels": 2},
+            {"name": "boat", "iou": None, "accuracy": None, "pixels": 0},
+        ],
+        "dataset": {"title": "Roads", "split": "val", "images": 7},
+        "method": {"window": 512, "stride": 384, "flip": True, "scales": [1.0]},
+        "seconds": 1.23,
+    }
+
+
+def test_the_table_has_every_class_in_percent():
+    assert known_result().format_table().splitlines() == [
+        "          IoU  accuracy  pixels",
+        "  road   75.0      75.0    80.0",
+        "  car    25.0      50.0    20.0",
+        "  boat      -         -     0.0",
+        "  -----------------------------",
+        "  mean   50.0      62.5",
+        "  70.0 % of all pixels are right",
+    ]
+
+
+def test_a_file_that_can_not_be_written_whole_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.json"
+    write_json({"mean_iou": 1}, path)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json({"mean_iou": math.nan}, path)
+
+    def half(self, text, **kwargs):
+        self.write_bytes(text[:5].encode())
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="no space left"):
+        write_json({"mean_iou": 2}, path)
+    assert json.loads(path.read_bytes()) == {"mean_iou": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.parametrize(("window", "step"), [(0, 0), (32, 32), (64, 32), (512, 384), (1024, 768), (100, 64)])
+def test_a_window_steps_by_three_quarters_in_multiples_of_32(window, step):
+    assert InferenceOptions(window=window).step == step
+    assert InferenceOptions(window=window, stride=17).step == (17 if window else 0)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"window": 16}, "evaluation.window is 16, but it must be at least 32"),
+        ({"window": -64}, "evaluation.window is -64"),
+        ({"stride": -1}, "evaluation.stride is -1"),
+        ({"window": 64, "stride": 65}, "evaluation.stride is 65, but a window of 64 would leave gaps"),
+        ({"scales": []}, r"evaluation.scales is \[\]"),
+        ({"scales": [1.0, 0]}, r"evaluation.scales is \[1.0, 0\], but it must list numbers above 0"),
+        ({"scales": [math.nan]}, "evaluation.scales is"),
+        ({"scales": [math.inf]}, "evaluation.scales is"),
+    ],
+)
+def test_options_out_of_range_are_refused(keywords, message):
+    with pytest.raises(ValueError, match=message):
+        InferenceOptions(**keywords)
+
+
+@pytest.mark.parametrize(
+    ("data", "names", "message"),
+    [
+        ([], None, "the data set to evaluate on is empty"),
+        (rows(1), ["road"], "1 names are given, but the model tells 5 classes apart"),
+        (
+            [*rows(1), {"image": picture(), "label": np.full((70, 110), 7)}],
+            None,
+            r"row 1 of the data: labels hold \[7\]",
+        ),
+        (
+            [{"image": picture(), "label": Image.new("RGB", (110, 70))}],
+            None,
+            "row 0 of the data: its label map is a PIL",
+        ),
+        ([{"image": np.zeros((4, 70, 110)), "label": np.zeros((70, 110), int)}], None, "row 0 .* has 4 bands"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(model, processor, data, names, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, processor, data, names=names, progress=False)
+
+
+def test_a_file_that_can_not_be_read_is_named(model, processor, tmp_path):
+    data = [{"image": str(tmp_path / "gone.png"), "label": np.zeros((70, 110), int)}]
+    with pytest.raises(OSError, match=r"row 0 of the data.*gone.png"):
+        evaluate(model, processor, data, progress=False)
+
+
+RECIPE = """
+[model]
+variant = "b0"
+[data]
+source = "shapes"
+title = "Shapes"
+image_size = 48
+num_train = 1
+num_eval = 3
+[evaluation]
+flip = true
+[trainer]
+output_dir = "somewhere"
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    def save(names=NAMES, folder=tmp_path / "model", processor=True):
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+        lively(SegFormerConfig(**TINY, **labels)).save_pretrained(folder)
+        if processor:
+            SegFormerImageProcessor(do_resize=False).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+def error_of(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    return error
+
+
+def test_the_program_prints_a_table_and_writes_numbers_and_pictures(checkpoint, recipe, capsys):
+    folder = checkpoint()
+    assert main([str(folder), str(recipe)]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in NAMES)
+    assert "of all pixels are right" in printed
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["dataset"] == {"title": "Shapes", "split": "validation", "images": 3}
+    assert metrics["method"]["flip"] is True
+    assert [entry["name"] for entry in metrics["classes"]] == list(NAMES)
+    for name in ("confusion.png", "worst.png"):
+        with Image.open(folder / name) as drawn:
+            assert min(drawn.size) > 100
+
+
+def test_the_program_takes_options_and_another_folder_from_the_command_line(checkpoint, recipe, tmp_path):
+    folder, out = checkpoint(processor=False), tmp_path / "a" / "b"
+    arguments = [str(folder), str(recipe), "evaluation.window=32", "evaluation.flip=false", "--out", str(out)]
+    assert main(arguments) == 0
+    assert json.loads((out / "metrics.json").read_text())["method"]["window"] == 32
+    assert not (folder / "metrics.json").exists()
+
+
+def test_a_binary_checkpoint_is_judged_on_two_classes(checkpoint, recipe, tmp_path):
+    data = tmp_path / "data"
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (data / kind / split).mkdir(parents=True)
+        for index in range(2):
+            labels = np.zeros((40, 56), dtype=np.uint8)
+            labels[10:20, index : index + 30] = 1
+            picture(40, 56, index).save(data / "images" / split / f"{index}.png")
+            Image.fromarray(labels).save(data / "masks" / split / f"{index}.png")
+    folder = checkpoint(names=("crack",))
+    overrides = ["data.source=folders", f"data.root={data}", 'data.names=["crack"]', "data.num_eval=0"]
+    assert main([str(folder), str(recipe), *overrides]) == 0
+    classes = json.loads((folder / "metrics.json").read_text())["classes"]
+    assert [entry["name"] for entry in classes] == ["background", "crack"]
+    assert classes[1]["pixels"] == 600
+
+
+def test_other_classes_are_refused_with_both_lists(checkpoint, recipe, capsys):
+    folder = checkpoint(names=("road", "sky"))
+    assert error_of(capsys, folder, recipe).endswith(
+        f"tells 2 classes apart, road, sky, but the data have 7: {', '.join(NAMES)}"
+    )
+    reordered = checkpoint(names=NAMES[::-1])
+    assert "tells 7 classes apart, star," in error_of(capsys, reordered, recipe)
+    assert not (folder / "metrics.json").exists()
+
+
+def test_weights_without_class_names_are_taken_for_as_many_classes(checkpoint, recipe):
+    assert main([str(checkpoint(names=[f"LABEL_{index}" for index in range(len(NAMES))])), str(recipe)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["nowhere"], "there is no checkpoint nowhere"),
+        (["./no/where"], "there is no checkpoint ./no/where"),
+        (["MODEL", "evaluation.flipp=true"], "did you mean 'evaluation.flip'"),
+        (["MODEL", "evaluation.window=7"], "evaluation.window is 7"),
+        (["MODEL", "--out", "RECIPE"], "can not be written to"),
+        (["RECIPE"], "is no checkpoint"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(checkpoint, recipe, capsys, change, message):
+    places = {"MODEL": str(checkpoint()), "RECIPE": str(recipe)}
+    first, *others = (places.get(argument, argument) for argument in change)
+    assert message in error_of(capsys, first, recipe, *others)
+
+
+@pytest.mark.parametrize("missing", ["no/such/folder", "runs/none"])
+def test_a_missing_checkpoint_is_told_before_anything_heavy_is_imported(recipe, missing):
+    """One that would lie beside the recipe's run is no repository's name."""
+    code = (
+        "import sys; from training.evaluate import main; "
+        f"assert main([{missing!r}, {str(recipe)!r}, 'trainer.output_dir=runs/shapes']) == 1; "
+        "assert 'torch' not in sys.modules"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.strip() == f"error: there is no checkpoint {missing}"
+
+
+def test_debug_shows_where_an_error_comes_from(recipe):
+    with pytest.raises(FileNotFoundError):
+        main(["nowhere", str(recipe), "--debug"])

@@ -1,0 +1,111 @@
+"""A folder for transformers.js: in Node its pipeline gives PyTorch's labels."""
+
+import json
+import shutil
+import subprocess
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segformer.export.exporters import ExportConfig, export_model, format_report
+from hf_segformer.export.runtimes import smooth_pictures
+from hf_segformer.export.transformers_js import check_in_node, expected_labels, native_size
+from tests.support.tiny import TINY, logits_of
+
+NODE = Path(__file__).resolve().parents[2] / ".cache" / "node"  # `make test-browser` installs the package there
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    names = {0: "sky", 1: "road", 2: "house", 3: "tree", 4: "car"}
+    model = SegFormerForSemanticSegmentation(SegFormerConfig(**TINY, id2label=names)).eval()
+    with torch.no_grad():  # so that every label is given to some pixels
+        logits = logits_of(model, torch.randn(1, 3, 96, 128))
+        model.decode_head.classifier.bias -= logits.mean(dim=(0, 2, 3))
+    return model
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return SegFormerImageProcessor(size={"height": 96, "width": 128})
+
+
+@pytest.fixture(scope="module")
+def exported(model, processor, tmp_path_factory):
+    """The folder and the figures, as the command makes them where Node finds the package."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    folder = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(NODE)
+        figures = export_model(model, processor, folder, ExportConfig("transformers.js", float16=True, int8="dynamic"))
+    return folder, figures
+
+
+@pytest.mark.browser
+def test_the_pipeline_gives_pytorchs_labels(exported, model, processor):
+    folder, figures = exported
+    shares = {name: each["equal_labels"] for name, each in figures["node"]["files"].items()}
+    assert shares["model.onnx"] > 0.9999
+    assert shares["model_fp16.onnx"] > 0.99
+    assert 0.9 < shares["model_quantized.onnx"] <= 1
+    assert "model.onnx in transformers.js 4." in format_report(figures)
+    [picture] = smooth_pictures(1, 96, 128, 3, seed=7)
+    assert len(expected_labels(model, processor, picture).unique()) > 2
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "segformer"
+    assert config["id2label"]["2"] == "house"
+    assert json.loads((folder / "preprocessor_config.json").read_text())["size"] == {"height": 96, "width": 128}
+
+
+@pytest.mark.browser
+def test_other_labels_and_a_broken_file_are_refused(exported, model, processor, tmp_path):
+    folder = exported[0]
+    other = deepcopy(model)
+    torch.nn.init.normal_(other.decode_head.classifier.weight)
+    with pytest.raises(ValueError, match=r"in transformers\.js .* of the labels differ"):
+        check_in_node(folder, other, processor, ["model.onnx"], working_folder=NODE)
+    shutil.copytree(folder, tmp_path / "broken")
+    (tmp_path / "broken" / "onnx" / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(ValueError, match=r"transformers\.js can not run the exported files"):
+        check_in_node(tmp_path / "broken", model, processor, ["model.onnx"], working_folder=NODE)
+
+
+@pytest.mark.browser
+def test_a_missing_package_is_told(model, processor, tmp_path):
+    told = check_in_node(tmp_path, model, processor, ["model.onnx"], working_folder=tmp_path)
+    assert told == {
+        "not_run": "Node finds no @huggingface/transformers from here: npm install @huggingface/transformers"
+    }
+
+
+def test_without_node_it_is_told(model, processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert check_in_node(tmp_path, model, processor, ["model.onnx"]) == {"not_run": "node is not installed"}
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ({"height": 96, "width": 128}, (96, 128)),
+        ({"shortest_edge": 64}, (64, 80)),
+        ({"shortest_edge": 64, "longest_edge": 70}, (64, 70)),
+    ],
+)
+def test_a_picture_of_native_size_is_left_as_it_is(size, expected):
+    processor = SegFormerImageProcessor(size=size)
+    assert native_size(processor) == processor._target_size(*expected) == expected
+
+
+def test_a_node_that_never_ends_is_told_in_words(model, processor, tmp_path, monkeypatch):
+    def never_ends(command, **options):
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", never_ends)
+    with pytest.raises(ValueError, match="no answer within 600 seconds"):
+        check_in_node(tmp_path, model, processor, ["model.onnx"])

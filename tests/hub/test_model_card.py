@@ -1,0 +1,314 @@
+"""The model card: measured numbers only, nothing that a name could break, and no edit ever lost."""
+
+import json
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import TrainingArguments
+
+from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor, SegFormerModel
+from hf_segformer.hub.model_card import write_card
+from hf_segformer.training.plots import draw_curve, round_ticks
+from hf_segformer.training.run_record import build_run_record, write_training
+from hf_segformer.training.trainer import SegFormerTrainer
+
+NAMES = ["sky", "a|b_c", "<script>", "`x`", "never seen"]
+METRICS = {
+    "mean_iou": 0.70123,
+    "mean_accuracy": 0.8,
+    "overall_accuracy": 0.93,
+    "classes": [
+        {"name": name, "iou": iou, "accuracy": accuracy, "pixels": pixels}
+        for name, iou, accuracy, pixels in zip(
+            NAMES, [0.91, 0.6, 0.5, 0.0, None], [0.95, 0.7, 0.6, None, None], [1234567, 20, 30, 0, 0], strict=True
+        )
+    ],
+    "dataset": {"title": "Street: #1\n- scenes", "split": "val", "images": 1010},
+    "method": {"window": 0, "stride": 0, "flip": True, "scales": [1.0]},
+    "seconds": 3.0,
+}
+TRAINING = {
+    "recipe": {"model": {"variant": "b0"}, "loss": {"dice": 1.0}, "trainer": {"max_steps": 40}},
+    "arguments": {"learning_rate": 1e-3},
+    "steps": 9000,
+    "epochs": 196.2,
+    "hours": 1.73,
+    "batch_size": 8,
+    "hardware": "A processor, 2 threads",
+    "processes": 2,
+    "versions": {"python": "3.12.1", "torch": "2.13.0"},
+    "base_model": "someone/encoder",
+    "license": "apache-2.0",
+    "dataset": {"title": "Street: #1\n- scenes", "terms": "research only", "images": 367, "hub_id": "someone/street"},
+    "curve": [{"step": 20, "loss": 2.0}, {"step": 40, "loss": 1.0, "eval_mean_iou": 0.3}],
+}
+
+
+@pytest.fixture
+def folder(tiny_config, tmp_path):
+    model = SegFormerForSemanticSegmentation(tiny_config(id2label=dict(enumerate(NAMES))))
+    model.save_pretrained(tmp_path)
+    SegFormerImageProcessor(size=64).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def measured(folder):
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    write_training(folder, TRAINING)
+    return folder
+
+
+def card_of(folder, **options):
+    return ModelCard(write_card(folder, **options).read_text(encoding="utf-8"))
+
+
+def test_a_bare_folder_gets_a_card_without_empty_fields(folder):
+    card = card_of(folder)
+    assert card.data.to_dict() == {
+        "library_name": "transformers",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["hf_segformer", "segformer", "semantic-segmentation"],
+    }
+    headings = [line for line in card.text.splitlines() if line.startswith("## ")]
+    assert headings == ["## How to use it", "## What it is for, and what not"]
+    for word in ("None", "N/A", "nan", "{{", "![", "trained from", "size B"):
+        assert word not in card.text
+
+
+def test_parameters_are_those_of_the_model(folder, tiny_config):
+    expected = SegFormerForSemanticSegmentation(tiny_config()).num_parameters()
+    assert f"{expected:,} parameters in float32" in card_of(folder).text
+
+
+def test_a_half_precision_copy_says_so(folder):
+    SegFormerForSemanticSegmentation.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)
+    assert "parameters in bfloat16" in card_of(folder).text
+
+
+def test_metadata_are_the_measured_ones(measured):
+    data = card_of(measured, repo_id="me/street").data
+    assert data.base_model == "someone/encoder"
+    assert data.datasets == ["someone/street"]
+    assert data.license == "apache-2.0"
+    assert data.model_name == "street"
+    results = {result.metric_type: result for result in data.eval_results}
+    assert {name: result.metric_value for name, result in results.items()} == {
+        "mean_iou": 0.7012,
+        "mean_accuracy": 0.8,
+        "overall_accuracy": 0.93,
+    }
+    assert results["mean_iou"].dataset_type == "someone/street"
+    assert results["mean_iou"].dataset_split == "val"
+
+
+def test_a_folder_on_a_disk_is_no_hub_name(measured):
+    training = TRAINING | {"base_model": "/data/encoder", "dataset": {"title": "x", "hub_id": "../x"}}
+    write_training(measured, training)
+    card = card_of(measured)
+    assert card.data.base_model is None
+    assert card.data.datasets is None
+    assert "/data" not in card.content
+
+
+def test_names_of_users_break_neither_metadata_nor_tables(measured):
+    card = card_of(measured)
+    assert card.data.eval_results[0].dataset_name == METRICS["dataset"]["title"]
+    rows = [line for line in card.text.splitlines() if line.startswith("| ")]
+    assert r"| a\|b\_c | 60.0 | 70.0 | 20 |" in rows
+    assert r"| \<script\> | 50.0 | 60.0 | 30 |" in rows
+    assert r"| \`x\` | 0.0 |  | 0 |" in rows
+    assert r"Street: \#1 - scenes" in card.text
+    assert not [line for line in card.text.splitlines() if line.startswith("- scenes")]
+
+
+def test_a_class_that_is_nowhere_is_named_and_has_no_row(measured):
+    text = card_of(measured).text
+    assert "no part of the means: never seen." in text
+    assert "| never seen |" not in text
+
+
+def test_what_was_measured_is_told_in_the_text(measured):
+    text = card_of(measured).text
+    for words in (
+        "| 70.1 % | 80.0 % | 93.0 % |",
+        "1,234,567",
+        "Measured on 1,010 images",
+        "whole images, mirrored too",
+        "9,000 steps of 8 images, 196.2 epochs",
+        "dice = 1.0",
+        "A processor, 2 threads",
+        "Processes: 2",
+        "1.7 hours",
+        "research only",
+        "torch 2.13.0",
+        "![Loss and mean IoU over the steps of training](curve.png)",
+    ):
+        assert words in text
+    assert "prediction.png" not in text
+
+
+def test_the_trainers_own_evaluation_stands_in_where_there_is_no_other(folder):
+    write_training(folder, {"steps": 40, "evaluation": {"step": 40, "mean_iou": 0.25}})
+    card = card_of(folder)
+    assert [result.metric_value for result in card.data.eval_results] == [0.25]
+    assert "the Trainer's evaluation at step 40" in card.text
+
+
+def test_the_lines_to_load_name_the_repository_or_else_the_folder(folder):
+    assert f'from_pretrained("{folder.name}")' in card_of(folder).text
+    assert '"revision": "COMMIT"' not in card_of(folder).text
+    text = card_of(folder, repo_id="me/street").text
+    assert 'from_pretrained("me/street")' in text
+    assert '"trust_remote_code": True, "revision": "COMMIT", "code_revision": "COMMIT"' in text
+
+
+def test_the_lines_to_load_run(folder, monkeypatch):
+    import re
+
+    from PIL import Image
+
+    monkeypatch.chdir(folder.parent)
+    code = re.findall(r"^```python\n(.*?)^```", card_of(folder).text, flags=re.MULTILINE | re.DOTALL)[0]
+    assert len(code.splitlines()) == 5
+    values = {"image": Image.new("RGB", (90, 70))}
+    exec(compile(code, "card", "exec"), values)
+    assert values["labels"].shape == (70, 90)
+
+
+def test_an_encoder_is_no_segmentation_model(tiny_config, tmp_path):
+    SegFormerModel(tiny_config()).save_pretrained(tmp_path)
+    card = card_of(tmp_path)
+    assert card.data.pipeline_tag == "image-feature-extraction"
+    assert "without a head" in card.text
+
+
+def test_the_same_folder_gives_the_same_card(measured):
+    first = write_card(measured, repo_id="me/street").read_bytes()
+    (measured / "README.md").unlink()
+    assert write_card(measured, repo_id="me/street").read_bytes() == first
+
+
+def test_a_rendered_card_follows_the_numbers_and_an_edited_one_is_kept(measured):
+    path = write_card(measured)
+    (measured / "metrics.json").write_text(json.dumps(METRICS | {"mean_iou": 0.9}))
+    assert "| 90.0 %" in write_card(measured).read_text()
+    edited = path.read_text().replace("## Results", "## My results")
+    path.write_text(edited)
+    assert write_card(measured).read_text() == edited
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [("metrics.json", "{", "metrics.json is not JSON"), ("training.json", "[1]", "training.json holds a list")],
+)
+def test_a_damaged_file_is_named(name, text, words, folder):
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=words):
+        write_card(folder)
+
+
+@pytest.fixture
+def trainer(model, tmp_path):
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "run"), report_to="none", use_cpu=True, gradient_accumulation_steps=3, max_steps=40
+    )
+    trainer = SegFormerTrainer(model=model, args=arguments, train_dataset=[None] * 7)
+    trainer.state.global_step, trainer.state.epoch = 40, 2.5
+    trainer.state.log_history = [
+        {"step": 20, "loss": 2.0, "learning_rate": 1e-3, "grad_norm": 1.0, "hours": 0.5},
+        {"step": 20, "eval_mean_iou": 0.6, "eval_loss": 1.0, "eval_runtime": 3.0, "hours": 0.6},
+        {"step": 40, "loss": float("nan"), "learning_rate": 5e-4, "hours": 1.0},
+        {
+            "step": 40,
+            "eval_mean_iou": 0.4,
+            "eval_mean_accuracy": float("nan"),
+            "eval_per_category_iou": [0.4, 0.4, float("nan"), 0.4, 0.4],
+            "eval_per_category_accuracy": [0.5] * 5,
+            "hours": 1.1,
+        },
+    ]
+    return trainer
+
+
+def test_facts_are_the_trainers(trainer):
+    facts = build_run_record(trainer, title="Street", terms="research only")
+    assert (facts["steps"], facts["epochs"], facts["hours"], facts["batch_size"]) == (40, 2.5, 1.1, 24)
+    assert facts["dataset"] == {"title": "Street", "terms": "research only", "images": 7}
+    assert facts["arguments"]["head_lr_multiplier"] == 10.0
+    assert facts["arguments"]["lr_scheduler_type"] == "linear"
+    assert facts["curve"] == [
+        {"step": 20, "loss": 2.0, "learning_rate": 1e-3},
+        {"step": 20, "eval_loss": 1.0, "eval_mean_iou": 0.6},
+        {"step": 40, "learning_rate": 5e-4},
+        {"step": 40, "eval_mean_iou": 0.4},
+    ]
+    assert facts["evaluation"]["mean_iou"] == 0.4
+    assert "mean_accuracy" not in facts["evaluation"]
+    assert facts["evaluation"]["classes"][2]["iou"] is None
+    json.dumps(facts, allow_nan=False)
+
+
+def test_the_best_checkpoints_evaluation_counts_where_it_was_loaded(trainer):
+    trainer.args.load_best_model_at_end, trainer.state.best_global_step = True, 20
+    assert build_run_record(trainer)["evaluation"] == {"step": 20, "mean_iou": 0.6}
+
+
+def test_numbers_by_class_are_found_as_segmentation_metrics_names_them(trainer, model):
+    name = model.config.id2label[1]
+    trainer.state.log_history[-1] = {
+        "step": 40,
+        "eval_mean_iou": 0.4,
+        f"eval_iou_{name}": 0.3,
+        f"eval_accuracy_{name}": 0.5,
+    }
+    classes = build_run_record(trainer)["evaluation"]["classes"]
+    assert classes[1] == {"name": name, "iou": 0.3, "accuracy": 0.5}
+    assert classes[0]["iou"] is None
+
+
+def test_facts_name_no_folder_and_no_token(trainer, tmp_path):
+    recipe = {
+        "model": {"checkpoint": str(tmp_path)},
+        "data": {"source": "camvid", "root": "/secret/place"},
+        "trainer": {"output_dir": "outputs/x", "hub_token": "hf_secret", "max_steps": 40, "logging_dir": "logs"},
+    }
+    facts = build_run_record(trainer, recipe=recipe)
+    assert facts["recipe"] == {"data": {"source": "camvid"}, "trainer": {"max_steps": 40}}
+    for word in ("secret", str(tmp_path), "outputs"):
+        assert word not in json.dumps(facts)
+
+
+def test_a_curve_has_a_panel_for_each_kind_of_number():
+    loss, iou = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}], [{"step": 2, "eval_mean_iou": 0.5}]
+    assert draw_curve(loss).size == draw_curve(iou).size == (620, 400)
+    assert draw_curve(loss + iou).size == (1240, 400)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw_curve([{"step": 1, "loss": float("nan")}])
+
+
+def test_a_higher_loss_is_drawn_higher():
+    def first_blue_row(value):
+        picture = draw_curve([{"step": 0, "loss": value}, {"step": 9, "loss": value}, {"step": 10, "loss": 4.0}])
+        column = [picture.getpixel((250, row)) for row in range(60, 340)]
+        return next(row for row, (red, _, blue) in enumerate(column) if blue - red > 100)
+
+    assert first_blue_row(3.0) < first_blue_row(1.0)
+
+
+def test_the_first_steps_are_drawn_whole_unless_they_would_flatten_all_else():
+    def curve(first):
+        losses = [first] * 3 + [1.0] * 97
+        return draw_curve([{"step": step, "loss": loss} for step, loss in enumerate(losses)]).tobytes()
+
+    assert curve(2.9) != curve(2.7)
+    assert curve(30.0) == curve(60.0)
+
+
+@pytest.mark.parametrize("top", [3e-5, 0.013, 1, 7.3, 12, 99.9, 160_000])
+def test_ticks_are_few_and_reach_the_top(top):
+    ticks = round_ticks(top)
+    assert 3 <= len(ticks) <= 6
+    assert ticks[0] == 0
+    assert ticks[-2] < top <= ticks[-1]

@@ -1,0 +1,323 @@
+"""Checkpoints travel with their code: pushed by repo id, pulled where `hf_segformer` can not be imported."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import transformers
+
+from tests.support.hub_server import Blob, LoopbackHub, Repository
+from tests.support.remote_code import (
+    HEIGHT,
+    LABELS,
+    WIDTH,
+    Client,
+    attempt,
+    attempt_on,
+    can_import,
+    load,
+    load_config,
+    prepare,
+    publish,
+    publish_impatiently,
+    save,
+    save_again,
+    segment,
+    tag,
+    upload,
+)
+
+PACKAGE = Path(__file__).resolve().parents[2] / "hf_segformer"
+CODE = {path.name for path in PACKAGE.glob("*_segformer.py")}
+MODEL_CLASSES = ["AutoModel", "AutoModelForSemanticSegmentation", "AutoModelForImageClassification", "AutoBackbone"]
+MODEL_MAP = {
+    "AutoConfig": "configuration_segformer.SegFormerConfig",
+    "AutoModel": "modeling_segformer.SegFormerModel",
+    "AutoModelForSemanticSegmentation": "modeling_segformer.SegFormerForSemanticSegmentation",
+    "AutoModelForImageClassification": "modeling_segformer.SegFormerForImageClassification",
+    "AutoBackbone": "modeling_segformer.SegFormerBackbone",
+}
+PROCESSOR_MAP = {"AutoImageProcessor": "image_processing_segformer.SegFormerImageProcessor"}
+SEGMENTATION = "AutoModelForSemanticSegmentation"
+NEEDS_AUTO_IMAGE_PROCESSOR = pytest.mark.skipif(
+    hasattr(transformers.AutoImageProcessor, "_backends"),  # a placeholder, where there is no torchvision
+    reason="in this Transformers AutoImageProcessor itself needs torchvision",
+)
+
+
+def assert_same_answer(answer, expected):
+    """Equal but for the order of sums: oneDNN takes another one for weights that lie at other addresses."""
+    np.testing.assert_allclose(answer, expected, rtol=0, atol=2e-6)
+
+
+@pytest.fixture(scope="module")
+def hub():
+    """A Hub with the users `me` and `you`."""
+    with LoopbackHub({"hf_me": "me", "hf_you": "you"}) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def clients(hub, tmp_path_factory):
+    """An author, signed in and with the plugin, and a stranger who has neither."""
+    home = tmp_path_factory.mktemp("home")
+    clients = Client(home / "author", hub.url, "hf_me", has_plugin=True), Client(home / "stranger", hub.url)
+    yield clients
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture(scope="module")
+def author(clients):
+    return clients[0]
+
+
+@pytest.fixture(scope="module")
+def stranger(clients):
+    return clients[1]
+
+
+@pytest.fixture(scope="module")
+def answers(author):
+    """A repository of each kind of model, `me/<Auto class>`; what the pushed models answered."""
+    return {name: author(publish, name, f"me/{name}") for name in MODEL_CLASSES}
+
+
+@pytest.fixture(scope="module")
+def folder(author, tmp_path_factory):
+    """A folder as `save_pretrained` leaves it."""
+    folder = tmp_path_factory.mktemp("saved") / "shapes"
+    author(save, SEGMENTATION, str(folder))
+    return folder
+
+
+def test_a_push_carries_weights_code_and_every_auto_class(hub, answers):
+    for name in MODEL_CLASSES:
+        files = hub.repositories[f"me/{name}"].files()
+        assert files.keys() >= {"model.safetensors", "config.json", "preprocessor_config.json"}
+        assert json.loads(files["config.json"].content)["auto_map"] == MODEL_MAP
+        assert json.loads(files["preprocessor_config.json"].content)["auto_map"] == PROCESSOR_MAP
+
+
+def test_a_push_carries_just_the_code_of_the_package(hub, answers):
+    files = hub.repositories[f"me/{SEGMENTATION}"].files()
+    assert {name for name in files if name.endswith(".py")} == CODE
+    for name in CODE:
+        assert files[name].content == (PACKAGE / name).read_bytes()
+
+
+def test_the_stranger_can_not_import_the_plugin(author, stranger):
+    assert not stranger(can_import, "hf_segformer")
+    assert author(can_import, "hf_segformer")
+
+
+@pytest.mark.parametrize("name", MODEL_CLASSES)
+def test_each_auto_class_loads_the_pushed_model_without_the_plugin(name, stranger, answers):
+    module, answer = stranger(load, name, f"me/{name}", trust_remote_code=True)
+    assert module.startswith("transformers_modules.")
+    assert_same_answer(answer, answers[name])
+
+
+@pytest.mark.parametrize("name", ["AutoModel", "AutoBackbone"])
+def test_the_encoder_of_a_segmentation_model_loads_without_the_plugin(name, author, stranger, answers):
+    _, expected = author(load, name, f"me/{SEGMENTATION}")
+    _, answer = stranger(load, name, f"me/{SEGMENTATION}", trust_remote_code=True)
+    assert_same_answer(answer, expected)
+    assert answer.shape != answers[SEGMENTATION].shape or not np.allclose(answer, answers[SEGMENTATION])
+
+
+def test_the_pushed_config_loads_without_the_plugin(stranger, answers):
+    module, name, values = stranger(load_config, f"me/{SEGMENTATION}", trust_remote_code=True)
+    assert module.startswith("transformers_modules.")
+    assert name == "SegFormerConfig"
+    assert values["hidden_sizes"] == [8, 8, 16, 16]
+    assert values["id2label"] == LABELS
+
+
+@NEEDS_AUTO_IMAGE_PROCESSOR
+def test_the_pushed_processor_loads_without_the_plugin(author, stranger, answers):
+    pixel_values = stranger(prepare, f"me/{SEGMENTATION}", trust_remote_code=True)
+    assert pixel_values.shape == (1, 3, HEIGHT, WIDTH)
+    np.testing.assert_array_equal(pixel_values, author(prepare))
+
+
+@NEEDS_AUTO_IMAGE_PROCESSOR
+def test_a_pipeline_by_repo_id_works_without_the_plugin(author, stranger, answers):
+    masks = stranger(segment, f"me/{SEGMENTATION}", trust_remote_code=True)
+    assert masks
+    assert masks == author(segment, f"me/{SEGMENTATION}")
+
+
+@pytest.mark.parametrize("flag", [{}, {"trust_remote_code": False}], ids=["unset", "false"])
+def test_without_trust_nothing_loads_and_no_code_is_fetched(flag, hub, stranger, answers, request):
+    repo_id = f"me/doubtful-{request.node.callspec.id}"
+    hub.copy(f"me/{SEGMENTATION}", repo_id)
+    for name in ["AutoConfig", *MODEL_CLASSES]:
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            stranger(attempt, name, repo_id, **flag)
+    fetched = {line.split("/")[-1] for line in hub.requests if f"/{repo_id}/resolve/" in line}
+    assert "config.json" in fetched
+    assert not {name for name in fetched if name.endswith(".py")}
+
+
+@pytest.mark.parametrize("name", MODEL_CLASSES)
+def test_what_was_pulled_can_be_published_again_with_its_code(name, stranger, answers, tmp_path):
+    stranger(save_again, name, f"me/{name}", str(tmp_path), trust_remote_code=True)
+    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == MODEL_MAP
+    stranger(upload, str(tmp_path), f"you/{name}", token="hf_you")
+    module, answer = stranger(load, name, f"you/{name}", trust_remote_code=True)
+    assert module.startswith("transformers_modules.you.")
+    assert_same_answer(answer, answers[name])
+
+
+def test_what_borrowed_its_code_from_another_repository_carries_it_once_saved(hub, stranger, answers, tmp_path):
+    files = hub.repositories[f"me/{SEGMENTATION}"].files()
+    config = json.loads(files["config.json"].content)
+    config["auto_map"] = {name: f"me/{SEGMENTATION}--{reference}" for name, reference in MODEL_MAP.items()}
+    hub.repositories["you/borrower"] = Repository("you/borrower")
+    hub.repositories["you/borrower"].commit(
+        "main", {"config.json": Blob(json.dumps(config).encode()), "model.safetensors": files["model.safetensors"]}
+    )
+    stranger(save_again, SEGMENTATION, "you/borrower", str(tmp_path), trust_remote_code=True)
+    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == MODEL_MAP
+    _, answer = stranger(load, SEGMENTATION, str(tmp_path), trust_remote_code=True)
+    assert_same_answer(answer, answers[SEGMENTATION])
+
+
+@NEEDS_AUTO_IMAGE_PROCESSOR
+def test_a_processor_that_was_pulled_and_is_saved_again_carries_its_code(stranger, answers, tmp_path):
+    stranger(save_again, "AutoImageProcessor", f"me/{SEGMENTATION}", str(tmp_path), trust_remote_code=True)
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text())["auto_map"] == PROCESSOR_MAP
+    assert stranger(prepare, str(tmp_path), trust_remote_code=True).shape == (1, 3, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("name", MODEL_CLASSES)
+def test_with_the_plugin_no_flag_is_needed(name, author, answers):
+    module, answer = author(load, name, f"me/{name}")
+    assert module == "hf_segformer.modeling_segformer"
+    assert_same_answer(answer, answers[name])
+
+
+def test_with_the_plugin_what_was_pulled_and_is_saved_carries_its_code(author, answers, tmp_path):
+    author(save_again, SEGMENTATION, f"me/{SEGMENTATION}", str(tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == MODEL_MAP
+    assert (tmp_path / "modeling_segformer.py").exists()
+
+
+@NEEDS_AUTO_IMAGE_PROCESSOR
+def test_with_the_plugin_the_processor_needs_no_flag(author, answers):
+    np.testing.assert_array_equal(author(prepare, f"me/{SEGMENTATION}"), author(prepare))
+
+
+def test_with_the_plugin_its_own_code_is_used_even_where_the_flag_is_set(author, answers):
+    module, _ = author(load, SEGMENTATION, f"me/{SEGMENTATION}", trust_remote_code=True)
+    assert module == "hf_segformer.modeling_segformer"
+
+
+def test_a_private_model_loads_for_its_owner_only(hub, author, stranger):
+    expected = author(publish, SEGMENTATION, "me/secret", private=True)
+    assert hub.repositories["me/secret"].private
+    for token in (None, "hf_you"):
+        with pytest.raises(OSError, match="private repository"):
+            stranger(load, SEGMENTATION, "me/secret", trust_remote_code=True, token=token)
+    _, answer = stranger(load, SEGMENTATION, "me/secret", trust_remote_code=True, token="hf_me")
+    assert_same_answer(answer, expected)
+
+
+def test_nobody_pushes_into_the_repository_of_another(hub, author):
+    with pytest.raises(Exception, match="403"):
+        author(publish, SEGMENTATION, "you/shapes")
+    assert "you/shapes" not in hub.repositories
+
+
+def test_each_revision_and_tag_gives_its_own_weights(hub, author, stranger):
+    first = author(publish, SEGMENTATION, "me/growing", seed=1)
+    commit = hub.repositories["me/growing"].branches["main"]
+    author(tag, "me/growing", "v1")
+    second = author(publish, SEGMENTATION, "me/growing", seed=2)
+    branch = author(publish, SEGMENTATION, "me/growing", seed=3, revision="next")
+    wanted = {commit: first, "v1": first, "main": second, "next": branch}
+    assert len({answer.tobytes() for answer in wanted.values()}) == 3
+    for revision, expected in wanted.items():
+        _, answer = stranger(load, SEGMENTATION, "me/growing", revision=revision, trust_remote_code=True)
+        assert_same_answer(answer, expected)
+
+
+@pytest.mark.parametrize("request_pattern", ["PUT /storage/", "POST .*/commit/"], ids=["weights", "commit"])
+def test_an_interrupted_upload_leaves_the_previous_revision_whole(request_pattern, hub, author, stranger, request):
+    repo_id = f"me/fragile-{request.node.callspec.id}"
+    expected = author(publish, SEGMENTATION, repo_id, seed=1)
+    repository = hub.repositories[repo_id]
+    commit, files = repository.branches["main"], repository.files()
+    hub.drop(request_pattern, times=20)
+    with pytest.raises(Exception, match=r"uploading|disconnected"):
+        author(publish_impatiently, SEGMENTATION, repo_id, seed=4)
+    assert hub.undrop() < 20
+    assert repository.branches == {"main": commit}
+    assert repository.files() == files
+    _, answer = stranger(load, SEGMENTATION, repo_id, trust_remote_code=True)
+    assert_same_answer(answer, expected)
+    renewed = author(publish, SEGMENTATION, repo_id, seed=4)
+    assert not np.allclose(renewed, expected)
+    _, answer = stranger(load, SEGMENTATION, repo_id, trust_remote_code=True)
+    assert_same_answer(answer, renewed)
+
+
+def test_an_upload_goes_on_after_one_broken_connection(hub, author, stranger):
+    hub.drop("PUT /storage/")
+    expected = author(publish_impatiently, SEGMENTATION, "me/patient", seed=5)
+    assert hub.undrop() == 0
+    _, answer = stranger(load, SEGMENTATION, "me/patient", trust_remote_code=True)
+    assert_same_answer(answer, expected)
+
+
+def test_a_saved_folder_carries_weights_code_and_every_auto_class(folder):
+    assert {path.name for path in folder.iterdir()} == CODE | {
+        "model.safetensors",
+        "config.json",
+        "preprocessor_config.json",
+    }
+    assert json.loads((folder / "config.json").read_text())["auto_map"] == MODEL_MAP
+    assert json.loads((folder / "preprocessor_config.json").read_text())["auto_map"] == PROCESSOR_MAP
+
+
+# Not AutoBackbone: Transformers looks every path up on the Hub there, so that no folder loads, whatever is in it.
+@pytest.mark.parametrize("name", MODEL_CLASSES[:3])
+def test_each_auto_class_loads_a_folder_without_the_plugin(name, author, stranger, tmp_path):
+    expected = author(save, name, str(tmp_path))
+    module, answer = stranger(load, name, str(tmp_path), trust_remote_code=True)
+    assert module.startswith("transformers_modules.")
+    assert_same_answer(answer, expected)
+
+
+def test_without_trust_no_folder_loads_and_no_code_is_copied(stranger, folder, tmp_path):
+    doubtful = shutil.copytree(folder, tmp_path / "doubtful_folder")
+    for name in ["AutoConfig", *MODEL_CLASSES[:3]]:
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            stranger(attempt, name, str(doubtful))
+    assert not list(stranger.modules.rglob("doubtful_folder"))
+    stranger(attempt, "AutoConfig", str(doubtful), trust_remote_code=True)
+    assert list(stranger.modules.rglob("doubtful_folder"))
+
+
+@NEEDS_AUTO_IMAGE_PROCESSOR
+def test_processor_and_pipeline_load_from_a_folder_without_the_plugin(author, stranger, folder):
+    np.testing.assert_array_equal(stranger(prepare, str(folder), trust_remote_code=True), author(prepare))
+    masks = stranger(segment, str(folder), trust_remote_code=True)
+    assert masks
+    assert masks == author(segment, str(folder))
+
+
+@pytest.mark.parametrize(
+    "name", ["AutoConfig", SEGMENTATION, pytest.param("AutoImageProcessor", marks=NEEDS_AUTO_IMAGE_PROCESSOR)]
+)
+def test_a_transformers_that_is_too_old_is_told_in_one_line(name, hub, stranger, answers):
+    hub.copy(f"me/{SEGMENTATION}", f"me/newer-{name}")
+    with pytest.raises(ImportError) as raised:
+        stranger(attempt_on, "4.57.0", name, f"me/newer-{name}")
+    message = str(raised.value)
+    assert "transformers 5.17 or newer" in message
+    assert "4.57.0" in message
+    assert "\n" not in message

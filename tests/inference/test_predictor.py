@@ -1,0 +1,276 @@
+"""The predictor: what evaluation predicts, at every picture's size, in order, with errors at their places."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor, SegFormerPredictor
+from hf_segformer.config import InferenceOptions
+from hf_segformer.inference.predictor import find_device
+from hf_segformer.inference.segmenter import predict
+from hf_segformer.visualization import default_palette
+from tests.support.tiny import TINY
+
+OPTIONS = {
+    "whole": InferenceOptions(),
+    "flip": InferenceOptions(flip=True),
+    "scales": InferenceOptions(scales=[0.75, 1.5]),
+    "window": InferenceOptions(window=64),
+    "all": InferenceOptions(window=96, stride=64, flip=True, scales=[1.0, 1.5]),
+}
+
+
+def lively(**overrides):
+    """An untrained model whose predictions vary within a picture."""
+    torch.manual_seed(1)
+    config = SegFormerConfig(**{**TINY, "num_labels": 5, **overrides})
+    model = SegFormerForSemanticSegmentation(config).eval()
+    with torch.no_grad():
+        for parameter in model.decode_head.parameters():
+            parameter.mul_(3)
+        pixels = torch.randn(1, config.num_channels, 64, 96)
+        model.decode_head.classifier.bias -= model(pixels).logits.mean(dim=(0, 2, 3))
+    return model
+
+
+def picture(height=70, width=110, seed=0):
+    values = np.random.default_rng(seed).integers(0, 256, (height // 7 + 1, width // 7 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def predictor(options=None, batch_size=3, model=None, **processing):
+    processor = SegFormerImageProcessor(**{"do_resize": False, **processing})
+    return SegFormerPredictor(model or lively(), processor, options, batch_size=batch_size)
+
+
+def share_of_others(labels, expected):
+    assert labels.shape == tuple(expected.shape)
+    assert len(np.unique(labels)) > 1, "a picture of one class proves nothing"
+    return (labels != expected.numpy()).mean()
+
+
+@pytest.mark.parametrize("num_labels", [1, 5])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_labels_are_those_of_evaluation(options, num_labels):
+    found = predictor(options, model=lively(num_labels=num_labels))
+    pictures = [picture(*size, seed=seed) for seed, size in enumerate([(70, 110), (90, 66), (70, 110)])]
+    for image, prediction in zip(pictures, found(pictures), strict=True):
+        expected = predict(found.model, found.processor, image, (image.height, image.width), options)
+        assert share_of_others(prediction.labels, expected) < 1e-3  # rounding differs in batches
+        alone = found(image).labels
+        assert np.array_equal(alone, expected.numpy())
+        assert alone.dtype == np.uint8
+
+
+@pytest.mark.parametrize("num_labels", [1, 5])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_scores_are_probabilities_whose_best_class_is_the_label(options, num_labels):
+    found = predictor(options, model=lively(num_labels=num_labels))
+    for prediction in found([picture(), picture(seed=1)], with_scores=True):
+        assert prediction.scores.shape == (len(found.names), 70, 110)
+        assert prediction.scores.dtype == np.float32
+        np.testing.assert_allclose(prediction.scores.sum(axis=0), 1, atol=1e-5)
+        chosen = np.take_along_axis(prediction.scores, prediction.labels[None].astype(int), 0)[0]
+        np.testing.assert_allclose(chosen, prediction.scores.max(axis=0), atol=1e-5)
+    assert found(picture()).scores is None
+
+
+def test_a_binary_model_has_two_names_and_two_colours():
+    found = predictor(model=lively(num_labels=1, id2label={0: "crack"}))
+    assert found.names == ("background", "crack")
+    assert len(found.palette) == 2
+    found = predictor(model=lively(num_labels=1, palette=[[1, 2, 3]]))
+    assert found.palette[1] == (1, 2, 3)
+
+
+def test_the_palette_is_the_configs_or_the_default_one(tmp_path):
+    assert predictor().palette == default_palette(5)
+    colors = [[index, 0, 255 - index] for index in range(5)]
+    model = lively()
+    model.config.palette = colors
+    model.save_pretrained(tmp_path)
+    SegFormerImageProcessor(size=64).save_pretrained(tmp_path)
+    assert SegFormerPredictor.from_pretrained(tmp_path).palette == [tuple(color) for color in colors]
+    for wrong in (colors[:3], [[0, 0]] * 5, [[0, 0, 256]] * 5, "red", 7):
+        model.config.palette = wrong
+        with pytest.raises(ValueError, match="the config's palette is"):
+            predictor(model=model)
+
+
+def batches_of(found, monkeypatch):
+    sizes, own = [], found.predict
+    monkeypatch.setattr(found, "predict", lambda batch, **others: (sizes.append(len(batch)), own(batch, **others))[1])
+    return sizes
+
+
+def test_pictures_of_one_prepared_size_share_a_batch_and_keep_their_order(monkeypatch):
+    found = predictor(batch_size=2, do_resize=True, size={"shortest_edge": 32}, keep_ratio=True, size_divisor=32)
+    sizes = [(64, 96), (96, 64), (66, 96), (96, 64), (64, 96)]  # the first and the third prepared alike
+    batches = batches_of(found, monkeypatch)
+    shapes = [each.labels.shape for each in found(picture(*size) for size in sizes)]
+    assert shapes == sizes
+    assert batches == [2, 2, 1]
+
+
+def test_large_pictures_go_alone(monkeypatch):
+    monkeypatch.setattr("hf_segformer.inference.predictor._BATCH_PIXELS", 10_000)
+    found = predictor()
+    batches = batches_of(found, monkeypatch)
+    assert len(list(found([picture()] * 3))) == 3
+    assert batches == [1, 1, 1]
+
+
+def test_an_iterable_may_be_endless_and_is_read_a_bounded_way_ahead():
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(picture())
+            yield taken[-1]
+
+    results = predictor(batch_size=2)(endless())
+    assert not taken
+    assert next(results).labels.shape == (70, 110)
+    assert len(taken) == 4
+    next(results), next(results)
+    assert len(taken) == 6
+
+
+def test_each_error_is_raised_at_its_place_and_the_next_pictures_follow(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    good = picture()
+    good.save(tmp_path / "good.png")
+    bands, nan = np.zeros((70, 110, 5), np.uint8), np.full((3, 70, 110), np.nan)
+    np.save(tmp_path / "bands.npy", bands)
+    files = [tmp_path / name for name in ("good.png", "text.png", "none.png", "bands.npy")]
+    inputs = [*files[:2], good, files[2], bands, nan, 7, good, files[3]]
+    results, told = predictor()(inputs), []
+    for _ in inputs:
+        try:
+            told.append(next(results).labels.shape)
+        except (ValueError, OSError) as error:
+            told.append(str(error))
+    assert [each for each in told if each == (70, 110)] == [(70, 110)] * 3
+    assert told[1].startswith(f"{tmp_path / 'text.png'}: ")
+    assert told[3] == f"{tmp_path / 'none.png'}: No such file or directory"
+    assert told[4].startswith("picture 4 has 5 bands")
+    assert told[5].startswith("picture 5 holds NaN")
+    assert told[6].startswith("picture 6 is a int")
+    assert told[8].startswith(f"{files[3]} has 5 bands")
+    with pytest.raises(StopIteration):
+        next(results)
+
+
+def test_the_iterables_own_error_comes_after_the_pictures_before_it():
+    def broken():
+        yield picture()
+        raise RuntimeError("the camera is gone")
+
+    results = predictor()(broken())
+    assert next(results).labels.shape == (70, 110)
+    with pytest.raises(RuntimeError, match="camera"):
+        next(results)
+    with pytest.raises(StopIteration):
+        next(results)
+
+
+def test_a_picture_that_the_network_refuses_is_named_and_stops_no_other(monkeypatch):
+    found = predictor()
+    own = found.model.forward
+
+    def refuse(pixel_values, **others):
+        if pixel_values.shape[-2:] == (40, 50):
+            raise ValueError("40x50 is too small")
+        return own(pixel_values, **others)
+
+    monkeypatch.setattr(found.model, "forward", refuse)
+    results = found([picture(), picture(40, 50), picture(40, 50), picture()])
+    assert next(results).labels.shape == (70, 110)
+    for index in (1, 2):
+        with pytest.raises(ValueError, match=f"^picture {index}: 40x50 is too small"):
+            next(results)
+    assert next(results).labels.shape == (70, 110)
+
+
+def test_pictures_of_any_kind_at_their_upright_size(tmp_path):
+    turned, exif = picture(), Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    array = np.array(picture())
+    np.save(tmp_path / "array.npy", array)
+    found = predictor()
+    assert found(tmp_path / "turned.jpg").labels.shape == (110, 70)
+    expected = found(picture()).labels
+    same = [array, array.transpose(2, 0, 1), torch.from_numpy(array), str(tmp_path / "array.npy"), array[None]]
+    for image in same[:4]:
+        assert np.array_equal(found(image).labels, expected)
+    assert np.array_equal(next(found(same[4])).labels, expected)
+    for image in (array[..., 0], picture().convert("RGBA"), array.astype(np.uint16) * 257):
+        assert found(image).labels.shape == (70, 110)
+
+
+def test_bands_of_measurements():
+    model = lively(num_channels=4)
+    found = predictor(model=model, image_mean=[0.5] * 4, image_std=[0.3] * 4)
+    bands = np.random.default_rng(0).random((40, 50, 4)).astype(np.float32)
+    expected = predict(model, found.processor, bands, (40, 50))
+    assert np.array_equal(found(bands).labels, expected.numpy())
+
+
+def test_more_than_256_classes_take_16_bits():
+    assert predictor(model=lively(num_labels=300))(picture()).labels.dtype == np.uint16
+
+
+def test_what_is_read_ahead_does_not_keep_the_pictures(monkeypatch):
+    found, kept = predictor(), []
+    own = found.predict
+    monkeypatch.setattr(found, "predict", lambda batch, **others: (kept.extend(batch), own(batch, **others))[1])
+    assert [each.labels.shape for each in found([picture()] * 2)] == [(70, 110)] * 2
+    assert [each.picture for each in kept] == [None, None]
+    assert found.prepare(picture()).picture.size == (110, 70)
+
+
+def test_a_damaged_npy_file_runs_no_code(tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"objects\.npy"):
+        predictor()(tmp_path / "objects.npy")
+
+
+def test_the_model_is_left_in_the_mode_that_it_was_in():
+    found = predictor(model=lively().train())
+    found(picture())
+    assert found.model.training
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in found.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: predictor(batch_size=0), "batch_size is 0"),
+        (lambda: predictor()(7), "images is a int"),
+        (lambda: find_device("cuda:99"), "device is 'cuda:99', which is not there"),
+        (lambda: find_device("toaster"), "device is 'toaster', which is not there"),
+    ],
+)
+def test_wrong_arguments_are_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_processes_share_out_the_accelerators(monkeypatch):
+    for name, value in {"is_available": True, "current_accelerator": torch.device("meta"), "device_count": 2}.items():
+        monkeypatch.setattr(torch.accelerator, name, lambda value=value: value)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert find_device() == find_device("meta") == torch.device("meta", 1)
+    assert find_device("meta:0") == torch.device("meta", 0)
+    assert find_device("cpu") == torch.device("cpu")
+
+
+def test_from_pretrained_takes_device_and_dtype(tmp_path):
+    lively().save_pretrained(tmp_path)
+    SegFormerImageProcessor(do_resize=False).save_pretrained(tmp_path)
+    found = SegFormerPredictor.from_pretrained(tmp_path, device="cpu", dtype=torch.bfloat16, batch_size=2)
+    assert (found.model.dtype, found.batch_size) == (torch.bfloat16, 2)
+    whole = SegFormerPredictor.from_pretrained(tmp_path, device="cpu")(picture()).labels
+    assert (found(picture()).labels == whole).mean() > 0.9

@@ -1,0 +1,202 @@
+"""Whole models with kernels, in Triton's interpreter: what the plain model gives, however the model is run."""
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+from torch import nn
+
+from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, cpu_encoder_segformer, set_fast_paths
+from hf_segformer.dispatch_segformer import KERNELS
+from hf_segformer.upsampling_segformer import reference_cross_entropy, upsample_cross_entropy
+
+TINY = {
+    "hidden_sizes": [8, 8, 16, 16],
+    "depths": [1] * 4,
+    "num_attention_heads": [1, 1, 2, 2],
+    "decoder_hidden_size": 16,
+    "classifier_dropout_prob": 0.0,
+    "drop_path_rate": 0.0,
+    "num_labels": 3,
+}
+IN_TRAINING = {"depthwise_gelu", "upsample_cross_entropy", "upsample_sum"}
+AT_INFERENCE = {"depthwise_gelu", "upsample_sum_relu"}
+
+
+@contextmanager
+def kernels():
+    """Kernels on; gives the names of those that the table was asked for and that were called."""
+    from hf_segformer.kernels import enable
+
+    called = set()
+    set_fast_paths(True)
+    enable("cpu")
+    for key, function in list(KERNELS.items()):
+        KERNELS[key] = lambda *arguments, _function=function, _name=key[1]: called.add(_name) or _function(*arguments)
+    try:
+        yield called
+    finally:
+        KERNELS.clear()
+
+
+@contextmanager
+def plain():
+    set_fast_paths(False)
+    yield
+    set_fast_paths(True)
+
+
+def build_model(**fields):
+    torch.manual_seed(0)
+    model = SegFormerForSemanticSegmentation(SegFormerConfig(**{**TINY, **fields}))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    nn.init.normal_(model.decode_head.batch_norm.running_mean)
+    nn.init.uniform_(model.decode_head.batch_norm.running_var, 0.5, 2)
+    return model
+
+
+def infer(model, images, call=None):
+    """Logits, by the model or by a compiled form of it."""
+    model.eval()
+    with torch.no_grad():
+        return (model if call is None else call)(images).logits
+
+
+def train(model, images, labels, call=None):
+    """Loss and gradient of each parameter, by the model or by a compiled form of it."""
+    model.train().zero_grad()
+    loss = (model if call is None else call)(images, labels=labels).loss
+    loss.backward()
+    return {"loss": loss.detach(), **{name: parameter.grad for name, parameter in model.named_parameters()}}
+
+
+def batch():
+    images, labels = torch.randn(2, 3, 32, 64), torch.randint(0, 3, (2, 32, 64))
+    labels[:, :5] = 255
+    return images, labels
+
+
+def assert_same(found, expected):
+    """Float32 equality but for the order of sums."""
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def _compile():
+    images, labels = batch()
+    with plain():
+        logits, gradients = infer(build_model(), images), train(build_model(), images, labels)
+    on_a_gpu = mock.patch.object(cpu_encoder_segformer, "is_compiled_and_full", lambda *_: False)  # noqa: PT008 - traced by dynamo, which knows no mock
+    with on_a_gpu, kernels() as called:  # a CPU's fast encoder would come first
+        model = build_model()
+        whole = torch.compile(model, fullgraph=True, backend="aot_eager")
+        assert_same(infer(model, images, whole), logits)
+        assert called == AT_INFERENCE
+        called.clear()
+        assert_same(train(model, images, labels, whole), gradients)
+        assert called == IN_TRAINING
+
+
+def test_a_compiled_model_is_one_graph_and_gives_what_the_plain_one_gives(interpreter):
+    interpreter(_compile)
+
+
+def _compile_loss_for_any_size():
+    graphs = []
+
+    def look(graph, _):
+        graphs.append(str(graph.graph))
+        return graph
+
+    def loss_and_gradient(function, size):
+        torch.manual_seed(0)
+        logits, labels = torch.randn(1, 3, *size, requires_grad=True), torch.randint(0, 3, (1, *(4 * n for n in size)))
+        loss = function(logits, labels)
+        return loss.detach(), *torch.autograd.grad(loss, logits)
+
+    whole = torch.compile(
+        lambda logits, labels: upsample_cross_entropy(logits, labels), fullgraph=True, dynamic=True, backend=look
+    )
+    with kernels() as called:
+        called.add("upsample_cross_entropy")  # compiled code would be made anew when this changes
+        for size in ((6, 7), (5, 4), (4, 4)):
+            assert_same(loss_and_gradient(whole, size), loss_and_gradient(reference_cross_entropy, size))
+    [graph] = graphs
+    assert "hf_segformer.upsample_cross_entropy" in graph
+
+
+def test_one_compilation_of_the_loss_serves_any_size(interpreter):
+    interpreter(_compile_loss_for_any_size)
+
+
+def _export():
+    images, _ = batch()
+    with plain():
+        logits = infer(build_model(), images)
+    with kernels() as called:
+        for strict in (False, True):
+            program = torch.export.export(build_model().eval(), (images,), strict=strict)
+            assert not called
+            assert "hf_segformer" not in str(program.graph)
+            assert_same(program.module()(images).logits, logits)
+        assert_same(infer(build_model(), images), logits)
+        assert called == {"upsample_sum_relu"}  # the rest is a fast path of the CPU here
+
+
+def test_an_export_falls_back_to_the_plain_version(interpreter):
+    interpreter(_export)
+
+
+def _autocast():
+    images, labels = batch()
+
+    def both():
+        gradients = train(build_model(), images, labels)
+        return infer(build_model(), images), torch.cat([gradient.flatten() for gradient in gradients.values()])
+
+    with plain():
+        exact = both()
+    with torch.autocast("cpu", torch.bfloat16):
+        with plain():
+            rounded = both()
+        with kernels() as called:
+            found = both()
+    assert called == IN_TRAINING | AT_INFERENCE
+    return [
+        [((a - b).norm() / b.norm()).item() for a, b in zip(results, exact, strict=True)]
+        for results in (found, rounded)
+    ]
+
+
+def test_autocast_with_kernels_is_as_exact_as_without(interpreter):
+    """Logits, and loss and gradients together: how far they are from float32."""
+    for with_kernels, without in zip(*interpreter(_autocast), strict=True):
+        assert 0 < with_kernels < 1.5 * without
+
+
+STRANGER = """
+import sys
+sys.modules["hf_segformer"] = None
+import torch
+from transformers import AutoModelForSemanticSegmentation
+model = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1], trust_remote_code=True)
+[paths] = [module for name, module in sys.modules.items() if name.endswith(".dispatch_segformer")]
+assert paths.__name__.startswith("transformers_modules"), paths
+assert paths.KERNELS == {} and paths.kernel("upsample_argmax", torch.zeros(1)) is None
+assert not any(".ops." in name and "segformer" in name for name in sys.modules), "kernels"
+torch.save(model.eval()(torch.load(sys.argv[2])).logits.detach(), sys.argv[2])
+"""
+
+
+def test_code_that_came_with_a_checkpoint_has_an_empty_table_and_stays_plain(tmp_path):
+    model, (images, _) = build_model(), batch()
+    model.save_pretrained(tmp_path / "model")
+    torch.save(images, tmp_path / "tensor.pt")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_SEGFORMER_KERNELS": "1"}
+    command = [sys.executable, "-c", STRANGER, "model", "tensor.pt"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert_same(torch.load(tmp_path / "tensor.pt"), infer(model, images))

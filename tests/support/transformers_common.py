@@ -1,0 +1,64 @@
+"""Transformers' own common tests, as a package beside ours.
+
+They are the `tests` folder of its source distribution, which `make install` puts into `.cache/`. There can be only one
+package called `tests`, so the folder is mounted as `transformers_tests`. What it imports and the distribution leaves
+out is replaced: the export and generation tests by nothing, the common config fields by a table here.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
+
+import pytest
+import transformers
+
+FOLDER = Path(__file__).resolve().parents[2] / ".cache" / f"transformers-tests-{transformers.__version__}" / "tests"
+PACKAGE = "transformers_tests"
+
+if not FOLDER.is_dir():
+    pytest.fail(
+        f"{FOLDER} is missing: run `make install` or `python tests/support/fetch_transformers_tests.py`",
+        pytrace=False,
+    )
+
+# Every field that any configuration has, each with a value that is not its default.
+COMMON_FIELDS = {
+    "architectures": ["SegFormerModel"],
+    "chunk_size_feed_forward": 3,
+    "dtype": "float16",
+    "id2label": {0: "road", 1: "sky"},
+    "is_encoder_decoder": True,
+    "label2id": {"road": 0, "sky": 1},
+    "output_attentions": True,
+    "output_hidden_states": True,
+    "problem_type": "regression",
+    "return_dict": False,
+}
+
+
+class _AnyMark:
+    """Stands in for `pytest.mark`: the folder marks tests for selection by names that our strict list does not hold."""
+
+    def __getattr__(self, name):
+        return lambda test: test
+
+
+def _mount(name: str, **contents) -> None:
+    module = ModuleType(f"{PACKAGE}{name}")
+    vars(module).update(contents)
+    sys.modules[module.__name__] = module
+
+
+_mount("", __path__=[str(FOLDER)])
+_mount(".exporters.test_export", ExportTesterMixin=type("ExportTesterMixin", (), {}))
+_mount(".generation.test_utils", GenerationTesterMixin=type("GenerationTesterMixin", (), {}))
+_mount(".utils.test_configuration_utils", config_common_kwargs=COMMON_FIELDS)
+
+backbone = importlib.import_module(f"{PACKAGE}.test_backbone_common")
+# It would look for the library's source tree around itself, and makes no use of it.
+with patch("transformers.utils.direct_transformers_import"):
+    configuration = importlib.import_module(f"{PACKAGE}.test_configuration_common")
+with patch("pytest.mark", _AnyMark()):
+    modeling = importlib.import_module(f"{PACKAGE}.test_modeling_common")

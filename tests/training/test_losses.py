@@ -1,0 +1,335 @@
+"""Losses: each term against sums over pixels in plain Python, and how a model lives with another loss."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+
+from hf_segformer import SegFormerForSemanticSegmentation
+from hf_segformer.training.losses import SegmentationLoss, class_weights
+from hf_segformer.upsampling_segformer import upsample, upsample_cross_entropy
+
+WEIGHTS = {1: [0.5, 2.0], 4: [0.5, 2.0, 1.0, 3.0]}
+
+
+def batch(num_logits, dtype=torch.float32):
+    """Logits and labels whose last class never occurs (but for one logit), some pixels ignored."""
+    logits = torch.randn(2, num_logits, 3, 5, dtype=dtype)
+    labels = torch.randint(0, max(num_logits - 1, 2), (2, 6, 10))
+    labels[0, :2, 3:] = 255
+    return logits, labels
+
+
+def pixels_of(logits, labels):
+    """For each pixel that counts its picture, the probabilities of all classes, and its label."""
+    logits = upsample(logits.double(), labels.shape[-2:])
+    pixels = []
+    for image in range(labels.shape[0]):
+        for row in range(labels.shape[1]):
+            for column in range(labels.shape[2]):
+                label = labels[image, row, column].item()
+                if label != 255:
+                    values = logits[image, :, row, column].tolist()
+                    odds = [math.exp(value) for value in ([0.0, *values] if len(values) == 1 else values)]
+                    pixels.append(([value / sum(odds) for value in odds], label))
+    return pixels
+
+
+def weighted_mean(losses, weights):
+    return sum(loss * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
+
+
+def cross_entropy(pixels, weights, smoothing=0.0):
+    total = 0.0
+    for probabilities, label in pixels:
+        for index, probability in enumerate(probabilities):
+            target = (1 - smoothing) * (index == label) + smoothing / len(probabilities)
+            total -= target * weights[index] * math.log(probability)
+    return total / sum(weights[label] for _, label in pixels)
+
+
+def ohem(pixels, weights, threshold, num_kept):
+    right = sorted(probabilities[label] for probabilities, label in pixels)
+    last = right[num_kept - 1] if num_kept else 0.0
+    hard = [(values[label], label) for values, label in pixels if values[label] < threshold or values[label] <= last]
+    return weighted_mean([-math.log(value) for value, _ in hard], [weights[label] for _, label in hard])
+
+
+def focal(pixels, weights, gamma):
+    losses = [-((1 - values[label]) ** gamma) * math.log(values[label]) for values, label in pixels]
+    return weighted_mean(losses, [weights[label] for _, label in pixels])
+
+
+def dice(pixels, classes):
+    losses = []
+    for index in classes:
+        true = sum(label == index for _, label in pixels)
+        if true:
+            overlap = sum(values[index] for values, label in pixels if label == index)
+            losses.append(1 - 2 * overlap / (sum(values[index] for values, _ in pixels) + true))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("num_logits", [1, 4])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_is_what_its_definition_says(num_logits, smoothing, weighted):
+    logits, labels = batch(num_logits)
+    weights = WEIGHTS[num_logits] if weighted else None
+    loss = SegmentationLoss(class_weights=weights, label_smoothing=smoothing)
+    wanted = cross_entropy(pixels_of(logits, labels), weights or [1.0] * max(num_logits, 2), smoothing)
+    assert loss(logits, labels).item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("num_logits", [1, 4])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_is_what_its_definition_says(num_logits, weighted, gamma):
+    logits, labels = batch(num_logits)
+    weights = WEIGHTS[num_logits] if weighted else None
+    loss = SegmentationLoss(cross_entropy=0, focal=1, focal_gamma=gamma, class_weights=weights)
+    wanted = focal(pixels_of(logits, labels), weights or [1.0] * max(num_logits, 2), gamma)
+    assert loss(logits, labels).item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("num_logits", [1, 4])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("threshold", "min_kept"), [(0.4, 0), (0.0, 7), (0.2, 20), (0.4, 2), (0.7, 100_000)])
+def test_ohem_keeps_the_hard_pixels_and_at_least_so_many(num_logits, weighted, threshold, min_kept):
+    logits, labels = batch(num_logits)
+    weights = WEIGHTS[num_logits] if weighted else None
+    loss = SegmentationLoss(
+        cross_entropy=0, ohem=1, ohem_threshold=threshold, ohem_min_kept=min_kept, class_weights=weights
+    )
+    pixels = pixels_of(logits, labels)
+    num_kept = min(min_kept * len(labels), len(pixels))
+    wanted = ohem(pixels, weights or [1.0] * max(num_logits, 2), threshold, num_kept)
+    assert loss(logits, labels).item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("num_logits", [1, 4])
+def test_dice_is_a_mean_over_the_classes_of_the_batch(num_logits):
+    logits, labels = batch(num_logits)
+    wanted = dice(pixels_of(logits, labels), [1] if num_logits == 1 else range(num_logits))
+    # Class weights are not for Dice.
+    loss = SegmentationLoss(cross_entropy=0, dice=1, class_weights=WEIGHTS[num_logits])
+    assert loss(logits, labels).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_dice_of_a_mask_without_foreground_is_nothing():
+    logits = torch.randn(2, 1, 3, 5, requires_grad=True)
+    value = SegmentationLoss(cross_entropy=0, dice=1)(logits, torch.zeros(2, 6, 10, dtype=torch.long))
+    value.backward()
+    assert value.item() == 0
+    assert not logits.grad.any()
+
+
+def test_dice_of_millions_of_pixels_loses_none():
+    # One running sum in float32 rounds each of them to quarters from 2^21 on.
+    logits, labels = torch.full((1, 1, 2, 3), 0.3), torch.ones(1, 2048, 2304, dtype=torch.uint8)
+    probability = 1 / (1 + math.exp(-0.3))
+    loss = SegmentationLoss(cross_entropy=0, dice=1)(logits, labels)
+    assert loss.item() == pytest.approx(1 - 2 * probability / (probability + 1), rel=1e-4)
+
+
+@pytest.mark.parametrize("num_logits", [1, 4])
+def test_terms_are_summed_by_their_weights(num_logits):
+    logits, labels = batch(num_logits)
+    parts = {"cross_entropy": 0.5, "ohem": 2.0, "dice": 3.0, "focal": 0.25}
+    none = dict.fromkeys(parts, 0.0)
+    wanted = sum(
+        share * SegmentationLoss(**{**none, name: 1.0}, ohem_min_kept=3)(logits, labels)
+        for name, share in parts.items()
+    )
+    assert SegmentationLoss(**parts, ohem_min_kept=3)(logits, labels).item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("num_logits", [1, 4])
+def test_the_default_is_the_models_own_loss_to_the_last_bit(num_logits):
+    logits, labels = batch(num_logits)
+    assert torch.equal(SegmentationLoss()(logits, labels), upsample_cross_entropy(logits, labels))
+    # What no term uses changes nothing but the way it is computed.
+    assert SegmentationLoss(focal_gamma=1.0)(logits, labels).item() == pytest.approx(
+        upsample_cross_entropy(logits, labels).item(), rel=1e-6
+    )
+
+
+ALL = {"ohem": 1.0, "dice": 1.0, "focal": 1.0, "label_smoothing": 0.1, "ohem_min_kept": 5}
+
+
+@pytest.mark.parametrize("num_logits", [1, 4])
+def test_the_gradient_of_the_sum_is_that_of_its_value(num_logits):
+    logits, labels = batch(num_logits, torch.float64)
+    loss = SegmentationLoss(**ALL, class_weights=WEIGHTS[num_logits])
+    assert torch.autograd.gradcheck(lambda values: loss(values, labels), logits.requires_grad_())
+
+
+@pytest.mark.parametrize("num_logits", [1, 4])
+@pytest.mark.parametrize("keywords", [{"cross_entropy": 1.0}, ALL], ids=["default", "all"])
+def test_where_no_pixel_counts_loss_and_gradient_are_zero(num_logits, keywords):
+    logits, labels = batch(num_logits)
+    logits.requires_grad_()
+    loss = SegmentationLoss(**keywords)(logits, torch.full_like(labels, 255))
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
+def test_a_batch_of_classes_without_weight_is_no_division_by_zero():
+    logits, labels = batch(4)
+    loss = SegmentationLoss(ohem=1, focal=1, class_weights=[0.0, 0.0, 0.0, 1.0])
+    assert loss(logits, labels).item() == 0
+
+
+@pytest.mark.parametrize("num_logits", [1, 4])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_gradients_of_certain_pixels_are_finite(num_logits, gamma):
+    logits, labels = batch(num_logits)
+    logits = (logits * 1e4).requires_grad_()
+    loss = SegmentationLoss(**ALL, focal_gamma=gamma)(logits, labels)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("num_logits", [1, 4])
+def test_half_precision_logits_are_summed_in_float32(num_logits):
+    logits, labels = batch(num_logits)
+    logits = logits.bfloat16()
+    loss = SegmentationLoss(**ALL, class_weights=WEIGHTS[num_logits])
+    wanted = loss(logits.float(), labels)
+    assert torch.equal(loss(logits, labels), wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(loss(logits.float(), labels), wanted)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"dice": -1}, "loss.dice is -1, but it must be at least 0"),
+        ({"focal": math.nan}, "loss.focal is nan"),
+        ({"ohem": math.inf}, "loss.ohem is inf"),
+        ({"cross_entropy": 0}, "loss has no term: give one of cross_entropy, ohem, dice, focal a positive weight"),
+        ({"focal_gamma": -0.5}, "loss.focal_gamma is -0.5"),
+        ({"ohem_min_kept": -1}, "loss.ohem_min_kept is -1"),
+        ({"ohem_threshold": 1.5}, "loss.ohem_threshold is 1.5, but it must lie between 0 and 1"),
+        ({"label_smoothing": 1.5}, "loss.label_smoothing is 1.5, but it must lie between 0 and 1"),
+        ({"label_smoothing": math.nan}, "loss.label_smoothing is nan"),
+        ({"class_weights": []}, r"loss.class_weights is \[\]"),
+        ({"class_weights": [0.0, 0.0]}, "not all 0"),
+        ({"class_weights": [1.0, -1.0]}, "from 0 up"),
+        ({"class_weights": [1.0, math.nan]}, "finite"),
+        ({"class_weights": "logarithm"}, "unknown loss.class_weights 'logarithm', did you mean 'log'"),
+        ({"class_weights": "median"}, "did you mean 'median_frequency'"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(keywords, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        SegmentationLoss(**keywords)
+    assert "\n" not in str(caught.value)
+
+
+def test_class_weights_must_be_one_a_class_and_numbers():
+    logits, labels = batch(4)
+    with pytest.raises(ValueError, match=r"loss\.class_weights has 3 numbers for 4 classes"):
+        SegmentationLoss(class_weights=[1.0, 2.0, 3.0])(logits, labels)
+    with pytest.raises(ValueError, match=r"still the scheme 'log': turn it into numbers by hf_segformer\.losses"):
+        SegmentationLoss(class_weights="log")(logits, labels)
+
+
+def test_labels_are_looked_at_for_every_term():
+    with pytest.raises(ValueError, match="labels hold 4, but the model knows classes 0 to 3 and 255"):
+        SegmentationLoss(dice=1)(torch.zeros(1, 4, 2, 3), torch.full((1, 8, 12), 4))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "weight"),
+    [
+        # Shares are 0.6, 0.3 and 0.1; the median of those is 0.3.
+        ("median_frequency", lambda share: 0.3 / share),
+        ("log", lambda share: 1 / math.log(1.02 + share)),
+        ("inverse_sqrt", lambda share: 1 / math.sqrt(share)),
+    ],
+)
+def test_class_weights_are_those_of_the_scheme_with_a_mean_of_one(scheme, weight):
+    counts = [600, 0, 300, 100]
+    weights = class_weights(counts, scheme)
+    assert weights[1] == 0
+    assert weights[2] / weights[0] == pytest.approx(weight(0.3) / weight(0.6))
+    assert weights[3] / weights[0] == pytest.approx(weight(0.1) / weight(0.6))
+    assert sum(count * weight for count, weight in zip(counts, weights, strict=True)) == pytest.approx(1000)
+    assert class_weights(torch.tensor(counts), scheme) == weights
+    assert all(type(weight) is float for weight in class_weights(torch.tensor(counts), scheme))
+
+
+def test_class_weights_say_what_they_can_not_do():
+    with pytest.raises(ValueError, match=r"unknown loss\.class_weights 'inverse', did you mean 'inverse_sqrt'"):
+        class_weights([1, 2], "inverse")
+    with pytest.raises(ValueError, match="no pixel of any class"):
+        class_weights([0, 0], "log")
+
+
+# The model with another loss.
+
+
+@pytest.fixture
+def labels():
+    return torch.randint(0, 5, (2, 40, 72))
+
+
+def test_a_model_trains_by_the_loss_that_it_is_given(model, images, labels):
+    model.loss_function = SegmentationLoss(dice=1.0, ohem=0.5, class_weights=[1.0, 2.0, 3.0, 1.0, 1.0])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    values = []
+    for _ in range(5):
+        output = model(images, labels=labels)
+        assert torch.equal(output.loss, model.loss_function(output.logits, labels, ignore_index=255))
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        values.append(output.loss.item())
+    assert values[-1] < values[0]
+
+
+def test_a_models_ignore_index_goes_to_its_loss(tiny_config, images, labels):
+    model = SegFormerForSemanticSegmentation(tiny_config(semantic_loss_ignore_index=7)).eval()
+    model.loss_function = SegmentationLoss(dice=1.0)
+    assert model(images, labels=torch.full_like(labels, 7)).loss.item() == 0
+
+
+def test_a_model_that_was_given_none_has_its_own(model, images, labels, tmp_path):
+    output = model(images, labels=labels)
+    assert torch.equal(output.loss, upsample_cross_entropy(output.logits, labels))
+    model.loss_function = SegmentationLoss(dice=1.0)
+    model.save_pretrained(tmp_path)
+    loaded = SegFormerForSemanticSegmentation.from_pretrained(tmp_path)
+    assert loaded.loss_function is upsample_cross_entropy
+    # Not to the bit: oneDNN sums by where weights lie in memory.
+    torch.testing.assert_close(loaded(images, labels=labels).loss, output.loss, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_keeps_the_loss(model, images, labels, duplicate):
+    model.loss_function = SegmentationLoss(dice=1.0)
+    assert duplicate(model).loss_function == model.loss_function
+    assert torch.equal(duplicate(model)(images, labels=labels).loss, model(images, labels=labels).loss)
+
+
+def test_a_loss_may_be_a_module(model, images, labels):
+    class Largest(torch.nn.Module):
+        def forward(self, logits, labels, ignore_index):
+            return logits.max()
+
+    model.loss_function = Largest()
+    output = model(images, labels=labels)
+    assert torch.equal(output.loss, output.logits.max())
+
+
+@pytest.mark.parametrize("keywords", [{}, ALL], ids=["default", "all"])
+def test_a_loss_compiles_with_the_model_into_one_graph(model, images, labels, keywords):
+    model.loss_function = SegmentationLoss(**keywords)
+    wanted = model(images, labels=labels).loss
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(images, labels=labels).loss
+    torch.testing.assert_close(compiled, wanted)

@@ -1,0 +1,148 @@
+"""The Trainer with the paper's optimiser and schedule: each against the recipe as the paper's code has it."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import TrainingArguments
+
+from hf_segformer import SegFormerForImageClassification
+from hf_segformer.config import OptimizerConfig
+from hf_segformer.training.trainer import SegFormerTrainer, parameter_groups, poly_lr_with_warmup
+
+
+def arguments(folder, **overrides):
+    values = {"output_dir": str(folder), "use_cpu": True, "report_to": "none", "disable_tqdm": True}
+    return TrainingArguments(**{**values, "learning_rate": 6e-5, "weight_decay": 0.01, **overrides})
+
+
+def settings(model, **options):
+    """Name -> (learning rate, weight decay) of each parameter, in units of what the arguments say."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, 1.0, 1.0, OptimizerConfig(**options))
+    return {names[parameter]: (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]}
+
+
+def test_groups_are_the_papers(model):
+    found = settings(model)
+    assert found.keys() == dict(model.named_parameters()).keys()
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+    for name, (rate, decay) in found.items():
+        assert rate == (10 if name.startswith("decode_head.") else 1), name
+        assert decay == (0 if name.rpartition(".")[0] in norms else 1), name
+    # Biases and the head's BatchNorm are decayed there.
+    assert found["decode_head.batch_norm.weight"] == (10, 1)
+    assert found["segformer.encoder.block.0.0.mlp.dense1.bias"] == (1, 1)
+    assert found["segformer.encoder.block.0.0.attention.self.layer_norm.weight"] == (1, 0)
+
+
+def test_rates_fall_by_depth_from_the_last_block_down(tiny_config):
+    from hf_segformer import SegFormerForSemanticSegmentation
+
+    model = SegFormerForSemanticSegmentation(tiny_config(depths=[1, 2, 1, 1]))
+    rates = {name: rate for name, (rate, _) in settings(model, layer_lr_decay=0.5).items()}
+    assert rates["segformer.encoder.block.3.0.layer_norm_1.weight"] == 1
+    assert rates["segformer.encoder.layer_norm.3.weight"] == 1
+    assert rates["segformer.encoder.patch_embeddings.3.proj.weight"] == 0.5
+    assert rates["segformer.encoder.block.2.0.layer_norm_1.weight"] == 0.5
+    assert rates["segformer.encoder.block.1.1.layer_norm_1.weight"] == 0.25
+    assert rates["segformer.encoder.block.1.0.layer_norm_1.weight"] == 0.125
+    assert rates["segformer.encoder.block.0.0.layer_norm_1.weight"] == 0.0625
+    assert rates["segformer.encoder.patch_embeddings.0.proj.weight"] == 0.03125
+    assert rates["decode_head.classifier.weight"] == 10
+
+
+def test_a_classifiers_head_learns_faster_too(tiny_config):
+    assert settings(SegFormerForImageClassification(tiny_config()))["classifier.weight"] == (10, 1)
+
+
+# PEFT asks by the name that Transformers 5.23 renamed.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_adapters_and_the_head_are_all_that_is_trained(model):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["query"], modules_to_save=["decode_head"])
+    found = settings(peft.get_peft_model(model, config))
+    assert all("lora_" in name or ".modules_to_save." in name for name in found)
+    assert {rate for name, (rate, _) in found.items() if "lora_" in name} == {1}
+    assert {rate for name, (rate, _) in found.items() if "modules_to_save" in name} == {10}
+
+
+def mmcv_rate(step, base=6e-5, total=160_000, warmup=1500, ratio=1e-6):
+    """mmcv's poly policy and its linear warm-up, as its hooks compute them."""
+    regular = base * (1 - step / total) ** 1.0
+    if step >= warmup:
+        return regular
+    k = (1 - step / warmup) * (1 - ratio)
+    return regular * (1 - k)
+
+
+@pytest.mark.parametrize("step", [0, 1, 749, 1499, 1500, 80_000, 159_999, 160_000])
+def test_the_schedule_is_mmcvs(step):
+    assert 6e-5 * poly_lr_with_warmup(step, 160_000, 1500, 1.0) == pytest.approx(mmcv_rate(step), rel=1e-12)
+
+
+def test_the_trainer_takes_groups_and_schedule(model, tmp_path):
+    trainer = SegFormerTrainer(model, arguments(tmp_path, warmup_steps=2))
+    trainer.create_optimizer_and_scheduler(num_training_steps=10)
+    rates = []
+    for _ in range(10):
+        rates.append([group["lr"] for group in trainer.optimizer.param_groups])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    expected = [mmcv_rate(step, total=10, warmup=2) for step in range(10)]
+    assert [min(step) for step in rates] == pytest.approx(expected)
+    assert [max(step) for step in rates] == pytest.approx([10 * rate for rate in expected])
+    assert isinstance(trainer.optimizer, torch.optim.AdamW)
+
+
+def test_another_schedule_is_transformers_own(model, tmp_path):
+    trainer = SegFormerTrainer(model, arguments(tmp_path, lr_scheduler_type="constant"))
+    trainer.create_optimizer_and_scheduler(num_training_steps=10)
+    trainer.optimizer.step()
+    trainer.lr_scheduler.step()
+    assert sorted({group["lr"] for group in trainer.optimizer.param_groups}) == pytest.approx([6e-5, 6e-4])
+
+
+def test_a_frozen_encoder_gets_no_optimiser(model, tmp_path):
+    trainer = SegFormerTrainer(model, arguments(tmp_path), optimization=OptimizerConfig(freeze_encoder=True))
+    optimizer = trainer.create_optimizer()
+    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    assert trained == set(model.decode_head.parameters())
+    assert not any(parameter.requires_grad for parameter in model.segformer.parameters())
+
+
+class Chance(Dataset):
+    """What a user's own data set may be: each sample is drawn."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return torch.rand(3)
+
+
+@pytest.mark.parametrize("kind", ["train", "eval"])
+def test_workers_of_other_data_sets_are_seeded_as_the_trainer_seeds_them(model, tmp_path, kind):
+    data = {f"{kind}_dataset": Chance(), "data_collator": torch.stack}
+
+    def drawn(seed):
+        settings = arguments(tmp_path, seed=seed, dataloader_num_workers=1, dataloader_pin_memory=False)
+        trainer = SegFormerTrainer(model, settings, **data)
+        [samples] = trainer.get_train_dataloader() if kind == "train" else trainer.get_eval_dataloader()
+        return samples
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"head_lr_multiplier": 0.0}, "optimizer.head_lr_multiplier is 0"),
+        ({"layer_lr_decay": 1.5}, "optimizer.layer_lr_decay is 1.5"),
+        ({"power": -1.0}, "optimizer.power"),
+    ],
+)
+def test_impossible_values_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**values)

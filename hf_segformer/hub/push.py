@@ -99,10 +99,10 @@ def _published_files(folder: Path, repo_id: str) -> dict[str, bytes | str]:
     if paths.count(folder / "model.safetensors"):
         paths = [path for path in paths if path.name != "model.safetensors.index.json"]
     paths += _code_files(folder, {**(config.get("auto_map") or {}), **(processor.get("auto_map") or {})})
-    from ..app.session import example_pictures
+    from ..app.session import example_images
 
     card = card_text(folder, repo_id=repo_id).encode()
-    examples = {path.relative_to(folder).as_posix(): str(path) for path, _ in example_pictures(folder)}
+    examples = {path.relative_to(folder).as_posix(): str(path) for path, _ in example_images(folder)}
     return {"README.md": card, **{path.name: str(path) for path in sorted(paths)}, **examples}
 
 

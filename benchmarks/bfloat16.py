@@ -5,7 +5,9 @@ from functools import partial
 
 import torch
 
-from hf_segformer.benchmarking.comparison import Call, Task, build_call, compare
+from hf_segformer.benchmarking.comparison import compare
+from hf_segformer.benchmarking.tasks import Task, build_call
+from hf_segformer.benchmarking.timing import Call
 
 from .inference import rows_at_512
 from .record import Options, Record, main

@@ -100,7 +100,7 @@ def write_rows(path: Path, rows: Sequence[Any]) -> None:
     partial.replace(path)
 
 
-def decode_dataset(path: Path, about: Mapping[str, str]) -> list[Row]:
+def read_rows(path: Path, about: Mapping[str, str]) -> list[Row]:
     """The rows of a file that the same GPU, versions and code gave, at whatever commit."""
     if not path.exists():
         return []
@@ -299,7 +299,7 @@ def run(keys: Sequence[Key], arguments: argparse.Namespace, path: Path | None) -
     """
     deadline = time.monotonic() + 60 * arguments.minutes
     about, settings = identity(arguments.device), (arguments.device, arguments.tiny, arguments.rounds)
-    rows = decode_dataset(path, about) if path else []
+    rows = read_rows(path, about) if path else []
     while (todo := _missing(keys, rows)) and time.monotonic() < deadline:
         wrong = {row.variant for row in rows if row.task == "check" and _bars(row.key, row.is_right)}
         for key, result in _results(todo, settings, wrong, deadline):

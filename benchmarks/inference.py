@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from hf_segformer import SegFormerConfig
-from hf_segformer.benchmarking.comparison import EAGER, Task, measure
+from hf_segformer.benchmarking.tasks import EAGER, Task, measure
 
 from .record import Options, Record, Row, main
 

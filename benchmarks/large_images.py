@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
-from hf_segformer.benchmarking.comparison import QUIET, OtherLoad, Timing
+from hf_segformer.benchmarking.timing import QUIET, OtherLoad, Timing
 from hf_segformer.inference.tiling import Tiling, blend, block_labels
 from hf_segformer.upsampling_segformer import upsample_argmax
 
@@ -88,7 +88,7 @@ def label(
     model = SegFormerForSemanticSegmentation(SegFormerConfig(num_labels=NUM_CLASSES)).eval()
     load, began = OtherLoad(), time.perf_counter()
     predict_large_image(model, SegFormerImageProcessor(), source, destination, tiling=tiling, half=half, progress=False)
-    return time.perf_counter() - began, peak(), load.parallel_for()
+    return time.perf_counter() - began, peak(), load.share()
 
 
 def peak() -> int:
@@ -182,7 +182,7 @@ def measure_agreement(options: Options) -> list[Record]:
         for overlap in (0, 64, 128, 192, 256):
             load, began = OtherLoad(), time.perf_counter()
             found, found_labels = tiled(model, pixels, Tiling(_SMALL_TILE, overlap))
-            timing, others = time.perf_counter() - began, load.parallel_for()
+            timing, others = time.perf_counter() - began, load.share()
             differs = (found - whole).abs().amax(0)
             note = (
                 f"logits differ by {differs.median():.2f} in the median and {differs.max():.1f} at most, of "

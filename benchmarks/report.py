@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from hf_segformer import SegFormerConfig
-from hf_segformer.benchmarking.comparison import QUIET
 from hf_segformer.benchmarking.cost import model_info
+from hf_segformer.benchmarking.timing import QUIET
 
 from . import bfloat16, compiled, exports, inference, labels, large_images, predict, profile, sizes, training
 from .goals import COMPILED, GOALS, OURS, THEIRS, Results, Row, memory, speed

@@ -15,29 +15,23 @@ from hf_segformer import SegFormerConfig
 from hf_segformer.benchmarking.comparison import (
     DisagreementError,
     Measurement,
-    OtherLoad,
-    Task,
-    Timing,
     compare,
-    format_measurements,
-    gradient_difference,
-    interleaved_timing,
     largest_difference,
-    measure,
-    peak_memory,
     require_agreement,
-    run_model,
 )
+from hf_segformer.benchmarking.memory import peak_memory
+from hf_segformer.benchmarking.tasks import Task, format_measurements, gradient_difference, measure, run_model
+from hf_segformer.benchmarking.timing import OtherLoad, Timing, interleaved_timing
 from hf_segformer.cli.main import main as segformer
-from tests.cli.test_main import assert_one_line
+from tests.support.commands import assert_one_line, assert_usage_error
 
 MEBIBYTE = 2**20
 
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch):
-    monkeypatch.setattr("hf_segformer.benchmarking.comparison._PAUSE", 0.0)
-    monkeypatch.setattr("hf_segformer.benchmarking.comparison._RETRY", 0.0)
+    monkeypatch.setattr("hf_segformer.benchmarking.timing._PAUSE", 0.0)
+    monkeypatch.setattr("hf_segformer.benchmarking.timing._RETRY", 0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +115,7 @@ def test_a_system_that_does_not_tell_is_neither_quiet_nor_disturbed():
 
 def test_own_work_is_not_taken_for_that_of_others(monkeypatch):
     times = {"busy": 0.0, "own": 0.0, "now": 0.0}
-    monkeypatch.setattr("hf_segformer.benchmarking.comparison._busy_seconds", lambda: times["busy"])
+    monkeypatch.setattr("hf_segformer.benchmarking.timing._busy_seconds", lambda: times["busy"])
     monkeypatch.setattr("time.process_time", lambda: times["own"])
     monkeypatch.setattr("time.perf_counter", lambda: times["now"])
     monkeypatch.setattr("os.cpu_count", lambda: 2)
@@ -172,11 +166,11 @@ def test_both_networks_agree_with_their_statistics_and_a_wrong_one_is_noticed(ti
     [first, ours] = measure(task, rounds=1, load=Others(0), memory_of=())
     assert (first.difference, first.memory) == (None, None)
     assert ours.difference < 1e-5
-    forget = Task.ours
-    monkeypatch.setattr(Task, "theirs", lambda self: self.ours())
-    monkeypatch.setattr(Task, "ours", lambda self: _without_statistics(forget(self)))
-    right = forget(task)
-    monkeypatch.setattr(Task, "theirs", lambda self: right)
+    build = Task.build_hf_segformer
+    monkeypatch.setattr(Task, "build_transformers", lambda self: self.build_hf_segformer())
+    monkeypatch.setattr(Task, "build_hf_segformer", lambda self: _without_statistics(build(self)))
+    right = build(task)
+    monkeypatch.setattr(Task, "build_transformers", lambda self: right)
     with pytest.raises(DisagreementError, match="hf_segformer differs"):
         measure(task, rounds=1, load=Others(0), memory_of=())
 
@@ -185,7 +179,7 @@ def test_a_training_step_is_timed_with_gradients_on_every_parameter(tiny_config)
     task = Task(tiny_config(), 2, 64, 96, is_training=True)
     found = measure(task, rounds=1, load=Others(0), memory_of=())
     assert found[1].difference < 1e-4
-    model = task.ours()
+    model = task.build_hf_segformer()
     assert run_model(model, task)().requires_grad is False
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -198,14 +192,14 @@ def _without_statistics(model):
 def test_gradients_agree_and_a_wrong_one_is_noticed(tiny_config, monkeypatch):
     task = Task(tiny_config(), 2, 64, 96, is_training=True)
     assert gradient_difference(task) < 1e-4
-    right = Task.ours
+    right = Task.build_hf_segformer
 
     def wrong(self):
         model = right(self)
         model.segformer.encoder.block[0][0].mlp.dense1.weight.register_hook(lambda gradient: 1.5 * gradient)
         return model
 
-    monkeypatch.setattr(Task, "ours", wrong)
+    monkeypatch.setattr(Task, "build_hf_segformer", wrong)
     assert gradient_difference(task) > 1e-3
 
 
@@ -382,7 +376,7 @@ def test_options_limit_the_rounds_of_a_row_and_never_add_any():
 
 
 def test_bench_prints_a_table(capsys, monkeypatch):
-    monkeypatch.setattr("hf_segformer.benchmarking.comparison.OtherLoad", lambda: Others(0.0))
+    monkeypatch.setattr("hf_segformer.benchmarking.timing.OtherLoad", lambda: Others(0.0))
     arguments = ["--size", "32x32", "--no-compile", "--repeats", "1", "--threads", "1", "--num-labels", "5"]
     assert segformer(["bench", "b0", *arguments]) == 0
     title, header, theirs, ours, *_ = capsys.readouterr().out.splitlines()
@@ -426,14 +420,23 @@ def test_a_table_has_a_line_for_each_candidate_and_size():
     ("arguments", "words"),
     [
         (["b9"], ["b9"]),
-        (["b0", "--size", "512"], ["512", "HEIGHTxWIDTH"]),
-        (["b0", "--size", "16x64"], ["16x64", "32"]),
-        (["b0", "--batch", "0"], ["--batch", "0"]),
-        (["b0", "--threads", "-1"], ["--threads", "-1"]),
-        (["b0", "--repeats", "0"], ["--repeats"]),
         (["b0", "--device", "abacus"], ["abacus"]),
     ],
 )
-def test_wrong_input_of_bench_gets_one_line(arguments, words, capsys):
+def test_bench_errors_are_one_line(arguments, words, capsys):
     assert segformer(["bench", *arguments]) == 1
     assert_one_line(capsys.readouterr().err, *words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--size", "512"], ["512", "HEIGHTxWIDTH"]),
+        (["--size", "16x64"], ["16x64", "32"]),
+        (["--batch-size", "0"], ["--batch-size", "0"]),
+        (["--threads", "-1"], ["--threads", "-1"]),
+        (["--repeats", "0"], ["--repeats"]),
+    ],
+)
+def test_wrong_usage_of_bench_exits_with_2(arguments, words, capsys):
+    assert_usage_error(["bench", "b0", *arguments], capsys, *words)

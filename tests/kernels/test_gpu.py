@@ -133,9 +133,9 @@ def test_a_second_call_goes_on_where_the_first_one_stopped(measure_badly, tmp_pa
     assert rows[0] == first
     assert [row.key for row in rows] == [KEYS[0], KEYS[4]]
     assert measure_badly([KEYS[2], KEYS[0], KEYS[4]], minutes=0.05, patience=99) == rows  # no time for what hangs
-    assert gpu.decode_dataset(path, gpu.identity("cpu")) == rows
-    assert gpu.decode_dataset(path, {**gpu.identity("cpu"), "commit": "another, of files that are not code"}) == rows
-    assert gpu.decode_dataset(path, {**gpu.identity("cpu"), "code": "another"}) == []
+    assert gpu.read_rows(path, gpu.identity("cpu")) == rows
+    assert gpu.read_rows(path, {**gpu.identity("cpu"), "commit": "another, of files that are not code"}) == rows
+    assert gpu.read_rows(path, {**gpu.identity("cpu"), "code": "another"}) == []
 
 
 def _measure_what_fails():

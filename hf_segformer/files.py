@@ -2,8 +2,10 @@
 
 import errno
 import json
+import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,48 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
+@contextmanager
+def atomic_directory(destination: str | Path) -> Iterator[Path]:
+    """A new folder to write into, whose files become the destination's if all goes well; otherwise nothing is left.
+
+    It is beside the destination and renamed at the end, or within the destination where that exists already: a mount
+    point, or the current folder, cannot be replaced.
+
+    Args:
+        destination: a folder that does not exist yet, or is empty.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    destination = Path(destination)
+    exists, name = destination.is_dir(), f".{destination.name}.{os.getpid()}.partial"
+    partial = destination / name if exists else destination.with_name(name)
+    created = [folder for folder in partial.parents if not folder.exists()]
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if exists:
+            for path in partial.iterdir():
+                path.rename(destination / path.name)
+            partial.rmdir()
+        else:
+            partial.rename(destination)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in created:
+            with suppress(OSError):  # another process has put something there meanwhile
+                folder.rmdir()
+        raise
+
+
+def check_new_or_empty(destination: Path) -> None:
+    """Raise ValueError unless a folder does not exist yet, or is empty."""
+    if destination.is_dir() and any(destination.iterdir()):
+        raise ValueError(f"{destination} is a folder with files in it; expected a new or an empty folder")
+    if destination.exists() and not destination.is_dir():
+        raise ValueError(f"{destination} is a file; expected a new or an empty folder")
+
+
 def write_json(values: dict[str, Any], path: str | Path) -> None:
     """Write a JSON file whole or not at all: what reads it never finds half of it.
 
@@ -73,4 +117,4 @@ def write_json(values: dict[str, Any], path: str | Path) -> None:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-__all__ = ["atomic_write", "is_full", "named", "write_json"]
+__all__ = ["atomic_directory", "atomic_write", "check_new_or_empty", "is_full", "named", "write_json"]

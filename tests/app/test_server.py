@@ -55,7 +55,7 @@ def one_line(err):
 def command(folder, *options, **environment):
     """`segformer app`, in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "hf_segformer.cli.main", "app", str(folder), "--device", "cpu", *options],
+        [sys.executable, "-m", "hf_segformer", "app", str(folder), "--device", "cpu", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -82,8 +82,8 @@ def test_gradio_is_told_to_keep_to_this_machine(folder):
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1"])
 def test_an_impossible_port_is_told(port, folder, capsys):
-    assert main(["app", str(folder), "--port", port]) == 1
-    assert f"--port is {port}, but it must be 1 to 65535" in one_line(capsys.readouterr().err)
+    assert main(["app", str(folder), "--port", port]) == 2
+    assert f"--port: got '{port}'; expected a whole number from 1 to 65535" in one_line(capsys.readouterr().err)
 
 
 @NEEDS_GRADIO

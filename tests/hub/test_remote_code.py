@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import transformers
 
+from tests.support.hub_cases import CODE, NEEDS_AUTO_IMAGE_PROCESSOR, SEGMENTATION
 from tests.support.hub_server import Blob, LoopbackHub, Repository
 from tests.support.remote_code import (
     HEIGHT,
@@ -30,7 +30,6 @@ from tests.support.remote_code import (
 )
 
 PACKAGE = Path(__file__).resolve().parents[2] / "hf_segformer"
-CODE = {path.name for path in PACKAGE.glob("*_segformer.py")}
 MODEL_CLASSES = ["AutoModel", "AutoModelForSemanticSegmentation", "AutoModelForImageClassification", "AutoBackbone"]
 MODEL_MAP = {
     "AutoConfig": "configuration_segformer.SegFormerConfig",
@@ -40,11 +39,6 @@ MODEL_MAP = {
     "AutoBackbone": "modeling_segformer.SegFormerBackbone",
 }
 PROCESSOR_MAP = {"AutoImageProcessor": "image_processing_segformer.SegFormerImageProcessor"}
-SEGMENTATION = "AutoModelForSemanticSegmentation"
-NEEDS_AUTO_IMAGE_PROCESSOR = pytest.mark.skipif(
-    hasattr(transformers.AutoImageProcessor, "_backends"),  # a placeholder, where there is no torchvision
-    reason="in this Transformers AutoImageProcessor itself needs torchvision",
-)
 
 
 def assert_same_answer(answer, expected):

@@ -25,11 +25,13 @@ from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegF
 from hf_segformer.benchmarking.timing import QUIET, OtherLoad, Timing
 from hf_segformer.inference.tiling import Tiling, blend, block_labels
 from hf_segformer.upsampling_segformer import upsample_argmax
+from hf_segformer.visualization import colorize, figure
 
 from .record import ROOT, Options, Record, Row, main
 
 TILE, NUM_CLASSES = 1024, 6
 _TRAINED = ROOT / "docs" / "results" / "camvid_b0"
+_SEAMS = ROOT / "docs" / "pictures" / "seams.png"
 _SMALL_TILE = 384  # pixels, near the 360 of the frames that the network was trained on
 _PANEL, _BUILDING = (16, 44, 336, 284), 1  # the first map in predicted.png; a class
 # CamVid's colour of a class, and what such things look like.
@@ -172,10 +174,25 @@ def tiled(model: SegFormerForSemanticSegmentation, pixels: Tensor, tiling: Tilin
     return logits, labels
 
 
+def draw_seams(model: SegFormerForSemanticSegmentation, pixels: Tensor) -> None:
+    """Draw docs/pictures/seams.png: the street predicted whole, and in tiles without and with overlap."""
+    colors = list(_LOOKS)
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    overlaps = (0, _SMALL_TILE // 2)
+    maps = [upsample_argmax(model(pixels).logits, pixels.shape[-2:])[0]]
+    maps += [tiled(model, pixels, Tiling(_SMALL_TILE, overlap))[1] for overlap in overlaps]
+    titles = ["image", "predicted whole", *(f"tiles of {_SMALL_TILE}, overlap {overlap}" for overlap in overlaps)]
+    images = [street(), *(colorize(labels.numpy(), colors) for labels in maps)]
+    crops = [image.crop((0, 0, 1280, 704)) for image in images]
+    _SEAMS.parent.mkdir(parents=True, exist_ok=True)
+    figure([crops], titles, names, colors, panel_height=220).save(_SEAMS, optimize=True)
+
+
 def measure_agreement(options: Options) -> list[Record]:
-    """Tiled against whole, by overlap: the difference is the share of pixels with another label."""
+    """Compare tiled with whole prediction by overlap; the difference is the share of pixels with another label."""
     with torch.inference_mode():
         model, pixels = trained()
+        draw_seams(model, pixels)
         whole = model(pixels).logits[0]
         labels = upsample_argmax(whole[None], pixels.shape[-2:])[0]
         records = []

@@ -75,6 +75,22 @@ def write_json(values: dict[str, Any], path: str | Path) -> None:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the object in a JSON file.
+
+    Raises:
+        ValueError: if it holds anything else.
+        OSError: if it cannot be read.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}; expected a JSON object")
+    return values
+
+
 # A file of the Hub's cache: CACHE/models--OWNER--NAME/snapshots/COMMIT/FILE -> CACHE/models--OWNER--NAME/blobs/HASH,
 # which may itself be a link to CACHE/blobs/HA/HASH.
 _SNAPSHOT = re.compile(r"(?P<cache>.*)/(?P<repository>(models|datasets|spaces)--[^/]+)/snapshots/[^/]+(/|\Z)")
@@ -126,4 +142,4 @@ def _is_cached_blob(root: Path, target: Path) -> bool:
     return re.fullmatch(re.escape(snapshot["cache"]) + blob, target.as_posix()) is not None
 
 
-__all__ = ["atomic_write", "is_full", "named", "resolve_inside", "write_json"]
+__all__ = ["atomic_write", "is_full", "named", "read_json", "resolve_inside", "write_json"]

@@ -37,7 +37,9 @@ def add_convert(commands) -> None:
 def convert(arguments: argparse.Namespace) -> None:
     """Run `segformer convert`."""
     from ..conversion.checkpoints import locate
-    from ..conversion.convert import convert_checkpoint, image_processor_for, to_transformers
+    from ..conversion.convert import convert_checkpoint
+    from ..conversion.loading import image_processor_for
+    from ..conversion.to_transformers import to_transformers
 
     require_free(arguments.destination)
     source = locate(arguments.source)
@@ -156,7 +158,7 @@ def add_export(commands) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Run `segformer export`."""
-    from ..conversion.convert import load_segmentation
+    from ..conversion.loading import load_segmentation
     from ..data.pairing import decode_dataset, pair_images_and_masks, pictures_in
     from ..export.exporters import ExportConfig, export_model, format_report
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration_segformer import VARIANTS, SegFormerConfig
-from ..conversion.checkpoints import read_json
+from ..files import read_json
 from ..training.run_record import is_hub_id
 
 PICTURES = ("prediction.png", "confusion.png", "curve.png")

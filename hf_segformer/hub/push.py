@@ -10,7 +10,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from ..conversion.checkpoints import read_json
+from ..files import read_json
 from .model_card import PICTURES, card_text, read_model_config, read_weights, weight_files
 
 _MEASURED = ("metrics.json", "training.json", *PICTURES)

@@ -239,9 +239,9 @@ def push(arguments: argparse.Namespace) -> None:
     options = {"private": arguments.private, "revision": arguments.revision}
     page, needs_token = None, False
     if arguments.app:
-        from ..hub.space import push_folder_with_app
+        from ..hub.space import push_folder_with_space
 
-        commit, page, needs_token = push_folder_with_app(arguments.folder, arguments.repository, **options)
+        commit, page, needs_token = push_folder_with_space(arguments.folder, arguments.repository, **options)
     else:
         from ..hub.push import push_folder
 

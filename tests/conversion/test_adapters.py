@@ -35,9 +35,8 @@ def adapt(base, folder, **options):
     options = {"r": 4, "lora_alpha": 6, "target_modules": ["query", "value"], **options}
     model = peft.get_peft_model(model, peft.LoraConfig(**options)).eval()
     for name, tensor in model.state_dict().items():
-        if "lora_" in name or "modules_to_save" in name:
-            if tensor.is_floating_point():
-                tensor.uniform_(0.1, 0.3)
+        if ("lora_" in name or "modules_to_save" in name) and tensor.is_floating_point():
+            tensor.uniform_(0.1, 0.3)
     model.save_pretrained(folder)
     return model.merge_and_unload()
 

@@ -23,7 +23,8 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .config import InferenceOptions
-    from .conversion.convert import convert_checkpoint, load_segmentation
+    from .conversion.convert import convert_checkpoint
+    from .conversion.loading import load_segmentation
     from .evaluation.evaluate import evaluate
     from .evaluation.metrics import SegmentationMetrics
     from .inference.large_image import predict_large_image
@@ -39,7 +40,7 @@ _LAZY = {
     "SegmentationMetrics": "evaluation.metrics",
     "convert_checkpoint": "conversion.convert",
     "evaluate": "evaluation.evaluate",
-    "load_segmentation": "conversion.convert",
+    "load_segmentation": "conversion.loading",
     "predict_large_image": "inference.large_image",
 }
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -117,4 +118,80 @@ def write_json(values: dict[str, Any], path: str | Path) -> None:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-__all__ = ["atomic_directory", "atomic_write", "check_new_or_empty", "is_full", "named", "write_json"]
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the object in a JSON file.
+
+    Raises:
+        ValueError: if it holds anything else.
+        OSError: if it cannot be read.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}; expected a JSON object")
+    return values
+
+
+# A file of the Hub's cache: CACHE/models--OWNER--NAME/snapshots/COMMIT/FILE -> CACHE/models--OWNER--NAME/blobs/HASH,
+# which may itself be a link to CACHE/blobs/HA/HASH.
+_SNAPSHOT = re.compile(r"(?P<cache>.*)/(?P<repository>(models|datasets|spaces)--[^/]+)/snapshots/[^/]+(/|\Z)")
+_BLOB = r"(/{repository})?/blobs/([0-9a-f]{{2}}/)?[0-9a-f]{{40,64}}"
+
+
+def resolve_inside(folder: str | Path, name: str | Path) -> Path:
+    """Path of a file that a stranger named, guaranteed to lead nowhere but into a folder.
+
+    Every name that comes from a file, an archive, a data set or a pattern goes through here before it is opened,
+    written or published. Symbolic links are followed, wherever they stand on the way, and may not leave the folder;
+    links of the Hugging Face cache from a snapshot to its own blobs may.
+
+    Args:
+        folder: the folder that the name belongs to; may itself be a link, since the user chose it.
+        name: relative path; the file need not exist.
+
+    Returns:
+        `folder / name`, links not resolved.
+
+    Raises:
+        ValueError: if the name is empty or absolute, goes up by `..`, or leads outside through a link.
+
+    Example:
+        >>> from hf_segformer.files import resolve_inside
+        >>> resolve_inside("model", "examples/a.png").as_posix()
+        'model/examples/a.png'
+        >>> resolve_inside("model", "../secret.png")
+        Traceback (most recent call last):
+        ...
+        ValueError: '../secret.png' leads outside model; expected a relative path within it
+    """
+    folder, text = Path(folder), os.fspath(name)
+    path = Path(text)
+    if not path.parts or path.anchor or ".." in path.parts or "\0" in text:
+        raise ValueError(f"{text!r} leads outside {folder}; expected a relative path within it")
+    root, target = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / path))
+    if not target.is_relative_to(root) and not _is_cached_blob(root, target):
+        raise ValueError(f"{text!r} in {folder} is a link to {target}, outside the folder; replace it with a copy")
+    return folder / path
+
+
+def _is_cached_blob(root: Path, target: Path) -> bool:
+    """Return True if both are real paths of one Hub cache: a snapshot, and a blob that its links may point to."""
+    snapshot = _SNAPSHOT.match(root.as_posix())
+    if snapshot is None or not target.is_relative_to(snapshot["cache"]):
+        return False
+    blob = _BLOB.format(repository=re.escape(snapshot["repository"]))
+    return re.fullmatch(re.escape(snapshot["cache"]) + blob, target.as_posix()) is not None
+
+
+__all__ = [
+    "atomic_directory",
+    "atomic_write",
+    "check_new_or_empty",
+    "is_full",
+    "named",
+    "read_json",
+    "resolve_inside",
+    "write_json",
+]

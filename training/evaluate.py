@@ -79,7 +79,7 @@ def evaluate_checkpoint(checkpoint: str, recipe: Recipe, folder: Path) -> None:
     from transformers import logging
 
     from hf_segformer.conversion.checkpoints import locate
-    from hf_segformer.conversion.convert import own_processor, segmentation_model
+    from hf_segformer.conversion.loading import load_segmentation, own_processor
     from hf_segformer.evaluation.evaluate import evaluate
     from hf_segformer.training.data import load_data
     from hf_segformer.training.report import write_evaluation
@@ -87,7 +87,7 @@ def evaluate_checkpoint(checkpoint: str, recipe: Recipe, folder: Path) -> None:
     options, state = recipe.evaluation, PartialState(cpu=not torch.accelerator.is_available())
     logging.disable_progress_bar()
     path = locate(checkpoint)
-    model = segmentation_model(path)
+    model, _ = load_segmentation(path)
     processor = own_processor(path, model)
     data = load_data(recipe.data, model.config.num_channels)
     _check_classes(checkpoint, model.config, data.names)

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from ..conversion.checkpoints import is_repository, locate
+from ..hub.examples import find_example_images
 from ..inference.predictor import SegFormerPredictor
 from ..visualization import Color
 from .session import (
     Result,
-    example_pictures,
     predict_upload,
     summary,
     timing,
@@ -66,7 +66,7 @@ def build_app(predictor: SegFormerPredictor, title: str, examples: Any = ()) -> 
     Args:
         predictor: labels the pictures.
         title: of the page.
-        examples: paths of pictures and their titles, as `app_results.example_pictures` gives them.
+        examples: paths of pictures and their titles, as `find_example_images` gives them.
 
     Returns:
         a `gradio.Blocks`.
@@ -225,7 +225,7 @@ def serve(
     name = path.resolve().name if path.is_dir() else path.stem
     title = source if is_repository(source) else name
     with _own_folder():
-        blocks = build_app(predictor, title, example_pictures(folder))
+        blocks = build_app(predictor, title, find_example_images(folder, skip_outside=True))
         address = launch(blocks, host, port)
         try:
             _wait_for_the_end(f"{title} is at {address}   (Ctrl-C ends it)")

@@ -6,7 +6,6 @@ map that is kept; shown is a smaller copy where the picture is large, handed out
 Axes: H W the picture's sides.
 """
 
-import re
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
-from huggingface_hub import RepoCard
 from PIL import Image
 
 from ..configuration_segformer import VARIANTS
@@ -29,7 +26,6 @@ MAX_PIXELS = 4096 * 4096
 _SHOWN_SIDE = 1280
 _HIDDEN = -1
 _TIMES = "\N{MULTIPLICATION SIGN}"
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,41 +166,6 @@ def summary(predictor: SegFormerPredictor) -> str:
     return " · ".join([*parts, _input_size(predictor.processor), f"{dtype} on {model.device.type}"])
 
 
-def example_pictures(folder: Path) -> list[tuple[Path, str]]:
-    """The pictures that a model's card names under `widget`, or else those in `examples/` beside it, with titles.
-
-    An entry's `src` is a path beside the card, or a Hub address of a file that lies there; other addresses are left
-    out, since a page that is local fetches nothing.
-    """
-    found = [(folder / path, title) for path, title in _widgets(folder / "README.md")]
-    found = [(path, title) for path, title in found if _is_inside(path, folder)]
-    if not found and (folder / "examples").is_dir():
-        found = [(path, path.stem) for path in sorted((folder / "examples").iterdir())]
-    return [(path, title) for path, title in found if path.suffix.lower() in _PICTURES and path.is_file()]
-
-
-def _widgets(card: Path) -> list[tuple[str, str]]:
-    """`src` and title of each picture in a card's front matter."""
-    if not card.is_file():
-        return []
-    try:
-        entries = RepoCard.load(card, ignore_metadata_errors=True).data.to_dict().get("widget")
-    except (ValueError, OSError, yaml.YAMLError):  # a card that somebody broke is no reason not to show the model
-        return []
-    pairs = [
-        (entry["src"], entry.get("example_title"))
-        for entry in (entries if isinstance(entries, list) else [])
-        if isinstance(entry, dict) and isinstance(entry.get("src"), str)
-    ]
-    paths = [(re.sub(r"^https://huggingface\.co/[^/]+/[^/]+/resolve/[^/]+/", "", src), title) for src, title in pairs]
-    return [(path, str(title or Path(path).stem)) for path, title in paths if "://" not in path]
-
-
-def _is_inside(path: Path, folder: Path) -> bool:
-    # A downloaded snapshot's files are links to a store beside it, so the links are not followed.
-    return ".." not in path.parts and path.is_relative_to(folder)
-
-
 def _reduced(picture: Image.Image) -> Image.Image:
     picture = picture.convert("RGB")
     picture.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
@@ -236,7 +197,6 @@ __all__ = [
     "MAX_PIXELS",
     "Result",
     "draw",
-    "example_pictures",
     "predict_upload",
     "summary",
     "timing",

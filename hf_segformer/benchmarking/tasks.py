@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..configuration_segformer import SegFormerConfig
-from ..conversion.convert import to_transformers
+from ..conversion.to_transformers import to_transformers
 from ..modeling_segformer import SegFormerForSemanticSegmentation
 from .comparison import Measurement, compare, largest_difference
 from .memory import MEBIBYTE

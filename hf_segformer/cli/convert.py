@@ -38,7 +38,9 @@ def check(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Convert, and print what was found."""
     from ..conversion.checkpoints import locate
-    from ..conversion.convert import convert_checkpoint, image_processor_for, to_transformers
+    from ..conversion.convert import convert_checkpoint
+    from ..conversion.loading import image_processor_for
+    from ..conversion.to_transformers import to_transformers
 
     source = locate(arguments.source)
     model = convert_checkpoint(source, num_channels=arguments.num_channels, encoder_only=arguments.encoder_only)

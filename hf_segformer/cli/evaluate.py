@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
     from accelerate import PartialState
 
-    from ..conversion.convert import load_segmentation
+    from ..conversion.loading import load_segmentation
     from ..evaluation.evaluate import evaluate
     from ..files import atomic_write, write_json
     from ..inference.predictor import find_device

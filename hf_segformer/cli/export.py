@@ -68,7 +68,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Export, and print the comparison."""
-    from ..conversion.convert import load_segmentation
+    from ..conversion.loading import load_segmentation
     from ..data.pairing import decode_dataset, pair_images_and_masks, pictures_in
     from ..export.exporters import ExportConfig, export_model, format_report
 

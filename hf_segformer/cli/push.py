@@ -24,9 +24,9 @@ def run(arguments: argparse.Namespace) -> None:
     options = {"private": arguments.private, "revision": arguments.revision}
     space, needs_token = None, False
     if arguments.with_space:
-        from ..hub.space import push_folder_with_app
+        from ..hub.space import push_folder_with_space
 
-        commit, space, needs_token = push_folder_with_app(arguments.folder, arguments.repository, **options)
+        commit, space, needs_token = push_folder_with_space(arguments.folder, arguments.repository, **options)
     else:
         from ..hub.push import push_folder
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from ..conversion.convert import stock_config, stock_processor
+from ..conversion.to_transformers import transformers_config, transformers_processor
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..files import write_json
 from ..image_processing_segformer import SegFormerImageProcessor
@@ -287,8 +287,8 @@ def _write_configurations(
 ) -> None:
     """Names of the classes and the processor's keywords, as this package or transformers.js reads them."""
     if target == "transformers.js":
-        stock_config(model, "SegformerForSemanticSegmentation").to_json_file(folder / "config.json")
-        write_json(stock_processor(processor), folder / "preprocessor_config.json")
+        transformers_config(model, "SegformerForSemanticSegmentation").to_json_file(folder / "config.json")
+        write_json(transformers_processor(processor), folder / "preprocessor_config.json")
     else:
         model.config.to_json_file(folder / "config.json")
         processor.to_json_file(folder / "preprocessor_config.json")

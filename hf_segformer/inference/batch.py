@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..conversion.checkpoints import read_json
 from ..data.sources import DatasetSource, FileSource, InputItem
-from ..files import is_full, write_json
+from ..files import is_full, read_json, write_json
 from .predictor import Prediction, Predictions, Prepared, SegFormerPredictor, told
 from .writers import ParquetWriter, PngWriter
 

@@ -24,10 +24,10 @@ from transformers import (
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 
 from ..configuration_segformer import VARIANTS
-from ..conversion.checkpoints import read_json
 from ..data.transforms import EpochSampler, EvalDataset, TrainDataset, TrainStream, collate
 from ..evaluation.evaluate import evaluate
 from ..evaluation.metrics import SegmentationMetrics, predict_labels
+from ..files import read_json
 from ..hub.model_card import write_card
 from .callbacks import StopAfterStep, StopAtNonFinite
 from .data import Data, load_data

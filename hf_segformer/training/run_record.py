@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_json
+from ..hub.model_card import is_hub_id
 from ..version import __version__
 from .plots import draw_curve
 
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 # Where a run lay on somebody's machine, and what it signed in with, is no part of a recipe.
 _PRIVATE = ("root", "output_dir", "logging_dir", "hub_token", "push_to_hub", "hub_model_id", "report_to", "run_name")
 _ARGUMENTS = ("learning_rate", "weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "seed")
@@ -95,11 +95,6 @@ def write_training(folder: str | Path, facts: dict[str, Any]) -> None:
     (folder / "curve.png").unlink(missing_ok=True)
     if any("loss" in row or "eval_mean_iou" in row for row in facts.get("curve", ())):
         draw_curve(facts["curve"]).save(folder / "curve.png")
-
-
-def is_hub_id(name: Any) -> bool:
-    """Whether it can be the name of a repository on the Hub, `owner/name`."""
-    return isinstance(name, str) and _HUB_ID.fullmatch(name) is not None
 
 
 def _known(values: dict[str, Any]) -> dict[str, Any]:
@@ -196,4 +191,4 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-__all__ = ["build_run_record", "is_hub_id", "write_training"]
+__all__ = ["build_run_record", "write_training"]

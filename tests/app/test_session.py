@@ -1,4 +1,4 @@
-"""What the page shows and hands out, without Gradio: results, overlays, files, words, examples."""
+"""What the page shows and hands out, without Gradio: results, overlays, files, words."""
 
 from dataclasses import replace
 
@@ -11,7 +11,6 @@ from hf_segformer import SegFormerImageProcessor, SegFormerPredictor
 from hf_segformer.app.session import (
     MAX_PIXELS,
     draw,
-    example_pictures,
     predict_upload,
     summary,
     timing,
@@ -123,41 +122,6 @@ def test_words_on_model_and_time(predictor, photo):
         assert part in words
     result = replace(predict_upload(predictor, photo), seconds_preparing=0.005, seconds_predicting=2.5)
     assert "prepared in 5 ms · labelled in 2.50 s on cpu" in timing(result, torch.device("cpu"))
-
-
-def write_card(folder, front_matter):
-    (folder / "README.md").write_text(f"---\n{front_matter}\n---\n# Mine\n")
-
-
-def test_examples_are_the_pictures_that_the_card_names(photo):
-    folder = photo.parent
-    (folder / "outside.png").write_bytes(photo.read_bytes())
-    (folder / "model").mkdir()
-    (folder / "model" / "one.png").write_bytes(photo.read_bytes())
-    write_card(
-        folder / "model",
-        "widget:\n"
-        "- src: https://huggingface.co/me/streets/resolve/main/one.png\n  example_title: A street\n"
-        "- src: https://example.org/foreign.png\n"
-        "- src: ../outside.png\n"
-        "- src: missing.png\n"
-        "- text: no picture",
-    )
-    assert example_pictures(folder / "model") == [(folder / "model" / "one.png", "A street")]
-
-
-def test_without_a_word_on_the_card_examples_lie_in_their_folder(photo):
-    folder = photo.parent
-    assert example_pictures(folder) == []
-    (folder / "examples").mkdir()
-    for name in ("b.png", "a.jpg", "notes.txt"):
-        (folder / "examples" / name).write_bytes(photo.read_bytes())
-    assert [title for _, title in example_pictures(folder)] == ["a", "b"]
-
-
-def test_a_broken_card_hides_no_model(tmp_path):
-    write_card(tmp_path, "widget: [unclosed")
-    assert example_pictures(tmp_path) == []
 
 
 def test_what_is_kept_of_a_large_picture_is_small(predictor, tmp_path):

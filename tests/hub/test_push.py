@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from tests.support.hub_cases import CODE, NEEDS_AUTO_IMAGE_PROCESSOR, SEGMENTATION, assert_refused, run_push
+from tests.support.hub import CODE, NEEDS_AUTO_IMAGE_PROCESSOR, SEGMENTATION, assert_refused, run_command
 from tests.support.hub_server import Blob, LoopbackHub, Repository
 from tests.support.remote_code import LABELS, Client, load, save
 
@@ -272,7 +272,7 @@ def test_no_network_is_told(home, folder):
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     client = Client(home / "alone", url, "hf_me", has_plugin=True)
     try:
-        assert_refused(client, folder, "me/alone", "can not be reached", url)
+        assert_refused(client, folder, "me/alone", "cannot be reached", url)
     finally:
         client.close()
 
@@ -321,13 +321,13 @@ def test_a_failure_in_the_middle_leaves_what_was_published_before(
 
 def test_a_connection_that_breaks_in_the_middle_is_told(hub, author, folder):
     hub.drop("POST .*/commit/", times=30)
-    assert_refused(author, folder, "me/broken", "nothing was published", "can not be reached")
+    assert_refused(author, folder, "me/broken", "nothing was published", "cannot be reached")
     assert hub.undrop() < 30
     assert "me/broken" not in hub.repositories
 
 
 def test_the_command_says_where_it_is_and_how_to_load_just_this(hub, author, folder):
-    status, out, err = author(run_push, folder, "me/command", "--private")
+    status, out, err = author(run_command, folder, "me/command", "--private")
     oid = hub.repositories["me/command"].branches["main"]
     assert (status, err) == (0, "")
     assert f"{hub.url}/me/command/commit/{oid}" in out

@@ -2,12 +2,11 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.support.hub_cases import CODE, NEEDS_AUTO_IMAGE_PROCESSOR, SEGMENTATION
+from tests.support.hub import CODE, NEEDS_AUTO_IMAGE_PROCESSOR, PACKAGE, SEGMENTATION
 from tests.support.hub_server import Blob, LoopbackHub, Repository
 from tests.support.remote_code import (
     HEIGHT,
@@ -29,7 +28,6 @@ from tests.support.remote_code import (
     upload,
 )
 
-PACKAGE = Path(__file__).resolve().parents[2] / "hf_segformer"
 MODEL_CLASSES = ["AutoModel", "AutoModelForSemanticSegmentation", "AutoModelForImageClassification", "AutoBackbone"]
 MODEL_MAP = {
     "AutoConfig": "configuration_segformer.SegFormerConfig",

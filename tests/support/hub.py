@@ -1,6 +1,9 @@
-"""What the tests of the Hub share: the shipped files, the model they publish, and `segformer push` in a client."""
+"""Shared helpers of the Hub tests: the shipped code, the command, and refusals."""
 
+import contextlib
+import io
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import transformers
@@ -8,18 +11,15 @@ import transformers
 PACKAGE = Path(__file__).resolve().parents[2] / "hf_segformer"
 CODE = {path.name for path in PACKAGE.glob("*_segformer.py")}
 SEGMENTATION = "AutoModelForSemanticSegmentation"
+WITH_SPACE = "--with-space"
 NEEDS_AUTO_IMAGE_PROCESSOR = pytest.mark.skipif(
     hasattr(transformers.AutoImageProcessor, "_backends"),  # a placeholder, where there is no torchvision
     reason="in this Transformers AutoImageProcessor itself needs torchvision",
 )
 
 
-def run_push(*arguments):
+def run_command(*arguments):
     """Run `segformer push`; returns status, stdout and stderr."""
-    import contextlib
-    import io
-    from unittest import mock
-
     from hf_segformer.cli.main import main
 
     out, err = io.StringIO(), io.StringIO()
@@ -29,8 +29,8 @@ def run_push(*arguments):
 
 
 def assert_refused(author, folder, repo_id, *words, options=()):
-    """Check that a push fails with one line that holds every word."""
-    status, out, err = author(run_push, folder, repo_id, *options)
+    """Assert that a push ends with one line that holds these words."""
+    status, out, err = author(run_command, folder, repo_id, *options)
     assert status == 1
     assert out == ""
     assert err.startswith("segformer: ")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..version import __version__
 from .images import add_evaluate, add_predict
+from .train import add_train
 
 
 def add_convert(commands) -> None:
@@ -258,7 +259,7 @@ def push(arguments: argparse.Namespace) -> None:
 
 
 _DEBUG_HELP = "show where an error comes from"
-COMMANDS = (add_convert, add_info, add_bench, add_predict, add_evaluate, add_export, add_app, add_push)
+COMMANDS = (add_train, add_convert, add_info, add_bench, add_predict, add_evaluate, add_export, add_app, add_push)
 
 
 def require_free(destination: Path) -> None:
@@ -329,6 +330,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown command {command!r}: {closest(command, names)}")
     arguments = parser.parse_args(argv)
     try:
+        if getattr(arguments, "check", None):
+            arguments.check(arguments)
         arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -338,7 +341,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("segformer: interrupted", file=sys.stderr)
         return 130
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         if arguments.debug:
             traceback.print_exc()
         print(f"segformer: {_in_one_line(error)}", file=sys.stderr)

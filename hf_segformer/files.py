@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 
@@ -15,23 +16,24 @@ from typing import Any
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """A path beside the file to write to; it takes the file's place if all went well, and is removed if not.
 
-    The name is always the same, so what a killed process left is overwritten by the next that writes the file.
+        The name is always the same, so what a killed process left is overwritten by the next that writes the file.
 
     Args:
-        path: the file; its folder must be there.
+            path: the file; its folder must be there.
 
     Raises:
-        OSError: if it can not be written.
+            OSError: if it can not be written.
 
     Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from hf_segformer.files import atomic_write
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with atomic_write(Path(folder) / "a.txt") as partial:
-        ...         _ = partial.write_text("all of it")
-        ...     print((Path(folder) / "a.txt").read_text())
-        all of it
+            >>> import tempfile
+            >>> from pathlib import Path
+    from tempfile import TemporaryDirectory
+            >>> from hf_segformer.files import atomic_write
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     with atomic_write(Path(folder) / "a.txt") as partial:
+            ...         _ = partial.write_text("all of it")
+            ...     print((Path(folder) / "a.txt").read_text())
+            all of it
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -99,6 +101,38 @@ def check_new_or_empty(destination: Path) -> None:
         raise ValueError(f"{destination} is a folder with files in it; expected a new or an empty folder")
     if destination.exists() and not destination.is_dir():
         raise ValueError(f"{destination} is a file; expected a new or an empty folder")
+
+
+def is_process_alive(pid: int) -> bool:
+    """Return True if a process of this number runs on this host."""
+    if os.name == "nt":  # where signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
+def check_writable(folder: Path, setting: str) -> None:
+    """Check that files can be written to a folder, or to where it will be created; nothing is left there.
+
+    Args:
+        folder: need not exist.
+        setting: the option or key that names another folder.
+
+    Raises:
+        OSError: if they cannot.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        TemporaryDirectory(dir=nearest).cleanup()
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot be written to ({nearest}: {error.strerror}); expected another folder by {setting}"
+        ) from error
 
 
 def write_json(values: dict[str, Any], path: str | Path) -> None:
@@ -189,7 +223,9 @@ __all__ = [
     "atomic_directory",
     "atomic_write",
     "check_new_or_empty",
+    "check_writable",
     "is_full",
+    "is_process_alive",
     "named",
     "read_json",
     "resolve_inside",

@@ -22,8 +22,9 @@ from .export import add_export
 from .info import add_info
 from .predict import add_predict
 from .push import add_push
+from .train import add_train
 
-COMMANDS = (add_evaluate, add_predict, add_export, add_convert, add_push, add_app, add_info, add_bench)
+COMMANDS = (add_train, add_evaluate, add_predict, add_export, add_convert, add_push, add_app, add_info, add_bench)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -60,7 +61,7 @@ def build_parser() -> tuple[CommandParser, dict[str, CommandParser]]:
         add_command(commands)
     for each in (parser, *commands.choices.values()):
         each.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks of errors")
-    parser.set_defaults(debug=False, check=None)
+    parser.set_defaults(debug=False, check=None, loads_package=True)
     return parser, dict(commands.choices)
 
 
@@ -81,7 +82,8 @@ def main(argv: Sequence[str] | None = None, load_package: Callable[[], None] = l
             if arguments.check is not None:
                 arguments.check(arguments)
             status = 1
-            load_package()
+            if arguments.loads_package:
+                load_package()
             arguments.run(arguments)
             sys.stdout.flush()
             status = 0

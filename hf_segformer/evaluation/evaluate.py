@@ -70,8 +70,8 @@ class Evaluation:
             ],
             "dataset": {"title": title, "split": split, "images": self.num_images},
             "method": {
-                "window": options.window,
-                "stride": options.step,
+                "sliding_window": options.sliding_window,
+                "stride": options.effective_stride,
                 "flip": options.flip,
                 "scales": list(options.scales),
             },

@@ -104,7 +104,7 @@ class SegFormerPredictor:
             raise ValueError(f"batch_size is {batch_size}, but it must be at least 1")
         self.model, self.processor = model, processor
         self.options = options or InferenceOptions()
-        self.batch_size = 1 if self.options.window else batch_size
+        self.batch_size = 1 if self.options.sliding_window else batch_size
         self.names = class_names(model.config)
         self.palette = _palette(model.config, len(self.names))
 

@@ -224,7 +224,7 @@ def _scaled(side: int, scale: float) -> int:
 def _logits(model: PreTrainedModel, pixels: Tensor, options: InferenceOptions) -> Tensor:
     """Pictures (B, C, H', W') -> logits, a quarter of their sides, or their own sides where a window slides."""
     height, width = pixels.shape[-2:]
-    window, step = options.window, options.step
+    window, step = options.sliding_window, options.effective_stride
     if not window or window >= max(height, width):
         return model(pixels).logits
     total = torch.zeros(len(pixels), model.config.num_labels, height, width, device=pixels.device)

@@ -1,48 +1,89 @@
 """Files that are whole or not there: written under another name beside their own, then renamed."""
 
 import errno
+import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+_LONGEST_NAME = 255  # bytes, on most file systems
+_numbers = itertools.count()
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """A path beside the file to write to; it takes the file's place if all went well, and is removed if not.
 
-        The name is always the same, so what a killed process left is overwritten by the next that writes the file.
+    The name is another one in every process and at every call, so that two writers of one file never mix their bytes.
 
     Args:
-            path: the file; its folder must be there.
+        path: the file; its folder must be there.
 
     Raises:
-            OSError: if it can not be written.
+        OSError: if it can not be written.
 
     Example:
-            >>> import tempfile
-            >>> from pathlib import Path
-    from tempfile import TemporaryDirectory
-            >>> from hf_segformer.files import atomic_write
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     with atomic_write(Path(folder) / "a.txt") as partial:
-            ...         _ = partial.write_text("all of it")
-            ...     print((Path(folder) / "a.txt").read_text())
-            all of it
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from hf_segformer.files import atomic_write
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_write(Path(folder) / "a.txt") as partial:
+        ...         _ = partial.write_text("all of it")
+        ...     print((Path(folder) / "a.txt").read_text())
+        all of it
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     try:
         with named(path):
             yield partial
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """A path beside a file for writing it, unique to the process and the call; its folder is the same."""
+    writer = f"{_host()}-{os.getpid()}-{next(_numbers)}"
+    name = f".{path.name}.{writer}.partial"
+    if len(os.fsencode(name)) > _LONGEST_NAME >= len(os.fsencode(path.name)):
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.{writer}.partial"
+    return path.with_name(name)
+
+
+def remove_stale_partials(folder: str | Path) -> None:
+    """Remove the files below a folder that killed processes of this host left incomplete."""
+    for path in Path(folder).rglob(".*.partial"):
+        host, pid = (path.name.split(".")[-2].split("-") + ["", ""])[:2]
+        if host == _host() and pid.isdigit() and not is_process_alive(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def is_process_alive(pid: int) -> bool:
+    """Return True if a process of this number runs on this host."""
+    if os.name == "nt":  # where signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
+@cache
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
 
 @contextmanager
@@ -75,8 +116,8 @@ def atomic_directory(destination: str | Path) -> Iterator[Path]:
         OSError: if it cannot be written.
     """
     destination = Path(destination)
-    exists, name = destination.is_dir(), f".{destination.name}.{os.getpid()}.partial"
-    partial = destination / name if exists else destination.with_name(name)
+    exists = destination.is_dir()
+    partial = partial_path(destination / "folder" if exists else destination)
     created = [folder for folder in partial.parents if not folder.exists()]
     partial.mkdir(parents=True)
     try:
@@ -101,19 +142,6 @@ def check_new_or_empty(destination: Path) -> None:
         raise ValueError(f"{destination} is a folder with files in it; expected a new or an empty folder")
     if destination.exists() and not destination.is_dir():
         raise ValueError(f"{destination} is a file; expected a new or an empty folder")
-
-
-def is_process_alive(pid: int) -> bool:
-    """Return True if a process of this number runs on this host."""
-    if os.name == "nt":  # where signal 0 is Ctrl-C
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is another user's
-        return True
-    return True
 
 
 def check_writable(folder: Path, setting: str) -> None:
@@ -227,7 +255,9 @@ __all__ = [
     "is_full",
     "is_process_alive",
     "named",
+    "partial_path",
     "read_json",
+    "remove_stale_partials",
     "resolve_inside",
     "write_json",
 ]

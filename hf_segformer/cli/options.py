@@ -7,9 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..config import InferenceOptions
-
-DTYPES = ("float32", "float16", "bfloat16")
+from ..config import DTYPES, InferenceOptions
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -63,11 +61,14 @@ def add_label_values(parser: Any) -> None:
 
 def add_labeled_data(parser: argparse.ArgumentParser) -> None:
     """Add the options that name images with masks: two folders, or a data set."""
-    group = parser.add_argument_group("images with masks", "two folders, or a data set")
+    group = parser.add_argument_group("images with masks", "two folders, a data set, or the data of a recipe")
     group.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
     group.add_argument("--masks", type=Path, metavar="DIR", help="folder of masks with the same names")
     group.add_argument("--image-suffix", default="", metavar="END", help="end of image names, such as _rgb.tif")
     group.add_argument("--mask-suffix", default="", metavar="END", help="end of mask names, such as _mask")
+    group.add_argument(
+        "--recipe", metavar="RECIPE", help="evaluate as this recipe of `segformer train` does: its name, or a TOML file"
+    )
     add_dataset(group, "a folder that datasets can read, or a Hub repository", split="validation")
     group.add_argument("--mask-column", default="label", metavar="NAME", help="of the data set (default: label)")
     add_label_values(group)
@@ -88,27 +89,30 @@ def add_dataset(group: Any, help: str, split: str) -> None:
     group.add_argument("--image-column", default="image", metavar="NAME", help="of the data set (default: image)")
 
 
-def add_inference_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `InferenceOptions`."""
-    group = parser.add_argument_group("inference")
+def add_inference_options(parser: argparse.ArgumentParser, tiles: bool = False) -> None:
+    """Add the options of `InferenceOptions`, those of tiles only on request."""
+    group, default = parser.add_argument_group("inference"), InferenceOptions()
     group.add_argument("--flip", action="store_true", help="average with the prediction of the mirrored image")
     group.add_argument(
-        "--scales", type=float, nargs="+", default=[1.0], metavar="S", help="average over these multiples of the size"
+        "--scales",
+        type=float,
+        nargs="+",
+        default=default.scales,
+        metavar="S",
+        help="average over these multiples of the size",
     )
-    group.add_argument(
-        "--sliding-window",
-        type=whole_number(0),
-        default=0,
-        metavar="N",
-        help="slide a window of N pixels over each image, as the paper does (default: whole images)",
-    )
-    group.add_argument(
-        "--stride",
-        type=whole_number(0),
-        default=0,
-        metavar="N",
-        help="step of the sliding window (default: three quarters of it)",
-    )
+    for name, help in (
+        ("sliding_window", "side of a window that slides over each image, as in the paper (default: whole images)"),
+        ("stride", "step of the sliding window (default: three quarters of it)"),
+        ("tile_size", f"side of the tiles of large images (default: {default.tile_size})"),
+        ("tile_overlap", f"least overlap of tiles (default: {default.tile_overlap})"),
+        ("batch_size", f"most images or tiles at once (default: {default.batch_size})"),
+    ):
+        if name.startswith("tile_") and not tiles:
+            continue
+        option = "--" + name.replace("_", "-")
+        group.add_argument(option, type=whole_number(0), default=getattr(default, name), metavar="N", help=help)
+    group.add_argument("--dtype", choices=DTYPES, help="number type of the network (default: float32)")
 
 
 def inference_options(arguments: argparse.Namespace) -> InferenceOptions:
@@ -117,24 +121,19 @@ def inference_options(arguments: argparse.Namespace) -> InferenceOptions:
     Raises:
         ValueError: if a value is out of range or does not go with another; the message names the options.
     """
-    if arguments.stride and not arguments.sliding_window:
-        raise ValueError(f"--stride is {arguments.stride}; expected together with --sliding-window, whose step it is")
-    values = {"window" if name == "sliding_window" else name: value for name, value in vars(arguments).items()}
-    known = [field.name for field in fields(InferenceOptions)]
+    known = {each.name for each in fields(InferenceOptions)}
     try:
-        return InferenceOptions(**{name: values[name] for name in known if values.get(name) is not None})
+        return InferenceOptions(**{name: value for name, value in vars(arguments).items() if name in known})
     except ValueError as error:
         raise ValueError(as_options(str(error))) from error
 
 
 def as_options(message: str) -> str:
-    """Return an error message with `evaluation.name` spelled as the command line spells it, `--name`."""
-    message = message.replace("evaluation.window", "evaluation.sliding_window")
+    """Return an error message with `evaluation.name` spelled as on the command line, `--name`."""
     return re.sub(r"evaluation\.(\w+)", lambda match: "--" + match[1].replace("_", "-"), message)
 
 
 __all__ = [
-    "DTYPES",
     "add_dataset",
     "add_device",
     "add_inference_options",

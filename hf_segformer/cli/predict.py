@@ -2,16 +2,15 @@
 
 import argparse
 import os
+import sys
 
 from .options import (
-    DTYPES,
     add_dataset,
     add_device,
     add_inference_options,
     add_model,
     add_output_dir,
     inference_options,
-    whole_number,
 )
 
 
@@ -38,13 +37,16 @@ def add_predict(commands) -> None:
     parser.add_argument("--overlay", action="store_true", help="also write NAME_overlay.png")
     parser.add_argument("--legend", choices=["right", "below"], help="add a legend to the overlay")
     parser.add_argument(
+        "--clear",
+        nargs="+",
+        default=[],
+        metavar="CLASS",
+        help="classes that the overlay leaves clear, such as background",
+    )
+    parser.add_argument(
         "--probabilities", choices=["uint8", "float16"], help="also write NAME_probabilities.npy, of all classes"
     )
-    add_inference_options(parser)
-    parser.add_argument(
-        "--batch-size", type=whole_number(1), default=8, metavar="N", help="images per batch (default: 8)"
-    )
-    parser.add_argument("--dtype", choices=DTYPES, help="data type of the network (default: float32)")
+    add_inference_options(parser, tiles=True)
     add_device(parser)
     parser.set_defaults(check=check, run=run)
 
@@ -59,40 +61,39 @@ def check(arguments: argparse.Namespace) -> None:
                 raise ValueError(
                     f"--{option} is given with --format parquet, which holds segmentation maps only; use --format png"
                 )
-    if arguments.legend and not arguments.overlay:
-        raise ValueError(f"--legend is {arguments.legend}; expected together with --overlay")
+    for option in ("legend", "clear"):
+        if getattr(arguments, option) and not arguments.overlay:
+            raise ValueError(f"--{option} is {getattr(arguments, option)}; expected together with --overlay")
     arguments.options = inference_options(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Predict, and print how many images are done."""
-    import torch
-
     from ..data.sources import DatasetSource, FileSource
-    from ..inference.batch import Outputs, predict_batch
+    from ..inference.batch import predict_batch
     from ..inference.predictor import SegFormerPredictor, find_device
+    from ..inference.writers import Outputs
 
-    outputs = Outputs(arguments.format, arguments.overlay, arguments.legend, arguments.probabilities)
+    outputs = Outputs(
+        arguments.format, arguments.overlay, arguments.legend, tuple(arguments.clear), arguments.probabilities
+    )
     source: FileSource | DatasetSource
     if arguments.dataset:
         source = DatasetSource(arguments.dataset, arguments.split, arguments.image_column)
     else:
         source = FileSource(arguments.inputs, arguments.output_dir)
-    predictor = SegFormerPredictor.from_pretrained(
-        arguments.model,
-        device=find_device(arguments.device),
-        dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
-        options=arguments.options,
-        batch_size=arguments.batch_size,
-    )
+    device = find_device(arguments.device)
+    predictor = SegFormerPredictor.from_pretrained(arguments.model, device=device, options=arguments.options)
     report = predict_batch(predictor, source, arguments.output_dir, outputs)
     if int(os.environ.get("RANK", "0")):
         return  # the first process speaks for all; if another failed first, torchrun would end it before it has
-    before = f", {report.num_before} of them before" if report.num_before else ""
-    noun = "image" if report.num_pictures == 1 else "images"
-    print(f"{report.num_pictures} {noun} predicted in {arguments.output_dir}{before}", flush=True)
+    resumed = f", {report.num_resumed} of them by earlier runs" if report.num_resumed else ""
+    noun = "image" if report.num_images == 1 else "images"
+    print(f"{report.num_images} {noun} predicted in {arguments.output_dir}{resumed}", flush=True)
+    if report.skipped:
+        print(f"segformer: {report.format_skipped()}", file=sys.stderr)
     if report.failed:
-        raise ValueError(report.told())
+        raise ValueError(report.format_failures())
 
 
 __all__ = ["add_predict"]

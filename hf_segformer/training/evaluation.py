@@ -22,7 +22,7 @@ from .report import with_background, write_evaluation
 _NUM_WORST = 10
 
 
-def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path) -> Evaluation:
+def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path, device: torch.device | None = None) -> Evaluation:
     """Print the table, and write metrics.json, confusion.png and worst.png.
 
     Several processes (torchrun, `accelerate launch`) share the images; the main one prints and writes.
@@ -31,6 +31,7 @@ def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path) -> Evaluation
         checkpoint: a folder, a file of weights or a Hub repository.
         recipe: its evaluation data and `[evaluation]` are used.
         folder: where to write.
+        device: by default the accelerator of this process if there is one, else the CPU.
 
     Returns:
         the result, in every process that of all images.
@@ -47,7 +48,7 @@ def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path) -> Evaluation
     data = load_data(recipe.data, model.config.num_channels)
     _check_classes(checkpoint, model.config, data.names)
     folder.mkdir(parents=True, exist_ok=True)
-    model, processor = model.to(state.device), processor or data.processor
+    model, processor = model.to(device or state.device), processor or data.processor
     if state.is_main_process:
         print(f"Model    {checkpoint}, {model.num_parameters():,} parameters, {len(data.names)} classes")
         print(f"Data     {len(data.evaluation)} images\n", flush=True)

@@ -13,7 +13,7 @@ import pytest
 
 import segformer_command
 
-COMMANDS = ("evaluate", "predict", "export", "convert", "push", "app", "info", "bench")
+COMMANDS = ("train", "evaluate", "predict", "export", "convert", "push", "app", "info", "bench")
 HEAVY = ("torch", "transformers", "numpy", "PIL", "datasets", "accelerate", "huggingface_hub", "evaluate")
 
 RUN = f"""
@@ -54,10 +54,12 @@ def test_the_command_is_installed():
     assert script.load() is segformer_command.main
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), *((command, "--help") for command in COMMANDS)])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), ("train", "--list"), *((command, "--help") for command in COMMANDS)]
+)
 def test_help_and_version_import_nothing_heavy(arguments):
     result = python(RUN, *arguments)
-    assert result.stdout.startswith(("usage: segformer", "segformer "))
+    assert result.stdout.startswith(("usage: segformer", "segformer ", "ade20k_b0 "))
     assert result.stderr == "status 0 []\n"
 
 
@@ -75,7 +77,10 @@ def test_help_and_version_import_nothing_heavy(arguments):
         (["convert", "a", "."], "expected a new or an empty folder"),
         (["predict", "model"], "required: -o/--output-dir"),
         (["predict", "model", "-o", "out"], "expected either images"),
-        (["predict", "model", "a.png", "-o", "out", "--stride", "32"], "--stride is 32; expected together with"),
+        (
+            ["predict", "model", "a.png", "-o", "out", "--stride", "32"],
+            "--stride is 32; expected 0 without a sliding window: set --sliding-window",
+        ),
         (["predict", "model", "a.png", "-o", "out", "--scales", "0"], "--scales is [0.0]"),
         (["predict", "model", "a.png", "-o", "out", "--legend", "below"], "expected together with --overlay"),
         (["predict", "model", "a.png", "-o", "out", "--format", "parquet", "--overlay"], "use --format png"),
@@ -84,6 +89,12 @@ def test_help_and_version_import_nothing_heavy(arguments):
         (["export", "a", "new", "--to", "onnx", "--int8", "static"], "add --calibration-dir DIR"),
         (["export", "a", "new", "--to", "onnx", "--int8", "dynamic", "--include-processing"], "--int8 is given with"),
         (["export", "a", "new", "--to", "torch", "--fp16"], "expected --to onnx or transformers.js"),
+        (["evaluate", "model", "--recipe", "shapes_b0", "data.rot=x"], "did you mean 'data.root'?"),
+        (["evaluate", "model", "--recipe", "shapes_b0", "--flip"], "set evaluation.flip=VALUE instead"),
+        (["train"], "--list"),
+        (["train", "shapes_b1"], "there is no recipe shapes_b1"),
+        (["train", "shapes_b0", "trainer.max_step=3"], "did you mean 'trainer.max_steps'?"),
+        (["train", "shapes_b0", "evaluation.stride=64"], "evaluation.stride is 64"),
         (["app", "model", "--port", "70000"], "got '70000'; expected a whole number from 1 to 65535"),
     ],
 )

@@ -192,3 +192,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+__all__ = ["build_run_record", "write_run_record"]

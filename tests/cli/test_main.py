@@ -241,7 +241,13 @@ def test_a_closed_pipe_ends_the_process_silently():
 
 
 def test_system_errors_are_shown_without_their_number(tmp_path, capsys):
-    taken, folder = tmp_path / "taken", str(tmp_path)
-    taken.write_text("a file")
-    assert main(["evaluate", "b0", "--images", folder, "--masks", folder, "-o", str(taken)]) == 2
-    assert capsys.readouterr().err == f"segformer: {taken}: File exists\n"
+    (tmp_path / "taken").write_text("a file")
+    folder = str(tmp_path)
+    assert run("evaluate", "b0", "--images", folder, "--masks", folder, "-o", tmp_path / "taken") == 2
+    message = f"{tmp_path}/taken cannot be written to ({tmp_path}/taken: Not a directory)"
+    assert_one_line(capsys.readouterr().err, message, "--output-dir")
+
+
+def test_an_output_folder_is_checked_and_not_created(tmp_path):
+    assert run("evaluate", "nothing", "--images", tmp_path, "--masks", tmp_path, "-o", tmp_path / "out") == 1
+    assert os.listdir(tmp_path) == []

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..dispatch_segformer import is_exactly, is_untouched
+from ..dispatch_segformer import altered
+from ..folding_segformer import fold, unfoldable
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..modeling_segformer import SegFormerDecodeHead, SegFormerForSemanticSegmentation
 from ..upsampling_segformer import upsample
@@ -80,7 +81,7 @@ def merged_head(head: SegFormerDecodeHead) -> tuple[list[Tensor], Tensor]:
     The products are formed in float64, so that they are rounded once.
     """
     head = deepcopy(head).double()
-    matrices, bias = head.fold()
+    matrices, bias = fold(head)
     norm = head.batch_norm
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return [scale[:, None] * matrix for matrix in matrices], (bias - norm.running_mean) * scale + norm.bias
@@ -95,16 +96,16 @@ def require_plain(model: nn.Module) -> None:
         )
     for name, module in model.named_modules():
         if any(True for _ in module.parameters(recurse=False)):
-            is_known = any(is_exactly(module, kind) for kind in _LAYERS)
+            is_known = not all(altered(name, module, kind) for kind in _LAYERS)
         else:
-            is_known = type(module).__module__.startswith(_SOURCES) and is_untouched(module)
+            is_known = type(module).__module__.startswith(_SOURCES) and not altered(name, module, type(module))
         if not is_known:
             raise ValueError(
                 f"{name or 'the model'} is a {type(module).__name__} that does more, or other, than its weights say "
                 "(LoRA, quantisation, hooks): merge adapters (merge_and_unload) or load it in float32, then export"
             )
     head = model.decode_head
-    if type(head) is not SegFormerDecodeHead or not head.is_foldable() or head.batch_norm.running_mean is None:
+    if type(head) is not SegFormerDecodeHead or unfoldable(head) or head.batch_norm.running_mean is None:
         raise ValueError("the decode head is not SegFormer's own any more, so that it can not be folded for export")
 
 

@@ -169,24 +169,24 @@ def export(arguments: argparse.Namespace) -> None:
         raise ValueError("--labels needs the pictures that they belong to: --images DIR")
     request = ExportConfig(
         arguments.to,
-        with_processing=arguments.with_processing,
+        include_processing=arguments.with_processing,
         float16=arguments.fp16,
         int8=arguments.int8,
         calibration=pictures_in(arguments.calibrate) if arguments.calibrate else (),
-        pictures=pictures_in(arguments.images) if arguments.images else (),
-        labelled=pair_images_and_masks(arguments.images, arguments.labels) if arguments.labels else (),
+        images=pictures_in(arguments.images) if arguments.images else (),
+        dataset=pair_images_and_masks(arguments.images, arguments.labels) if arguments.labels else (),
     )
     model, processor = load_segmentation(arguments.source)
     if arguments.labels:
         config = model.config
         rows = decode_dataset(
-            request.labelled,
+            request.dataset,
             config.num_channels,
             config.num_labels,
             reduce_labels=processor.do_reduce_labels,
             label_values=arguments.label_values,
         )
-        request = replace(request, labelled=rows)
+        request = replace(request, dataset=rows)
     with atomic_directory(arguments.destination) as folder:
         report = export_model(model, processor, folder, request)
     print(format_report(report))

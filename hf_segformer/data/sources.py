@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..files import resolve_inside
 from ..geo.rasters import is_raster
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -53,6 +54,12 @@ def find_pictures(inputs: Sequence[str], out: Path) -> list[InputItem]:
         number = len(found)
         for folder, path in _files(given, out):
             name = Path(os.path.relpath(path, folder)).with_suffix("").as_posix()
+            if ".." in Path(name).parts:
+                raise ValueError(
+                    f"{given} matches {path}, which would be filed outside {out}; expected a pattern that stays below "
+                    f"{folder or '.'}: give {os.path.dirname(os.path.realpath(path))} instead"
+                )
+            resolve_inside(out, name)
             if found.setdefault(name, path) != path:
                 raise ValueError(
                     f"{found[name]} and {path} would both be filed as {name}: give their folder, below which names are "
@@ -126,7 +133,7 @@ class DatasetSource:
     """
 
     def __init__(self, name: str, split: str = "train", column: str = "image"):
-        from .pairing import load_splits, undecoded
+        from .pairing import load_splits, require_own_files, undecoded
 
         splits = load_splits(name, only=split)
         if split not in splits:
@@ -138,7 +145,7 @@ class DatasetSource:
             raise ValueError(f"{name} has no rows in {split}")
         self.name, self._column = name, column
         self._origin = f"column {column}, split {split} of {os.path.abspath(name) if os.path.isdir(name) else name}"
-        self._rows = undecoded(loaded.select_columns(column))
+        self._rows = require_own_files(undecoded(loaded.select_columns(column)), name)
 
     def items(self) -> list[InputItem]:
         """One item a row."""

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.sources import InputItem
-from ..files import atomic_write, named
+from ..files import atomic_write, named, resolve_inside
 from ..visualization import Color, overlay, shown, with_legend
 from .predictor import Prediction, Prepared, SegFormerPredictor
 from .segmenter import distinct
@@ -117,7 +117,7 @@ class PngWriter:
         return self._path(name).exists() or self._path(name, _RASTER_LABELS).exists()
 
     def _path(self, name: str, kind: str = "labels.png") -> Path:
-        return self.out / f"{name}_{kind}"
+        return resolve_inside(self.out, f"{name}_{kind}")
 
     def _overlay(self, prepared: Prepared, labels: np.ndarray) -> Image.Image:
         laid = overlay(shown(prepared.picture), labels, self.palette, alpha=0.5)

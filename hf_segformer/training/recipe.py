@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ..files import resolve_inside
 from .data_recipe import DataRecipe
 
 # TrainingArguments that are part of how the program works: label maps need them so, and the card comes last.
@@ -159,7 +160,9 @@ def _with_bases(path: Path) -> list[Path]:
     while base := _read_tables(files[0]).get("base"):
         if not isinstance(base, str):
             raise ValueError(f"{files[0]}: base is {base!r}, but it must be the name of a recipe beside it")
-        files.insert(0, files[0].parent / base)
+        if Path(base).name != base:
+            raise ValueError(f"{files[0]}: base is {base!r}; expected the name of a recipe beside it")
+        files.insert(0, resolve_inside(files[0].parent, base))
         if files[0] in files[1:]:
             raise ValueError(f"{files[1]} builds on itself: base = {base!r}")
     return files

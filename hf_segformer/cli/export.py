@@ -74,23 +74,23 @@ def run(arguments: argparse.Namespace) -> None:
 
     request = ExportConfig(
         arguments.to,
-        with_processing=arguments.include_processing,
+        include_processing=arguments.include_processing,
         float16=arguments.fp16,
         int8=arguments.int8,
         calibration=pictures_in(arguments.calibration_dir) if arguments.calibration_dir else (),
-        pictures=pictures_in(arguments.images) if arguments.images else (),
-        labelled=pair_images_and_masks(arguments.images, arguments.masks) if arguments.masks else (),
+        images=pictures_in(arguments.images) if arguments.images else (),
+        dataset=pair_images_and_masks(arguments.images, arguments.masks) if arguments.masks else (),
     )
     model, processor = load_segmentation(arguments.source)
     if arguments.masks:
         dataset = decode_dataset(
-            request.labelled,
+            request.dataset,
             model.config.num_channels,
             model.config.num_labels,
             reduce_labels=processor.do_reduce_labels,
             label_values=arguments.label_values,
         )
-        request = replace(request, labelled=dataset)
+        request = replace(request, dataset=dataset)
     with atomic_directory(arguments.destination) as folder:
         report = export_model(model, processor, folder, request)
     print(format_report(report))

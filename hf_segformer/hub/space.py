@@ -22,7 +22,7 @@ _DISTRIBUTION = "hf-segformer"
 _MARK = "made by `segformer push --with-space`"
 _APP = '''"""The page of {repo_id}, {mark}."""
 
-from ..app.server import serve
+from hf_segformer.app.server import serve
 
 serve("{repo_id}", revision="{oid}", host="0.0.0.0", port=7860)
 '''

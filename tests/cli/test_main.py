@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoModelForSemanticSegmentation
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerModel
-from hf_segformer.cli.main import COMMANDS, build_parser, main, parse
+from hf_segformer.cli.main import COMMANDS, build_parser, parse
 from hf_segformer.image_processing_segformer import SegFormerImageProcessor
 from hf_segformer.version import __version__
 from tests.support.commands import assert_one_line, assert_usage_error, run

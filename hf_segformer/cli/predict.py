@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 
 from .options import (
     add_dataset,
@@ -91,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
     noun = "image" if report.num_images == 1 else "images"
     print(f"{report.num_images} {noun} predicted in {arguments.output_dir}{resumed}", flush=True)
     if report.skipped:
-        print(f"segformer: {report.format_skipped()}", file=sys.stderr)
+        print(report.format_skipped(), flush=True)
     if report.failed:
         raise ValueError(report.format_failures())
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.sources import InputItem
-from ..files import atomic_write, named, partial_path
+from ..files import atomic_write, named, partial_path, resolve_inside
 from ..visualization import Color, Stretch, displayable, overlay, with_legend
 from .pipeline import Prepared
 from .predictor import Prediction, SegFormerPredictor
@@ -295,7 +295,7 @@ class PngWriter:
         return self._path(name).exists() or self._path(name, _RASTER_MASK).exists()
 
     def _path(self, name: str, suffix: str = _MASK) -> Path:
-        return self.out / f"{name}_{suffix}"
+        return resolve_inside(self.out, f"{name}_{suffix}")
 
     def _overlay(self, prepared: Prepared, segmentation: np.ndarray) -> Image.Image:
         image = displayable(prepared.image, self._stretch)

@@ -14,7 +14,7 @@ from ..conversion.checkpoints import locate
 from ..conversion.loading import load_segmentation, own_processor
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..inference.segmenter import predict
-from ..visualization import figure, overlay, shown
+from ..visualization import Stretch, displayable, figure, overlay
 from .data import Data, load_data
 from .recipe import Recipe
 from .report import with_background, write_evaluation
@@ -74,10 +74,10 @@ def _check_classes(checkpoint: str, config: Any, names: Sequence[str]) -> None:
 def _draw_worst(model: Any, processor: Any, data: Data, recipe: Recipe, result: Evaluation) -> Image.Image:
     """A figure of the worst images: the image, mask and prediction laid over it, mean IoU below."""
     names, palette = with_background(data.names, data.palette)
-    rows, captions = [], []
+    rows, captions, stretch = [], [], Stretch.of_processor(processor)
     for index, score in result.worst:
         row = data.evaluation[index]
-        mask, image = np.asarray(row["label"]), shown(row["image"])
+        mask, image = np.asarray(row["label"]), displayable(row["image"], stretch)
         prediction = predict(model, processor, row["image"], mask.shape, recipe.evaluation).cpu()
         rows.append([image, overlay(image, mask, palette), overlay(image, prediction, palette)])
         captions.append(f"{data.describe('evaluation', index)}: mean IoU {100 * score:.1f} %")

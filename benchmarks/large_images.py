@@ -1,8 +1,8 @@
-"""Images larger than memory: time and memory against size, and how far tiled labels are those of the whole image.
+"""Images larger than memory: time and memory against size, and the agreement of tiled and whole prediction.
 
 The memory is the peak of a whole fresh process, interpreter, PyTorch and weights included, since that is what must fit
 a machine. The images are generated, written tile by tile and deleted; what a network makes of them does not matter
-there. Agreement is measured with the network trained on CamVid, on a street that is drawn from label maps.
+there. Agreement is measured with the network trained on CamVid, on a street drawn from segmentation maps.
 """
 
 import sys
@@ -101,7 +101,7 @@ def peak() -> int:
 
 
 def in_a_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function gives there."""
+    """Return the function's result from a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -134,7 +134,7 @@ def measure_size(side: int, overlap: int, part: int, halves: Sequence[bool], opt
 
 
 def street() -> Image.Image:
-    """A drawn street of 1920x704 pixels: a label map and its mirror image, in the colours of things, with texture."""
+    """Draw a street of 1920x704 pixels: a segmentation map and its mirror image in natural colours with texture."""
     with Image.open(_TRAINED / "predicted.png") as image:
         half = np.asarray(image.convert("RGB").crop(_PANEL).resize((960, 720), Image.Resampling.NEAREST), np.int16)
     known, looks = np.array(list(_LOOKS), np.int16), np.array(list(_LOOKS.values()), np.float32)

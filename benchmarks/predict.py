@@ -2,7 +2,8 @@
 
 Both have the same B0 of 19 classes with LayerNorm's epsilon at 1e-5, resize images to 512x512 and predict at each
 image's size. Files are read each time. The pipeline returns a mask for each class that it finds, the predictor one
-segmentation map: each is timed at its own output, and both are compared as segmentation maps. A row's time is that of all images.
+segmentation map: each is timed at its own output, and both are compared as segmentation maps. A row's time is that of
+all images.
 """
 
 import atexit

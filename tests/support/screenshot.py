@@ -45,7 +45,7 @@ def main() -> None:
     """Take the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("outputs/shapes_b0"))
-    parser.add_argument("--out", type=Path, default=Path("docs/pictures/app.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images/app.png"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)

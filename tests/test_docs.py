@@ -1,4 +1,4 @@
-"""README, pages and docstrings: examples run, commands parse, recipes are valid, links resolve, figures are measured."""
+"""Documentation: examples run, commands parse, recipe fragments are valid, links resolve, figures are measured."""
 
 import contextlib
 import csv
@@ -74,7 +74,8 @@ def test_docstring_examples_run(name, workplace):
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
-        assert not error.name.startswith("hf_segformer"), error
+        if error.name.startswith("hf_segformer"):
+            raise
         pytest.skip(f"{error.name} is not installed")
     assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
 

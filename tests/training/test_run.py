@@ -27,37 +27,16 @@ from hf_segformer.training.data_recipe import DataRecipe
 from hf_segformer.training.resume import find_defect, newest_whole_checkpoint
 from hf_segformer.training.run import archive_previous_run, build_model
 from hf_segformer.training.tracking import LogPredictions
+from tests.support.tiny import TINY, TINY_RUN
 from training.finetune import main
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("ground", "disc", "bar")
-TINY = {
-    "hidden_sizes": [8, 8, 16, 16],
-    "depths": [1] * 4,
-    "num_attention_heads": [1, 1, 2, 2],
-    "decoder_hidden_size": 16,
-}
-SMALL = [
-    *(f"model.{key}={value}" for key, value in TINY.items()),
-    "model.drop_path_rate=0.2",
-    "data.image_size=32",
-    "augmentation.crop_size=32",
-    "data.num_train=24",
-    "data.num_eval=6",
-    "trainer.per_device_train_batch_size=4",
-    "trainer.per_device_eval_batch_size=4",
-    "trainer.warmup_steps=1",
-    "trainer.logging_steps=1",
-    "trainer.dataloader_num_workers=0",
-    "trainer.dataloader_persistent_workers=false",
-    "trainer.eval_strategy=no",
-    "trainer.use_cpu=true",
-]
 
 
 def program(folder, *arguments, recipe="shapes_b0"):
     path = ROOT / "configuration" / f"{recipe}.toml"
-    return main([str(path), *SMALL, f"trainer.output_dir={folder}", *arguments])
+    return main([str(path), *TINY_RUN, f"trainer.output_dir={folder}", *arguments])
 
 
 def error_of(capsys, folder, *arguments, **options):
@@ -66,19 +45,6 @@ def error_of(capsys, folder, *arguments, **options):
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     return error
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run of 8 steps, 6 to the epoch, with checkpoints at 4 and 8."""
-    folder = tmp_path_factory.mktemp("run") / "finished"
-    assert program(folder, "trainer.max_steps=8", "trainer.save_steps=4") == 0
-    return folder
-
-
-@pytest.fixture
-def run_folder(finished, tmp_path):
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def road_scenes(root, size=(60, 44), suffixes=(".webp", ".png")):
@@ -96,17 +62,17 @@ def road_scenes(root, size=(60, 44), suffixes=(".webp", ".png")):
 
 
 class TestMainJob:
-    def test_the_folder_itself_holds_the_model_its_processor_the_numbers_and_a_picture(self, finished):
-        model, info = AutoModelForSemanticSegmentation.from_pretrained(finished, output_loading_info=True)
+    def test_the_folder_itself_holds_the_model_its_processor_the_numbers_and_a_picture(self, trained_run):
+        model, info = AutoModelForSemanticSegmentation.from_pretrained(trained_run, output_loading_info=True)
         assert not any(info.values())
         assert model.config.id2label[6] == "star"
-        assert SegFormerImageProcessor.from_pretrained(finished).do_resize is False
-        with Image.open(finished / "prediction.png") as picture:
+        assert SegFormerImageProcessor.from_pretrained(trained_run).do_resize is False
+        with Image.open(trained_run / "prediction.png") as picture:
             assert picture.width > 700
 
-    def test_the_numbers_are_those_of_the_saved_model_on_whole_pictures(self, finished):
-        model = AutoModelForSemanticSegmentation.from_pretrained(finished).eval()
-        processor = SegFormerImageProcessor.from_pretrained(finished)
+    def test_the_numbers_are_those_of_the_saved_model_on_whole_pictures(self, trained_run):
+        model = AutoModelForSemanticSegmentation.from_pretrained(trained_run).eval()
+        processor = SegFormerImageProcessor.from_pretrained(trained_run)
         data = load_data(DataRecipe(source="shapes", image_size=32, num_train=1, num_eval=6))
         metric = MeanIoU(len(data.names))
         for row in data.evaluation:
@@ -114,73 +80,75 @@ class TestMainJob:
                 outputs = model(**processor(row["image"], return_tensors="pt"))
             [labels] = processor.post_process_semantic_segmentation(outputs, [(32, 32)])
             metric.add(prediction=labels, reference=np.array(row["label"]))
-        results = json.loads((finished / "metrics.json").read_text())
+        results = json.loads((trained_run / "metrics.json").read_text())
         expected = metric.compute()
         assert results["mean_iou"] == pytest.approx(expected["mean_iou"], abs=1e-6)
         assert [row["name"] for row in results["classes"]] == list(data.names)
         assert results["classes"][0]["iou"] == pytest.approx(expected["per_category_iou"][0], abs=1e-6)
         assert results["dataset"] == {"title": "generated shapes", "split": "validation", "images": 6}
 
-    def test_a_second_run_starts_anew_and_keeps_the_first(self, run_folder, capsys):
-        before = (run_folder / "model.safetensors").read_bytes()
-        assert program(run_folder, "trainer.max_steps=1", "trainer.seed=5") == 0
-        assert f"now {run_folder}.1" in capsys.readouterr().out
-        assert (run_folder.with_name("run.1") / "model.safetensors").read_bytes() == before
-        assert [path.name for path in run_folder.glob("checkpoint-*")] == ["checkpoint-1"]
+    def test_a_second_run_starts_anew_and_keeps_the_first(self, trained_run_copy, capsys):
+        before = (trained_run_copy / "model.safetensors").read_bytes()
+        assert program(trained_run_copy, "trainer.max_steps=1", "trainer.seed=5") == 0
+        assert f"now {trained_run_copy}.1" in capsys.readouterr().out
+        assert (trained_run_copy.with_name("run.1") / "model.safetensors").read_bytes() == before
+        assert [path.name for path in trained_run_copy.glob("checkpoint-*")] == ["checkpoint-1"]
 
-    def test_the_seed_decides_all(self, finished, tmp_path):
+    def test_the_seed_decides_all(self, trained_run, tmp_path):
         assert program(tmp_path / "again", "trainer.max_steps=8", "trainer.save_steps=4") == 0
-        assert (tmp_path / "again" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+        assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+            trained_run / "model.safetensors"
+        ).read_bytes()
 
 
 class TestResume:
     @pytest.mark.parametrize("step", [4, 6], ids=["amid an epoch", "between epochs"])
-    def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(self, finished, tmp_path, step, capsys):
+    def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(self, trained_run, tmp_path, step, capsys):
         arguments = ("trainer.max_steps=8", f"trainer.save_steps={step}")
         assert program(tmp_path / "run", *arguments) == 0
         shutil.rmtree(tmp_path / "run" / "checkpoint-8")
         assert program(tmp_path / "run", *arguments, "--resume") == 0
         assert f"from {tmp_path / 'run'}/checkpoint-{step}" in capsys.readouterr().out
-        expected, found = (load_file(folder / "model.safetensors") for folder in (finished, tmp_path / "run"))
+        expected, found = (load_file(folder / "model.safetensors") for folder in (trained_run, tmp_path / "run"))
         for name, weights in expected.items():
             torch.testing.assert_close(found[name], weights, rtol=0, atol=1e-6)
 
-    def test_a_broken_checkpoint_is_named_and_passed_over(self, run_folder, capsys):
-        weights = run_folder / "checkpoint-8" / "model.safetensors"
+    def test_a_broken_checkpoint_is_named_and_passed_over(self, trained_run_copy, capsys):
+        weights = trained_run_copy / "checkpoint-8" / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
-        assert newest_whole_checkpoint(run_folder) == run_folder / "checkpoint-4"
+        assert newest_whole_checkpoint(trained_run_copy) == trained_run_copy / "checkpoint-4"
         assert "checkpoint-8, which is broken: model.safetensors does not open" in capsys.readouterr().out
 
     @pytest.mark.parametrize("name", ["trainer_state.json", "optimizer.pt", "rng_state.pth", "config.json"])
-    def test_a_file_cut_short_is_a_defect(self, run_folder, name):
-        file = run_folder / "checkpoint-8" / name
+    def test_a_file_cut_short_is_a_defect(self, trained_run_copy, name):
+        file = trained_run_copy / "checkpoint-8" / name
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
         assert find_defect(file.parent).startswith(f"{name} does not open")
 
-    def test_a_changed_byte_in_the_optimizer_is_a_defect(self, run_folder):
-        file = run_folder / "checkpoint-8" / "optimizer.pt"
+    def test_a_changed_byte_in_the_optimizer_is_a_defect(self, trained_run_copy):
+        file = trained_run_copy / "checkpoint-8" / "optimizer.pt"
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
         assert "wrong checksum" in find_defect(file.parent)
 
     @pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors", "scheduler.pt"])
-    def test_a_missing_file_is_a_defect(self, run_folder, name):
-        (run_folder / "checkpoint-8" / name).unlink()
-        assert "missing" in find_defect(run_folder / "checkpoint-8")
+    def test_a_missing_file_is_a_defect(self, trained_run_copy, name):
+        (trained_run_copy / "checkpoint-8" / name).unlink()
+        assert "missing" in find_defect(trained_run_copy / "checkpoint-8")
 
-    def test_a_missing_shard_is_a_defect(self, run_folder):
-        index = run_folder / "checkpoint-8" / "model.safetensors.index.json"
+    def test_a_missing_shard_is_a_defect(self, trained_run_copy):
+        index = trained_run_copy / "checkpoint-8" / "model.safetensors.index.json"
         index.write_text(json.dumps({"weight_map": {"a": "model-00002-of-00002.safetensors"}}))
         assert "model-00002-of-00002.safetensors" in find_defect(index.parent)
 
-    def test_a_whole_checkpoint_has_no_defect(self, finished):
-        assert find_defect(finished / "checkpoint-8") is None
+    def test_a_whole_checkpoint_has_no_defect(self, trained_run):
+        assert find_defect(trained_run / "checkpoint-8") is None
 
-    def test_a_finished_run_is_not_trained_any_further(self, run_folder):
-        before = (run_folder / "model.safetensors").read_bytes()
-        assert program(run_folder, "trainer.max_steps=8", "--resume") == 0
-        assert (run_folder / "model.safetensors").read_bytes() == before
+    def test_a_finished_run_is_not_trained_any_further(self, trained_run_copy):
+        before = (trained_run_copy / "model.safetensors").read_bytes()
+        assert program(trained_run_copy, "trainer.max_steps=8", "--resume") == 0
+        assert (trained_run_copy / "model.safetensors").read_bytes() == before
 
     @pytest.mark.parametrize("epochs", [1, 1.5])
     def test_a_run_that_was_finished_by_epochs_is_not_trained_any_further_either(self, tmp_path, epochs):
@@ -194,20 +162,20 @@ class TestResume:
     def test_nothing_to_resume_is_an_error(self, tmp_path, capsys):
         assert "no checkpoint in" in error_of(capsys, tmp_path / "run", "--resume")
 
-    def test_another_network_than_the_recipe_s_is_not_resumed(self, run_folder, capsys):
-        error = error_of(capsys, run_folder, "--resume", "model.decoder_hidden_size=24")
+    def test_another_network_than_the_recipe_s_is_not_resumed(self, trained_run_copy, capsys):
+        error = error_of(capsys, trained_run_copy, "--resume", "model.decoder_hidden_size=24")
         assert "decoder_hidden_size 16, but the recipe asks for 24" in error
 
-    def test_ctrl_c_says_how_to_go_on(self, run_folder, monkeypatch, capsys):
+    def test_ctrl_c_says_how_to_go_on(self, trained_run_copy, monkeypatch, capsys):
         def interrupted(recipe, resume):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(hf_segformer.training.run, "fine_tune", interrupted)
-        assert program(run_folder, "trainer.max_steps=8") == 130
+        assert program(trained_run_copy, "trainer.max_steps=8") == 130
         error = capsys.readouterr().err
-        assert f"Go on from {run_folder}/checkpoint-8 with: " in error
+        assert f"Go on from {trained_run_copy}/checkpoint-8 with: " in error
         assert error.rstrip().endswith("--resume")
-        assert program(run_folder / "none") == 130
+        assert program(trained_run_copy / "none") == 130
         assert "no checkpoint yet" in capsys.readouterr().err
 
 
@@ -232,9 +200,9 @@ class TestData:
         assert "77" in error
         assert not (tmp_path / "run").exists()
 
-    def test_a_clash_of_classes_is_told_with_both_lists(self, finished, tmp_path, capsys):
+    def test_a_clash_of_classes_is_told_with_both_lists(self, trained_run, tmp_path, capsys):
         names = '["floor", "disc", "triangle", "bar", "ring", "cross", "star"]'
-        error = error_of(capsys, tmp_path / "run", f"model.checkpoint={finished}", f"data.names={names}")
+        error = error_of(capsys, tmp_path / "run", f"model.checkpoint={trained_run}", f"data.names={names}")
         assert "ground, disc" in error
         assert "floor, disc" in error
 
@@ -331,32 +299,32 @@ class TestOtherData:
         assert sum(row["pixels"] for row in found["classes"]) == found["dataset"]["images"] * 40 * 52
 
     def test_wide_pictures_can_not_be_distorted_and_an_earlier_run_stays_where_it_is(
-        self, tmp_path, run_folder, capsys
+        self, tmp_path, trained_run_copy, capsys
     ):
         data = (*self.folders(tmp_path / "data", 4, [0, 1]), 'data.names=["a", "b"]', "model.num_channels=4")
-        assert "set augmentation.distortion=0" in error_of(capsys, run_folder, *data)
-        assert not run_folder.with_name("run.1").exists()
+        assert "set augmentation.distortion=0" in error_of(capsys, trained_run_copy, *data)
+        assert not trained_run_copy.with_name("run.1").exists()
 
 
 class TestRecipe:
-    def test_loss_and_class_weights_come_from_the_recipe(self, finished, tmp_path):
+    def test_loss_and_class_weights_come_from_the_recipe(self, trained_run, tmp_path):
         weighted = ("loss.dice=1.0", "loss.class_weights=inverse_sqrt")
         assert program(tmp_path / "run", "trainer.max_steps=2", *weighted) == 0
         first, plain = (
             json.loads((folder / "training.json").read_text())["curve"][0]["loss"]
-            for folder in (tmp_path / "run", finished)
+            for folder in (tmp_path / "run", trained_run)
         )
         assert first > plain + 0.5  # Dice starts near 1
 
     # PEFT asks by the name that Transformers 5.23 renamed.
     @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-    def test_adapters_are_merged_into_a_model_that_needs_no_peft(self, finished, tmp_path, capsys):
+    def test_adapters_are_merged_into_a_model_that_needs_no_peft(self, trained_run, tmp_path, capsys):
         pytest.importorskip("peft")
-        arguments = (f"model.checkpoint={finished}", "lora.rank=2", "trainer.max_steps=3")
+        arguments = (f"model.checkpoint={trained_run}", "lora.rank=2", "trainer.max_steps=3")
         assert program(tmp_path / "run", *arguments) == 0
         _, info = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "run", output_loading_info=True)
         assert not any(info.values())
-        before, after = (load_file(folder / "model.safetensors") for folder in (finished, tmp_path / "run"))
+        before, after = (load_file(folder / "model.safetensors") for folder in (trained_run, tmp_path / "run"))
         changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
         assert {"query", "value", "classifier"} <= changed
         assert "dense1" not in changed
@@ -378,13 +346,13 @@ class TestTrackers:
         assert "eval/mean_iou" in board.Tags()["scalars"]
 
     @pytest.mark.parametrize("name", ["wandb", "trackio"])
-    def test_other_trackers_get_a_picture(self, finished, name, monkeypatch):
+    def test_other_trackers_get_a_picture(self, trained_run, name, monkeypatch):
         logged = []
         module = SimpleNamespace(log=logged.append, Image=lambda picture: ("image", picture.size))
         monkeypatch.setitem(sys.modules, name, module)
         data = load_data(DataRecipe(source="shapes", image_size=32, num_train=1, num_eval=3))
         trainer = SimpleNamespace(callback_handler=SimpleNamespace(callbacks=[]))
-        model = AutoModelForSemanticSegmentation.from_pretrained(finished)
+        model = AutoModelForSemanticSegmentation.from_pretrained(trained_run)
         arguments, state = SimpleNamespace(report_to=[name]), SimpleNamespace(is_world_process_zero=True)
         LogPredictions(trainer, data).on_evaluate(arguments, state, None, model=model)
         [[(key, (kind, size))]] = [entry.items() for entry in logged]

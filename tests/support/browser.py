@@ -1,7 +1,6 @@
-"""A headless Chromium before the page of `segformer app`, as the tests and `make screenshot` use it.
+"""Headless Chromium that drives the page of `segformer app`, for the tests and `make screenshot`.
 
-Chromium and its driver are the system's (`apt-get install chromium chromium-driver`); Selenium speaks with them, and
-fetches nothing.
+Chromium and its driver come from the system (`apt-get install chromium chromium-driver`); Selenium downloads nothing.
 """
 
 import base64
@@ -35,10 +34,10 @@ fetch(arguments[0]).then(answer => answer.blob()).then(blob => {
 
 
 class Page:
-    """The page in a browser, and what one can do with it.
+    """The page in a browser, with one method per user action.
 
     Args:
-        driver: of Selenium.
+        driver: Selenium's driver.
         downloads: folder that the browser saves to.
     """
 
@@ -46,16 +45,16 @@ class Page:
         self.driver, self.downloads = driver, downloads
 
     def open(self, address: str) -> None:
-        """Load it, and wait until it takes pictures."""
+        """Load the page, and wait until it accepts uploads."""
         self.driver.get(address)
         self.wait(lambda: self.find("#upload input[type=file]"), "the page's upload")
 
     def find(self, selector: str) -> list:
-        """The elements that a CSS selector finds."""
+        """Find elements by a CSS selector."""
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def wait(self, condition, what: str):
-        """What the condition gives once it is true."""
+        """Wait until the condition returns a true value, and return it."""
         end = time.monotonic() + _PATIENCE
         while time.monotonic() < end:
             try:
@@ -68,25 +67,25 @@ class Page:
         raise AssertionError(f"waited {_PATIENCE} s for {what}")
 
     def upload(self, path: Path) -> None:
-        """Give a file."""
+        """Upload a file."""
         self.find("#upload input[type=file]")[0].send_keys(str(path))
 
     def source(self) -> str:
-        """The address of the overlay that is shown; empty before the first."""
+        """Return the address of the current overlay; empty before the first."""
         shown = self.find("#picture img")
         return shown[0].get_attribute("src") if shown else ""
 
     def changed(self, before: str) -> Image.Image:
-        """The next overlay."""
+        """Wait for the next overlay, and return it."""
         return self.overlay(self.wait(lambda: self.source() not in ("", before) and self.source(), "a new overlay"))
 
     def overlay(self, source: str | None = None) -> Image.Image:
-        """The overlay as the browser gets it."""
+        """Return the overlay as the browser receives it."""
         content = self.driver.execute_async_script(_FETCH, source or self.source())
         return Image.open(BytesIO(base64.b64decode(content.split(",", 1)[1]))).convert("RGB")
 
     def classes(self) -> dict[str, bool]:
-        """Names in the list, and whether they are switched on."""
+        """Return the names in the list, each with True if it is switched on."""
         rows = self.find("#classes .wrap label")
         return {row.text.strip(): row.find_element(By.TAG_NAME, "input").is_selected() for row in rows}
 
@@ -96,11 +95,11 @@ class Page:
         row.find_element(By.TAG_NAME, "input").click()
 
     def fade_out(self) -> None:
-        """Opacity 0, by the keyboard."""
+        """Set the opacity to 0, by the keyboard."""
         self.find("#opacity input[type=range]")[0].send_keys(Keys.HOME)
 
     def download(self, button: str) -> Path:
-        """Press a button and wait for the file."""
+        """Press a button, wait for the file, and return its path."""
         before = set(self.downloads.iterdir())
         self.wait(lambda: self.find(f"#{button}:not([disabled])"), f"the button {button}")[0].click()
 
@@ -111,7 +110,7 @@ class Page:
         return self.wait(arrived, "the download")[0]
 
     def requests(self) -> set[str]:
-        """The addresses of all that the page asked for since the last call."""
+        """Return the addresses of all requests of the page since the last call."""
         addresses = set()
         for entry in self.driver.get_log("performance"):
             message = json.loads(entry["message"])["message"]
@@ -124,7 +123,7 @@ class Page:
 
 @contextmanager
 def browser(downloads: Path) -> Iterator[Page]:
-    """A Chromium without a window that saves to a folder and writes down what it asks for."""
+    """Start a headless Chromium that saves to a folder and logs its requests."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
     for switch in ("headless=new", f"window-size={WIDTH},{HEIGHT}", "hide-scrollbars", "disable-dev-shm-usage"):
@@ -144,9 +143,9 @@ def browser(downloads: Path) -> Iterator[Page]:
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """`segformer app FOLDER` in a process of its own; gives the page's address."""
+    """Run `segformer app FOLDER` in a separate process; yields the address of the page."""
     page = subprocess.Popen(
-        [sys.executable, "-m", "hf_segformer.cli.main", "app", str(folder), "--device", "cpu"],
+        [sys.executable, "-m", "hf_segformer", "app", str(folder), "--device", "cpu"],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},

@@ -73,7 +73,7 @@ test-oldest: $(OLDEST)/.installed ## run what depends on Transformers on the old
 	touch $@
 
 docs: .venv/.docs ## build the documentation site in build/site; warnings are errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: .venv/.installed ## check format, style and English
 	$(BIN)/ruff format --check .

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# rasterio 1.4 multiplies transforms in a way that affine 3.1 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 NEEDED = {"large_raster": ["rasterio"], "export": ["onnx", "onnxscript", "onnxruntime"]}

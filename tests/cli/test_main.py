@@ -236,6 +236,7 @@ def test_the_version_is_the_packages(capsys):
     assert capsys.readouterr().out == f"segformer {__version__}\n"
 
 
+@pytest.mark.slow
 def test_as_a_process_it_survives_a_reader_that_leaves():
     reader, writer = os.pipe()
     os.close(reader)

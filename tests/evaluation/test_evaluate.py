@@ -255,6 +255,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_exactly_what_one_gives(model, processor, tmp_path):
     data = [{name: torch.tensor(np.asarray(value)) for name, value in row.items()} for row in rows(3)]
     model.save_pretrained(tmp_path)

@@ -273,6 +273,7 @@ def test_a_name_without_an_owner_is_refused(author, folder):
     assert_refused(author, folder, "lonely", "'lonely'", "owner/name")
 
 
+@pytest.mark.slow
 def test_without_a_token_the_author_is_asked_to_sign_in(hub, home, folder):
     client = Client(home / "unsigned", hub.url, has_plugin=True)
     try:
@@ -281,6 +282,7 @@ def test_without_a_token_the_author_is_asked_to_sign_in(hub, home, folder):
         client.close()
 
 
+@pytest.mark.slow
 def test_a_rejected_token_is_told(hub, home, folder):
     client = Client(home / "rejected", hub.url, "hf_wrong", has_plugin=True)
     try:
@@ -290,6 +292,7 @@ def test_a_rejected_token_is_told(hub, home, folder):
     assert "me/rejected" not in hub.repositories
 
 
+@pytest.mark.slow
 def test_no_network_is_told(home, folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

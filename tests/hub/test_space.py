@@ -56,6 +56,7 @@ def test_the_page_is_published_beside_the_model_and_shows_just_that_revision(hub
     assert not [line for line in needed if line.startswith(("gradio", "hf-segformer", "pytest"))]
 
 
+@pytest.mark.slow
 def test_the_space_runs_by_its_own_copy_of_the_package(hub, author, folder, tmp_path):
     """What would run there is run here, but for the page itself, which would stay."""
     author(run_command, folder, "me/runs", "--app")
@@ -187,6 +188,7 @@ def test_a_page_fetches_model_card_and_pictures_but_no_checkpoints(hub, author, 
         assert author(fetch, "me/fetched", revision) == sorted(wanted)
 
 
+@pytest.mark.slow
 def test_a_model_that_may_not_be_read_is_told_with_what_helps(hub, author, folder, tmp_path):
     author(run_command, folder, "me/hidden", "--private")
     stranger = Client(tmp_path / "stranger", hub.url, has_plugin=True)

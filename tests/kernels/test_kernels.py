@@ -203,6 +203,7 @@ def test_operations_are_registered_as_pytorch_wants_them(interpreter):
         assert set(result.values()) == {"SUCCESS"}
 
 
+@pytest.mark.slow
 def test_the_table_is_empty_unless_asked():
     assert KERNELS == {}
     assert not ops.ON_BY_DEFAULT

@@ -182,6 +182,8 @@ import sys
 sys.modules["hf_segformer"] = None
 import torch
 from transformers import AutoModelForSemanticSegmentation
+
+pytestmark = pytest.mark.slow
 model = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1], trust_remote_code=True)
 [paths] = [module for name, module in sys.modules.items() if name.endswith(".dispatch_segformer")]
 assert paths.__name__.startswith("transformers_modules"), paths

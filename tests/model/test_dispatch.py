@@ -134,6 +134,7 @@ print(is_fast(torch.zeros(1)), plain.call_count)
 """
 
 
+@pytest.mark.slow
 def test_the_environment_of_a_fresh_process_decides():
     environment = {**os.environ, "HF_SEGFORMER_PLAIN": "1"}
     done = subprocess.run([sys.executable, "-c", FRESH], env=environment, capture_output=True, text=True, check=True)
@@ -524,6 +525,7 @@ def test_parameters_changed_behind_autograd_s_back_count_at_once(training):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+@pytest.mark.slow
 def test_a_network_does_not_hand_its_memory_back_and_fetch_it_again():
     program = """
 import resource

@@ -23,6 +23,8 @@ import numpy, torch
 from transformers import AutoModelForSemanticSegmentation
 import hf_segformer
 from hf_segformer import SegFormerImageProcessor
+
+pytestmark = pytest.mark.slow
 model = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1])
 processor = SegFormerImageProcessor.from_pretrained(sys.argv[1])
 inputs = processor(numpy.zeros((50, 70, 3), dtype="uint8"), return_tensors="pt")

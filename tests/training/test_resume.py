@@ -128,6 +128,7 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.slow
 def test_killed_and_resumed_a_run_ends_with_the_weights_of_an_uninterrupted_one(uninterrupted, tmp_path, workers):
     folder, early = tmp_path / "run", tmp_path / "early"
     code, told = signalled("13 SIGKILL", folder, *WORKERS[workers])
@@ -140,6 +141,7 @@ def test_killed_and_resumed_a_run_ends_with_the_weights_of_an_uninterrupted_one(
         assert_same_weights(place, uninterrupted)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_after_the_step_and_the_command_it_tells_goes_on(uninterrupted, tmp_path):
     # A terminal sends it to the whole group, to workers, too.
     folder = tmp_path / "run"
@@ -254,6 +256,7 @@ def test_the_best_checkpoint_is_restored_with_every_tensor(tmp_path):
 
 # PEFT asks by the name that Transformers 5.23 renamed.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.slow
 def test_adapters_go_on_too_and_end_in_a_model_that_needs_no_peft(uninterrupted, tmp_path):
     pytest.importorskip("peft")
     arguments = [f"model.checkpoint={uninterrupted}", "lora.rank=2", "lora.dropout=0.3", "trainer.max_steps=8"]

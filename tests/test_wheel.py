@@ -12,6 +12,8 @@ import pytest
 
 from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # datasets, evaluate and accelerate can not be imported here: loading and predicting must not need them.
@@ -23,8 +25,6 @@ import numpy, torch
 from transformers import AutoModelForSemanticSegmentation
 import hf_segformer
 from hf_segformer import SegFormerImageProcessor
-
-pytestmark = pytest.mark.slow
 model = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1])
 processor = SegFormerImageProcessor.from_pretrained(sys.argv[1])
 inputs = processor(numpy.zeros((50, 70, 3), dtype="uint8"), return_tensors="pt")

@@ -6,12 +6,15 @@ import sys
 from contextlib import contextmanager
 from unittest import mock
 
+import pytest
 import torch
 from torch import nn
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, cpu_encoder_segformer, set_fast_paths
 from hf_segformer.dispatch_segformer import KERNELS
 from hf_segformer.upsampling_segformer import reference_cross_entropy, upsample_cross_entropy
+
+pytestmark = pytest.mark.slow
 
 TINY = {
     "hidden_sizes": [8, 8, 16, 16],
@@ -182,8 +185,6 @@ import sys
 sys.modules["hf_segformer"] = None
 import torch
 from transformers import AutoModelForSemanticSegmentation
-
-pytestmark = pytest.mark.slow
 model = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1], trust_remote_code=True)
 [paths] = [module for name, module in sys.modules.items() if name.endswith(".dispatch_segformer")]
 assert paths.__name__.startswith("transformers_modules"), paths

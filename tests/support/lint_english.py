@@ -31,8 +31,7 @@ PHRASES = {
     r"pictures?(?![a-z])": "image",
     r"\blabelling\b": "batch inference, prediction or annotation",
     r"\btold\b": "report, name, know",
-    r"\b(lie|lies|lay|lying) (beside|apart|in|on|at|under|over|there|within|outside|next)\b": "is, or stored in",
-    r"\bbeside (it|them|this|that|the|a|an|each|every|its|their)\b": "next to, or in addition to",
+    r"\b(lie|lies|lay|lying) (beside|apart|next|under|at|there|over)\b": "is, or stored in",
     r"\btwins?\b": "reference (implementation), or fast path",
     r"\bwhole or not\b|\bwhole, or not\b|\bor not there\b": "atomic",
     r"\banew\b": "again",
@@ -44,9 +43,7 @@ PHRASES = {
     r"\bpeople have\b|\bother people's\b": "existing, third-party",
     r"\bunasked\b|\bto be had\b|\bhence\b|\bwherein\b|\bthereof\b|\bhitherto\b|\bunto\b|\blest\b": "modern words",
     r"\bbut for\b": "except",
-    r"\bsays so\b|\bsay so\b": "reports it",
     r"\bgo on where\b|\bgoes on where\b|\bgo(es)? on (from|with)\b": "resume, continue",
-    r"\bis wanted\b|\bare wanted\b": "required, or requested",
     r"\bnought\b|\bnaught\b": "zero",
 }
 _COMPILED = [(re.compile(pattern, re.IGNORECASE), instead) for pattern, instead in PHRASES.items()]

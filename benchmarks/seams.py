@@ -1,4 +1,4 @@
-"""Draws docs/images/seams.png: a street labelled whole, and in windows without and with overlap."""
+"""Draws docs/pictures/seams.png: a street labelled whole, and in windows without and with overlap."""
 
 import sys
 

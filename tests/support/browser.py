@@ -1,6 +1,7 @@
-"""Headless Chromium that drives the page of `segformer app`, for the tests and `make screenshot`.
+"""A headless Chromium before the page of `segformer app`, as the tests and `make screenshot` use it.
 
-Chromium and its driver come from the system (`apt-get install chromium chromium-driver`); Selenium downloads nothing.
+Chromium and its driver are the system's (`apt-get install chromium chromium-driver`); Selenium speaks with them, and
+fetches nothing.
 """
 
 import base64
@@ -34,10 +35,10 @@ fetch(arguments[0]).then(answer => answer.blob()).then(blob => {
 
 
 class Page:
-    """The page in a browser, with one method per user action.
+    """The page in a browser, and what one can do with it.
 
     Args:
-        driver: Selenium's driver.
+        driver: of Selenium.
         downloads: folder that the browser saves to.
     """
 
@@ -45,12 +46,12 @@ class Page:
         self.driver, self.downloads = driver, downloads
 
     def open(self, address: str) -> None:
-        """Load the page, and wait until it accepts uploads."""
+        """Load it, and wait until it takes images."""
         self.driver.get(address)
         self.wait(lambda: self.find("#upload input[type=file]"), "the page's upload")
 
     def find(self, selector: str) -> list:
-        """Find elements by a CSS selector."""
+        """The elements that a CSS selector finds."""
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def wait(self, condition, what: str):
@@ -67,25 +68,25 @@ class Page:
         raise AssertionError(f"waited {_PATIENCE} s for {what}")
 
     def upload(self, path: Path) -> None:
-        """Upload a file."""
+        """Give a file."""
         self.find("#upload input[type=file]")[0].send_keys(str(path))
 
     def source(self) -> str:
-        """Return the address of the current overlay; empty before the first."""
-        shown = self.find("#picture img")
+        """The address of the overlay that is shown; empty before the first."""
+        shown = self.find("#image img")
         return shown[0].get_attribute("src") if shown else ""
 
     def changed(self, before: str) -> Image.Image:
-        """Wait for the next overlay, and return it."""
+        """The next overlay."""
         return self.overlay(self.wait(lambda: self.source() not in ("", before) and self.source(), "a new overlay"))
 
     def overlay(self, source: str | None = None) -> Image.Image:
-        """Return the overlay as the browser receives it."""
+        """The overlay as the browser gets it."""
         content = self.driver.execute_async_script(_FETCH, source or self.source())
         return Image.open(BytesIO(base64.b64decode(content.split(",", 1)[1]))).convert("RGB")
 
     def classes(self) -> dict[str, bool]:
-        """Return the names in the list, each with True if it is switched on."""
+        """Names in the list, and whether they are switched on."""
         rows = self.find("#classes .wrap label")
         return {row.text.strip(): row.find_element(By.TAG_NAME, "input").is_selected() for row in rows}
 
@@ -95,11 +96,11 @@ class Page:
         row.find_element(By.TAG_NAME, "input").click()
 
     def fade_out(self) -> None:
-        """Set the opacity to 0, by the keyboard."""
+        """Opacity 0, by the keyboard."""
         self.find("#opacity input[type=range]")[0].send_keys(Keys.HOME)
 
     def download(self, button: str) -> Path:
-        """Press a button, wait for the file, and return its path."""
+        """Press a button and wait for the file."""
         before = set(self.downloads.iterdir())
         self.wait(lambda: self.find(f"#{button}:not([disabled])"), f"the button {button}")[0].click()
 
@@ -110,7 +111,7 @@ class Page:
         return self.wait(arrived, "the download")[0]
 
     def requests(self) -> set[str]:
-        """Return the addresses of all requests of the page since the last call."""
+        """The addresses of all that the page asked for since the last call."""
         addresses = set()
         for entry in self.driver.get_log("performance"):
             message = json.loads(entry["message"])["message"]
@@ -123,7 +124,7 @@ class Page:
 
 @contextmanager
 def browser(downloads: Path) -> Iterator[Page]:
-    """Start a headless Chromium that saves to a folder and logs its requests."""
+    """A Chromium without a window that saves to a folder and writes down what it asks for."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
     for switch in ("headless=new", f"window-size={WIDTH},{HEIGHT}", "hide-scrollbars", "disable-dev-shm-usage"):
@@ -143,7 +144,7 @@ def browser(downloads: Path) -> Iterator[Page]:
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """Run `segformer app FOLDER` in a separate process; yields the address of the page."""
+    """`segformer app FOLDER` in a process of its own; gives the page's address."""
     page = subprocess.Popen(
         [sys.executable, "-m", "hf_segformer", "app", str(folder), "--device", "cpu"],
         stdout=subprocess.PIPE,

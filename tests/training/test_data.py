@@ -13,6 +13,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from hf_segformer.training.data_recipe import DataRecipe
 from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
@@ -24,7 +25,6 @@ from hf_segformer.data.decoding import LabelMapping
 from hf_segformer.data.transforms import EvalDataset, TrainDataset, TrainStream
 from hf_segformer.training.data import load_data
 from hf_segformer.training.data_checks import check_classes, check_data, format_counts, show_batch
-from hf_segformer.training.data_recipe import DataRecipe
 from hf_segformer.visualization import overlay
 
 NAMES = ["ground", "water", "tree"]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from datasets import Dataset, Features
 from datasets import Image as ImageColumn
+from hf_segformer.training.data_recipe import DataRecipe
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import get_worker_info
@@ -21,9 +22,8 @@ from transformers import AutoModelForSemanticSegmentation
 import hf_segformer.training.run
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.data.transforms import TrainDataset
-from hf_segformer.evaluation.metrics import MeanIoU
+from hf_segformer.evaluation.mean_iou import MeanIoU
 from hf_segformer.training.data import load_data
-from hf_segformer.training.data_recipe import DataRecipe
 from hf_segformer.training.resume import find_defect, newest_whole_checkpoint
 from hf_segformer.training.run import archive_previous_run, build_model
 from hf_segformer.training.tracking import LogPredictions

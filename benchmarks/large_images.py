@@ -32,7 +32,7 @@ from .record import ROOT, Options, Record, Row, main
 
 TILE, NUM_CLASSES = 1024, 6
 _TRAINED = ROOT / "docs" / "results" / "camvid_b0"
-_SEAMS = ROOT / "docs" / "pictures" / "seams.png"
+_SEAMS = ROOT / "docs" / "images" / "seams.png"
 _SMALL_TILE = 384  # pixels, near the 360 of the frames that the network was trained on
 _PANEL, _BUILDING = (16, 44, 336, 284), 1  # the first map in predicted.png; a class
 # CamVid's colour of a class, and what such things look like.

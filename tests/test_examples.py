@@ -12,6 +12,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecatio
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 NEEDED = {"large_raster": ["rasterio"], "export": ["onnx", "onnxscript", "onnxruntime"]}
+SLOW = {"export"}  # traces a B0; test_docs.py runs the same calls on a tiny network
 # Values for the cell with the tag `parameters`, so that the tests take seconds.
 PARAMETERS = {
     "fine_tune": {"MAX_STEPS": 2, "NUM_TRAIN": 8, "IMAGE_SIZE": 32, "OUTPUT_DIR": "outputs"},
@@ -45,7 +46,10 @@ def test_notebooks_are_version_4_without_outputs(path):
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells(path))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW), id=path.stem) for path in NOTEBOOKS],
+)
 def test_notebooks_run(path, examples_folder):
     for name in NEEDED.get(path.stem, ()):
         pytest.importorskip(name)

@@ -231,6 +231,7 @@ def test_the_version_is_the_packages(capsys):
     assert capsys.readouterr().out == f"segformer {__version__}\n"
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_the_process_silently():
     reader, writer = os.pipe()
     os.close(reader)

@@ -318,6 +318,7 @@ def test_loss_and_gradients_are_those_of_transformers(tmp_path, dtype, tolerance
 
 
 @pytest.mark.parametrize("training", [False, True])
+@pytest.mark.slow
 def test_the_whole_model_compiles_into_one_graph(training):
     torch.compiler.reset()
     model, (images, labels) = make_model(**STILL).train(training), batch_of(size=(64, 48))

@@ -104,7 +104,7 @@ def test_another_schedule_is_transformers_own(model, tmp_path):
 
 
 def test_a_frozen_encoder_gets_no_optimiser(model, tmp_path):
-    trainer = SegFormerTrainer(model, arguments(tmp_path), optimization=OptimizerConfig(freeze_encoder=True))
+    trainer = SegFormerTrainer(model, arguments(tmp_path), optimizer_config=OptimizerConfig(freeze_encoder=True))
     optimizer = trainer.create_optimizer()
     trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     assert trained == set(model.decode_head.parameters())

@@ -76,9 +76,7 @@ def check_data(data: Data, num_classes: int, quiet: bool = False) -> np.ndarray:
     if data.is_stream and not quiet:
         print(f"Of the stream only the first {_NUM_STREAMED:,} samples were checked and counted.")
     if duplicates and not quiet:
-        print(
-            f"{len(duplicates)} evaluation image(s) are trained on, {duplicates[0]} first: metrics will be too high."
-        )
+        print(f"{len(duplicates)} evaluation image(s) are trained on, {duplicates[0]} first: metrics will be too high.")
     _check_counts(counts, data.names)
     return counts
 

@@ -117,6 +117,8 @@ UNEQUAL = """
 import json, sys
 from pathlib import Path
 import torch
+from hf_segformer.training.evaluation import evaluate_recipe
+from hf_segformer.training.recipe import read_recipe
 from tests.support.distributed import tiny_trainer, unequal_rows
 from tests.support.training import train
 
@@ -129,8 +131,10 @@ output = trainer.predict(trainer.eval_dataset)
 if trainer.is_world_process_zero():
     (folder / "numbers.json").write_text(json.dumps(numbers))
     torch.save([torch.from_numpy(each) for each in output.predictions], folder / "predictions.pt")
-code = train(folder / "recipe", *sys.argv[2:])
-sys.exit(code)
+if code := train(folder / "recipe", *sys.argv[2:]):
+    sys.exit(code)
+data = [each for each in sys.argv[2:] if not each.startswith("trainer.")]
+evaluate_recipe(str(folder / "recipe"), read_recipe("shapes_b0", data), folder / "again")
 """
 
 
@@ -171,7 +175,8 @@ def test_two_processes_run_a_recipe_on_images_of_unequal_size(unequal, tmp_path)
     assert [row["eval_mean_iou"] for row in curve if "eval_mean_iou" in row][-1] == metrics["mean_iou"]
     alone = evaluate_recipe(str(folder / "recipe"), read_recipe("shapes_b0", data), tmp_path)
     assert alone.num_images == 5
-    assert json.loads((tmp_path / "metrics.json").read_text())["classes"] == metrics["classes"]
+    again = json.loads((folder / "again" / "metrics.json").read_text())
+    assert json.loads((tmp_path / "metrics.json").read_text())["classes"] == again["classes"]
 
 
 @pytest.mark.skipif(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .auto_classes import override_builtin, register
 from .configuration_segformer import SegFormerConfig
-from .dispatch_segformer import set_fast_paths
+from .dispatch_segformer import explain_fast_paths, set_fast_paths
 from .image_processing_segformer import SegFormerImageProcessor
 from .kernels import enable_if_wanted
 from .modeling_segformer import (
@@ -84,6 +84,7 @@ __all__ = [
     "__version__",
     "convert_checkpoint",
     "evaluate",
+    "explain_fast_paths",
     "load_segmentation",
     "override_builtin",
     "predict_large_image",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..configuration_segformer import SegFormerConfig
 from ..conversion.to_transformers import to_transformers
+from ..dispatch_segformer import explain_fast_paths
 from ..modeling_segformer import SegFormerForSemanticSegmentation
 from .comparison import Measurement, compare, largest_difference
 from .memory import MEBIBYTE
@@ -159,6 +160,15 @@ def measure(task: Task, names: Sequence[str] = EAGER, **settings: Any) -> list[M
     return compare(builds, **{"memory_of": names, "device": task.device, **settings})
 
 
+def format_fast_paths(task: Task) -> str:
+    """Run a task's model and return a table of the implementation that ran for each operation, or why none did."""
+    with torch.set_grad_enabled(task.is_training):
+        paths = explain_fast_paths(task.build_hf_segformer(), task.inputs()["pixel_values"])
+    kind, width = "training step" if task.is_training else "inference", max(map(len, paths))
+    title = f"{task.height}x{task.width}, batch of {task.batch_size}, {task.device}, {kind}"
+    return "\n".join([title, *(f"{op:{width}}  {path}" for op, path in paths.items())])
+
+
 def check_machine(device: str, num_threads: int | None) -> None:
     """Set the number of threads; raise ValueError if the device does not exist."""
     try:
@@ -220,6 +230,7 @@ __all__ = [
     "Task",
     "build_call",
     "check_machine",
+    "format_fast_paths",
     "format_measurements",
     "gradient_difference",
     "measure",

@@ -31,6 +31,9 @@ def add_bench(commands) -> None:
     parser.add_argument(
         "--train", action="store_true", help="measure a training step, forward and backward, eager only"
     )
+    parser.add_argument(
+        "--explain", action="store_true", help="show which implementation of each operation runs, and why; no timing"
+    )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes minutes")
     parser.add_argument("--threads", type=whole_number(1), metavar="N", help="threads of PyTorch (default: its own)")
     parser.add_argument(
@@ -54,7 +57,15 @@ def check(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, and print the table."""
     from ..benchmarking.cost import load_config
-    from ..benchmarking.tasks import CANDIDATES, EAGER, Task, check_machine, format_measurements, measure
+    from ..benchmarking.tasks import (
+        CANDIDATES,
+        EAGER,
+        Task,
+        check_machine,
+        format_fast_paths,
+        format_measurements,
+        measure,
+    )
 
     config = load_config(arguments.source, arguments.num_labels)
     check_machine(arguments.device, arguments.threads)
@@ -63,6 +74,9 @@ def run(arguments: argparse.Namespace) -> None:
         Task(config, arguments.batch_size, height, width, arguments.train, device=arguments.device)
         for height, width in arguments.size
     ]
+    if arguments.explain:
+        print("\n\n".join(format_fast_paths(task) for task in tasks))
+        return
     print(format_measurements([(task, measure(task, names, rounds=arguments.repeats)) for task in tasks]))
 
 

@@ -12,7 +12,10 @@ from .options import (
     add_labeled_data,
     add_model,
     add_output_dir,
+    add_reading_options,
     inference_options,
+    reading_options,
+    value_range,
 )
 
 # Options that a recipe sets itself, and the key of the recipe that takes their place.
@@ -28,6 +31,9 @@ _IN_RECIPE = {
     "label_values": "data.label_values",
     "ignore_values": "data.ignore_values",
     "title": "data.title",
+    "value_range": "data.value_range",
+    "pages": "data.pages",
+    "as_stored": "data.ignore_exif",
     **{name: f"evaluation.{name}" for name in ("flip", "scales", "sliding_window", "stride", "batch_size", "dtype")},
 }
 
@@ -46,6 +52,7 @@ def add_evaluate(commands) -> None:
     )
     add_labeled_data(parser)
     add_inference_options(parser)
+    add_reading_options(parser)
     add_output_dir(parser, "write the results to this folder (with --recipe by default the model's)")
     parser.add_argument("--title", help="name of the data in metrics.json and the card (default: the folder's name)")
     add_device(parser)
@@ -68,6 +75,7 @@ def check(arguments: argparse.Namespace) -> None:
     else:
         _check_data(arguments)
         arguments.options = inference_options(arguments)
+        arguments.value_range = value_range(arguments.value_range)
     if arguments.output_dir is not None:
         check_writable(arguments.output_dir, "--output-dir")
 
@@ -78,6 +86,8 @@ def _check_data(arguments: argparse.Namespace) -> None:
         raise ValueError(
             "expected images with masks: either --images DIR and --masks DIR, or --dataset NAME, or --recipe RECIPE"
         )
+    if arguments.pages and arguments.dataset:
+        raise ValueError("--pages is given with --dataset, whose rows hold one image each; leave it out")
     for option in ("images", "masks"):
         if (folder := getattr(arguments, option)) is not None and not folder.is_dir():
             raise ValueError(f"--{option} is {folder}; expected a folder")
@@ -117,9 +127,13 @@ def _evaluate(arguments: argparse.Namespace, device):
 
     state = PartialState(cpu=not torch.accelerator.is_available())
     model, processor = load_segmentation(arguments.model)
+    if arguments.value_range is not None:
+        processor.value_range = arguments.value_range
+    reading = reading_options(arguments)
     if arguments.dataset is None:
         suffixes = (arguments.image_suffix, arguments.mask_suffix)
-        dataset = pair_images_and_masks(arguments.images, arguments.masks, *suffixes)
+        pages = {"pages": reading.pop("pages")} if "pages" in reading else {}
+        dataset = pair_images_and_masks(arguments.images, arguments.masks, *suffixes, **pages)
     else:
         columns = (arguments.image_column, arguments.mask_column)
         dataset = open_split(arguments.dataset, arguments.split, *columns)
@@ -130,6 +144,7 @@ def _evaluate(arguments: argparse.Namespace, device):
         reduce_labels=processor.do_reduce_labels,
         label_values=arguments.label_values,
         ignore=arguments.ignore_values,
+        **reading,
     )
     dtype = getattr(torch, arguments.options.dtype) if arguments.options.dtype else None
     return evaluate(model.to(device, dtype), processor, dataset, arguments.options), state.is_main_process

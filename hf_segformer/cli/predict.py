@@ -9,7 +9,10 @@ from .options import (
     add_inference_options,
     add_model,
     add_output_dir,
+    add_reading_options,
     inference_options,
+    reading_options,
+    value_range,
 )
 
 
@@ -46,6 +49,7 @@ def add_predict(commands) -> None:
         "--probabilities", choices=["uint8", "float16"], help="also write NAME_probabilities.npy, of all classes"
     )
     add_inference_options(parser, tiles=True)
+    add_reading_options(parser)
     add_device(parser)
     parser.set_defaults(check=check, run=run)
 
@@ -63,7 +67,10 @@ def check(arguments: argparse.Namespace) -> None:
     for option in ("legend", "clear"):
         if getattr(arguments, option) and not arguments.overlay:
             raise ValueError(f"--{option} is {getattr(arguments, option)}; expected together with --overlay")
+    if arguments.pages and arguments.dataset:
+        raise ValueError("--pages is given with --dataset, whose rows hold one image each; leave it out")
     arguments.options = inference_options(arguments)
+    arguments.value_range = value_range(arguments.value_range)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -78,11 +85,13 @@ def run(arguments: argparse.Namespace) -> None:
     )
     source: FileSource | DatasetSource
     if arguments.dataset:
-        source = DatasetSource(arguments.dataset, arguments.split, arguments.image_column)
+        source = DatasetSource(arguments.dataset, arguments.split, arguments.image_column, **reading_options(arguments))
     else:
-        source = FileSource(arguments.inputs, arguments.output_dir)
+        source = FileSource(arguments.inputs, arguments.output_dir, **reading_options(arguments))
     device = find_device(arguments.device)
     predictor = SegFormerPredictor.from_pretrained(arguments.model, device=device, options=arguments.options)
+    if arguments.value_range is not None:
+        predictor.processor.value_range = arguments.value_range
     report = predict_batch(predictor, source, arguments.output_dir, outputs)
     if int(os.environ.get("RANK", "0")):
         return  # the first process speaks for all; if another failed first, torchrun would end it before it has

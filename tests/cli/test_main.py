@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoModelForSemanticSegmentation
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerModel
 from hf_segformer.cli.main import COMMANDS, build_parser, parse
+from hf_segformer.cli.options import value_range
 from hf_segformer.image_processing_segformer import SegFormerImageProcessor
 from hf_segformer.version import __version__
 from tests.support.commands import assert_one_line, assert_usage_error, run
@@ -231,7 +233,50 @@ def test_the_version_is_the_packages(capsys):
     assert capsys.readouterr().out == f"segformer {__version__}\n"
 
 
-@pytest.mark.slow
+def test_bench_explains_which_fast_paths_run(capsys):
+    assert run("bench", "b0", "--explain", "--size", "64x96", "--size", "32x32", "--threads", 1) == 0
+    first, second = capsys.readouterr().out.split("\n\n")
+    assert first.startswith("64x96, batch of 1, cpu, inference\n")
+    paths = dict(line.split(maxsplit=1) for line in first.splitlines()[1:])
+    assert paths.keys() == {"mix_ffn", "attention", "decode_head", "upsample_cross_entropy", "upsample_argmax"}
+    assert not paths["decode_head"].startswith("reference")
+    assert second.startswith("32x32")
+    assert run("bench", "b0", "--explain", "--size", "64x96", "--train", "--threads", 1) == 0
+    assert "training step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["0", "1000"], [0, 1000]),
+        (["-1000", "400.5"], [-1000, 400.5]),
+        (["percentiles", "2", "98"], {"percentiles": [2, 98]}),
+        (["window", "40", "400"], {"center": 40, "width": 400}),
+    ],
+)
+def test_value_range_has_three_forms(words, expected):
+    arguments = parse(["predict", "m", "a.png", "-o", "out", "--value-range", *words, "--flip"])
+    assert value_range(arguments.value_range) == expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["5", "5 5", "1 2 3", "percentiles 2 101", "percentiles 2", "window 40 0", "nan 1", "0 inf", "window a b"],
+)
+def test_wrong_value_ranges_are_refused(words, capsys):
+    words = words.split()
+    assert_usage_error(["predict", "m", "a.png", "-o", "out", "--value-range", *words], capsys, *words, "CENTER WIDTH")
+
+
+def test_evaluate_names_keys_of_the_recipe_that_exist():
+    from hf_segformer.cli.evaluate import _IN_RECIPE
+    from hf_segformer.config import DataConfig, InferenceOptions
+
+    known = {f"data.{each.name}" for each in fields(DataConfig)}
+    known |= {f"evaluation.{each.name}" for each in fields(InferenceOptions)}
+    assert set(_IN_RECIPE.values()) <= known
+
+
 def test_a_closed_pipe_ends_the_process_silently():
     reader, writer = os.pipe()
     os.close(reader)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
-from tests.support.tiny import TINY, train_tiny_run
+from tests.support.tiny import TINY
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,11 @@ def trained_run(tmp_path_factory):
 
     8 steps, 6 to the epoch, with checkpoints at 4 and 8, on 24 images of 32x32, and 6 for evaluation.
     """
-    return train_tiny_run(tmp_path_factory.mktemp("trained") / "run")
+    from tests.support.training import train
+
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert train(folder, "trainer.max_steps=8", "trainer.save_steps=4") == 0
+    return folder
 
 
 @pytest.fixture

@@ -249,6 +249,7 @@ def test_a_name_without_an_owner_is_refused(author, folder):
     assert_refused(author, folder, "lonely", "'lonely'", "owner/name")
 
 
+@pytest.mark.slow
 def test_without_a_token_the_author_is_asked_to_sign_in(hub, home, folder):
     client = Client(home / "unsigned", hub.url, has_plugin=True)
     try:
@@ -257,6 +258,7 @@ def test_without_a_token_the_author_is_asked_to_sign_in(hub, home, folder):
         client.close()
 
 
+@pytest.mark.slow
 def test_a_rejected_token_is_an_error(hub, home, folder):
     client = Client(home / "rejected", hub.url, "hf_wrong", has_plugin=True)
     try:
@@ -266,6 +268,7 @@ def test_a_rejected_token_is_an_error(hub, home, folder):
     assert "me/rejected" not in hub.repositories
 
 
+@pytest.mark.slow
 def test_no_network_is_an_error(home, folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -356,7 +359,7 @@ def test_a_trainer_publishes_model_processor_code_and_our_card(hub, author, stra
     np.testing.assert_allclose(answer, expected, atol=1e-6)  # sums of another order
 
 
-def run_readme(folder):
+def run_guide(folder):
     """Run the README's notebook, in a folder with its images."""
     import datasets
     import numpy
@@ -373,16 +376,16 @@ def run_readme(folder):
             }
             for _ in range(4)
         ]
-        datasets.Dataset.from_list(rows, features=features).to_parquet(f"pictures/{split}.parquet")
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+        datasets.Dataset.from_list(rows, features=features).to_parquet(f"streets/{split}.parquet")
+    text = (Path(__file__).parents[2] / "docs/guides/fine-tune.md").read_text(encoding="utf-8")
     [code] = [block for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) if "push_to_hub" in block]
-    exec(compile(code, "README.md", "exec"), {"__name__": "example"})
+    exec(compile(code, "fine-tune.md", "exec"), {"__name__": "example"})
     return len(code.splitlines())
 
 
-def test_the_readmes_notebook_runs_and_publishes(hub, author, tmp_path):
-    (tmp_path / "pictures").mkdir()
-    assert author(run_readme, str(tmp_path)) <= 25
+def test_the_guides_trainer_example_runs_and_publishes(hub, author, tmp_path):
+    (tmp_path / "streets").mkdir()
+    assert author(run_guide, str(tmp_path)) <= 25
     files = hub.repositories["me/streets"].files()
     assert ModelCard(files["README.md"].content.decode()).data.eval_results[0].metric_value >= 0
     assert {"model.safetensors", "preprocessor_config.json", "modeling_segformer.py"} <= files.keys()

@@ -55,6 +55,7 @@ def test_the_page_is_published_beside_the_model_and_shows_just_that_revision(hub
     assert not [line for line in needed if line.startswith(("gradio", "hf-segformer", "pytest"))]
 
 
+@pytest.mark.slow
 def test_the_space_runs_by_its_own_copy_of_the_package(hub, author, folder, tmp_path):
     """The Space's program runs here, without serving."""
     author(run_command, folder, "me/runs", WITH_SPACE)
@@ -188,6 +189,7 @@ def test_a_page_fetches_model_card_and_images_but_no_checkpoints(hub, author, fo
         assert author(fetch, "me/fetched", revision) == sorted(wanted)
 
 
+@pytest.mark.slow
 def test_a_model_that_may_not_be_read_is_named_with_the_remedy(hub, author, folder, tmp_path):
     author(run_command, folder, "me/hidden", "--private")
     stranger = Client(tmp_path / "stranger", hub.url, has_plugin=True)

@@ -1,6 +1,4 @@
-"""Tiny networks, a tiny training run, and comparisons that many tests share."""
-
-from pathlib import Path
+"""A tiny network and comparisons that many tests share."""
 
 import torch
 
@@ -30,33 +28,3 @@ def logits_of(model, images):
 def assert_same(first, second):
     """Assert float32 equality up to the order of sums: two forms of the head round differently."""
     torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
-
-
-# A training run that takes about a second: 24 images of 32x32, 6 steps of 4 to the epoch.
-TINY_RUN = [
-    *(f"model.{key}={value}" for key, value in TINY.items()),
-    "model.drop_path_rate=0.2",
-    "data.image_size=32",
-    "augmentation.crop_size=32",
-    "data.num_train=24",
-    "data.num_eval=6",
-    "trainer.max_steps=8",
-    "trainer.save_steps=4",
-    "trainer.per_device_train_batch_size=4",
-    "trainer.per_device_eval_batch_size=4",
-    "trainer.warmup_steps=1",
-    "trainer.logging_steps=1",
-    "trainer.dataloader_num_workers=0",
-    "trainer.dataloader_persistent_workers=false",
-    "trainer.eval_strategy=no",
-    "trainer.use_cpu=true",
-]
-
-
-def train_tiny_run(folder, *overrides):
-    """Train on generated shapes as `TINY_RUN` and the overrides say; returns the folder."""
-    from training.finetune import main
-
-    recipe = Path(__file__).parents[2] / "configuration" / "shapes_b0.toml"
-    assert not main([str(recipe), *TINY_RUN, f"trainer.output_dir={folder}", *overrides])
-    return folder

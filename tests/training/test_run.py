@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -35,17 +34,14 @@ from tests.support.training import error_of, train
 NAMES = ("ground", "disc", "bar")
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run of 8 steps, 6 to the epoch, with checkpoints at 4 and 8."""
-    folder = tmp_path_factory.mktemp("run") / "finished"
-    assert train(folder, "trainer.max_steps=8", "trainer.save_steps=4") == 0
-    return folder
+@pytest.fixture
+def finished(trained_run):
+    return trained_run
 
 
 @pytest.fixture
-def run_folder(finished, tmp_path):
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+def run_folder(trained_run_copy):
+    return trained_run_copy
 
 
 def road_scenes(root, size=(60, 44), suffixes=(".webp", ".png")):

@@ -32,7 +32,7 @@ from .record import ROOT, Options, Record, Row, main
 
 TILE, NUM_CLASSES = 1024, 6
 _TRAINED = ROOT / "docs" / "results" / "camvid_b0"
-_SEAMS = ROOT / "docs" / "pictures" / "seams.png"
+_SEAMS = ROOT / "docs" / "images" / "seams.png"
 _SMALL_TILE = 384  # pixels, near the 360 of the frames that the network was trained on
 _PANEL, _BUILDING = (16, 44, 336, 284), 1  # the first map in predicted.png; a class
 # CamVid's colour of a class, and what such things look like.
@@ -176,7 +176,7 @@ def tiled(model: SegFormerForSemanticSegmentation, pixels: Tensor, tiling: Infer
 
 
 def draw_seams(model: SegFormerForSemanticSegmentation, pixels: Tensor) -> None:
-    """Draw docs/pictures/seams.png: the street predicted whole, and in tiles without and with overlap."""
+    """Draw docs/images/seams.png: the street predicted whole, and in tiles without and with overlap."""
     colors = list(_LOOKS)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     overlaps = (0, _SMALL_TILE // 2)

@@ -67,7 +67,7 @@ def train(arguments: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         if _is_main():
             print(f"\nStopped. {_how_to_resume(arguments.values, arguments)}", file=sys.stderr)
-        raise
+        raise SystemExit(130) from None  # nothing more to say
 
 
 def _is_main() -> bool:

@@ -173,7 +173,7 @@ def finish(trainer: RecipeTrainer, recipe: Recipe, data: Data, folder: Path) -> 
     samples = predict_some(check_saved(model, data, folder), data)
     draw_predictions(samples, data.names, data.palette).save(folder / "prediction.png")
     record = build_run_record(trainer, recipe=recipe.tables, title=recipe.data.title, terms=recipe.data.terms)
-    write_run_record(record, folder)
+    write_run_record(folder, record)
     write_card(folder)
     print("\nThe model was loaded again from its folder by AutoModelForSemanticSegmentation and predicts the same.")
     print(f"  {folder / 'prediction.png'}  image, mask and prediction")

@@ -83,12 +83,12 @@ def build_run_record(
     return _known(record)
 
 
-def write_run_record(record: dict[str, Any], folder: str | Path) -> None:
+def write_run_record(folder: str | Path, record: dict[str, Any]) -> None:
     """Write training.json, and curve.png if there is a curve to draw.
 
     Args:
-        record: what `build_run_record` gives.
         folder: the model's folder.
+        record: what `build_run_record` gives.
 
     Raises:
         OSError: if a file cannot be written.

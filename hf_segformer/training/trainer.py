@@ -164,7 +164,7 @@ class SegFormerTrainer(Trainer):
                 names if isinstance(names, str) or not names else names[0] for names in (dataset_tags, dataset)
             )
             record = build_run_record(self, title=title, hub_id=hub_id, license=license, base_model=finetuned_from)
-            write_run_record(record, self.args.output_dir)
+            write_run_record(self.args.output_dir, record)
         write_card(self.args.output_dir, repo_id=self.hub_model_id)
 
     def get_train_dataloader(self):

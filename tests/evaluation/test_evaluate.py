@@ -270,6 +270,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_exactly_the_result_of_one(model, processor, tmp_path):
     data = [{name: torch.tensor(np.asarray(value)) for name, value in row.items()} for row in rows(5)]
     for name in ("image", "label"):

@@ -701,6 +701,7 @@ needs_processes = pytest.mark.skipif(not torch.distributed.is_available(), reaso
 
 
 @needs_processes
+@pytest.mark.slow
 def test_two_processes_that_are_killed_in_the_middle_go_on_and_leave_what_one_leaves(checkpoint, tmp_path):
     pictures, out = many(tmp_path / "pictures"), tmp_path / "out"
     killed = launched(tmp_path, "dies", checkpoint, pictures, "--output-dir", out)
@@ -719,6 +720,7 @@ def test_two_processes_that_are_killed_in_the_middle_go_on_and_leave_what_one_le
 
 
 @needs_processes
+@pytest.mark.slow
 def test_shards_that_one_process_began_are_finished_by_two(checkpoint, tmp_path, monkeypatch):
     pictures, out = many(tmp_path / "pictures"), tmp_path / "out"
     monkeypatch.setattr("hf_segformer.inference.writers._SHARD_SIZE", 3)

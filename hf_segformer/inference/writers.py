@@ -67,7 +67,7 @@ class PngWriter:
     ):
         self.out, self.names, self.palette = out, distinct(predictor.names), predictor.palette
         self.with_overlay, self.legend, self.probabilities = with_overlay, legend, probabilities
-        self._record, self._lock = out / f".{RECORD}.{rank:05d}", threading.Lock()
+        self._record, self._lock = resolve_inside(out, f".{RECORD}.{rank:05d}"), threading.Lock()
 
     def done(self, items: Iterable[InputItem], origin_of: Callable[[InputItem], str]) -> set[str]:
         """Names of those whose label maps are there, with their lines in the records.

@@ -17,17 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from hf_segformer.benchmarking.comparison import (
-    TOLERANCE,
-    Call,
-    Task,
-    build_call,
-    interleaved_timing,
-    largest_difference,
-    require_agreement,
-    run_model,
-)
+from hf_segformer.benchmarking.comparison import TOLERANCE, largest_difference, require_agreement
 from hf_segformer.benchmarking.cost import model_info
+from hf_segformer.benchmarking.tasks import Task, build_call, run_model
+from hf_segformer.benchmarking.timing import Call, interleaved_timing
 from hf_segformer.cpu_runtime_segformer import linear
 from hf_segformer.export.runtimes import onnx_runtime, open_vino
 
@@ -53,7 +46,7 @@ def export(task: Task, path: Path, any_size: bool = False) -> None:
     """Transformers' model as an ONNX file, by PyTorch's exporter; for the task's size alone, or for any."""
     pixels = task.inputs()["pixel_values"]
     torch.onnx.export(
-        _Logits(task.theirs()).eval(),
+        _Logits(task.build_transformers()).eval(),
         (torch.zeros(2, *pixels.shape[1:]) if any_size else pixels,),  # an axis of one would stay at one
         path,
         dynamo=True,
@@ -77,7 +70,7 @@ def build_any_size(task: Task) -> Call:
     """Our model compiled for any height and width."""
     inputs = task.inputs()
     torch._dynamo.mark_dynamic(inputs["pixel_values"], [2, 3])
-    return run_model(torch.compile(task.ours(), fullgraph=True), task, inputs)
+    return run_model(torch.compile(task.build_hf_segformer(), fullgraph=True), task, inputs)
 
 
 def build_product(side: int, by_onednn: bool, device: str) -> Call:

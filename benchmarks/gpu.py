@@ -30,7 +30,6 @@ from .record import RESULTS, ROOT, machine
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CAPABILITIES = (80, 90)
 CANDIDATES = ("transformers", "plain", "kernels", "kernels graph", "transformers compiled", "plain compiled")
-_PATIENCE = 300  # seconds for one row; compiling the largest network for training takes minutes
 
 
 class Key(NamedTuple):
@@ -100,7 +99,7 @@ def write_rows(path: Path, rows: Sequence[Any]) -> None:
     partial.replace(path)
 
 
-def decode_dataset(path: Path, about: Mapping[str, str]) -> list[Row]:
+def read_rows(path: Path, about: Mapping[str, str]) -> list[Row]:
     """The rows of a file that the same GPU, versions and code gave, at whatever commit."""
     if not path.exists():
         return []
@@ -237,6 +236,11 @@ def _compiles(key: Key) -> bool:
     return key.candidate.endswith("compiled")
 
 
+def _patience(key: Key) -> float:
+    """Return the seconds after which a row counts as hanging; compiling a large network takes minutes."""
+    return 600 if _compiles(key) else 300
+
+
 def _work(connection: Connection, keys: Sequence[Key], settings: tuple[str, bool, int], wrong: set[str]) -> None:
     """What the measuring process does: say which row it begins, and what came out."""
     from .gpu_timing import is_usable, measure
@@ -272,13 +276,13 @@ def _results(
     key = None
     try:
         while (left := deadline - time.monotonic()) > 0:
-            if ours.poll(left if key is None else min(left, _PATIENCE)):
+            if ours.poll(left if key is None else min(left, _patience(key))):
                 received = ours.recv()
                 if key is not None:
                     yield key, received
                 key = received if key is None else None
             elif time.monotonic() < deadline and key is not None:
-                yield key, {"note": f"took more than {_PATIENCE} s"}
+                yield key, {"note": f"took more than {_patience(key)} s"}
                 return
     except EOFError:
         process.join(30)
@@ -299,7 +303,7 @@ def run(keys: Sequence[Key], arguments: argparse.Namespace, path: Path | None) -
     """
     deadline = time.monotonic() + 60 * arguments.minutes
     about, settings = identity(arguments.device), (arguments.device, arguments.tiny, arguments.rounds)
-    rows = decode_dataset(path, about) if path else []
+    rows = read_rows(path, about) if path else []
     while (todo := _missing(keys, rows)) and time.monotonic() < deadline:
         wrong = {row.variant for row in rows if row.task == "check" and _bars(row.key, row.is_right)}
         for key, result in _results(todo, settings, wrong, deadline):

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from hf_segformer import SegFormerImageProcessor
-from hf_segformer.benchmarking.comparison import Call, compare
+from hf_segformer.benchmarking.comparison import compare
+from hf_segformer.benchmarking.timing import Call
 
 from .record import Options, Record, Row, main
 

@@ -17,7 +17,9 @@ import transformers
 from PIL import Image
 
 from hf_segformer import SegFormerConfig, SegFormerImageProcessor, SegFormerPredictor
-from hf_segformer.benchmarking.comparison import Call, Task, compare
+from hf_segformer.benchmarking.comparison import compare
+from hf_segformer.benchmarking.tasks import Task
+from hf_segformer.benchmarking.timing import Call
 
 from .record import Options, Record, Row, main
 
@@ -47,12 +49,12 @@ def build(candidate: str, kind: str, number: int, device: str) -> Call:
         folder_of(kind, number),
     )
     if candidate == "hf_segformer":
-        predictor = SegFormerPredictor(task.ours().eval(), SegFormerImageProcessor())
-        return lambda: [prediction.labels for prediction in predictor(paths)]
+        predictor = SegFormerPredictor(task.build_hf_segformer().eval(), SegFormerImageProcessor())
+        return lambda: [prediction.segmentation for prediction in predictor(paths)]
     # Transformers' other processor needs torchvision, and gives the same pixels.
     pipeline = transformers.pipeline(
         "image-segmentation",
-        model=task.theirs().eval(),
+        model=task.build_transformers().eval(),
         image_processor=transformers.SegformerImageProcessorPil(),
         device=device,
     )

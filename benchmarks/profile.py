@@ -12,7 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from hf_segformer.benchmarking.comparison import QUIET, OtherLoad, Task, build_call
+from hf_segformer.benchmarking.tasks import Task, build_call
+from hf_segformer.benchmarking.timing import QUIET, OtherLoad
 
 from .inference import task_of
 from .record import Record, Row, main
@@ -61,7 +62,7 @@ def measure_shares(row: str, task: Task) -> list[Record]:
     torch.set_num_threads(1)
     try:
         kinds = shares_of(task)
-        share = load.parallel_for()
+        share = load.share()
         quiet = None if share is None else share <= QUIET
         return [
             Record(row, kind, milliseconds=float(f"{1000 * took:.4g}"), quiet=quiet) for kind, took in kinds.items()

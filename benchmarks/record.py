@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 
-from hf_segformer.benchmarking.comparison import MEBIBYTE, Timing, check_machine
+from hf_segformer.benchmarking.memory import MEBIBYTE
+from hf_segformer.benchmarking.tasks import check_machine
+from hf_segformer.benchmarking.timing import Timing
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

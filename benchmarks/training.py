@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hf_segformer.benchmarking.comparison import QUIET
+from hf_segformer.benchmarking.timing import QUIET
 
 from .inference import measure_eager, task_of
 from .record import Options, Record, Row, main

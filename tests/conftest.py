@@ -25,6 +25,14 @@ def _one_thread():
 
 
 @pytest.fixture
+def num_threads():
+    """Set the number of threads, and restore it afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def tiny_config():
     """Makes a tiny configuration; keywords replace fields."""
     return lambda **overrides: SegFormerConfig(**{**TINY, "num_labels": 5, **overrides})

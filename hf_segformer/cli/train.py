@@ -37,6 +37,7 @@ def add_train(commands) -> None:
 def check(arguments: argparse.Namespace) -> None:
     """Raise ValueError or OSError if the recipe, an override or the output folder is wrong."""
     if arguments.list:
+        arguments.loads_package = False
         return
     if arguments.recipe is None:
         raise ValueError("no recipe is given; expected its name or a TOML file: --list prints the names")

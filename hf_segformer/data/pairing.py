@@ -4,11 +4,14 @@ Nothing is decoded here: rows hold `image` and `label` as they are stored, and `
 are asked for. Training and `segformer evaluate` find their pictures by the same functions.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.compute
+from huggingface_hub import constants
 
 from .decoding import LabelMapping, RowReader, array_dtype, class_values
 
@@ -116,7 +119,7 @@ def two_columns(dataset: Any, root: str, columns: Sequence[str], settings: Seque
                 f"column {name!r} of {root} is {type(feature).__name__}, but it must hold pictures, paths or arrays: "
                 f"set {setting}"
             )
-    dataset = undecoded(dataset.select_columns(list(columns)))
+    dataset = require_own_files(undecoded(dataset.select_columns(list(columns))), root)
     names = dict(zip(columns, ("image", "label"), strict=True))
     return dataset.rename_columns({old: new for old, new in names.items() if old != new})
 
@@ -126,6 +129,49 @@ def undecoded(dataset: Any) -> Any:
     for name, feature in dataset.features.items():
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    return dataset
+
+
+def require_own_files(dataset: Any, root: str) -> Any:
+    """Return a data set after checking that the files its rows name are its own; a stream is checked as it is read.
+
+    Links are followed, since folders of links to images are common; only the names must stay within.
+
+    Args:
+        dataset: of `datasets`, its images undecoded.
+        root: folder or Hub name of the data set.
+
+    Raises:
+        ValueError: if a row names a file that is neither below the data set's folder nor in the caches of `datasets`
+            and the Hub.
+    """
+    caches = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, constants.HF_HUB_CACHE)
+    folders = [os.path.abspath(each) for each in ([root] if os.path.isdir(root) else []) + [*map(str, caches)]]
+
+    def check(row: dict[str, Any]) -> dict[str, Any]:
+        for value in row.values():
+            is_file = isinstance(value, dict) and value.get("bytes") is None
+            path = value.get("path") if is_file else value
+            if isinstance(path, str) and not any(Path(os.path.abspath(path)).is_relative_to(each) for each in folders):
+                raise ValueError(
+                    f"a row of {root} names the file {path}; expected one below {root}: copy or link the images there"
+                )
+        return row
+
+    if isinstance(dataset, datasets.IterableDataset):
+        return dataset.map(check, features=dataset.features)
+    for name, feature in dataset.features.items():
+        values = dataset.data.column(name)
+        if isinstance(feature, datasets.Image):
+            values = pyarrow.compute.if_else(
+                pyarrow.compute.is_null(pyarrow.compute.struct_field(values, "bytes")),
+                pyarrow.compute.struct_field(values, "path"),
+                None,
+            )
+        elif getattr(feature, "dtype", None) not in ("string", "large_string"):
+            continue
+        for path in values.to_pylist():
+            check({name: path})
     return dataset
 
 

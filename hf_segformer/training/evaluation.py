@@ -11,10 +11,10 @@ from PIL import Image
 from transformers import logging
 
 from ..conversion.checkpoints import locate
-from ..conversion.convert import own_processor, segmentation_model
+from ..conversion.loading import load_segmentation, own_processor
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..inference.segmenter import predict
-from ..visualization import figure, overlay, shown
+from ..visualization import Stretch, displayable, figure, overlay
 from .data import Data, load_data
 from .recipe import Recipe
 from .report import with_background, write_evaluation
@@ -22,7 +22,7 @@ from .report import with_background, write_evaluation
 _NUM_WORST = 10
 
 
-def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path) -> Evaluation:
+def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path, device: torch.device | None = None) -> Evaluation:
     """Print the table, and write metrics.json, confusion.png and worst.png.
 
     Several processes (torchrun, `accelerate launch`) share the images; the main one prints and writes.
@@ -31,6 +31,7 @@ def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path) -> Evaluation
         checkpoint: a folder, a file of weights or a Hub repository.
         recipe: its evaluation data and `[evaluation]` are used.
         folder: where to write.
+        device: by default the accelerator of this process if there is one, else the CPU.
 
     Returns:
         the result, in every process that of all images.
@@ -42,12 +43,12 @@ def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path) -> Evaluation
     state = PartialState(cpu=not torch.accelerator.is_available())
     logging.disable_progress_bar()
     path = locate(checkpoint)
-    model = segmentation_model(path)
+    model, _ = load_segmentation(path)
     processor = own_processor(path, model)
     data = load_data(recipe.data, model.config.num_channels)
     _check_classes(checkpoint, model.config, data.names)
     folder.mkdir(parents=True, exist_ok=True)
-    model, processor = model.to(state.device), processor or data.processor
+    model, processor = model.to(device or state.device), processor or data.processor
     if state.is_main_process:
         print(f"Model    {checkpoint}, {model.num_parameters():,} parameters, {len(data.names)} classes")
         print(f"Data     {len(data.evaluation)} images\n", flush=True)
@@ -73,10 +74,10 @@ def _check_classes(checkpoint: str, config: Any, names: Sequence[str]) -> None:
 def _draw_worst(model: Any, processor: Any, data: Data, recipe: Recipe, result: Evaluation) -> Image.Image:
     """A figure of the worst images: the image, mask and prediction laid over it, mean IoU below."""
     names, palette = with_background(data.names, data.palette)
-    rows, captions = [], []
+    rows, captions, stretch = [], [], Stretch.of_processor(processor)
     for index, score in result.worst:
         row = data.evaluation[index]
-        mask, image = np.asarray(row["label"]), shown(row["image"])
+        mask, image = np.asarray(row["label"]), displayable(row["image"], stretch)
         prediction = predict(model, processor, row["image"], mask.shape, recipe.evaluation).cpu()
         rows.append([image, overlay(image, mask, palette), overlay(image, prediction, palette)])
         captions.append(f"{data.describe('evaluation', index)}: mean IoU {100 * score:.1f} %")

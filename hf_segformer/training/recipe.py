@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import AugmentationConfig, DataConfig, InferenceOptions, LoraConfig, LossConfig, OptimizerConfig
+from ..files import resolve_inside
 from .arguments import check_recipe_arguments
 
 if TYPE_CHECKING:
@@ -165,7 +166,9 @@ def _with_bases(path: Path) -> list[Path]:
     while base := _read_tables(files[0]).get("base"):
         if not isinstance(base, str):
             raise ValueError(f"{files[0]}: base is {base!r}; expected the name of a recipe beside it")
-        files.insert(0, find_recipe(files[0].parent / base))
+        if Path(base).name != base:
+            raise ValueError(f"{files[0]}: base is {base!r}; expected the name of a recipe beside it")
+        files.insert(0, find_recipe(resolve_inside(files[0].parent, base)))
         if files[0] in files[1:]:
             raise ValueError(f"{files[1]} inherits from itself: base = {base!r}")
     return files

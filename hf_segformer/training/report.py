@@ -12,7 +12,7 @@ from ..evaluation.evaluate import Evaluation
 from ..evaluation.metrics import confusion_matrix, scores
 from ..files import write_json
 from ..inference.segmenter import predict
-from ..visualization import Color, colorize, figure, shown
+from ..visualization import Color, Stretch, colorize, displayable, figure
 from .data import Data
 from .plots import draw_confusion, save_plot
 from .recipe import Recipe
@@ -69,9 +69,10 @@ def draw_predictions(samples: Sequence[Sample], names: Sequence[str], palette: S
         palette: one colour a class.
     """
     names, palette = with_background(names, palette)
+    stretch = Stretch.of_images(image for image, _, _ in samples)
     rows, captions = [], []
     for image, mask, prediction in samples:
-        rows.append([shown(image), colorize(mask, palette), colorize(prediction, palette)])
+        rows.append([displayable(image, stretch), colorize(mask, palette), colorize(prediction, palette)])
         share = scores(confusion_matrix(prediction, mask, len(names)))["overall_accuracy"]
         captions.append(f"{100 * share:.1f} % of the pixels are correct")
     return figure(rows, ("image", "mask", "prediction"), names, palette, captions)

@@ -24,9 +24,9 @@ from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegF
 
 from ..config import LoraConfig
 from ..configuration_segformer import VARIANTS
-from ..conversion.checkpoints import read_json
 from ..data.transforms import EpochSampler, TrainDataset, TrainStream
 from ..evaluation.evaluate import evaluate
+from ..files import read_json
 from ..hub.model_card import write_card
 from .callbacks import StopAfterStep, StopAtNonFinite
 from .data import Data, load_data

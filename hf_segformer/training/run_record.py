@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_json
+from ..hub.model_card import is_hub_id
 from ..version import __version__
 from .plots import draw_curve, save_plot
 
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 # Paths and credentials of the machine are left out of the record.
 _PRIVATE = ("root", "output_dir", "logging_dir", "hub_token", "push_to_hub", "hub_model_id", "report_to", "run_name")
 _ARGUMENTS = ("learning_rate", "weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "seed")
@@ -98,11 +98,6 @@ def write_run_record(folder: str | Path, record: dict[str, Any]) -> None:
     (folder / "curve.png").unlink(missing_ok=True)
     if any("loss" in row or "eval_mean_iou" in row for row in record.get("curve", ())):
         save_plot(folder / "curve.png", draw_curve, record["curve"])
-
-
-def is_hub_id(name: Any) -> bool:
-    """Return True if `name` can be a repository's name on the Hub, `owner/name`."""
-    return isinstance(name, str) and _HUB_ID.fullmatch(name) is not None
 
 
 def _known(values: dict[str, Any]) -> dict[str, Any]:
@@ -199,4 +194,4 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-__all__ = ["build_run_record", "is_hub_id", "write_run_record"]
+__all__ = ["build_run_record", "write_run_record"]

@@ -260,7 +260,7 @@ def test_of_a_repository_only_the_weights_that_are_needed_are_fetched(names, wan
     ("raised", "message"),
     [
         (RepositoryNotFoundError("a long text", response=SimpleNamespace(headers={}, request=None)), "no repository"),
-        (LocalEntryNotFoundError("a long text"), "can not be reached"),
+        (LocalEntryNotFoundError("a long text"), "cannot be reached"),
     ],
 )
 def test_a_repository_that_can_not_be_had_is_told_in_one_line(monkeypatch, raised, message):

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from tests.hub.test_remote_code import CODE, NEEDS_AUTO_IMAGE_PROCESSOR, SEGMENTATION
+from tests.support.hub import CODE, NEEDS_AUTO_IMAGE_PROCESSOR, SEGMENTATION, assert_refused, run_command
 from tests.support.hub_server import Blob, LoopbackHub, Repository
 from tests.support.remote_code import LABELS, Client, load, save
 
@@ -40,20 +40,6 @@ def push(folder, repo_id, **options):
     return commit.oid, str(commit)
 
 
-def run_command(*arguments):
-    """`segformer push`; returns status, stdout and stderr."""
-    import contextlib
-    import io
-    from unittest import mock
-
-    from hf_segformer.cli.main import main
-
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch("time.sleep"):
-        status = main(["push", *arguments])
-    return status, out.getvalue(), err.getvalue()
-
-
 def train_and_push(folder, repo_id):
     """Train for two steps and publish by `Trainer.push_to_hub`; returns the model's answer."""
     import numpy
@@ -62,7 +48,7 @@ def train_and_push(folder, repo_id):
 
     from hf_segformer.config import AugmentationConfig
     from hf_segformer.data.transforms import EvalDataset, TrainDataset, collate
-    from hf_segformer.evaluation.metrics import MeanIoU
+    from hf_segformer.evaluation.mean_iou import MeanIoU
     from hf_segformer.training.trainer import SegFormerTrainer
     from tests.support.remote_code import answer, new_model, new_processor
 
@@ -229,16 +215,6 @@ def test_a_push_to_a_branch_leaves_main_alone(hub, author, folder):
     assert hub.repositories["me/branched"].private
 
 
-def assert_refused(author, folder, repo_id, *words, options=()):
-    status, out, err = author(run_command, folder, repo_id, *options)
-    assert status == 1
-    assert out == ""
-    assert err.startswith("segformer: ")
-    assert err.count("\n") == 1
-    for word in words:
-        assert word in err
-
-
 @pytest.mark.parametrize(
     ("spoil", "word"),
     [
@@ -296,7 +272,7 @@ def test_no_network_is_told(home, folder):
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     client = Client(home / "alone", url, "hf_me", has_plugin=True)
     try:
-        assert_refused(client, folder, "me/alone", "can not be reached", url)
+        assert_refused(client, folder, "me/alone", "cannot be reached", url)
     finally:
         client.close()
 
@@ -345,7 +321,7 @@ def test_a_failure_in_the_middle_leaves_what_was_published_before(
 
 def test_a_connection_that_breaks_in_the_middle_is_told(hub, author, folder):
     hub.drop("POST .*/commit/", times=30)
-    assert_refused(author, folder, "me/broken", "nothing was published", "can not be reached")
+    assert_refused(author, folder, "me/broken", "nothing was published", "cannot be reached")
     assert hub.undrop() < 30
     assert "me/broken" not in hub.repositories
 

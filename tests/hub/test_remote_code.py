@@ -2,12 +2,11 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-import transformers
 
+from tests.support.hub import CODE, NEEDS_AUTO_IMAGE_PROCESSOR, PACKAGE, SEGMENTATION
 from tests.support.hub_server import Blob, LoopbackHub, Repository
 from tests.support.remote_code import (
     HEIGHT,
@@ -29,8 +28,6 @@ from tests.support.remote_code import (
     upload,
 )
 
-PACKAGE = Path(__file__).resolve().parents[2] / "hf_segformer"
-CODE = {path.name for path in PACKAGE.glob("*_segformer.py")}
 MODEL_CLASSES = ["AutoModel", "AutoModelForSemanticSegmentation", "AutoModelForImageClassification", "AutoBackbone"]
 MODEL_MAP = {
     "AutoConfig": "configuration_segformer.SegFormerConfig",
@@ -40,11 +37,6 @@ MODEL_MAP = {
     "AutoBackbone": "modeling_segformer.SegFormerBackbone",
 }
 PROCESSOR_MAP = {"AutoImageProcessor": "image_processing_segformer.SegFormerImageProcessor"}
-SEGMENTATION = "AutoModelForSemanticSegmentation"
-NEEDS_AUTO_IMAGE_PROCESSOR = pytest.mark.skipif(
-    hasattr(transformers.AutoImageProcessor, "_backends"),  # a placeholder, where there is no torchvision
-    reason="in this Transformers AutoImageProcessor itself needs torchvision",
-)
 
 
 def assert_same_answer(answer, expected):

@@ -13,8 +13,8 @@ from hf_segformer import (
     SegFormerForSemanticSegmentation,
     SegFormerModel,
 )
-from hf_segformer.dispatch_segformer import OPERATIONS
-from tests.support.twins import switched
+from hf_segformer.dispatch_segformer import NAMESPACE
+from tests.support.fast_paths import ran, switched
 
 TWO_STAGES = {
     "num_encoder_blocks": 2,
@@ -134,7 +134,7 @@ def test_an_exported_model_takes_any_batch_and_size(strict, tiny_config):
 
 # The folded head
 
-WIDTH = 12  # four times this is a number of channels that nothing but the plain head's concatenation has
+WIDTH = 12  # four times this is a number of channels that nothing but the reference's concatenation has
 
 
 def exported_graph(model, images):
@@ -220,17 +220,21 @@ def test_mixed_precision_trains_with_a_full_precision_loss(tiny_config):
 
 def test_folding_costs_mixed_precision_no_accuracy(tiny_config):
     """The weights are multiplied in full precision; done in bfloat16 too, the error would be a seventh larger."""
-    errors = {"fuse_folded": 0.0, "fuse_plain": 0.0}
+    errors = {True: 0.0, False: 0.0}  # by the fold, and by the reference
     for _ in range(4):
         head = SegFormerForSemanticSegmentation(tiny_config(decoder_hidden_size=64)).eval().decode_head
         features = tuple(torch.randn(2, size, 10 >> i, 18 >> i) for i, size in enumerate((8, 8, 16, 16)))
+        head.batch_norm = nn.Identity()
+        head.classifier = nn.Identity()
         with torch.no_grad():
-            expected = head.fuse_plain(features)
-            for name in errors:
-                with torch.autocast("cpu", dtype=torch.bfloat16):
-                    found = getattr(head, name)(features)
-                errors[name] += (found.float() - expected).abs().mean()
-    assert errors["fuse_folded"] < 1.05 * errors["fuse_plain"]
+            with switched(False):
+                expected = head(features)
+            for enabled in errors:
+                with torch.autocast("cpu", dtype=torch.bfloat16), switched(enabled) as calls:
+                    found = head(features)
+                assert ran(calls) == ({"folded"} if enabled else set())
+                errors[enabled] += (found.float() - expected).abs().mean()
+    assert errors[True] < 1.05 * errors[False]
 
 
 def graphs_of(model, images):
@@ -263,7 +267,7 @@ def test_a_compiled_network_calls_the_fast_encoder_where_it_may(tiny_config):
 
     def count(graphs):
         [targets] = graphs
-        return tuple(sum(f"{OPERATIONS}.{name}" in target for target in targets) for name in ("mix", "attend"))
+        return tuple(sum(f"{NAMESPACE}.{name}" in target for target in targets) for name in ("mix_ffn", "attention"))
 
     with torch.inference_mode():
         assert count(graphs_of(model, images)) == (num_blocks, num_blocks)
@@ -277,4 +281,4 @@ def test_a_compiled_network_calls_the_fast_encoder_where_it_may(tiny_config):
     assert count(graphs_of(model, images)) == (0, 0)  # a gradient may be wanted
     with torch.no_grad():
         program = export(model, (images,), strict=False)
-    assert not [node for node in program.graph.nodes if OPERATIONS in str(node.target)]
+    assert not [node for node in program.graph.nodes if NAMESPACE in str(node.target)]

@@ -240,7 +240,7 @@ def test_class_weights_must_be_numbers_one_for_each_class():
 
 
 def test_labels_are_looked_at_for_every_term():
-    with pytest.raises(ValueError, match="labels hold 4, but the model knows classes 0 to 3 and 255"):
+    with pytest.raises(ValueError, match="labels hold 4; expected classes 0 to 3, or 255"):
         SegmentationLoss(dice=1)(torch.zeros(1, 4, 2, 3), torch.full((1, 8, 12), 4))
 
 

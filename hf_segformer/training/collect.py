@@ -12,9 +12,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import EvalPrediction
 
-from ..evaluation.metrics import SegmentationMetrics
+from ..evaluation.metrics import SegmentationMetrics, confusion_matrix, named_scores
 from ..upsampling_segformer import upsample_argmax
 
 _Maps = list[list[np.ndarray]]  # for each batch the segmentation maps or masks of its images
@@ -27,14 +26,16 @@ class Collector:
 
     Args:
         accelerator: of the Trainer.
-        metrics: counts predictions, where there are labels.
+        metrics: class names and ignore index, to count predictions where there are labels.
         keeps_maps: keep segmentation maps and masks for `gather_maps`.
     """
 
     def __init__(self, accelerator: Accelerator, metrics: SegmentationMetrics | None, keeps_maps: bool = False):
         self.accelerator, self.keeps_maps = accelerator, keeps_maps
-        self.counts = metrics
+        self.classes = metrics
         self.has_labels = False
+        size = len(metrics.names) if metrics else 0
+        self.matrix = torch.zeros(size, size + 1, dtype=torch.int64, device=accelerator.device)
         self.predictions: _Maps = []
         self.masks: _Maps = []
 
@@ -50,8 +51,9 @@ class Collector:
         number = self._number_of_own(len(maps))
         if labels is not None:
             self.has_labels = True
-            if self.counts is not None:
-                self.counts(EvalPrediction(maps[:number], labels[:number]), compute_result=False)
+            if self.classes is not None:
+                names, ignore_index = self.classes.names, self.classes.ignore_index
+                self.matrix += confusion_matrix(maps[:number], labels[:number], len(names), ignore_index)
         if self.keeps_maps:
             self.predictions.append(list(maps[:number].cpu().numpy()))
             self.masks.append([] if labels is None else list(labels[:number].cpu().numpy()))
@@ -65,13 +67,9 @@ class Collector:
 
     def metrics(self) -> dict[str, float]:
         """Sum the matrices of all processes and return the metrics; empty where there were no labels."""
-        if self.counts is None or not self.has_labels:
+        if self.classes is None or not self.has_labels:
             return {}
-        nothing = torch.zeros(0, dtype=torch.int64, device=self.accelerator.device)
-        empty = EvalPrediction(nothing, nothing)
-        self.counts(empty, compute_result=False)  # a process may have counted no image of its own
-        self.counts.metric.matrix = self.accelerator.reduce(self.counts.metric.matrix, "sum")
-        return self.counts(empty, compute_result=True)
+        return named_scores(self.accelerator.reduce(self.matrix, "sum"), self.classes.names)
 
     def gather_maps(self) -> tuple[Any, Any]:
         """Return segmentation maps and masks in the data set's order, each one array if all sizes are equal."""

@@ -10,6 +10,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.transforms import EvalDataset, collate
 from ..evaluation.evaluate import evaluate
+from ..evaluation.metrics import named_scores
 from .data import Data
 from .recipe import Recipe
 from .report import ProgressBar
@@ -57,16 +58,13 @@ class RecipeTrainer(SegFormerTrainer):
     ) -> EvalLoopOutput:
         """Evaluate as `segformer evaluate --recipe` does; processes share the images."""
         result = self._evaluate_rows(self.data.evaluation, not self.args.disable_tqdm)
-        metrics = result.metrics
-        for kind in ("iou", "accuracy"):
-            values = metrics.pop(f"per_category_{kind}")
-            metrics |= {f"{kind}_{name}": value for name, value in zip(result.names, values, strict=True)}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        values = named_scores(result.matrix, result.names)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         return EvalLoopOutput(None, None, metrics, result.num_images)
 
     def try_evaluation(self) -> None:
-        """Evaluate one image for each process and drop the result."""
-        number = min(self.args.world_size, len(self.data.evaluation))
+        """Evaluate one batch in each process and drop the result."""
+        number = min(self.args.world_size * self.evaluation.batch_size, len(self.data.evaluation))
         self._evaluate_rows(self.data.evaluation.select(range(number)), progress=False)
 
     def _evaluate_rows(self, rows: Any, progress: bool) -> Any:

@@ -16,7 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..config import OptimizerConfig
 from ..data.transforms import EpochSampler, EvalDataset, TrainDataset, TrainStream
-from ..evaluation.metrics import SegmentationMetrics, predict_labels
+from ..evaluation.metrics import SegmentationMetrics
 from ..hub.model_card import write_card
 from .arguments import check_arguments
 from .collect import Collector
@@ -227,7 +227,8 @@ class SegFormerTrainer(Trainer):
         """Return True if evaluation needs no user's function on gathered logits."""
         if isinstance(self.compute_metrics, SegmentationMetrics):
             return True
-        return self.compute_metrics is None and self.preprocess_logits_for_metrics is predict_labels
+        owner = getattr(self.preprocess_logits_for_metrics, "__self__", None)
+        return self.compute_metrics is None and isinstance(owner, SegmentationMetrics)
 
     def prediction_step(
         self,

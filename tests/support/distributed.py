@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.config import AugmentationConfig
 from hf_segformer.data.transforms import EvalDataset, TrainDataset, collate
-from hf_segformer.evaluation.metrics import SegmentationMetrics, predict_labels
+from hf_segformer.evaluation.metrics import SegmentationMetrics
 from hf_segformer.training.trainer import SegFormerTrainer
 from tests.support.tiny import TINY
 
@@ -45,7 +45,7 @@ def tiny_trainer(folder, chance, evaluation_rows=None, **arguments):
     if not chance:
         norm = model.decode_head.batch_norm.eval()
         norm.train = lambda mode=True: norm
-    processor = SegFormerImageProcessor(do_resize=False)
+    processor, metrics = SegFormerImageProcessor(do_resize=False), SegmentationMetrics(NAMES)
     settings = {
         "max_steps": 6,
         "per_device_train_batch_size": 4,
@@ -65,6 +65,6 @@ def tiny_trainer(folder, chance, evaluation_rows=None, **arguments):
         data_collator=collate,
         train_dataset=TrainDataset(rows(12), augmentation, processor, seed=0),
         eval_dataset=EvalDataset(evaluation_rows or rows(5), processor),
-        compute_metrics=SegmentationMetrics(NAMES),
-        preprocess_logits_for_metrics=predict_labels,
+        compute_metrics=metrics,
+        preprocess_logits_for_metrics=metrics.preprocess_logits,
     )

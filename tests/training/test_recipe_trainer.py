@@ -68,7 +68,7 @@ def test_evaluation_that_fails_does_so_before_the_first_step(tmp_path, capsys):
 
     with mock.patch.object(recipe_trainer, "evaluate", broken):
         assert error_of(capsys, tmp_path / "run", *EVALUATED).endswith("evaluation fails")
-    assert calls == [1]
+    assert calls == [6]
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 

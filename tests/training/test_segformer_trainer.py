@@ -10,7 +10,7 @@ from hf_segformer import SegFormerForImageClassification, SegFormerImageProcesso
 from hf_segformer.config import AugmentationConfig, OptimizerConfig
 from hf_segformer.data.transforms import EvalDataset, TrainDataset, collate
 from hf_segformer.evaluation.evaluate import evaluate
-from hf_segformer.evaluation.metrics import SegmentationMetrics, predict_labels
+from hf_segformer.evaluation.metrics import SegmentationMetrics
 from hf_segformer.training.trainer import SegFormerTrainer, parameter_groups, poly_lr_with_warmup
 from hf_segformer.upsampling_segformer import upsample_argmax
 
@@ -126,14 +126,15 @@ def evaluating_trainer(model, folder, sizes, dataset=None, **overrides):
     """A Trainer as in the README, that need not set `batch_eval_metrics`."""
     processor = SegFormerImageProcessor(do_resize=False)
     augmentation = AugmentationConfig(crop_size=32, distortion=0)
+    metrics = SegmentationMetrics(list("abcde"))
     return SegFormerTrainer(
         model,
         arguments(folder, per_device_eval_batch_size=1, remove_unused_columns=False, **overrides),
         data_collator=collate,
         train_dataset=TrainDataset(rows([(40, 48)] * 4), augmentation, processor),
         eval_dataset=dataset or EvalDataset(rows(sizes), processor),
-        compute_metrics=SegmentationMetrics(list("abcde")),
-        preprocess_logits_for_metrics=predict_labels,
+        compute_metrics=metrics,
+        preprocess_logits_for_metrics=metrics.preprocess_logits,
     )
 
 

@@ -15,17 +15,7 @@ from hf_segformer import (
 )
 from hf_segformer.dispatch_segformer import NAMESPACE
 from tests.support.fast_paths import ran, switched
-
-TWO_STAGES = {
-    "num_encoder_blocks": 2,
-    "hidden_sizes": [8, 8],
-    "depths": [1, 1],
-    "num_attention_heads": [1, 2],
-    "sr_ratios": [2, 1],
-    "patch_sizes": [7, 3],
-    "strides": [4, 2],
-    "mlp_ratios": [2, 2],
-}
+from tests.support.tiny import TWO_STAGES
 
 
 @pytest.fixture(autouse=True)

@@ -108,6 +108,8 @@ def test_eager_attention(model, images):
     assert explain(model, images)["attention"] == "reference: attention is 'eager', not 'sdpa'"
 
 
+# PyTorch 2.13's own, when forward derivatives are first asked for.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_export_and_function_transforms(model, images):
     def export(pixel_values):
         return torch.export.export(model, (pixel_values,), strict=False)

@@ -46,7 +46,7 @@ class Page:
         self.driver, self.downloads = driver, downloads
 
     def open(self, address: str) -> None:
-        """Load it, and wait until it takes pictures."""
+        """Load it, and wait until it takes images."""
         self.driver.get(address)
         self.wait(lambda: self.find("#upload input[type=file]"), "the page's upload")
 
@@ -55,7 +55,7 @@ class Page:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def wait(self, condition, what: str):
-        """What the condition gives once it is true."""
+        """Wait until the condition returns a true value, and return it."""
         end = time.monotonic() + _PATIENCE
         while time.monotonic() < end:
             try:
@@ -73,7 +73,7 @@ class Page:
 
     def source(self) -> str:
         """The address of the overlay that is shown; empty before the first."""
-        shown = self.find("#picture img")
+        shown = self.find("#image img")
         return shown[0].get_attribute("src") if shown else ""
 
     def changed(self, before: str) -> Image.Image:
@@ -146,7 +146,7 @@ def browser(downloads: Path) -> Iterator[Page]:
 def served(folder: Path) -> Iterator[str]:
     """`segformer app FOLDER` in a process of its own; gives the page's address."""
     page = subprocess.Popen(
-        [sys.executable, "-m", "hf_segformer.cli.main", "app", str(folder), "--device", "cpu"],
+        [sys.executable, "-m", "hf_segformer", "app", str(folder), "--device", "cpu"],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},

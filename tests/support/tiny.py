@@ -39,5 +39,5 @@ def logits_of(model, images):
 
 
 def assert_same(first, second):
-    """Float32 equality but for the order of sums: two forms of the head round differently."""
+    """Assert float32 equality up to the order of sums: two forms of the head round differently."""
     torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)

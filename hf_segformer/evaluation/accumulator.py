@@ -8,12 +8,11 @@ what one process gets.
 Axes: K classes, I images, H W the mask's sides, M bins of the reliability diagram, T bins of the histogram.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from .binary import probability_histogram
@@ -115,9 +114,12 @@ class MetricAccumulator:
         self._add(state)
         self._images = sorted([*self._images, *state["images"]], key=lambda image: image[0])
 
-    def gather(self) -> None:
-        """Add up over all processes of torchrun or `accelerate launch`: each has the whole then."""
-        states = gather_object([self.state()])
+    def combine(self, states: Iterable[dict[str, Any]]) -> None:
+        """Hold what all processes counted, whatever it held before.
+
+        Args:
+            states: of every process, this one among them, in any order.
+        """
         for name in _SUMS:
             setattr(self, name, None)
         self._images = []

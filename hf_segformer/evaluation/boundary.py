@@ -147,7 +147,7 @@ def _is_near_edge(classes: Tensor, radius: int) -> Tensor:
     uniform exactly if each block of 2x2 pixels in it is.
     """
     height, width = classes.shape
-    padded = F.pad(classes, (1, 1, 1, 1), value=_NO_CLASS - 2)  # one ring is enough: windows are clipped to it
+    padded = F.pad(classes, (1, 1, 1, 1), value=_NO_CLASS)  # one ring is enough: windows are clipped to it
     corner = padded[:-1, :-1]
     is_mixed = (corner != padded[1:, :-1]) | (corner != padded[:-1, 1:]) | (corner != padded[1:, 1:])
     dtype = torch.int32 if is_mixed.numel() < 2**31 else torch.int64

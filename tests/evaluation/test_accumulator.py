@@ -53,12 +53,11 @@ def test_sums_are_those_of_the_parts(num_classes):
 
 
 @pytest.mark.parametrize("with_probabilities", [True, False])
-def test_processes_together_count_what_one_counts(monkeypatch, with_probabilities):
+def test_processes_together_count_what_one_counts(with_probabilities):
     whole = accumulated(2, with_probabilities=with_probabilities)
     states = [accumulated(2, places, with_probabilities).state() for places in ([1, 4], [], [0, 2, 3])]
-    monkeypatch.setattr("hf_segformer.evaluation.accumulator.gather_object", lambda own: states)
     part = accumulated(2, [1, 4], with_probabilities)
-    part.gather()
+    part.combine(states)
     for name, expected in whole.state().items():
         found = part.state()[name]
         if isinstance(expected, torch.Tensor):
@@ -67,10 +66,10 @@ def test_processes_together_count_what_one_counts(monkeypatch, with_probabilitie
     np.testing.assert_array_equal(part.counts, whole.counts)
 
 
-def test_a_gathered_accumulator_shares_no_memory_with_its_state():
+def test_a_combined_accumulator_shares_no_memory_with_its_state():
     accumulator = accumulated(2)
     before = accumulator.state()
-    accumulator.gather()
+    accumulator.combine([before])
     accumulator.matrix += 1
     assert (accumulator.matrix != before["matrix"]).all()
 

@@ -153,7 +153,7 @@ _COMPARISON = (
 <tr><th>Class</th>{% for name in names %}<th>{{ name }}</th>{% endfor %}
 {% for name in names[1:] %}<th>{{ name }} &minus; {{ baseline }}</th><th>p</th>{% endfor %}</tr>
 {% for row in classes %}
-<tr><td>{{ row.name }}</td>{% for value in row.values %}<td>{{ value | percent }}</td>{% endfor %}
+<tr><td>{{ row.name }}</td>{% for value in row.scores %}<td>{{ value | percent }}</td>{% endfor %}
 {% for test in row.tests %}<td class="{{ test.verdict }}">{{ test.text }}</td><td>{{ test.p }}</td>{% endfor %}</tr>
 {% endfor %}
 </table></div>
@@ -163,7 +163,7 @@ _COMPARISON = (
 <section><h2>Images that differ most</h2><div class="scroll"><table>
 <tr><th>Image</th>{% for name in names %}<th>{{ name }}</th>{% endfor %}<th>Range of mean IoU</th></tr>
 {% for row in images %}<tr><td>{{ row.name }}</td>
-{% for value in row.values %}<td>{{ value | percent }}</td>{% endfor %}
+{% for value in row.scores %}<td>{{ value | percent }}</td>{% endfor %}
 <td>{{ row.range | percent }}</td></tr>{% endfor %}
 </table></div>
 {{ figure(sheet, "Images that differ most, with the models' predictions") }}</section>

@@ -109,7 +109,7 @@ def classes_csv(summary: Mapping[str, Any]) -> str:
     means = [_mean_of(summary, name) for name in CLASS_COLUMNS]
     spans = [(summary["intervals"].get(_mean_name(name)) or (None, None))[end] for name, end in ends]
     rows.append(["mean", *means, sum(row["pixels"] for row in summary["classes"]), *spans])
-    return _csv([header, *rows])
+    return csv_text([header, *rows])
 
 
 def classes_latex(summary: Mapping[str, Any]) -> str:
@@ -144,7 +144,7 @@ def per_image_csv(accumulator: MetricAccumulator, class_names: Sequence[str]) ->
     for place, (index, name) in enumerate(zip(accumulator.indices, accumulator.names, strict=True)):
         values = [*(column[place] for column in columns), *scores["iou"][place]]
         rows.append([index, name, int(counts[place, 1].sum()), *(_known(value) for value in values)])
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -278,7 +278,8 @@ def _latex_cell(value: float | None, interval: Sequence[float] | None) -> str:
     return percent(value) + span
 
 
-def _csv(rows: Iterable[Sequence[Any]]) -> str:
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV; None is an empty cell."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
@@ -302,6 +303,7 @@ __all__ = [
     "CLASS_COLUMNS",
     "classes_csv",
     "classes_latex",
+    "csv_text",
     "escape_latex",
     "group_names",
     "per_image_csv",

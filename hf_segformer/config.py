@@ -9,6 +9,8 @@ from difflib import get_close_matches
 
 LOSS_TERMS = ("cross_entropy", "ohem", "dice", "focal")
 CLASS_WEIGHT_SCHEMES = ("median_frequency", "log", "inverse_sqrt")
+DTYPES = ("float32", "float16", "bfloat16")
+TILE_STEP = 32  # pixels of the input for each cell of the last stage's grid
 
 
 @dataclass(frozen=True)
@@ -147,14 +149,19 @@ def check_class_weight_scheme(scheme: str) -> None:
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """How a prediction is made.
+    """Options of inference: the same for the predictor, evaluation, batch inference and large images.
 
     Args:
-        window: side in pixels of a window that slides over the resized picture; 0 sees pictures whole.
-        stride: step of the window in pixels; 0 is three quarters of it in multiples of 32. Without a window it means
-            nothing.
-        flip: predict the mirrored picture too, and average the probabilities.
+        tile_size: side in pixels of the tiles into which a raster is cut, best the size of the training crops or more.
+            A raster that is smaller is one tile.
+        tile_overlap: least overlap of neighbouring tiles in pixels. Tiles are spread evenly, so they may share more.
+        sliding_window: side in pixels of the paper's sliding window over the resized image; 0 sees images whole.
+        stride: step of the sliding window in pixels; 0 is three quarters of the window in multiples of 32.
+        flip: average the probabilities with those of the mirrored image.
         scales: sizes to predict at, as multiples of the image processor's; the probabilities are averaged.
+        dtype: number type of the network, one of `DTYPES`. None is the weights' own, but float32 on a CPU, where
+            half precision is slow.
+        batch_size: most images, or tiles, that the network sees at once.
 
     Raises:
         ValueError: if a value is out of range; the message names it as `evaluation.name`.
@@ -163,43 +170,72 @@ class InferenceOptions:
         The paper's evaluation on Cityscapes.
 
         >>> from hf_segformer.config import InferenceOptions
-        >>> InferenceOptions(window=1024).step
+        >>> InferenceOptions(sliding_window=1024).effective_stride
         768
     """
 
-    window: int = 0
+    tile_size: int = 1024
+    tile_overlap: int = 128
+    sliding_window: int = 0
     stride: int = 0
     flip: bool = False
     scales: list[float] = field(default_factory=lambda: [1.0])
+    dtype: str | None = None
+    batch_size: int = 8
 
     def __post_init__(self):
-        if self.window and self.window < 32:
-            raise ValueError(f"evaluation.window is {self.window}, but it must be at least 32, or 0 for whole pictures")
-        if self.stride < 0:
+        self._check_tiles()
+        if self.sliding_window and self.sliding_window < TILE_STEP:
             raise ValueError(
-                f"evaluation.stride is {self.stride}, but it must be at least 1, or 0 to follow the window"
+                f"evaluation.sliding_window is {self.sliding_window}; expected at least {TILE_STEP}, or 0 for whole "
+                "images"
             )
-        if 0 < self.window < self.stride:
+        if self.stride < 0:
+            raise ValueError(f"evaluation.stride is {self.stride}; expected at least 1, or 0 to follow the window")
+        if self.stride and not self.sliding_window:
             raise ValueError(
-                f"evaluation.stride is {self.stride}, but a window of {self.window} would leave gaps: it must be at "
-                f"most {self.window}"
+                f"evaluation.stride is {self.stride}; expected 0 without a sliding window: set "
+                "evaluation.sliding_window, too"
+            )
+        if self.stride > self.sliding_window:
+            raise ValueError(
+                f"evaluation.stride is {self.stride}; expected at most the window, {self.sliding_window}"
             )
         if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
-            raise ValueError(f"evaluation.scales is {self.scales}, but it must list numbers above 0")
+            raise ValueError(f"evaluation.scales is {self.scales}; expected a list of numbers above 0")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"evaluation.dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        if self.batch_size < 1:
+            raise ValueError(f"evaluation.batch_size is {self.batch_size}; expected at least 1")
+
+    def _check_tiles(self) -> None:
+        """Check that all tiles begin on one grid of `TILE_STEP` pixels."""
+        size, overlap = self.tile_size, self.tile_overlap
+        if not isinstance(size, int) or size < 2 * TILE_STEP or size % TILE_STEP:
+            raise ValueError(
+                f"evaluation.tile_size is {size}; expected a multiple of {TILE_STEP} pixels, {2 * TILE_STEP} or more"
+            )
+        if not isinstance(overlap, int) or overlap % TILE_STEP or not 0 <= overlap <= size - TILE_STEP:
+            raise ValueError(
+                f"evaluation.tile_overlap is {overlap}; expected a multiple of {TILE_STEP} pixels from 0 to "
+                f"{size - TILE_STEP}, for tiles of {size}"
+            )
 
     @property
-    def step(self) -> int:
-        """The window's step in pixels: `stride`, or what 0 stands for; 0 without a window."""
-        if not self.window:
+    def effective_stride(self) -> int:
+        """Step of the sliding window in pixels: `stride`, or the value that 0 stands for; 0 without a window."""
+        if not self.sliding_window:
             return 0
-        return self.stride or max(32, self.window * 3 // 4 // 32 * 32)
+        return self.stride or max(TILE_STEP, self.sliding_window * 3 // 4 // TILE_STEP * TILE_STEP)
 
 
 __all__ = [
     "CLASS_WEIGHT_SCHEMES",
+    "DTYPES",
     "AugmentationConfig",
     "InferenceOptions",
     "LossConfig",
     "OptimizerConfig",
+    "TILE_STEP",
     "check_class_weight_scheme",
 ]

@@ -1,18 +1,26 @@
 """Files that are whole or not there: written under another name beside their own, then renamed."""
 
 import errno
+import hashlib
+import itertools
 import json
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+_LONGEST_NAME = 255  # bytes, on most file systems
+_numbers = itertools.count()
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """A path beside the file to write to; it takes the file's place if all went well, and is removed if not.
 
-    The name is always the same, so what a killed process left is overwritten by the next that writes the file.
+    The name is another one in every process and at every call, so that two writers of one file never mix their bytes.
 
     Args:
         path: the file; its folder must be there.
@@ -31,13 +39,48 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         all of it
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     try:
         with named(path):
             yield partial
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """A path beside a file for writing it, unique to the process and the call; its folder is the same."""
+    writer = f"{_host()}-{os.getpid()}-{next(_numbers)}"
+    name = f".{path.name}.{writer}.partial"
+    if len(os.fsencode(name)) > _LONGEST_NAME >= len(os.fsencode(path.name)):
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.{writer}.partial"
+    return path.with_name(name)
+
+
+def remove_stale_partials(folder: str | Path) -> None:
+    """Remove the files below a folder that killed processes of this host left incomplete."""
+    for path in Path(folder).rglob(".*.partial"):
+        host, pid = (path.name.split(".")[-2].split("-") + ["", ""])[:2]
+        if host == _host() and pid.isdigit() and not is_process_alive(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def is_process_alive(pid: int) -> bool:
+    """Return True if a process of this number runs on this host."""
+    if os.name == "nt":  # where signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
+@cache
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
 
 @contextmanager
@@ -73,4 +116,4 @@ def write_json(values: dict[str, Any], path: str | Path) -> None:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-__all__ = ["atomic_write", "is_full", "named", "write_json"]
+__all__ = ["atomic_write", "is_full", "is_process_alive", "named", "partial_path", "remove_stale_partials", "write_json"]

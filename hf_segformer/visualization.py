@@ -1,35 +1,65 @@
-"""Label maps as pictures: colours, overlays, panels side by side with a legend, and confusion matrices.
+"""Images of segmentation maps: palettes, overlays, panels side by side with a legend, and confusion matrices.
 
-Only Pillow and numpy, so that it works wherever a model does. Axes: H W pixels, K classes.
+Only Pillow and numpy, so that it works wherever a model does. Axes: C channels, H W pixels, K classes.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Color = tuple[int, int, int]
 
+BACKGROUND_COLOR = (214, 209, 196)  # of the background of a model with one label
+
 _INK, _PAPER, _FAINT = (32, 33, 36), (255, 255, 255), (95, 99, 104)
 _FIRST_COLOR = (51, 102, 204)
 _HATCH_DARK, _HATCH_LIGHT = (28, 28, 30), (92, 92, 96)
 _GRID = (218, 220, 224)
-# Up to so many classes a confusion matrix has numbers in its cells.
+# Largest number of classes for which a confusion matrix has numbers in its cells.
 _NUMBERED_CLASSES = 30
+# Linear RGB as people without long, middle and short wave cones see it (Machado et al. 2009, severity 1).
+_COLOR_BLIND = np.array(
+    [
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    ]
+)
+# Colours of land cover as maps draw it, by the words of a class name; the first match counts.
+_LAND_COVER: tuple[tuple[str, Color], ...] = (
+    (r"wetland|marsh|swamp|mangrove|bog|peat", (46, 134, 124)),
+    (r"water|river|lake|sea|ocean|pond|reservoir|stream", (40, 98, 178)),
+    (r"snow|ice|glacier", (226, 240, 247)),
+    (r"forest|tree|wood|woodland|canopy", (30, 96, 48)),
+    (r"shrub|scrub|bush|heath", (150, 150, 52)),
+    (r"grass|grassland|meadow|pasture|lawn|rangeland", (126, 182, 84)),
+    (r"crop|cropland|farm|farmland|field|agriculture|agricultural|cultivated|orchard|vineyard", (228, 198, 88)),
+    (r"road|street|pavement|asphalt|railway|runway", (122, 120, 118)),
+    (r"building|built|builtup|urban|city|settlement|residential|industrial|impervious|developed|roof", (190, 66, 54)),
+    (r"sand|beach|dune|desert", (238, 220, 174)),
+    (r"bare|barren|soil|rock|earth|mine|quarry", (160, 122, 84)),
+    (r"moss|lichen|tundra", (200, 204, 160)),
+    (r"cloud|clouds", (250, 250, 250)),
+    (r"shadow|shade", (58, 54, 74)),
+)
 
 
 def default_palette(num_classes: int) -> list[Color]:
-    """Colours that are told apart: each next one is the farthest from all before it.
+    """Colours that are easily distinguished, by colour-blind people, too: each is the farthest from all before it.
 
-    Distances are taken in OKLab, where equal steps look equally far apart, among colours that are neither nearly
-    black, white nor grey. The first colours stay the same however many are asked for.
+    The distance of two colours is the smallest one in OKLab, where equal steps look equally large, as seen by people
+    with normal vision, protanopia, deuteranopia and tritanopia. Nearly black, white and grey colours are left out. The
+    first colours are the same for every number of classes.
 
     Args:
         num_classes: number of colours K, 1 to 1000.
 
     Returns:
-        K different (red, green, blue) of 0..255.
+        K different (red, green, blue) of 0 to 255.
 
     Raises:
         ValueError: if the number is out of range.
@@ -40,27 +70,66 @@ def default_palette(num_classes: int) -> list[Color]:
         True
     """
     if not 1 <= num_classes <= 1000:
-        raise ValueError(f"num_classes is {num_classes}, but a palette has 1 to 1000 colours")
-    colors, lab = _candidates()
+        raise ValueError(f"num_classes is {num_classes}; expected 1 to 1000")
+    colors, seen = _candidates()
     chosen = [int(np.abs(colors - _FIRST_COLOR).sum(axis=1).argmin())]
-    distance = np.linalg.norm(lab - lab[chosen[0]], axis=1)
+    distance = _distance(seen, chosen[0])
     while len(chosen) < num_classes:
         chosen.append(int(distance.argmax()))
-        distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
+        distance = np.minimum(distance, _distance(seen, chosen[-1]))
     return [(int(red), int(green), int(blue)) for red, green, blue in colors[chosen]]
 
 
-def colorize(labels, palette: Sequence[Color]) -> Image.Image:
-    """A label map as a picture in which every class has its colour.
+def land_cover_palette(names: Sequence[str]) -> list[Color]:
+    """Colours of maps for classes of land cover: blue water, green forest, yellow fields, red buildings.
 
-    Pixels that are no class, ignored ones above all, are hatched: no colour could be mistaken for them.
+    Further classes of one kind get lighter and darker shades of its colour, other classes default colours.
+
+    Args:
+        names: names of the K classes.
+
+    Returns:
+        K different (red, green, blue).
+
+    Example:
+        >>> from hf_segformer.visualization import land_cover_palette
+        >>> land_cover_palette(["open water", "forest"])
+        [(40, 98, 178), (30, 96, 48)]
+    """
+    known = [_land_cover_color(name) for name in names]
+    drawn = np.array([color for color in known if color] or [_PAPER])
+    others = [color for color in default_palette(min(1000, 4 * len(names) + 40)) if _is_far(color, drawn)]
+    palette: list[Color] = []
+    for color in known:
+        if color is None:
+            color = others.pop(0)
+        palette.append(_another_shade(color, palette) if color in palette else color)
+    return palette
+
+
+def palette_for(names: Sequence[str]) -> list[Color]:
+    """`land_cover_palette` where at least three names, and two thirds of them, are land cover; else `default_palette`.
+
+    Example:
+        >>> from hf_segformer.visualization import default_palette, palette_for
+        >>> palette_for(["sky", "road", "car"]) == default_palette(3)
+        True
+    """
+    known = sum(_land_cover_color(name) is not None for name in names)
+    return land_cover_palette(names) if known >= max(3, 2 * len(names) / 3) else default_palette(len(names))
+
+
+def colorize(labels, palette: Sequence[Color]) -> Image.Image:
+    """Image of a mask or segmentation map in which every class has its colour.
+
+    Pixels that are no class, ignored ones above all, are hatched: no colour can be mistaken for them.
 
     Args:
         labels: (H, W) integers.
-        palette: one (red, green, blue) a class.
+        palette: one (red, green, blue) for each class.
 
     Returns:
-        RGB picture of W x H pixels.
+        RGB image of W x H pixels.
 
     Raises:
         ValueError: if `labels` are not two-dimensional integers.
@@ -71,60 +140,113 @@ def colorize(labels, palette: Sequence[Color]) -> Image.Image:
         >>> colorize(np.zeros((4, 6), dtype=np.uint8), default_palette(1)).size
         (6, 4)
     """
-    labels = _label_map(labels)
-    picture = np.asarray([*palette, _HATCH_DARK], dtype=np.uint8).take(labels, axis=0, mode="clip")
-    row, column = np.nonzero((labels < 0) | (labels >= len(palette)))
-    picture[row, column] = np.where(((row + column) % 6 < 2)[:, None], _HATCH_LIGHT, _HATCH_DARK)
-    return Image.fromarray(picture)
+    labels = _integer_map(labels)
+    pixels = np.asarray([*palette, _HATCH_DARK], dtype=np.uint8).take(labels, axis=0, mode="clip")
+    _hatch(pixels, (labels < 0) | (labels >= len(palette)))
+    return Image.fromarray(pixels)
 
 
-def overlay(image: Image.Image, labels, palette: Sequence[Color], alpha: float = 0.6) -> Image.Image:
-    """The picture with its classes laid over it in colour.
+def overlay(
+    image: Image.Image,
+    labels,
+    palette: Sequence[Color],
+    alpha: float = 0.6,
+    *,
+    clear: Collection[int] = (),
+    padding: np.ndarray | None = None,
+) -> Image.Image:
+    """Blend the colours of a mask or segmentation map into an image.
 
     Args:
-        image: any Pillow picture, W x H.
-        labels: (H, W) integers; pixels that are no class keep the picture as it is.
-        palette: one (red, green, blue) a class.
-        alpha: weight of the colours, 0 to 1.
+        image: Pillow image of any mode, W x H.
+        labels: (H, W) integers; pixels that are no class show the image alone.
+        palette: one (red, green, blue) for each class.
+        alpha: 0 shows the image alone, 1 the colours alone.
+        clear: classes without colour, the background say.
+        padding: bool (H, W), True where the image holds no data; these pixels are hatched.
 
     Returns:
-        RGB picture of the same size.
+        RGB image of the same size.
 
     Raises:
         ValueError: if the sizes differ or alpha is out of range.
     """
-    labels = _label_map(labels)
+    labels = _integer_map(labels)
     if image.size != labels.shape[::-1]:
-        raise ValueError(f"the image is {image.size} wide and high, its label map {labels.shape[::-1]}")
+        raise ValueError(f"labels are {labels.shape[::-1]} wide and high; expected the size of the image, {image.size}")
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}, but it must lie in 0..1")
-    photo = np.asarray(image.convert("RGB"))
-    blended = np.asarray(Image.blend(image.convert("RGB"), colorize(labels, palette), alpha))
-    is_class = (labels >= 0) & (labels < len(palette))
-    return Image.fromarray(np.where(is_class[..., None], blended, photo))
+        raise ValueError(f"alpha is {alpha}; expected 0 to 1")
+    pixels = np.array(image.convert("RGB"))
+    blended = np.asarray(Image.blend(Image.fromarray(pixels), colorize(labels, palette), alpha))
+    is_colored = (labels >= 0) & (labels < len(palette)) & ~np.isin(labels, list(clear))
+    pixels[is_colored] = blended[is_colored]
+    if padding is not None:
+        _hatch(pixels, padding)
+    return Image.fromarray(pixels)
 
 
-def shown(picture: Image.Image | np.ndarray) -> Image.Image:
-    """A picture for the eye: of an array (C, H, W) the first three bands, each stretched to 0..255."""
-    if isinstance(picture, Image.Image):
-        return picture
-    bands = picture[:3] if len(picture) >= 3 else picture[:1].repeat(3, axis=0)
-    low, high = bands.min(axis=(1, 2), keepdims=True), bands.max(axis=(1, 2), keepdims=True)
-    return Image.fromarray((255.0 * (bands - low) / np.maximum(high - low, 1e-6)).astype(np.uint8).transpose(1, 2, 0))
+class Stretch(NamedTuple):
+    """Values of a set of images that are displayed as black and white; one for the whole set, so that they compare.
+
+    Attributes:
+        low: value of each channel that becomes 0.
+        high: value of each channel that becomes 255.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def of_processor(cls, processor: Any) -> "Stretch":
+        """Two standard deviations on either side of the mean by which a processor normalises, in units of the images.
+
+        The statistics are those of the training data, so that every image of a job, in every process, is displayed
+        alike.
+        """
+        factor = processor.rescale_factor if processor.do_rescale else 1.0
+        mean, std = (np.asarray(values, float) / factor for values in (processor.image_mean, processor.image_std))
+        return cls(mean - 2 * std, mean + 2 * std)
+
+    @classmethod
+    def of_images(cls, images: Iterable[Image.Image | np.ndarray]) -> "Stretch":
+        """The 1st and 99th percentile of each channel over a set of arrays (C, H, W); Pillow images do not count."""
+        arrays = [image for image in images if isinstance(image, np.ndarray)]
+        if not arrays:
+            return cls(np.zeros(1), np.full(1, 255.0))
+        values = np.concatenate([array.reshape(len(array), -1)[:, :: max(1, array[0].size >> 16)] for array in arrays], 1)
+        low, high = np.percentile(values, (1, 99), axis=1)
+        return cls(low, high)
 
 
-def with_legend(picture: Image.Image, labels, names: Sequence[str], palette: Sequence[Color], side: str) -> Image.Image:
-    """The picture with a legend of the classes that are in its label map and their shares, largest first.
+def displayable(image: Image.Image | np.ndarray, stretch: Stretch) -> Image.Image:
+    """8-bit image for display: the first three channels of an array (C, H, W), or the first.
 
     Args:
-        picture: any Pillow picture, W x H.
+        image: a Pillow image, which is returned as it is, or an array. Three channels of bytes are displayed as they
+            are, all others by the stretch.
+        stretch: range of values of the whole set of images.
+    """
+    if isinstance(image, Image.Image):
+        return image
+    shown = [0, 1, 2] if len(image) >= 3 else [0, 0, 0]
+    if image.dtype != np.uint8 or len(image) != 3:
+        low, high = (np.broadcast_to(values, len(image))[:, None, None] for values in stretch)
+        image = 255.0 * (image - low) / np.maximum(high - low, 1e-6)
+    return Image.fromarray(image[shown].clip(0, 255).round().astype(np.uint8).transpose(1, 2, 0))
+
+
+def with_legend(image: Image.Image, labels, names: Sequence[str], palette: Sequence[Color], side: str) -> Image.Image:
+    """Add a legend of the classes that occur and their shares of the classified pixels, largest first.
+
+    Args:
+        image: Pillow image of any mode, W x H.
         labels: (H, W) integers.
-        names: of the K classes.
-        palette: one (red, green, blue) a name.
-        side: `"right"` puts the legend beside the picture, `"below"` below it.
+        names: names of the K classes.
+        palette: one (red, green, blue) for each name.
+        side: `"right"` puts the legend beside the image, `"below"` below it.
 
     Returns:
-        RGB picture, larger than the given one. Letters grow with the picture.
+        RGB image, larger than the given one. The letters grow with the image.
 
     Raises:
         ValueError: if the side is another.
@@ -137,24 +259,26 @@ def with_legend(picture: Image.Image, labels, names: Sequence[str], palette: Seq
         200
     """
     if side not in ("right", "below"):
-        raise ValueError(f"side is {side!r}, but a legend stands right or below")
-    labels = _label_map(labels)
+        raise ValueError(f"side is {side!r}; expected 'right' or 'below'")
+    labels = _integer_map(labels)
     counts = np.bincount(labels[(labels >= 0) & (labels < len(names))], minlength=len(names))
     present = [index for index in np.argsort(-counts, kind="stable").tolist() if counts[index]]
-    entries = [(f"{names[index]}  {_share(counts[index] / labels.size)}", palette[index]) for index in present]
+    entries: list[tuple[str, Color | None]] = [
+        (f"{names[index]}  {_share(counts[index] / counts.sum())}", palette[index]) for index in present
+    ]
     if counts.sum() < labels.size:
-        entries.append((f"ignored  {_share(1 - counts.sum() / labels.size)}", None))
-    font_size = min(64, max(14, round(min(picture.size) / 24)))
+        entries.append(("ignored", None))
+    font_size = min(64, max(14, round(min(image.size) / 24)))
     gap = font_size
-    room = picture.width - 2 * gap if side == "below" else 0
+    room = image.width - 2 * gap if side == "below" else 0
     legend = _draw_legend(entries, room, font_size)
     if side == "below":
-        canvas = Image.new("RGB", (max(picture.width, legend.width), picture.height + legend.height + gap), _PAPER)
-        place = (gap if legend.width <= room else 0, picture.height + gap // 2)
+        canvas = Image.new("RGB", (max(image.width, legend.width), image.height + legend.height + gap), _PAPER)
+        place = (gap if legend.width <= room else 0, image.height + gap // 2)
     else:
-        size = picture.width + legend.width + 2 * gap, max(picture.height, legend.height)
-        canvas, place = Image.new("RGB", size, _PAPER), (picture.width + gap, 0)
-    canvas.paste(picture.convert("RGB"), (0, 0))
+        size = image.width + legend.width + 2 * gap, max(image.height, legend.height)
+        canvas, place = Image.new("RGB", size, _PAPER), (image.width + gap, 0)
+    canvas.paste(image.convert("RGB"), (0, 0))
     canvas.paste(legend, place)
     return canvas
 
@@ -167,21 +291,21 @@ def figure(
     captions: Sequence[str] = (),
     panel_height: int = 256,
 ) -> Image.Image:
-    """Pictures in rows under column titles, with a legend of the classes below.
+    """Images in rows under column titles, with a legend of the classes below.
 
     Args:
-        rows: for each row, one picture a title; each is scaled to `panel_height`.
-        titles: one a column.
+        rows: one image for each title in every row; each is scaled to `panel_height`.
+        titles: titles of the columns.
         names: class names of the legend.
-        palette: one (red, green, blue) a name.
+        palette: one (red, green, blue) for each name.
         captions: a line below each row, or none.
         panel_height: height of every panel in pixels.
 
     Returns:
-        RGB picture.
+        RGB image.
 
     Raises:
-        ValueError: if a row has not one picture a title, or names and palette differ in length.
+        ValueError: if the number of images in a row is not that of the titles, or names and palette differ in length.
 
     Example:
         >>> import numpy as np
@@ -192,12 +316,12 @@ def figure(
         'RGB'
     """
     if len(names) != len(palette):
-        raise ValueError(f"{len(names)} names need as many colours, but the palette has {len(palette)}")
+        raise ValueError(f"palette has {len(palette)} colours; expected one for each of {len(names)} names")
     for index, row in enumerate(rows):
         if len(row) != len(titles):
-            raise ValueError(f"row {index} has {len(row)} pictures, but there are {len(titles)} titles")
+            raise ValueError(f"row {index} has {len(row)} images; expected one for each of {len(titles)} titles")
     gap, title_height, caption_height = 16, 44, 28 if captions else 0
-    panels = [[_scaled(picture, panel_height) for picture in row] for row in rows]
+    panels = [[_scaled(image, panel_height) for image in row] for row in rows]
     widths = [
         max([round(_font(18).getlength(title)), *(row[column].width for row in panels)])
         for column, title in enumerate(titles)
@@ -221,18 +345,18 @@ def figure(
 
 
 def draw_confusion(matrix, names: Sequence[str]) -> Image.Image:
-    """A confusion matrix as a picture: what became of each class's pixels, in percent.
+    """Image of a confusion matrix, in percent of each true class.
 
-    Rows are true classes and add up to 100 %, so that rare classes are seen as well as common ones. Few classes have
-    the numbers in their cells, many have small cells and colours alone. A row without pixels is hatched.
+    Rows are true classes and sum to 100 %, so that rare classes are as visible as common ones. Cells hold numbers
+    where there are few classes, and are small and coloured alone where there are many. A row without pixels is hatched.
 
     Args:
-        matrix: (K, K + 1) counts as `metrics.confusion_matrix` gives them, an array or a tensor on the CPU. The last
-            column, predictions that are no class, is drawn if there are any.
-        names: of the K classes.
+        matrix: (K, K + 1) counts from `metrics.confusion_matrix`, an array or a tensor on the CPU. The last column,
+            predictions that are no class, is drawn if there are any.
+        names: names of the K classes.
 
     Returns:
-        RGB picture.
+        RGB image.
 
     Raises:
         ValueError: if the matrix does not fit the names.
@@ -245,8 +369,8 @@ def draw_confusion(matrix, names: Sequence[str]) -> Image.Image:
     counts, columns = np.asarray(matrix), [*names, "none"]
     if counts.shape != (len(names), len(names) + 1):
         raise ValueError(
-            f"the matrix is {counts.shape}, but {len(names)} names need {(len(names), len(names) + 1)}: a row and a "
-            "column for each, and a column for what is no class"
+            f"matrix is {counts.shape}; expected {(len(names), len(names) + 1)}: a row and a column for each name, and "
+            "a column for predictions that are no class"
         )
     if not counts[:, -1].any():
         counts, columns = counts[:, :-1], columns[:-1]
@@ -263,27 +387,33 @@ def draw_confusion(matrix, names: Sequence[str]) -> Image.Image:
     for row, name in enumerate(names):
         draw.text((corner - 8, corner + row * cell + cell // 2), name, fill=_INK, font=font, anchor="rm")
     for column, name in enumerate(columns):
-        label = _upright(name, font, cell)
-        canvas.paste(label, (corner + column * cell, corner - 6 - label.height))
+        title_up = _upright(name, font, cell)
+        canvas.paste(title_up, (corner + column * cell, corner - 6 - title_up.height))
     draw.text((corner, gap + 4), "predicted", fill=_FAINT, font=_font(15), anchor="lm")
     canvas.paste(_upright("true", _font(15), title, _FAINT), (gap - 8, corner))
     _draw_scale(draw, corner, corner + height + 24)
     return canvas
 
 
-def _label_map(labels) -> np.ndarray:
+def _integer_map(labels) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.dtype.kind not in "iub":
-        raise ValueError(f"a label map is (H, W) integers, but this is {labels.shape} {labels.dtype}")
+        raise ValueError(f"labels are {labels.shape} {labels.dtype}; expected (H, W) integers")
     return labels.astype(np.int64)
 
 
-def _scaled(picture: Image.Image, height: int) -> Image.Image:
-    # Enlarged by whole pixels first, so that label maps keep hard edges and pictures show what the model saw.
-    width = max(1, round(picture.width * height / picture.height))
-    factor = max(1, -(-height // picture.height))
-    picture = picture.convert("RGB").resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    return picture.resize((width, height), Image.Resampling.BOX)
+def _hatch(pixels: np.ndarray, where: np.ndarray) -> None:
+    """Hatch pixels (H, W, 3) in place."""
+    row, column = np.nonzero(where)
+    pixels[row, column] = np.where(((row + column) % 6 < 2)[:, None], _HATCH_LIGHT, _HATCH_DARK)
+
+
+def _scaled(image: Image.Image, height: int) -> Image.Image:
+    # Enlarged by whole pixels first, so that masks keep hard edges and images show the pixels that the model saw.
+    width = max(1, round(image.width * height / image.height))
+    factor = max(1, -(-height // image.height))
+    image = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    return image.resize((width, height), Image.Resampling.BOX)
 
 
 def _legend(names: Sequence[str], palette: Sequence[Color], width: int) -> Image.Image:
@@ -293,9 +423,9 @@ def _legend(names: Sequence[str], palette: Sequence[Color], width: int) -> Image
 def _draw_legend(
     entries: Sequence[tuple[str, Color | None]], width: int, font_size: int, *, is_wide: bool = False
 ) -> Image.Image:
-    """Names with their colours, hatched without one, in lines of at most this width; 0 puts each on its own.
+    """Names with their colours, hatched without one, in lines of at most this width; 0 puts each on its own line.
 
-    It is as wide as its longest line, or as it may be.
+    The image is as wide as its longest line, or with `is_wide` as wide as it may be.
     """
     swatch, line, font = font_size + 1, 2 * font_size, _font(font_size)
     inner, outer = (swatch + 1) // 2, round(1.5 * font_size)
@@ -322,32 +452,32 @@ def _share(share: float) -> str:
 
 
 def _heat(shares: np.ndarray) -> np.ndarray:
-    """Shares from 0 to 1 -> colours (..., 3), white to dark blue; by the root, so that small shares are seen too."""
+    """Shares from 0 to 1 -> colours (..., 3), white to dark blue, by the root, so that small shares are visible."""
     stops = np.array([(255, 255, 255), (158, 188, 232), (51, 102, 204), (14, 34, 92)])
     place = np.sqrt(shares)
     return np.stack([np.interp(place, (0, 0.35, 0.7, 1), band) for band in stops.T], axis=-1).astype(np.uint8)
 
 
 def _cells(shares: np.ndarray, is_known: np.ndarray, cell: int, has_numbers: bool) -> Image.Image:
-    """Shares (K, columns) as squares, with percents in them if wanted; rows that are not known are hatched."""
+    """Shares (K, columns) as squares, with percentages in them if requested; rows that are not known are hatched."""
     pixels = _heat(shares).repeat(cell, axis=0).repeat(cell, axis=1)
     pixels[::cell], pixels[:, ::cell] = _GRID, _GRID
-    picture = Image.fromarray(pixels)
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(image)
     for top in (np.flatnonzero(~is_known) * cell).tolist():
-        for left in range(-cell, picture.width, 8):
+        for left in range(-cell, image.width, 8):
             draw.line((left, top + cell - 1, left + cell - 1, top), fill=_GRID)
     if has_numbers:
         for row, column in np.argwhere(shares >= 0.005).tolist():
             ink = _PAPER if shares[row, column] > 0.25 else _INK
             place = (column * cell + cell // 2, row * cell + cell // 2)
             draw.text(place, f"{100 * shares[row, column]:.0f}", fill=ink, font=_font(14), anchor="mm")
-    draw.rectangle((0, 0, picture.width - 1, picture.height - 1), outline=_FAINT)
-    return picture
+    draw.rectangle((0, 0, image.width - 1, image.height - 1), outline=_FAINT)
+    return image
 
 
 def _draw_scale(draw: ImageDraw.ImageDraw, left: int, top: int) -> None:
-    """The colours of `_heat` with their percents, and what they are percents of."""
+    """Scale of the colours of `_heat`."""
     width, height, font = 200, 12, _font(12)
     for place, color in enumerate(_heat(np.linspace(0, 1, width) ** 2).tolist()):
         draw.line((left + place, top, left + place, top + height - 1), fill=tuple(color))
@@ -359,7 +489,7 @@ def _draw_scale(draw: ImageDraw.ImageDraw, left: int, top: int) -> None:
 
 
 def _upright(text: str, font, width: int, ink: Color = _INK) -> Image.Image:
-    """Text that reads upwards, in the middle of a strip of the given width."""
+    """Text that reads upwards, centred in a strip of the given width."""
     line = Image.new("RGB", (round(font.getlength(text)) + 2, width), _PAPER)
     ImageDraw.Draw(line).text((0, width // 2), text, fill=ink, font=font, anchor="lm")
     return line.transpose(Image.Transpose.ROTATE_90)
@@ -370,20 +500,52 @@ def _font(size: int):
     return ImageFont.load_default(size)
 
 
+def _land_cover_color(name: str) -> Color | None:
+    words = "|".join(re.split(r"[^a-z]+", name.lower()))
+    found = (color for pattern, color in _LAND_COVER if re.search(rf"\b({pattern})s?\b", words))
+    return next(found, None)
+
+
+def _is_far(color: Color, others: np.ndarray) -> bool:
+    """Return True if a colour can be told from each of (N, 3) others."""
+    return bool(np.abs(others - color).sum(axis=1).min() >= 100)
+
+
+def _another_shade(color: Color, taken: Collection[Color]) -> Color:
+    """A lighter or darker shade that is not taken."""
+    for step in range(1, 200):
+        factor = (1 - 0.12 * (step + 1) / 2) if step % 2 else (1 + 0.12 * step / 2)
+        red, green, blue = (min(255, max(0, round(value * factor) + step // 16)) for value in color)
+        if (red, green, blue) not in taken:
+            return red, green, blue
+    raise ValueError("land_cover_palette has no further shade; expected at most 100 classes of one kind")
+
+
 def _candidates() -> tuple[np.ndarray, np.ndarray]:
-    """The colours to choose from, (N, 3) of 0..255, and the same in OKLab."""
+    """Colours to choose from, (N, 3) of 0 to 255, and the same in OKLab, (4, N, 3), for each kind of vision."""
     steps = np.arange(0, 256, 17)
     colors = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
-    lab = _oklab(colors)
+    linear = _linear(colors)
+    lab = _oklab(linear)
     lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
     kept = (lightness > 0.35) & (lightness < 0.93) & (chroma > 0.06)
-    return colors[kept], lab[kept]
+    blind = [_oklab((linear[kept] @ matrix.T).clip(0, 1)) for matrix in _COLOR_BLIND]
+    return colors[kept], np.stack([lab[kept], *blind])
 
 
-def _oklab(colors: np.ndarray) -> np.ndarray:
-    """Colours of 0..255 in OKLab (Björn Ottosson, 2020): lightness, green to red, blue to yellow."""
+def _distance(seen: np.ndarray, index: int) -> np.ndarray:
+    """Distance (N,) of each colour from one of them, the smallest over all kinds of vision."""
+    return np.linalg.norm(seen - seen[:, index : index + 1], axis=2).min(axis=0)
+
+
+def _linear(colors: np.ndarray) -> np.ndarray:
+    """Colours of 0 to 255 -> linear RGB from 0 to 1."""
     rgb = colors / 255
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def _oklab(linear: np.ndarray) -> np.ndarray:
+    """Linear RGB in OKLab (Björn Ottosson, 2020): lightness, green to red, blue to yellow."""
     cones = np.cbrt(
         linear
         @ np.array(
@@ -403,4 +565,17 @@ def _oklab(colors: np.ndarray) -> np.ndarray:
     )
 
 
-__all__ = ["colorize", "default_palette", "draw_confusion", "figure", "overlay", "shown", "with_legend"]
+__all__ = [
+    "BACKGROUND_COLOR",
+    "Color",
+    "Stretch",
+    "colorize",
+    "default_palette",
+    "displayable",
+    "draw_confusion",
+    "figure",
+    "land_cover_palette",
+    "overlay",
+    "palette_for",
+    "with_legend",
+]

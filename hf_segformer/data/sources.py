@@ -4,6 +4,7 @@ Every picture gets a name by which its label map is filed: its path below the fo
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from glob import has_magic, iglob
 from io import BytesIO
@@ -30,7 +31,7 @@ class InputItem(NamedTuple):
     source: str | int
 
 
-def find_pictures(inputs: Sequence[str], out: Path) -> list[InputItem]:
+def find_pictures(inputs: Sequence[str], out: Path, skipped: Counter[str] | None = None) -> list[InputItem]:
     """All pictures that the inputs name, in an order that depends on them alone.
 
     Args:
@@ -38,6 +39,7 @@ def find_pictures(inputs: Sequence[str], out: Path) -> list[InputItem]:
             ones; patterns such as `drives/*/left/*.png`, where ** stands for any folders; and @FILE, a text file with
             the path of a picture on each line.
         out: folder of the results; what lies in it is passed over.
+        skipped: counts the files of folders that are no images, by suffix.
 
     Returns:
         One item a picture. Names keep the folders below a folder or below a pattern's fixed part, and those of a
@@ -51,7 +53,7 @@ def find_pictures(inputs: Sequence[str], out: Path) -> list[InputItem]:
     found: dict[str, str] = {}
     for given in inputs:
         number = len(found)
-        for folder, path in _files(given, out):
+        for folder, path in _files(given, out, skipped if skipped is not None else Counter()):
             name = Path(os.path.relpath(path, folder)).with_suffix("").as_posix()
             if found.setdefault(name, path) != path:
                 raise ValueError(
@@ -67,14 +69,14 @@ def find_pictures(inputs: Sequence[str], out: Path) -> list[InputItem]:
     return [InputItem(*pair) for pair in sorted(found.items())]
 
 
-def _files(given: str, out: Path) -> Iterator[tuple[str, str]]:
+def _files(given: str, out: Path, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
     """The folder below which names are kept, and the path, of every picture of one input."""
     if given.startswith("@"):
         yield from _listed(Path(given[1:]))
     elif os.path.isdir(given):
         if os.path.realpath(given) == os.path.realpath(out):
             raise ValueError(f"{out} is the folder of the pictures, but results need one of their own")
-        yield from ((given, path) for path in _walk(given, out))
+        yield from ((given, path) for path in _walk(given, out, skipped))
     elif has_magic(given) and not os.path.exists(given):
         parts = Path(given).parts
         fixed = next(index for index, part in enumerate(parts) if has_magic(part))
@@ -87,7 +89,7 @@ def _files(given: str, out: Path) -> Iterator[tuple[str, str]]:
         raise FileNotFoundError(f"no such file, folder or pattern: {given}")
 
 
-def _walk(folder: str, out: Path) -> Iterator[str]:
+def _walk(folder: str, out: Path, skipped: Counter[str]) -> Iterator[str]:
     inside = os.path.realpath(out)
 
     def refuse(error: OSError) -> None:
@@ -97,7 +99,11 @@ def _walk(folder: str, out: Path) -> Iterator[str]:
         folders[:] = [
             name for name in folders if name[0] != "." and os.path.realpath(os.path.join(here, name)) != inside
         ]
-        yield from (os.path.join(here, name) for name in names if name[0] != "." and name.lower().endswith(SUFFIXES))
+        for name in names:
+            if name[0] != "." and name.lower().endswith(SUFFIXES):
+                yield os.path.join(here, name)
+            elif name[0] != ".":
+                skipped[os.path.splitext(name)[1].lower()] += 1
 
 
 def _listed(path: Path) -> Iterator[tuple[str, str]]:
@@ -137,6 +143,7 @@ class DatasetSource:
         if not len(loaded):
             raise ValueError(f"{name} has no rows in {split}")
         self.name, self._column = name, column
+        self.skipped: Counter[str] = Counter()
         self._origin = f"column {column}, split {split} of {os.path.abspath(name) if os.path.isdir(name) else name}"
         self._rows = undecoded(loaded.select_columns(column))
 
@@ -168,7 +175,8 @@ class FileSource:
     """The pictures of `find_pictures`."""
 
     def __init__(self, inputs: Sequence[str], out: Path):
-        self._items = find_pictures(inputs, out)
+        self.skipped: Counter[str] = Counter()
+        self._items = find_pictures(inputs, out, self.skipped)
 
     def items(self) -> list[InputItem]:
         """One item a file."""

@@ -1,44 +1,44 @@
-"""The package's one way to judge a model: predict picture by picture, count in one confusion matrix.
+"""Evaluation of a segmentation model: predict, compare with the masks, count in one confusion matrix.
 
-Whole pictures or a sliding window, mirrored and at several scales if asked for, as in the paper's code. Predictions are
-compared with label maps at the maps' own size, and nothing is kept of a picture but its counts, so memory does not grow
-with the data.
+Images are read ahead and batched as the predictor does, seen whole or by a sliding window, mirrored and at several
+scales as in the paper's code. Predictions are compared with the masks at the size of the masks, and only the counts of
+an image are kept, so that memory does not grow with the data.
 
-Axes: C bands, K classes, H W the label map's sides, h w those of the logits.
+Axes: C channels, K classes, H W sides of the mask.
 """
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from heapq import nsmallest
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object, reduce
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..config import InferenceOptions
-from ..files import write_json
 from ..image_io_segformer import read_mask
-from ..image_processing_segformer import SegFormerImageProcessor
-from ..inference.segmenter import class_names, predict
-from .metrics import confusion_matrix, scores
+from ..image_processing_segformer import IGNORE_INDEX, SegFormerImageProcessor
+from ..inference.distributed import DistributedContext
+from ..inference.pipeline import Prepared, ReadAhead, segment_batch
+from ..inference.segmenter import Segmenter, class_names
+from ..progress import Progress
+from .metrics import confusion_matrix, named_scores, scores
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What came of an evaluation.
+    """Result of an evaluation.
 
     Attributes:
-        matrix: (K, K + 1) counts of pixels as `metrics.confusion_matrix` gives them.
-        names: of the K classes.
-        worst: index and mean IoU of the pictures that came out worst, worst first.
-        seconds: that it took.
-        num_images: number of pictures.
+        matrix: (K, K + 1) counts of pixels from `metrics.confusion_matrix`.
+        names: names of the K classes.
+        worst: index and mean IoU of the worst images, worst first.
+        seconds: duration of the evaluation.
+        num_images: number of images.
     """
 
     matrix: Tensor
@@ -52,13 +52,18 @@ class Evaluation:
         """The `metrics.scores` of the matrix."""
         return scores(self.matrix)
 
+    @property
+    def named_metrics(self) -> dict[str, float]:
+        """The `metrics.named_scores` of the matrix, as a Trainer logs them."""
+        return named_scores(self.matrix, self.names)
+
     def to_json(self, title: str, split: str, options: InferenceOptions) -> dict[str, Any]:
-        """All that metrics.json says; what can not be known (an absent class) is None.
+        """Contents of metrics.json; unknown values, those of an absent class, are None.
 
         Args:
             title: name of the data.
-            split: name of its part that was evaluated.
-            options: how.
+            split: name of the split that was evaluated.
+            options: options of the evaluation.
         """
         metrics = self.metrics
         columns = (self.names, metrics["per_category_iou"], metrics["per_category_accuracy"], self._pixels())
@@ -70,8 +75,8 @@ class Evaluation:
             ],
             "dataset": {"title": title, "split": split, "images": self.num_images},
             "method": {
-                "window": options.window,
-                "stride": options.step,
+                "sliding_window": options.sliding_window,
+                "stride": options.effective_stride,
                 "flip": options.flip,
                 "scales": list(options.scales),
             },
@@ -90,11 +95,11 @@ class Evaluation:
             lines.append(f"  {name:{width}}  {iou:>5}  {accuracy:>8}  {share:>6}")
         lines.append("  " + "-" * (width + 25))
         lines.append(f"  {'mean':{width}}  {_percent(metrics['mean_iou']):>5}  {_percent(metrics['mean_accuracy']):>8}")
-        lines.append(f"  {_percent(metrics['overall_accuracy'])} % of all pixels are right")
+        lines.append(f"  {_percent(metrics['overall_accuracy'])} % of all pixels are correct")
         return "\n".join(lines)
 
     def misses_its_class(self) -> bool:
-        """Whether there are two classes, and no pixel is of the second: so are masks of 0 and 255 read by default."""
+        """Return True if there are two classes and no pixel of the second, as in masks of 0 and 255 by default."""
         return len(self.names) == 2 and not self.matrix[1].any()
 
     def _pixels(self) -> list[int]:
@@ -111,27 +116,29 @@ def evaluate(
     num_worst: int = 0,
     progress: bool = True,
 ) -> Evaluation:
-    """Predict every picture and compare with its label map, at the map's own size.
+    """Predict every image and compare with its mask, at the size of the mask.
 
-    Several processes (torchrun, `accelerate launch`) share the pictures, and every one of them gets the whole result,
-    which is exactly that of one process.
+    Several processes (torchrun, `accelerate launch`) share the images, whatever their number and sizes, and every
+    process gets the whole result. Which images share a batch does not depend on the number of processes, so that the
+    result is that of one process to the last pixel. It may be called in the middle of a training, in every process,
+    with the model that is trained, unwrapped: the model and its mode are left as they were.
 
     Args:
-        model: see `predict`; a binary one is judged on two classes.
-        processor: prepares pictures. Label maps are taken as they are, whatever its `do_reduce_labels`.
-        dataset: rows with `image` and `label`, with a length and indices: a `datasets.Dataset`, a list of dicts.
-            Labels are 0..K-1, and 255 does not count.
-        options: how to predict; by default whole and once.
-        names: of the classes; by default the model's. To the one of a binary model `background` is added.
-        num_worst: how many of the worst pictures to name.
-        progress: whether to show a bar.
+        model: see `Segmenter`; a binary model is evaluated on two classes.
+        processor: prepares images. Masks are taken as they are, whatever its `do_reduce_labels`.
+        dataset: rows with `image` and `label`, with a length and indices: a `datasets.Dataset`, a list of dicts. Rows
+            are read in threads. Labels are 0..K-1, or the `semantic_loss_ignore_index` of the model's configuration.
+        options: see `InferenceOptions`; by default images are seen whole and once.
+        names: names of the classes; by default the model's. The one of a binary model gets `background` before it.
+        num_worst: number of the worst images to list.
+        progress: show the progress of the first process.
 
     Returns:
-        the `Evaluation`.
+        The `Evaluation`.
 
     Raises:
-        ValueError: if there are no pictures, a row does not fit (the message gives its index), or names do not.
-        OSError: if a file can not be read.
+        ValueError: if there are no images, a row does not fit (the message gives its index), or names do not.
+        OSError: if a file cannot be read.
 
     Example:
         >>> from PIL import Image
@@ -142,45 +149,69 @@ def evaluate(
         >>> evaluate(model, SegFormerImageProcessor(size=64), rows, progress=False).matrix.sum().item()
         5400
     """
-    options, names = options or InferenceOptions(), class_names(model.config, names)
-    num_images, start = len(dataset), time.perf_counter()
+    segmenter, names = Segmenter(model, processor, options), class_names(model.config, names)
+    num_images, start, context = len(dataset), time.perf_counter(), DistributedContext()
     if num_images == 0:
-        raise ValueError("the data set to evaluate on is empty")
-    # Not told that it is on CPUs, accelerate takes each of several processes for the only one.
-    state = PartialState(cpu=not torch.accelerator.is_available())
+        raise ValueError("the data set to evaluate on is empty; expected at least one row")
+    batch_size = segmenter.batch_size
+    mine = [index for index in range(num_images) if index // batch_size % context.num_processes == context.rank]
     matrix = torch.zeros(len(names), len(names) + 1, dtype=torch.int64, device=model.device)
     worst: list[tuple[float, int]] = []
-    with state.split_between_processes(list(range(num_images))) as indices:
-        silent = not (progress and state.is_main_process)
-        for index in tqdm(indices, desc="inference_mode_of", leave=False, disable=silent):
-            counts = _count(model, processor, dataset[index], index, options, len(names))
-            matrix += counts
-            score = scores(counts)["mean_iou"]
-            if not math.isnan(score):  # of a picture without labels nothing is known
-                worst = nsmallest(num_worst, [*worst, (score, index)])
-    matrix = reduce(matrix.to(state.device), "sum").cpu()
-    worst = nsmallest(num_worst, gather_object(worst))
+    error: Exception | None = None
+    try:
+        with Progress("evaluate", len(mine), "images", is_shown=progress and context.is_main) as bar:
+            for index, counts in zip(mine, _count(segmenter, dataset, mine, len(names)), strict=True):
+                matrix += counts
+                if num_worst and not math.isnan(score := scores(counts)["mean_iou"]):  # of a mask without labels it is
+                    worst = nsmallest(num_worst, [*worst, (score, index)])
+                bar.update()
+    except (ValueError, OSError, MemoryError) as raised:
+        error = raised
+    found = context.gather((matrix.cpu(), worst, error))
+    for _, _, failure in found:  # in every process the same one, so that none waits for another that has ended
+        if failure is not None:
+            raise failure
+    worst = nsmallest(num_worst, [pair for _, pairs, _ in found for pair in pairs])
+    matrix = torch.stack([each for each, _, _ in found]).sum(dim=0)
     seconds = time.perf_counter() - start
     return Evaluation(matrix, names, tuple((index, score) for score, index in worst), seconds, num_images)
 
 
-def _count(
-    model: PreTrainedModel,
-    processor: SegFormerImageProcessor,
-    row: dict[str, Any],
-    index: int,
-    options: InferenceOptions,
-    num_classes: int,
-) -> Tensor:
-    """The confusion matrix (K, K + 1) of one row."""
+def _count(segmenter: Segmenter, dataset: Any, indices: Sequence[int], num_classes: int) -> Iterator[Tensor]:
+    """Confusion matrix (K, K + 1) of each row, read ahead and in batches."""
+    ignore_index = getattr(segmenter.model.config, "semantic_loss_ignore_index", IGNORE_INDEX)
+
+    def segment(batch: list[Prepared]) -> list[Tensor]:
+        counts = []
+        for prepared, (prediction, _) in zip(batch, segment_batch(segmenter, batch), strict=True):
+            labels = torch.from_numpy(prepared.labels).to(prediction.device)
+            try:
+                counts.append(confusion_matrix(prediction, labels, num_classes, ignore_index))
+            except ValueError as error:
+                raise ValueError(f"{prepared.name}: {error}") from error
+        return counts
+
+    tasks = (partial(_load, segmenter, dataset, index) for index in indices)
+    results = ReadAhead(tasks, segment, segmenter.batch_size)
     try:
-        labels = torch.from_numpy(read_mask(row["label"], "its label map").astype("int64"))
-        prediction = predict(model, processor, row["image"], labels.shape, options)
-        return confusion_matrix(prediction, labels.to(prediction.device), num_classes)
+        yield from results
+    finally:
+        results.close()
+
+
+def _load(segmenter: Segmenter, dataset: Any, index: int) -> Prepared:
+    """Read and prepare one row."""
+    name = f"row {index} of the data"
+    try:
+        row = dataset[index]
+        labels = read_mask(row["label"], "its mask").astype("int64")
+        views = segmenter.preprocess(row["image"])
     except ValueError as error:
-        raise ValueError(f"row {index} of the data: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
     except OSError as error:
-        raise OSError(f"row {index} of the data: {error}") from error
+        raise OSError(f"{name}: {error}") from error
+    # Batches of the order of the rows alone, which all processes share.
+    return Prepared(views, labels.shape, name, labels=labels, group=index // segmenter.batch_size)
 
 
 def _known(value: float) -> float | None:
@@ -191,4 +222,4 @@ def _percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.1f}"
 
 
-__all__ = ["Evaluation", "InferenceOptions", "evaluate", "predict", "write_json"]
+__all__ = ["Evaluation", "evaluate"]

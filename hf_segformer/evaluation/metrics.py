@@ -1,15 +1,12 @@
-"""Mean IoU, exact over any number of batches: all that is kept is one confusion matrix.
+"""Mean IoU, exact over any number of batches: the only state is one confusion matrix.
 
-Import this module where it is used: it needs `evaluate`, which loading a model and predicting do not.
-Axes: K classes; the matrix is (K, K + 1), rows are true classes, columns are predicted ones, and the last column counts
-predictions that are no class at all.
+Axes: B images, K classes. A matrix is (K, K + 1): rows are true classes, columns predicted ones, and the last column
+counts predictions that are no class.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,27 +14,20 @@ from transformers import EvalPrediction
 
 from ..upsampling_segformer import upsample_argmax
 
-_DESCRIPTION = (
-    "Mean intersection over union of semantic segmentation, accumulated as a confusion matrix, so that the result "
-    "over many batches is that over all pixels at once."
-)
-_INPUTS = """
-    predictions: class ids, integers of any shape.
-    references: true class ids of the same shape; pixels at the ignore index do not count.
-"""
+_PADDING = -100  # with which a Trainer pads the masks of unequal heights
 
 
 def confusion_matrix(predictions: Any, labels: Any, num_labels: int, ignore_index: int = 255) -> Tensor:
     """Count how often each true class was predicted as each class.
 
-    A matrix of counts is all that IoU and accuracy need, and matrices of batches add up to that of the whole.
+    IoU and accuracy need no more than a matrix of counts, and the matrices of batches sum to that of the whole.
 
     Args:
-        predictions: class ids, a tensor, array or nested list of integers. Ids outside 0..K-1 are wrong answers and
-            go to the last column: dropping them would flatter the model.
+        predictions: class ids, a tensor, array or nested list of integers. Ids outside 0..K-1 are wrong and go to the
+            last column: dropping them would flatter the model.
         labels: true class ids of the same shape.
         num_labels: number of classes K.
-        ignore_index: label of pixels that do not count.
+        ignore_index: label of ignored pixels.
 
     Returns:
         int64 tensor (K, K + 1) on the device of `labels`, rows true, columns predicted.
@@ -53,33 +43,33 @@ def confusion_matrix(predictions: Any, labels: Any, num_labels: int, ignore_inde
     labels, predictions = _integers("labels", labels), _integers("predictions", predictions)
     if predictions.shape != labels.shape:
         raise ValueError(
-            f"predictions have shape {tuple(predictions.shape)}, labels {tuple(labels.shape)}; they must be the same"
+            f"predictions have shape {tuple(predictions.shape)}; expected that of the labels, {tuple(labels.shape)}"
         )
-    counted = labels != ignore_index
-    labels, predictions = labels[counted], predictions.to(labels.device)[counted]
-    strange = labels[(labels < 0) | (labels >= num_labels)].unique().tolist()
-    if strange:
+    predictions, is_counted = predictions.to(labels.device), labels != ignore_index
+    is_unknown = is_counted & ((labels < 0) | (labels >= num_labels))
+    if is_unknown.any():
         raise ValueError(
-            f"labels hold {strange}, but {num_labels} classes are 0..{num_labels - 1} and {ignore_index} is ignored"
+            f"labels hold {labels[is_unknown].unique().tolist()}; expected 0 to {num_labels - 1}, or {ignore_index} "
+            "for ignored pixels"
         )
-    in_range = (predictions >= 0) & (predictions < num_labels)
-    columns = torch.where(in_range, predictions, num_labels)
-    counts = torch.bincount(labels * (num_labels + 1) + columns, minlength=num_labels * (num_labels + 1))
-    return counts.reshape(num_labels, num_labels + 1)
+    is_class = (predictions >= 0) & (predictions < num_labels)
+    cells, size = labels * (num_labels + 1) + torch.where(is_class, predictions, num_labels), num_labels * (num_labels + 1)
+    counts = torch.bincount(torch.where(is_counted, cells, size).flatten(), minlength=size + 1)
+    return counts[:size].reshape(num_labels, num_labels + 1)
 
 
 def scores(matrix: Tensor) -> dict[str, Any]:
-    """IoU and accuracy, by class and in the mean, from a confusion matrix.
+    """IoU and accuracy, of each class and in the mean, from a confusion matrix.
 
-    A class that is neither there nor predicted has no IoU: it is NaN and no part of the mean. One that is predicted
-    where it is not has IoU 0.
+    A class that neither occurs nor is predicted has no IoU: it is NaN and left out of the mean. A class that is
+    predicted but does not occur has IoU 0.
 
     Args:
-        matrix: (K, K + 1) counts as `confusion_matrix` gives them.
+        matrix: (K, K + 1) counts from `confusion_matrix`.
 
     Returns:
         `mean_iou`, `mean_accuracy` and `overall_accuracy` as floats, `per_category_iou` and `per_category_accuracy`
-        as lists of K floats; what can not be known is NaN.
+        as lists of K floats; unknown values are NaN.
     """
     counts = matrix.double().cpu()
     correct, true = counts.diagonal(), counts.sum(dim=1)
@@ -94,107 +84,118 @@ def scores(matrix: Tensor) -> dict[str, Any]:
     }
 
 
-class MeanIoU(evaluate.Metric):
-    """Mean IoU as an `evaluate` metric that needs no network and keeps no pixels.
-
-    `evaluate`'s own way writes every prediction to disk until `compute`; a validation split in full size is many
-    gigabytes. Here `add_batch` adds to a matrix of K x (K + 1) counts, on the device of the labels.
+def named_scores(matrix: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """`scores` as a flat dictionary, as a Trainer logs it.
 
     Args:
-        num_labels: number of classes K.
-        ignore_index: label of pixels that do not count.
-        **kwargs: passed on to `evaluate.Metric`.
+        matrix: see `scores`.
+        names: names of the K classes.
+
+    Returns:
+        `mean_iou`, `mean_accuracy`, `overall_accuracy`, and `iou_NAME` and `accuracy_NAME` of each class.
 
     Example:
-        >>> from hf_segformer.evaluation.metrics import MeanIoU
-        >>> metric = MeanIoU(num_labels=2)
-        >>> metric.add_batch(predictions=[[0, 0, 1]], references=[[0, 0, 1]])
-        >>> metric.add_batch(predictions=[[0, 1, 1]], references=[[0, 0, 255]])
-        >>> metric.compute()["per_category_iou"]
-        [0.75, 0.5]
+        >>> from hf_segformer.evaluation.metrics import confusion_matrix, named_scores
+        >>> named_scores(confusion_matrix([0, 1], [0, 0], num_labels=2), ["sky", "road"])["iou_sky"]
+        0.5
     """
-
-    def __init__(self, num_labels: int, ignore_index: int = 255, **kwargs):
-        super().__init__(**kwargs)
-        if num_labels < 1:
-            raise ValueError(f"num_labels is {num_labels}, but it must be at least 1")
-        self.num_labels, self.ignore_index = num_labels, ignore_index
-        self.matrix: Tensor | None = None
-
-    def _info(self) -> evaluate.MetricInfo:
-        pixels = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": pixels, "references": pixels}),
-        )
-
-    def add_batch(self, *, predictions=None, references=None) -> None:
-        """Count a batch; see `confusion_matrix` for what is taken and what is refused."""
-        counts = confusion_matrix(predictions, references, self.num_labels, self.ignore_index)
-        self.matrix = counts if self.matrix is None else self.matrix + counts
-
-    def add(self, *, prediction=None, reference=None) -> None:
-        """Count one picture."""
-        self.add_batch(predictions=prediction, references=reference)
-
-    def compute(self, *, predictions=None, references=None) -> dict[str, Any]:
-        """Give the `scores` of all that was added, and of the pictures given here, then start anew.
-
-        Raises:
-            ValueError: if nothing was ever added.
-        """
-        if predictions is not None or references is not None:
-            self.add_batch(predictions=predictions, references=references)
-        if self.matrix is None:
-            raise ValueError("no predictions were added: call add_batch before compute, or give compute the pictures")
-        matrix, self.matrix = self.matrix, None
-        return scores(matrix)
+    results = scores(matrix)
+    for kind in ("iou", "accuracy"):
+        values = results.pop(f"per_category_{kind}")
+        results |= {f"{kind}_{name}": value for name, value in zip(names, values, strict=True)}
+    return results
 
 
 class SegmentationMetrics:
-    """`compute_metrics` for a Trainer with `batch_eval_metrics`: counts batch by batch, then gives numbers by class.
+    """Mean IoU for a `Trainer`, in one process or several, on images of one size or of many.
+
+    A Trainer gathers predictions and labels from all processes, which fails where the masks differ in size. So
+    `preprocess_logits` turns the logits of each image into its confusion matrix, and the matrices are gathered.
 
     Args:
-        names: of the K classes; to a single one `background` is added.
-        ignore_index: label of pixels that do not count.
+        names: names of the K classes; a single one gets `background` before it.
+        ignore_index: label of ignored pixels, the `semantic_loss_ignore_index` of the model's configuration.
 
     Example:
+        `Trainer(..., compute_metrics=metrics, preprocess_logits_for_metrics=metrics.preprocess_logits)`, with
+        `batch_eval_metrics=True` in the arguments to keep only one batch of matrices.
+
+        >>> import torch
         >>> from transformers import EvalPrediction
         >>> from hf_segformer.evaluation.metrics import SegmentationMetrics
-        >>> compute_metrics = SegmentationMetrics(["sky", "road"])
-        >>> compute_metrics(EvalPrediction([[0, 1]], [[0, 0]]), compute_result=True)["iou_sky"]
-        0.5
+        >>> metrics = SegmentationMetrics(["sky", "road"])
+        >>> labels = torch.zeros(1, 8, 8, dtype=torch.long)
+        >>> matrices = metrics.preprocess_logits(torch.randn(1, 2, 2, 2), labels)
+        >>> matrices.shape
+        torch.Size([1, 2, 3])
+        >>> 0 <= metrics(EvalPrediction(matrices, labels))["iou_sky"] <= 1
+        True
     """
 
     def __init__(self, names: Sequence[str], ignore_index: int = 255):
         self.names = ["background", *names] if len(names) == 1 else list(names)
-        self.metric = MeanIoU(len(self.names), ignore_index)
+        self.ignore_index = ignore_index
+        self.matrix: Tensor | None = None
 
-    def __call__(self, evaluation: EvalPrediction, compute_result: bool) -> dict[str, float]:
-        """Add a batch; after the last, return `mean_iou`, ..., `iou_NAME` and `accuracy_NAME` of each class."""
-        self.metric.add_batch(predictions=evaluation.predictions, references=evaluation.label_ids)
+    def preprocess_logits(self, logits: Tensor, labels: Tensor | None) -> Tensor:
+        """Confusion matrices (B, K, K + 1) of a batch, to be gathered in place of logits and labels.
+
+        The labels are reduced to one number for each image, in place: a Trainer gathers them after this call, and masks
+        of different widths cannot be gathered.
+
+        Args:
+            logits: (B, K, h, w).
+            labels: (B, H, W), at the bottom padded with -100 to the height of other processes; or None, where a Trainer
+                predicts without labels.
+
+        Returns:
+            int64 (B, K, K + 1); without labels the classes (B, h, w).
+
+        Raises:
+            ValueError: if ignored rows at the bottom cannot be told from padding, as -100 is the ignored label, too.
+        """
+        if labels is None:
+            return upsample_argmax(logits, logits.shape[-2:])
+        truth = self._without_padding(labels)
+        predictions = upsample_argmax(logits, truth.shape[-2:])
+        matrices = [
+            confusion_matrix(prediction, mask, len(self.names), self.ignore_index)
+            for prediction, mask in zip(predictions, truth, strict=True)
+        ]
+        labels.data = labels.new_zeros(len(labels), 1)
+        return torch.stack(matrices)
+
+    def _without_padding(self, labels: Tensor) -> Tensor:
+        is_padding = (labels == _PADDING).all(dim=2).all(dim=0)  # (H,)
+        height = len(is_padding) - int(is_padding.flip(0).long().cumprod(0).sum())
+        if height == len(is_padding):
+            return labels
+        if self.ignore_index == _PADDING:
+            if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+                return labels  # nothing was padded
+            raise ValueError(
+                f"the last {len(is_padding) - height} rows of the masks are {_PADDING}, which is the ignored label and a "
+                "Trainer's padding; expected a SegFormerTrainer, or one process"
+            )
+        return labels[:, :height]
+
+    def __call__(self, evaluation: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        """Add a batch; after the last one return its `named_scores`.
+
+        Args:
+            evaluation: matrices of `preprocess_logits`, or class ids and labels of one shape.
+            compute_result: True after the last batch.
+        """
+        predictions, labels = evaluation.predictions, evaluation.label_ids
+        if np.ndim(predictions) == 3 and np.ndim(labels) == 2 and np.shape(labels)[1] == 1:
+            matrix = _integers("matrices", predictions).sum(dim=0)
+        else:
+            matrix = confusion_matrix(predictions, labels, len(self.names), self.ignore_index)
+        self.matrix = matrix if self.matrix is None else self.matrix + matrix
         if not compute_result:
             return {}
-        results = self.metric.compute()
-        for kind in ("iou", "accuracy"):
-            values = results.pop(f"per_category_{kind}")
-            results |= {f"{kind}_{name}": value for name, value in zip(self.names, values, strict=True)}
-        return results
-
-
-def predict_labels(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits -> class ids in the labels' size: what a Trainer shall keep in place of logits.
-
-    Args:
-        logits: (B, K, h, w).
-        labels: (B, H, W).
-
-    Returns:
-        (B, H, W), 0..K-1; with one logit 1 where it is above zero.
-    """
-    return upsample_argmax(logits, labels.shape[-2:])
+        matrix, self.matrix = self.matrix, None
+        return named_scores(matrix, self.names)
 
 
 def _integers(name: str, values: Any) -> Tensor:
@@ -203,8 +204,8 @@ def _integers(name: str, values: Any) -> Tensor:
         # Torch has no operations for the wider unsigned types.
         values = torch.tensor(array.astype(np.int64) if array.dtype.kind == "u" else array)
     if values.is_floating_point() or values.is_complex():
-        raise ValueError(f"{name} hold {values.dtype}, but class ids are integers")
+        raise ValueError(f"{name} hold {values.dtype}; expected integers")
     return values.long()
 
 
-__all__ = ["MeanIoU", "SegmentationMetrics", "confusion_matrix", "predict_labels", "scores"]
+__all__ = ["SegmentationMetrics", "confusion_matrix", "named_scores", "scores"]

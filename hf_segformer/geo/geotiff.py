@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..inference.tiling import Window
+from ..inference.tiling import Tile as Window
 from .rasters import BLOCK, LabelFile, Raster, holds_data, in_rows_of_blocks
 
 

@@ -16,7 +16,7 @@ from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..image_io_segformer import DECODE_ERRORS
-from ..inference.tiling import Window
+from ..inference.tiling import Tile as Window
 
 Color = tuple[int, int, int]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..image_io_segformer import DECODE_ERRORS
-from ..inference.tiling import Window
+from ..inference.tiling import Tile as Window
 from .rasters import BLOCK, GEOREFERENCE, LabelFile, Raster, holds_data, in_rows_of_blocks
 
 

@@ -1,155 +1,105 @@
-"""The job of labelling many pictures: shared out over processes, resumed where it stopped, summed up at the end.
+"""Resumable batch inference over files and data sets, shared by several processes.
 
-What is finished is never done again: every file is written whole or not at all, and the results' folder says by which
-model and options it was made, so that two runs are never mixed. A picture that can not be read stops nothing.
+Every file is written atomically, so that finished work is never repeated, and the output folder records by which model
+and options it was made, so that two runs never mix. An image that cannot be read does not stop the job.
 """
 
-import errno
 import hashlib
-import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from ..conversion.checkpoints import read_json
 from ..data.sources import DatasetSource, FileSource, InputItem
-from ..files import is_full, write_json
-from .predictor import Prediction, Predictions, Prepared, SegFormerPredictor, told
-from .writers import ParquetWriter, PngWriter
+from ..files import is_full, remove_stale_partials, write_json
+from ..locks import locked_folder
+from ..progress import Progress
+from .distributed import DistributedContext
+from .large_image import segment_raster
+from .pipeline import Prepared, ReadAhead
+from .predictor import Prediction, SegFormerPredictor, format_error
+from .writers import Outputs, Totals, Writer, WriterArguments, open_writer, shares
 
 SETTINGS = "settings.json"
 SUMMARY = "summary.json"
-_SHARD_SIZE = 1000
-_NUM_WRITERS = 2
-_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What is written.
-
-    Args:
-        kind: `"png"`, a file a picture, or `"parquet"`, shards of many.
-        with_overlay: whether to lay classes over pictures, too.
-        legend: `"right"` or `"below"` adds a legend to overlays.
-        probabilities: `"uint8"` or `"float16"` writes those of all classes.
-
-    Raises:
-        ValueError: if a value is none of these, or does not go with the others.
-    """
-
-    kind: str = "png"
-    with_overlay: bool = False
-    legend: str | None = None
-    probabilities: str | None = None
-
-    def __post_init__(self):
-        known = {"kind": ("png", "parquet"), "legend": (None, "right", "below")}
-        known["probabilities"] = (None, "uint8", "float16")
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but it must be one of {values}")
-        if self.kind == "parquet" and (self.with_overlay or self.probabilities):
-            raise ValueError("Parquet shards hold label maps alone: overlays and probabilities go with png")
-        if self.legend and not self.with_overlay:
-            raise ValueError(f"legend is {self.legend!r}, but only an overlay has a legend")
+_RESULTS = ("**/*_mask.png", "**/*_mask.tif", "masks-*.parquet")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came of a job, for all processes together.
+    """Result of a job, for all processes together.
 
     Attributes:
-        num_pictures: with label maps in the folder.
-        pixels: of each class in them.
-        failed: name and error of each picture that could not be labelled.
-        num_before: pictures that were finished by earlier runs.
+        num_images: images with a prediction in the folder.
+        pixels: number of their pixels by class.
+        failed: name and error of each image without a prediction.
+        num_resumed: images that earlier runs had finished.
+        skipped: number of files that are no images, by suffix.
     """
 
-    num_pictures: int
+    num_images: int
     pixels: dict[str, int]
     failed: list[dict[str, str]]
-    num_before: int
+    num_resumed: int
+    skipped: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """All that summary.json says."""
-        total = max(1, sum(self.pixels.values()))
-        classes = [
-            {"name": name, "pixels": count, "share": round(count / total, 6)} for name, count in self.pixels.items()
-        ]
-        return {"pictures": self.num_pictures, "classes": classes, "failed": self.failed}
+        """Contents of summary.json; shares are those of the pixels that hold data."""
+        share = shares(self.pixels)
+        classes = [{"name": name, "pixels": count, "share": share[name]} for name, count in self.pixels.items()]
+        return {"images": self.num_images, "classes": classes, "failed": self.failed, "skipped": self.skipped}
 
-    def told(self, most: int = 20) -> str:
-        """The pictures that failed, in a line."""
+    def format_failures(self, most: int = 20) -> str:
+        """The images that failed, in a line."""
         listed = "; ".join(each["error"] for each in self.failed[:most])
         others = f"; and {len(self.failed) - most} others, see {SUMMARY}" if len(self.failed) > most else ""
-        noun = "picture" if len(self.failed) == 1 else "pictures"
-        return f"{len(self.failed)} {noun} could not be labelled: {listed}{others}"
+        noun = "image" if len(self.failed) == 1 else "images"
+        return f"{len(self.failed)} {noun} could not be predicted: {listed}{others}"
 
-
-class DistributedContext:
-    """Those that share a job, as torchrun and `accelerate launch` start them; one where nobody started more.
-
-    They meet over the CPU and wait for each other as long as it takes.
-    """
-
-    def __init__(self):
-        self.rank, self.number = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        self._is_own = self.number > 1 and not torch.distributed.is_initialized()
-        if self._is_own:
-            torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every process's value, in every process; all wait for each other."""
-        if self.number == 1:
-            return [value]
-        values: list[Any] = [None] * self.number
-        torch.distributed.all_gather_object(values, value)
-        return values
-
-    def close(self) -> None:
-        """Leave the others."""
-        if self._is_own:
-            torch.distributed.destroy_process_group()
+    def format_skipped(self) -> str:
+        """The files that were skipped, in a line; empty if there were none."""
+        if not self.skipped:
+            return ""
+        number = sum(self.skipped.values())
+        kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(self.skipped.items()))
+        return f"{number} {'file' if number == 1 else 'files'} skipped that are no images: {kinds}"
 
 
 def predict_batch(
     predictor: SegFormerPredictor,
-    pictures: FileSource | DatasetSource,
+    source: FileSource | DatasetSource,
     out: str | Path,
     outputs: Outputs | None = None,
     *,
     progress: bool = True,
 ) -> Report:
-    """Label pictures into a folder, or go on where an earlier run stopped.
+    """Predict images into a folder, or resume where an earlier run stopped.
 
-    Under torchrun or `accelerate launch` every process takes its share of the pictures: each n-th, or each n-th shard.
-    All need to see the same pictures and the same folder. The number of processes may change between runs.
+    Under torchrun or `accelerate launch` each process takes a share of the images: each n-th, or each n-th shard. All
+    must see the same images and the same folder. The number of processes may change between runs.
 
     Args:
-        predictor: labels them.
-        pictures: what there is to label.
-        out: the folder; it is made if need be.
-        outputs: what is written; label maps as PNG files by default.
-        progress: whether to show a bar, of the first process's share.
+        predictor: predictor of the images; rasters are cut by its `tile_size` and `tile_overlap`.
+        source: images of the job.
+        out: output folder, which is created.
+        outputs: requested outputs; by default masks as PNG files.
+        progress: show the progress of the first process.
 
     Returns:
-        the `Report`, the same in every process. The folder then holds `summary.json` with the same numbers, and with
-        PNG files `pictures.jsonl` with a line for each picture.
+        The `Report`, the same in every process. The folder then holds `summary.json` with the same numbers, and with
+        PNG files `predictions.jsonl` with a line for each image.
 
     Raises:
-        ValueError: if the folder holds the results of another model or of other options, or processes see different
-            pictures.
-        OSError: if a result can not be written; what was finished stays.
+        ValueError: if the folder is in use, or holds the results of another model or of other options, if processes see
+            different images, or if a batch does not fit into memory.
+        OSError: if a result cannot be written; finished work stays.
 
     Example:
         >>> import tempfile
@@ -167,174 +117,144 @@ def predict_batch(
         >>> sum(report.pixels.values())
         5400
     """
-    out, outputs, processes = Path(out), outputs or Outputs(), DistributedContext()
+    out, outputs, context = Path(out), outputs or Outputs(), DistributedContext()
     try:
-        names = [item.name for item in pictures.items()]
-        if len(set(processes.gather(_digest(names)))) > 1:
-            raise ValueError("the processes see different pictures, but they need to share one list of them")
-        settings = _settings(predictor, outputs, pictures, processes.number)
-        if processes.rank == 0:
+        items = source.items()
+        if len(set(context.gather(_digest([item.name for item in items])))) > 1:
+            raise ValueError("the processes see different images; expected one list of them")
+        if context.is_main:
             out.mkdir(parents=True, exist_ok=True)
-            settings = _check_settings(out / SETTINGS, settings)
-        settings = processes.gather(settings)[0]
-        if not (out / SETTINGS).exists():
-            raise ValueError(f"{out} is another folder for process {processes.rank}: all processes must share it")
-        job = _Job(predictor, pictures, out, outputs, processes, progress and processes.rank == 0)
-        run = partial(_label_shards, shard_size=settings["shard_size"]) if outputs.kind == "parquet" else _label_files
-        folder, failed, num_new = run(job)
-        of_all = processes.gather((failed, num_new))
-        report = None
-        if processes.rank == 0:
-            number, pixels, filed = folder.finish()
-            failures = filed or [each for failed, _ in of_all for each in failed]
-            report = Report(number, pixels, failures, number - sum(num_new for _, num_new in of_all))
-            write_json(report.to_json(), out / SUMMARY)
-        return processes.gather(report)[0]
+        context.gather(None)
+        # The first process holds the lock for all; one that fails to get it ends the others, as any process does.
+        with locked_folder(out, "batch inference") if context.is_main else nullcontext():
+            return _predict_batch(_Job(predictor, source, items, out, outputs, context, progress and context.is_main))
     except MemoryError as error:
         raise ValueError(str(error) or "there is not enough memory") from error
     finally:
-        processes.close()
+        context.close()
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What one process has to do, and with what."""
+class _Job(NamedTuple):
+    """Arguments of one process's share of a job."""
 
     predictor: SegFormerPredictor
-    pictures: FileSource | DatasetSource
+    source: FileSource | DatasetSource
+    items: Sequence[InputItem]
     out: Path
     outputs: Outputs
-    processes: DistributedContext
-    shows_bar: bool
+    context: DistributedContext
+    shows_progress: bool
+
+    def failure(self, item: InputItem, error: Exception) -> str:
+        """Message of an item's error."""
+        return format_error(error, self.source.call(item))
 
 
-class _RasterError(ValueError):
-    """A picture that is to be labelled by windows."""
+def _predict_batch(job: _Job) -> Report:
+    """Predict this process's share, wait for the others, and sum up."""
+    context, out = job.context, job.out
+    arguments = WriterArguments(
+        out, job.predictor, job.outputs, job.items, job.source.origin, context.num_processes
+    )
+    writer = open_writer(arguments, context.rank)
+    settings = _settings(job, writer)
+    if context.is_main:
+        remove_stale_partials(out)
+        settings = _check_settings(out / SETTINGS, settings)
+    settings = context.gather(settings)[0]
+    if not (out / SETTINGS).exists():
+        raise ValueError(f"{out} is another folder for process {context.rank}; expected one that all processes share")
+    writer.settings = {name: settings[name] for name in writer.settings}
+    number, pending = writer.pending(context.rank, context.num_processes)
+    context.gather(None)  # no process writes while another still reads the results of earlier runs
+    try:
+        _predict_items(job, writer, number, pending)
+    finally:
+        writer.close()
+    of_all = context.gather((writer.failed, writer.num_written))
+    report = None
+    if context.is_main:
+        totals: Totals = writer.finish([each for failed, _ in of_all for each in failed])
+        num_resumed = totals.num_images - sum(num_written for _, num_written in of_all)
+        report = Report(*totals, num_resumed, dict(job.source.skipped))
+        write_json(report.to_json(), out / SUMMARY)
+    return context.gather(report)[0]
 
 
-def _label_files(job: _Job) -> tuple[PngWriter, list[dict[str, str]], int]:
-    """What it wrote to, what failed, and how many pictures it labelled."""
-    pictures, outputs, processes = job.pictures, job.outputs, job.processes
-    mine = pictures.items()[processes.rank :: processes.number]
-    extras = outputs.with_overlay, outputs.legend, outputs.probabilities
-    folder = PngWriter(job.out, job.predictor, *extras, rank=processes.rank)
-    done = folder.done(mine, pictures.origin)
-    processes.gather(None)  # nobody writes while another still reads what is there
-    todo = [item for item in mine if item.name not in done]
+def _predict_items(job: _Job, writer: Writer, number: int, pending: Sequence[InputItem]) -> None:
+    """Predict and write the pending items, rasters last."""
     rasters: list[InputItem] = []
-    failed: list[dict[str, str]] = []
-
-    def write(item: InputItem, prepared: Prepared, prediction: Prediction) -> None:
-        try:
-            folder.write(item.name, pictures.origin(item), prepared, prediction)
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:  # all else concerns every picture
-                raise
-            failed.append(_failure(job, item, error))
-
-    with _Bar(len(mine), len(done), job.shows_bar) as bar:
-        with _Writers() as writers:
-            for item, outcome in _predict(job, todo):
-                if isinstance(outcome, _RasterError):
+    with Progress("predict", number, "images", number - len(pending), job.shows_progress) as bar:
+        with _WriterThreads(writer.num_threads) as threads:
+            for item, outcome in _outcomes(job, writer, pending):
+                if outcome is _RASTER:
                     rasters.append(item)
+                    bar.skip()
                     continue
                 if isinstance(outcome, Exception):
-                    failed.append(_failure(job, item, outcome))
+                    threads.submit(writer.fail, item, job.failure(item, outcome))
                 else:
-                    writers.submit(write, item, *outcome)
+                    threads.submit(writer.write, item, *outcome)
                 bar.update()
-        for item in rasters:
-            try:
-                _label_raster(job, folder, item)
-            except (ValueError, OSError) as error:
-                if is_full(error):
-                    raise
-                failed.append(_failure(job, item, error))
-            bar.update()
-    return folder, failed, len(todo) - len(failed)
+    for item in rasters:
+        try:
+            writer.write_raster(item, partial(_segment_raster, job, item))
+        except (ValueError, OSError) as error:
+            if is_full(error):
+                raise
+            writer.fail(item, job.failure(item, error))
 
 
-def _failure(job: _Job, item: InputItem, error: Exception) -> dict[str, str]:
-    return {"name": item.name, "error": told(error, job.pictures.call(item))}
-
-
-def _label_raster(job: _Job, folder: PngWriter, item: InputItem) -> None:
-    """One large image, by windows: those of the options, or `Tiling`'s own."""
-    from .large_image import predict_large_image
-    from .tiling import Tiling
-
-    predictor, options = job.predictor, job.predictor.options
-    try:
-        tiling = Tiling(options.window, options.window - options.step) if options.window else Tiling()
-    except ValueError as error:
-        raise ValueError(f"a window of {options.window} in steps of {options.step} does not do: {error}") from error
-    label = partial(
-        predict_large_image,
-        predictor.model,
-        predictor.processor,
-        str(item.source),
-        tiling=tiling,
-        options=replace(options, window=0, stride=0),
-        palette=predictor.palette,
-        progress=job.shows_bar and sys.stderr.isatty(),  # by windows: the job's own bar stands still meanwhile
+def _segment_raster(job: _Job, item: InputItem, path: Path) -> dict[str, Any]:
+    predictor = job.predictor
+    return segment_raster(
+        predictor.segmenter, str(item.source), path, palette=predictor.palette, progress=job.shows_progress
     )
-    folder.write_raster(item.name, job.pictures.origin(item), label)
 
 
-def _label_shards(job: _Job, shard_size: int) -> tuple[ParquetWriter, list[dict[str, str]], int]:
-    """The same; shards hold their failures themselves."""
-    items = job.pictures.items()
-    folder = ParquetWriter(job.out, job.predictor, [item.name for item in items], shard_size)
-    mine = folder.shards(job.processes.rank, job.processes.number)
-    todo = [index for shard in mine if not folder.is_done(shard) for index in folder.indices(shard)]
-    number = sum(len(folder.indices(shard)) for shard in mine)
-    num_new = 0
-    try:
-        with _Bar(number, number - len(todo), job.shows_bar) as bar:
-            found = _predict(job, [items[index] for index in todo])
-            for index, (item, outcome) in zip(todo, found, strict=True):
-                if isinstance(outcome, Exception):
-                    folder.add(index, None, _failure(job, item, outcome)["error"])
-                else:
-                    folder.add(index, outcome[1])
-                    num_new += 1
-                bar.update()
-    finally:
-        folder.close()
-    return folder, [], num_new
+_RASTER = object()  # outcome of an item that is predicted by tiles
 
 
-def _predict(job: _Job, items: Sequence[InputItem]) -> Iterator[tuple[InputItem, Any]]:
-    """Each item with its prepared picture and prediction, or with what is wrong with it."""
-    predictor, pictures, outputs = job.predictor, job.pictures, job.outputs
+def _outcomes(job: _Job, writer: Writer, items: Sequence[InputItem]) -> Iterator[tuple[InputItem, Any]]:
+    """Each item with its (prepared image, prediction), with `_RASTER`, or with its error."""
+    predictor, source, outputs = job.predictor, job.source, job.outputs
 
-    def prepare(item: InputItem) -> Prepared:
-        if pictures.is_raster(item):
-            raise _RasterError(
-                f"{pictures.call(item)} is a raster or damaged, and goes into no Parquet shard: take png"
+    def prepare(item: InputItem) -> Any:
+        if source.is_raster(item):
+            if writer.takes_rasters:
+                return _RASTER
+            raise ValueError(
+                f"{source.call(item)} is a raster or damaged; expected an image for --format {outputs.kind}, "
+                "choose --format png"
             )
-        return predictor.prepare(pictures.read(item), pictures.call(item), keep_picture=outputs.with_overlay)
+        return predictor.prepare(source.read(item), source.call(item), keep_image=outputs.overlay)
 
-    tasks = (partial(prepare, item) for item in items)
-    with_scores = outputs.probabilities is not None
-    predictions = Predictions(predictor, tasks, with_scores=with_scores, keep=lambda *both: both)
+    def segment(batch: list[Prepared]) -> list[tuple[Prepared, Prediction]]:
+        predictions = predictor.predict(batch, with_probabilities=outputs.probabilities is not None)
+        return list(zip(batch, predictions, strict=True))
+
+    results = ReadAhead((partial(prepare, item) for item in items), segment, predictor.segmenter.batch_size)
     for item in items:
         try:
-            yield item, next(predictions)
+            yield item, next(results)
         except (ValueError, OSError) as error:
             yield item, error
 
 
-class _Writers:
-    """Threads that write while the network is at work; the first failure is raised at the next picture."""
+class _WriterThreads:
+    """Threads that write while the network computes; the first error is raised at one of the next images."""
 
-    def __enter__(self) -> "_Writers":
-        self._pool, self._pending = ThreadPoolExecutor(_NUM_WRITERS, "segformer-writes"), deque[Future]()
+    def __init__(self, number: int):
+        self._number = number
+
+    def __enter__(self) -> "_WriterThreads":
+        self._pool, self._pending = ThreadPoolExecutor(self._number, "segformer-writes"), deque[Future]()
         return self
 
-    def submit(self, work: Callable[..., None], *arguments: Any) -> None:
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Call `work` in a thread."""
         self._pending.append(self._pool.submit(work, *arguments))
-        while self._pending and (self._pending[0].done() or len(self._pending) > 4 * _NUM_WRITERS):
+        while self._pending and (self._pending[0].done() or len(self._pending) > 4 * self._number):
             self._pending.popleft().result()
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
@@ -344,55 +264,39 @@ class _Writers:
                 future.result()
 
 
-class _Bar(tqdm):
-    """Images per second, and how long it will take; rarely where nobody watches."""
-
-    def __init__(self, total: int, initial: int, is_shown: bool):
-        interval = 0.5 if sys.stderr.isatty() else 30
-        super().__init__(
-            desc="labelling",
-            total=total,
-            initial=initial,
-            unit=" images",
-            bar_format=_BAR,
-            mininterval=interval,
-            maxinterval=2 * interval,
-            disable=not is_shown,
-        )
-
-
-def _settings(
-    predictor: SegFormerPredictor, outputs: Outputs, pictures: FileSource | DatasetSource, num_processes: int
-) -> dict[str, Any]:
-    """What results depend on, and with Parquet what belongs in which shard."""
+def _settings(job: _Job, writer: Writer) -> dict[str, Any]:
+    """Settings that results depend on."""
+    predictor, options = job.predictor, job.predictor.options
     processor = {
         name: value
         for name, value in predictor.processor.to_dict().items()
         if isinstance(value, int | float | list | dict)
     }
     settings = {
+        **asdict(options),
         "dtype": str(predictor.model.dtype).removeprefix("torch."),
+        "stride": options.effective_stride,
         "weights": _digest_of_weights(predictor.model),
         "classes": list(predictor.names),
         "palette": [list(color) for color in predictor.palette],
         "processor": {**processor, "size": dict(predictor.processor.size)},
-        **asdict(predictor.options),
-        "stride": predictor.options.step,
-        **asdict(outputs),
+        **asdict(job.outputs),
+        "clear": list(job.outputs.clear),
+        **writer.settings,
     }
-    if outputs.kind == "parquet":
-        items = pictures.items()
-        settings["pictures"] = _digest([pictures.origin(item) for item in items])
-        settings["shard_size"] = min(_SHARD_SIZE, -(-len(items) // num_processes))
+    del settings["batch_size"]  # results do not depend on it, but for rounding
+    if writer.settings:  # of a writer that divides the items by their places
+        settings["images"] = _digest([job.source.origin(item) for item in job.items])
     return settings
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Note what makes the results of a folder, or raise where something else made those that are there."""
+    """Record the settings of a folder, or raise if its results were made with others."""
     if not path.exists():
-        if any(any(path.parent.glob(name)) for name in ("**/*_labels.png", "**/*_labels.tif", "labels-*.parquet")):
+        if any(any(path.parent.glob(pattern)) for pattern in _RESULTS):
             raise ValueError(
-                f"{path.parent} holds label maps, but no {SETTINGS} that says what made them: give another"
+                f"{path.parent} holds masks without the {SETTINGS} that records how they were made: choose another "
+                "output folder"
             )
         write_json(settings, path)
         return settings
@@ -400,12 +304,11 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     settings = {**settings, **{name: held[name] for name in ("shard_size",) if name in held and name in settings}}
     for name in dict.fromkeys((*settings, *held)):
         if held.get(name) != settings.get(name):
-            if name in ("weights", "pictures"):
+            if name in ("weights", "images"):
                 reason = f"was made with other {name}"
             else:
-                option = name.removeprefix("with_")
-                reason = f"was made with {option} {held.get(name)!s:.80}, which now is {settings.get(name)!s:.80}"
-            raise ValueError(f"{path.parent} {reason}: give another folder, or the same as before to go on there")
+                reason = f"was made with {name} {held.get(name)!s:.80}, which now is {settings.get(name)!s:.80}"
+            raise ValueError(f"{path.parent} {reason}: choose another output folder, or the same {name} to resume")
     return settings
 
 
@@ -421,4 +324,4 @@ def _digest_of_weights(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["DistributedContext", "Outputs", "Report", "predict_batch"]
+__all__ = ["Report", "predict_batch"]

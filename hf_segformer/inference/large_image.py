@@ -1,10 +1,10 @@
-"""Labels images that do not fit into memory: file in, file out, window by window.
+"""Segmentation of rasters that do not fit into memory: file in, file out, tile by tile.
 
-Nothing is resized: an image is labelled at its own resolution, so the processor's `do_resize` and `size` do not count,
-and the model should have been trained on crops of that resolution. All else the processor does to a window is what it
-does to a picture.
+Nothing is resized: a raster is segmented at its own resolution, so that the processor's `do_resize` and `size` do not
+apply, and the model should have been trained on crops of that resolution. Everything else that the processor does to an
+image it does to a tile.
 
-Axes: C bands, K classes, h w a window's sides.
+Axes: C bands, K classes, h w sides of a tile's logits.
 """
 
 import time
@@ -17,20 +17,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..config import InferenceOptions
 from ..files import atomic_write
 from ..geo.geotiff import GeoRaster
-from ..geo.rasters import Color, LabelFile, Raster, is_raster
+from ..geo.rasters import LabelFile, Raster
 from ..geo.tiff import PlainRaster, why_not_plain
 from ..image_io_segformer import DECODE_ERRORS
 from ..image_processing_segformer import IGNORE_INDEX, SegFormerImageProcessor
-from ..visualization import default_palette
-from .segmenter import class_names, distinct, inference_mode_of, is_out_of_memory
-from .tiling import CELL, Tiling, Window, label_bands
+from ..progress import Progress
+from ..visualization import Color, palette_for
+from .segmenter import Segmenter, inference_mode_of, is_out_of_memory, unique_names
+from .tiling import CELL, Tile, count_tiles, segment_rows
 
 _INSTALL = "pip install 'hf-segformer[geo]'"
 
@@ -40,154 +39,142 @@ def predict_large_image(
     processor: SegFormerImageProcessor,
     source: str | Path,
     destination: str | Path,
-    *,
-    tiling: Tiling | None = None,
     options: InferenceOptions | None = None,
-    half: bool = False,
-    batch_size: int = 1,
+    *,
     bands: Sequence[int] | None = None,
     palette: Sequence[Color] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Label an image of any size in bounded memory.
+    """Segment a raster of any size in bounded memory.
 
-    A GeoTIFF, or whatever else rasterio opens, becomes a GeoTIFF with the same reference, ground control points, tags
-    and overviews; a plain TIFF becomes a plain TIFF. Both hold one band, uint8 (uint16 with more than 255 classes),
-    in tiles, with a colour for every class. Where all bands hold the value for no data, or the image's mask or alpha
-    says so, the label is 255 (65535). The file is there whole or not at all.
+    A GeoTIFF, or any other file that rasterio opens, becomes a GeoTIFF with the same reference, ground control points,
+    tags and overviews; a plain TIFF becomes a plain TIFF. Both hold one band, uint8 (uint16 with more than 255
+    classes), in tiles, with a colour for every class. Where the raster holds no data, the value is 255 (65535). The
+    file is written atomically.
 
     Args:
         model: a segmentation model.
-        processor: its processor, whose sizes do not count here.
-        source: the image.
-        destination: the file to write; one that is there is replaced in the end.
-        tiling: how the image is cut into windows; by default 1024 pixels with 128 of overlap.
-        options: of these `flip` and `scales`, for each window; its probabilities are averaged on the logits' grid.
-        half: compute in half precision (autocast: bfloat16 on a CPU, float16 elsewhere).
-        batch_size: windows to predict at once, for GPUs.
-        bands: numbers from 1 on of the bands that the model takes, in its order; by default all.
-        palette: one (red, green, blue) a class.
-        progress: whether to show a bar.
+        processor: its processor, whose sizes do not apply.
+        source: the raster.
+        destination: the file to write; an existing file is replaced once the new one is complete.
+        options: `tile_size` and `tile_overlap`; `flip` and `scales`, whose probabilities are averaged on the grid of
+            the logits; `dtype`; and `batch_size`, the number of tiles that an accelerator sees at once.
+        bands: numbers, from 1 on, of the bands that the model takes, in its order; by default all.
+        palette: one (red, green, blue) for each class.
+        progress: show progress in tiles.
 
     Returns:
-        `source`, `destination`, `height`, `width`, `windows`, `tile`, `overlap`, `pixels` (a count for each class, by
-        its name), `no_data` (count of pixels) and `seconds`.
+        `source`, `destination`, `height`, `width`, `tiles`, `tile_size`, `tile_overlap`, `pixels` (number of pixels by
+        class name), `no_data` (number of pixels) and `seconds`.
 
     Raises:
-        ValueError: if image and model do not fit, or an option is out of range; the message says what would be right.
-        OSError: if a file can not be read or written.
+        ValueError: if raster and model do not fit, or an option does not apply.
+        OSError: if a file cannot be read or written.
 
     Example:
         ```python
         model, processor = load_segmentation("outputs/shapes_b0")
-        predict_large_image(model, processor, "scene.tif", "labels.tif", tiling=Tiling(tile=512, overlap=128))
+        options = InferenceOptions(tile_size=512, tile_overlap=128)
+        predict_large_image(model, processor, "scene.tif", "mask.tif", options)
         ```
     """
+    segmenter = Segmenter(model, processor, options)
+    return segment_raster(segmenter, source, destination, bands=bands, palette=palette, progress=progress)
+
+
+def segment_raster(
+    segmenter: Segmenter,
+    source: str | Path,
+    destination: str | Path,
+    *,
+    bands: Sequence[int] | None = None,
+    palette: Sequence[Color] | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Segment a raster by a `Segmenter`; see `predict_large_image`."""
     began, source, destination = time.perf_counter(), Path(source), Path(destination)
-    tiling, options = tiling or Tiling(), options or InferenceOptions()
-    _check_options(options, batch_size)
-    names = distinct(class_names(model.config))
-    dtype, ignored = (np.uint8, IGNORE_INDEX) if len(names) <= IGNORE_INDEX else (np.uint16, 65535)
-    labels = LabelFile(dtype, ignored, palette or default_palette(len(names)), names)
-    counts = np.zeros(len(names), np.int64)
-    num_channels = len(processor.image_mean)
+    options, names = segmenter.options, unique_names(segmenter.names)
+    if options.sliding_window:
+        raise ValueError(
+            f"evaluation.sliding_window is {options.sliding_window}; expected 0 for a raster, which is cut by "
+            "evaluation.tile_size and evaluation.tile_overlap"
+        )
+    dtype, no_data = (np.uint8, IGNORE_INDEX) if len(names) <= IGNORE_INDEX else (np.uint16, 65535)
+    layout = LabelFile(dtype, no_data, palette or palette_for(names), names)
+    counts, num_channels = np.zeros(len(names), np.int64), len(segmenter.processor.image_mean)
     with (
-        _whole_labels(source, destination) as partial,
-        open_raster(source, num_channels, bands, tiling.tile) as raster,
-        inference_mode_of(model),
-        tqdm(
-            total=tiling.num_windows(raster.height, raster.width),
-            desc=f"labelling {source.name}",
-            unit="window",
-            leave=False,
-            disable=not progress,
+        _destination(source, destination) as partial,
+        open_raster(source, num_channels, bands, options.tile_size) as raster,
+        inference_mode_of(segmenter.model),
+        Progress(
+            f"predict {source.name}", count_tiles(raster.height, raster.width, options), "tiles", is_shown=progress
         ) as bar,
     ):
-        windows = _Windows(model, processor, raster, options, half, bar.update)
-        found = label_bands(raster.height, raster.width, tiling, windows.logits, batch_size, dtype)
-        raster.write(partial, _counted(found, windows, ignored, counts), labels)
-        size = raster.height, raster.width
+        tiles, size = _RasterTiles(segmenter, raster, bar.update), (raster.height, raster.width)
+        rows = segment_rows(*size, options, tiles.logits, segmenter.tile_batch_size, dtype)
+        raster.write(partial, _without_no_data(rows, tiles, no_data, counts), layout)
     return {
         "source": str(source),
         "destination": str(destination),
         "height": size[0],
         "width": size[1],
-        "windows": tiling.num_windows(*size),
-        "tile": tiling.tile,
-        "overlap": tiling.overlap,
+        "tiles": bar.total,
+        "tile_size": options.tile_size,
+        "tile_overlap": options.tile_overlap,
         "pixels": dict(zip(names, counts.tolist(), strict=True)),
         "no_data": size[0] * size[1] - int(counts.sum()),
         "seconds": round(time.perf_counter() - began, 2),
     }
 
 
-def _check_options(options: InferenceOptions, batch_size: int) -> None:
-    if options.window or options.stride:
-        raise ValueError(
-            f"evaluation.window is {options.window} and evaluation.stride {options.stride}, but the windows of large "
-            "images are those of the tiling (tile and overlap)"
-        )
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, but it must be 1 at least")
-
-
 @contextmanager
-def _whole_labels(source: Path, destination: Path) -> Iterator[Path]:
-    """A file to write to, which takes the destination's name only if all went well."""
+def _destination(source: Path, destination: Path) -> Iterator[Path]:
+    """A path to write to, which takes the name of the destination once all went well."""
     if destination.is_dir():
-        raise ValueError(f"{destination} is a folder, but it must be the name of a file to write")
+        raise ValueError(f"{destination} is a folder; expected the name of a file to write")
     if destination.exists() and source.exists() and destination.samefile(source):
-        raise ValueError(f"{destination} is the image itself, which labels would replace: take another name")
+        raise ValueError(f"{destination} is the raster itself; expected another file to write")
     with atomic_write(destination) as partial:
-        partial.touch()  # where nothing can be written, it is known before the work
+        partial.touch()  # fails before the work where nothing can be written
         yield partial
 
 
-class _Windows:
-    """Predicts windows of a raster, and remembers where they hold data until the labels are written."""
+class _RasterTiles:
+    """Logits of a raster's tiles; remembers which pixels hold data until their rows are written."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        processor: SegFormerImageProcessor,
-        raster: Raster,
-        options: InferenceOptions,
-        half: bool,
-        when_done: Callable[[int], Any],
-    ):
-        self.model, self.processor, self.raster, self.options = model, processor, raster, options
-        self.half, self.when_done = half, when_done
-        self.valid = _Rows(raster.width) if raster.may_lack_data else None
+    def __init__(self, segmenter: Segmenter, raster: Raster, when_done: Callable[[int], Any]):
+        self.segmenter, self.raster, self.when_done = segmenter, raster, when_done
+        self.valid = _ValidRows(raster.width) if raster.may_lack_data else None
 
-    def logits(self, windows: Sequence[Window]) -> Tensor:
-        """Logits (B, K, h, w) of windows of one size, on the grid of a quarter of their sides."""
-        grid = [-(-side // CELL) for side in windows[0][2:]]
+    def logits(self, tiles: Sequence[Tile]) -> Tensor:
+        """Logits (B, K, h, w) of tiles of one size, on the grid of a quarter of their sides."""
         images, is_empty = [], True
-        for window in windows:
-            pixels, valid = self.raster.read(window)
+        for tile in tiles:
+            pixels, valid = self.raster.read(tile)
             if valid is not None:
                 pixels = self._filled(pixels, valid)
             if self.valid is not None:
-                self.valid.put(window, valid)
+                self.valid.put(tile, valid)
             is_empty = is_empty and valid is not None and not valid.any()
             images.append(pixels)
-        if is_empty:
-            result = torch.zeros(len(windows), self.model.config.num_labels, *grid, device=self.model.device)
-        else:
-            result = self._predict(images, grid, windows)
-        self.when_done(len(windows))
+        result = self._zeros(tiles) if is_empty else self._predict(images, tiles)
+        self.when_done(len(tiles))
         return result
 
+    def _zeros(self, tiles: Sequence[Tile]) -> Tensor:
+        model, grid = self.segmenter.model, [-(-side // CELL) for side in (tiles[0].height, tiles[0].width)]
+        return torch.zeros(len(tiles), model.config.num_labels, *grid, device=model.device)
+
     def _filled(self, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """The mean of each band where there is no data, as crops are padded in training."""
-        processor, lacks_data = self.processor, ~valid
+        """Replace pixels without data by the mean of their band, as crops are padded in training."""
+        processor, lacks_data = self.segmenter.processor, ~valid
         if not lacks_data.any():
             return pixels
         pixels = pixels.copy()
         means = processor.image_mean if processor.do_normalize else [0.0] * len(processor.image_mean)
         factor = 1 / processor.rescale_factor if processor.do_rescale else 1.0
         if len(means) == 3 and pixels.dtype == np.uint16:
-            factor *= 257  # such pictures are divided by it
+            factor *= 257  # by which such images are divided
         for band, mean in zip(pixels, means, strict=False):
             value = mean * factor
             if pixels.dtype.kind in "iu":
@@ -196,112 +183,71 @@ class _Windows:
             band[lacks_data] = value
         return pixels
 
-    def _predict(self, images: Sequence[np.ndarray], grid: Sequence[int], windows: Sequence[Window]) -> Tensor:
+    def _predict(self, images: Sequence[np.ndarray], tiles: Sequence[Tile]) -> Tensor:
         try:
-            views = [logits for scale in self.options.scales for logits in self._views(images, scale)]
+            return self.segmenter.tile_logits(images)
         except (ValueError, MemoryError, RuntimeError) as error:
             if not isinstance(error, ValueError) and not is_out_of_memory(error):
                 raise
-            first, last = windows[0], windows[-1]
+            first, last = tiles[0], tiles[-1]
             raise ValueError(
                 f"{self.raster.path}, rows {first.top} to {first.top + first.height} and columns {first.left} to "
                 f"{last.left + last.width}: {error}"
             ) from error
-        if len(views) == 1:
-            return views[0]
-        sized = [F.interpolate(view, size=list(grid), mode="bilinear", align_corners=False) for view in views]
-        # The logarithm of mean probabilities, up to a constant. Of a probability that is rounded to 0 or 1 the logit
-        # were infinite, and upsampled next to others it is NaN, which wins.
-        if sized[0].shape[1] == 1:
-            logits = torch.stack(sized)
-            return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
-        return torch.stack([view.log_softmax(dim=1) for view in sized]).logsumexp(0)
-
-    def _views(self, images: Sequence[np.ndarray], scale: float) -> Iterator[Tensor]:
-        """Logits (B, K, ., .) of windows at a scale, and of their mirror images, turned back."""
-        pixels = self._prepared(images, scale)
-        yield self._run(pixels)
-        if self.options.flip:
-            yield self._run(pixels.flip(-1)).flip(-1)
-
-    def _prepared(self, images: Sequence[np.ndarray], scale: float) -> Tensor:
-        height, width = images[0].shape[1:]
-        size = {"height": max(1, round(height * scale)), "width": max(1, round(width * scale))}
-        prepared = self.processor(
-            list(images),
-            do_resize=scale != 1,
-            size=size,
-            keep_ratio=False,
-            size_divisor=None,
-            input_data_format="channels_first",
-            return_tensors="pt",
-        )
-        return prepared.pixel_values.to(self.model.device, self.model.dtype)
-
-    def _run(self, pixels: Tensor) -> Tensor:
-        device = self.model.device.type
-        dtype = torch.bfloat16 if device == "cpu" else torch.float16
-        with torch.autocast(device, dtype, enabled=self.half):
-            return self.model(pixels).logits.float()
 
 
-class _Rows:
-    """Where rows not yet written hold data; those of the windows at work and a few before."""
+class _ValidRows:
+    """Which pixels hold data, in the rows that are not yet written."""
 
     def __init__(self, width: int):
         self.first = 0
         self.valid = np.ones((0, width), bool)
 
-    def put(self, window: Window, valid: np.ndarray | None) -> None:
-        """Remember a window; rows that come for the first time begin as all valid."""
-        end = window.top + window.height - self.first
+    def put(self, tile: Tile, valid: np.ndarray | None) -> None:
+        """Remember the pixels of a tile; new rows begin as all valid."""
+        end = tile.top + tile.height - self.first
         if end > len(self.valid):
             more = np.ones((end - len(self.valid), self.valid.shape[1]), bool)
             self.valid = np.concatenate([self.valid, more])
         if valid is not None:
-            self.valid[window.top - self.first : end, window.left : window.left + window.width] = valid
+            self.valid[tile.top - self.first : end, tile.left : tile.left + tile.width] = valid
 
     def take(self, num_rows: int) -> np.ndarray:
-        """The first rows that are remembered, which are then forgotten."""
+        """Remove the first rows and return them."""
         taken, self.valid = self.valid[:num_rows], self.valid[num_rows:].copy()
         self.first += num_rows
         return taken
 
 
-def _counted(
-    bands: Iterator[tuple[int, np.ndarray]], windows: _Windows, ignored: int, counts: np.ndarray
+def _without_no_data(
+    strips: Iterator[tuple[int, np.ndarray]], tiles: _RasterTiles, no_data: int, counts: np.ndarray
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Labels with those of pixels without data ignored; the others are counted."""
-    for top, labels in bands:
-        if windows.valid is not None:
-            labels[~windows.valid.take(len(labels))] = ignored
-        found = np.bincount(labels.ravel(), minlength=len(counts))
+    """Set the pixels without data to that value, and count the others by class."""
+    for top, classes in strips:
+        if tiles.valid is not None:
+            classes[~tiles.valid.take(len(classes))] = no_data
+        found = np.bincount(classes.ravel(), minlength=len(counts))
         counts += found[: len(counts)]
-        yield top, labels
-
-
-def _is_installed(name: str) -> bool:
-    return find_spec(name) is not None
+        yield top, classes
 
 
 def open_raster(path: Path, num_channels: int, bands: Sequence[int] | None = None, num_rows: int = 1024) -> Raster:
-    """Open an image to be read by windows, and look whether it suits a model.
+    """Open a raster to be read by tiles, and check that it fits a model.
 
-    tifffile takes plain TIFF files if it is installed and needs no further codec for them, rasterio all others.
+    tifffile reads plain TIFF files if it is installed and they need no further codec, rasterio all others.
 
     Args:
-        path: of a file.
-        num_channels: of the model.
-        bands: numbers, from 1 on, of those that the model takes, in its order; by default all.
-        num_rows: height of the windows to come, for which decoded pixels are kept at hand.
+        path: path of the file.
+        num_channels: channels of the model.
+        bands: numbers, from 1 on, of the bands that the model takes, in its order; by default all.
+        num_rows: height of the tiles to come, for which decoded pixels are cached.
 
     Raises:
-        ValueError: if bands do not fit, the file is stored so that it can not be read by windows, or a library is
-            missing.
-        OSError: if the file can not be read.
+        ValueError: if bands do not fit, the file cannot be read by tiles as it is stored, or a library is missing.
+        OSError: if the file cannot be read.
     """
     path = Path(path)
-    path.stat()  # says what is wrong with the path better than any library
+    path.stat()  # names what is wrong with the path better than any library
     try:
         return _open_raster(path, num_channels, bands, num_rows)
     except DECODE_ERRORS as error:
@@ -311,7 +257,7 @@ def open_raster(path: Path, num_channels: int, bands: Sequence[int] | None = Non
 
 
 def _open_raster(path: Path, num_channels: int, bands: Sequence[int] | None, num_rows: int) -> Raster:
-    has_rasterio, has_tifffile = _is_installed("rasterio"), _is_installed("tifffile")
+    has_rasterio, has_tifffile = (find_spec(name) is not None for name in ("rasterio", "tifffile"))
     if not (has_rasterio or has_tifffile):
         raise ValueError(f"{path} takes rasterio or tifffile, and neither is installed: {_INSTALL}")
     reason = why_not_plain(path) if has_tifffile else "is to be read by rasterio"
@@ -322,4 +268,4 @@ def _open_raster(path: Path, num_channels: int, bands: Sequence[int] | None, num
     return GeoRaster(path, num_channels, bands, num_rows)
 
 
-__all__ = ["is_raster", "open_raster", "predict_large_image"]
+__all__ = ["open_raster", "predict_large_image", "segment_raster"]

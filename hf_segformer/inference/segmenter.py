@@ -1,22 +1,234 @@
-"""One way of predicting for the whole package: whole pictures or windows, mirrored and at several scales.
+"""Inference engine of the package: preprocessing, logits and segmentation maps under one set of options.
 
-A picture is prepared once for each scale, which needs no model and may go on in other threads, and then predicted alone
-or in a batch of others of the same prepared size.
+The predictor, evaluation, batch inference, large images and the browser demo each hold a `Segmenter`. An image is
+prepared once for each scale, which needs no model and may run in other threads; the network then sees it alone or in a
+batch of images of the same prepared size.
 
-Axes: B pictures, C bands, K classes, H W the label map's sides, H' W' the prepared picture's, h w those of the logits.
+Axes: B images, C channels, K classes, H W sides of the segmentation map, H' W' sides of the prepared image, h w sides of
+the logits.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..config import InferenceOptions
 from ..image_processing_segformer import SegFormerImageProcessor
+from .tiling import CELL
+
+logger = logging.get_logger(__name__)
+
+BACKGROUND = "background"  # the second class of a model with one label
+
+
+class Segmenter:
+    """A segmentation model with its image processor and the options of inference.
+
+    The network computes in the number type of its weights. Where `options.dtype` asks for another one, and where the
+    weights are in half precision on a CPU, the segmenter computes by a copy of the model; the model that is passed in
+    is never changed, and stays in training mode if it is in it.
+
+    Args:
+        model: a segmentation model. One label is binary: class 1 where its probability is above one half.
+        processor: prepares images.
+        options: see `InferenceOptions`; by default images are seen whole and once.
+
+    Attributes:
+        names: names of the classes; a model with one label has two, background and its own.
+
+    Raises:
+        ValueError: if the model cannot compute in `options.dtype`.
+
+    Example:
+        >>> from PIL import Image
+        >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+        >>> from hf_segformer.config import InferenceOptions
+        >>> from hf_segformer.inference.segmenter import Segmenter
+        >>> model = SegFormerForSemanticSegmentation(SegFormerConfig(depths=[1, 1, 1, 1], num_labels=5))
+        >>> processor = SegFormerImageProcessor(size={"shortest_edge": 64}, keep_ratio=True, size_divisor=32)
+        >>> segmenter = Segmenter(model, processor, InferenceOptions(flip=True))
+        >>> [segmentation] = segmenter.predict(segmenter.preprocess(Image.new("RGB", (90, 60))), [(60, 90)])
+        >>> segmentation.shape
+        torch.Size([60, 90])
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, processor: SegFormerImageProcessor, options: InferenceOptions | None = None
+    ):
+        self.options = options or InferenceOptions()
+        self.model, self.processor = _in_dtype(model, self.options.dtype), processor
+        self.names = class_names(model.config)
+
+    @property
+    def batch_size(self) -> int:
+        """Most images that the network sees at once: one where a window slides, whose logits are those of a pixel."""
+        return 1 if self.options.sliding_window else self.options.batch_size
+
+    @property
+    def tile_batch_size(self) -> int:
+        """Most tiles that the network sees at once: one on a CPU, whose cores a tile occupies and whose memory counts."""
+        return 1 if self.model.device.type == "cpu" else self.options.batch_size
+
+    def preprocess(self, image: Any, data_format: str | None = None) -> list[Tensor]:
+        """Prepare an image: (1, C, H', W') for each scale, at that multiple of the processor's size.
+
+        Args:
+            image: any image that the processor takes.
+            data_format: `"channels_first"` or `"channels_last"`, for an array whose shape is ambiguous.
+
+        Raises:
+            ValueError: if the image does not fit the processor.
+            OSError: if it cannot be read.
+        """
+        return [self._prepare(image, scale, data_format) for scale in self.options.scales]
+
+    def prepared_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(H', W') at each scale of an image of this size, without reading it."""
+        processor, sizes = self.processor, []
+        for scale in self.options.scales:
+            if processor.do_resize and scale != 1:
+                scaled = deepcopy(processor)
+                scaled.size = {name: _scaled(side, scale) for name, side in processor.size.items()}
+                sizes.append(scaled._target_size(height, width))
+            else:
+                new_height, new_width = processor._target_size(height, width)
+                sizes.append((_scaled(new_height, scale), _scaled(new_width, scale)))
+        return sizes
+
+    def preprocess_tiles(self, tiles: Sequence[np.ndarray]) -> list[Tensor]:
+        """Prepare tiles (C, H, W) of one size at their own resolution: (B, C, H', W') for each scale."""
+        height, width = tiles[0].shape[1:]
+        sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in self.options.scales]
+        return [
+            self.processor(
+                list(tiles),
+                do_resize=scale != 1,
+                size={"height": size[0], "width": size[1]},
+                keep_ratio=False,
+                size_divisor=None,
+                input_data_format="channels_first",
+                return_tensors="pt",
+            ).pixel_values
+            for scale, size in zip(self.options.scales, sizes, strict=True)
+        ]
+
+    def logits(self, views: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Logits (B, K, h, w) at each scale, each followed by those of the mirrored images if `options.flip`.
+
+        Their sides are a quarter of the prepared ones, or the prepared ones where a window slides.
+
+        Args:
+            views: the batch (B, C, H', W') at each scale, from `preprocess`.
+        """
+        for view in views:
+            pixels = view.to(self.model.device, self.model.dtype)
+            yield self._slide(pixels)
+            if self.options.flip:
+                yield self._slide(pixels.flip(-1)).flip(-1)
+
+    def predict(self, views: Sequence[Tensor], sizes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Segmentation maps of a batch, int64 (H, W) each, on the model's device.
+
+        Logits of overlapping windows are averaged; mirrored images and scales are averaged as probabilities at the
+        size of the map.
+
+        Args:
+            views: see `logits`.
+            sizes: (height, width) of each map.
+        """
+        with inference_mode_of(self.model):
+            if self._num_views == 1:
+                [logits] = self.logits(views)
+                found = self.processor.post_process_semantic_segmentation({"logits": logits}, sizes)
+            else:
+                found = [self._best_class(each) for each in self._mean_probabilities(views, sizes)]
+        return [classes.clone() for classes in found]  # a tensor of inference mode cannot be modified in place
+
+    def predict_probabilities(
+        self, views: Sequence[Tensor], sizes: Sequence[Sequence[int]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Segmentation maps as `predict` returns them, each with its probabilities, float32 (K, H, W).
+
+        A binary model has the probabilities of two classes.
+        """
+        with inference_mode_of(self.model):
+            if self._num_views == 1:
+                [logits] = self.logits(views)
+                found = self.processor.post_process_semantic_segmentation({"logits": logits}, sizes)
+                means = list(_mean([logits], sizes))
+            else:
+                means = list(self._mean_probabilities(views, sizes))
+                found = [self._best_class(each) for each in means]
+        pairs = zip(found, means, strict=True)
+        return [(classes.clone(), _of_every_class(mean[0]).clone()) for classes, mean in pairs]
+
+    def tile_logits(self, tiles: Sequence[np.ndarray]) -> Tensor:
+        """Logits (B, K, h, w) of tiles (C, H, W) of one size, on the grid of a quarter of their sides.
+
+        Of several views they are the logarithm of the mean probabilities, up to a constant.
+        """
+        grid = [-(-side // CELL) for side in tiles[0].shape[1:]]
+        with inference_mode_of(self.model):
+            views = [logits.float() for logits in self.logits(self.preprocess_tiles(tiles))]
+            if len(views) == 1:
+                return views[0]
+            sized = [F.interpolate(view, size=grid, mode="bilinear", align_corners=False) for view in views]
+            # Logarithms, since the logit of a probability that is rounded to 0 or 1 is infinite, and upsampled next to
+            # others it is NaN, which wins.
+            if sized[0].shape[1] == 1:
+                logits = torch.stack(sized)
+                return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
+            return torch.stack([view.log_softmax(dim=1) for view in sized]).logsumexp(0)
+
+    @property
+    def _num_views(self) -> int:
+        return len(self.options.scales) * (2 if self.options.flip else 1)
+
+    def _prepare(self, image: Any, scale: float, data_format: str | None) -> Tensor:
+        processor = self.processor
+
+        def pixels(**overrides: Any) -> Tensor:
+            return processor(image, return_tensors="pt", input_data_format=data_format, **overrides).pixel_values
+
+        if scale == 1:
+            return pixels()
+        if processor.do_resize:
+            return pixels(size={name: _scaled(side, scale) for name, side in processor.size.items()})
+        height, width = pixels().shape[-2:]
+        return pixels(do_resize=True, size={"height": _scaled(height, scale), "width": _scaled(width, scale)})
+
+    def _slide(self, pixels: Tensor) -> Tensor:
+        """Images (B, C, H', W') -> logits; windows are shifted inward at the borders, and overlapping ones averaged."""
+        height, width = pixels.shape[-2:]
+        window, stride = self.options.sliding_window, self.options.effective_stride
+        if not window or window >= max(height, width):
+            return self.model(pixels).logits
+        total = torch.zeros(len(pixels), self.model.config.num_labels, height, width, device=pixels.device)
+        num_visits = torch.zeros(height, width, device=pixels.device)
+        for top in _window_starts(height, window, stride):
+            for left in _window_starts(width, window, stride):
+                here = (..., slice(top, top + window), slice(left, left + window))
+                total[here] += _upsample(self.model(pixels[here]).logits, pixels[here].shape[-2:])
+                num_visits[here] += 1
+        return total / num_visits
+
+    def _mean_probabilities(self, views: Sequence[Tensor], sizes: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """Probabilities (1, K, H, W) of each image, averaged over the views."""
+        logits: Iterable[Tensor] = self.logits(views)
+        yield from _mean(logits if len(sizes) == 1 else list(logits), sizes, self._num_views)
+
+    def _best_class(self, probabilities: Tensor) -> Tensor:
+        """Probabilities (1, K, H, W) -> classes (H, W)."""
+        logits = probabilities.logit() if probabilities.shape[1] == 1 else probabilities.log()
+        return self.processor.post_process_semantic_segmentation({"logits": logits})[0]
 
 
 def predict(
@@ -26,136 +238,64 @@ def predict(
     size: Sequence[int],
     options: InferenceOptions | None = None,
 ) -> Tensor:
-    """The label map of one picture.
-
-    Windows are shifted inward at the borders, and the logits of overlapping ones averaged; mirrored pictures and scales
-    are averaged as probabilities at the label map's size. The model is left as it was, in training mode or not;
-    autocast is the caller's business.
+    """Segmentation map of one image, int64 (H, W) on the model's device.
 
     Args:
-        model: a segmentation model. One label is binary: 1 where its probability is above one half.
-        processor: prepares the picture.
-        image: whatever the processor takes.
-        size: (height, width) of the label map.
-        options: how; by default whole and once.
-
-    Returns:
-        int64 (H, W) on the model's device.
+        model: see `Segmenter`.
+        processor: see `Segmenter`.
+        image: any image that the processor takes.
+        size: (height, width) of the map.
+        options: see `Segmenter`.
 
     Raises:
-        ValueError: if the picture does not fit the processor.
-        OSError: if it can not be read.
-
-    Example:
-        >>> from PIL import Image
-        >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
-        >>> from hf_segformer.config import InferenceOptions
-        >>> from hf_segformer.inference.segmenter import predict
-        >>> model = SegFormerForSemanticSegmentation(SegFormerConfig(depths=[1, 1, 1, 1], num_labels=5))
-        >>> processor = SegFormerImageProcessor(size={"shortest_edge": 64}, keep_ratio=True, size_divisor=32)
-        >>> predict(model, processor, Image.new("RGB", (90, 60)), (60, 90), InferenceOptions(flip=True)).shape
-        torch.Size([60, 90])
+        ValueError: if the image does not fit the processor.
+        OSError: if it cannot be read.
     """
-    options = options or InferenceOptions()
-    views = prepare_views(processor, image, options)
-    return label_maps(model, processor, views, [size], options)[0]
-
-
-def prepare_views(
-    processor: SegFormerImageProcessor, image: Any, options: InferenceOptions, data_format: str | None = None
-) -> list[Tensor]:
-    """A picture -> (1, C, H', W') for each scale, at that multiple of the processor's size.
-
-    Args:
-        processor: prepares the picture.
-        image: whatever the processor takes.
-        options: say which scales.
-        data_format: `"channels_first"` or `"channels_last"`, where an array's shape does not tell.
-
-    Raises:
-        ValueError: if the picture does not fit the processor.
-        OSError: if it can not be read.
-    """
-    return [_prepare(processor, image, scale, data_format) for scale in options.scales]
-
-
-def label_maps(
-    model: PreTrainedModel,
-    processor: SegFormerImageProcessor,
-    views: Sequence[Tensor],
-    sizes: Sequence[Sequence[int]],
-    options: InferenceOptions,
-) -> list[Tensor]:
-    """The label maps of a batch, int64 (H, W) each, on the model's device.
-
-    Args:
-        model: see `predict`.
-        processor: makes label maps of logits.
-        views: the batch (B, C, H', W') at each scale.
-        sizes: (height, width) of each label map.
-        options: how.
-    """
-    with inference_mode_of(model):
-        if _num_views(options) == 1:
-            [logits] = _logits_of_views(model, views, options)
-            found = processor.post_process_semantic_segmentation({"logits": logits}, sizes)
-        else:
-            found = [_labels(processor, each) for each in _mean_probabilities(model, views, sizes, options)]
-    return [labels.clone() for labels in found]  # one from inside inference mode could not be changed in place
-
-
-def labels_and_scores(
-    model: PreTrainedModel,
-    processor: SegFormerImageProcessor,
-    views: Sequence[Tensor],
-    sizes: Sequence[Sequence[int]],
-    options: InferenceOptions,
-) -> list[tuple[Tensor, Tensor]]:
-    """The same label maps with the probabilities, float32 (K, H, W), that they come from; a binary model has two."""
-    with inference_mode_of(model):
-        if _num_views(options) == 1:
-            [logits] = _logits_of_views(model, views, options)
-            found = processor.post_process_semantic_segmentation({"logits": logits}, sizes)
-            means = list(_mean([logits], sizes))
-        else:
-            means = list(_mean_probabilities(model, views, sizes, options))
-            found = [_labels(processor, each) for each in means]
-        pairs = zip(found, means, strict=True)
-        return [(labels.clone(), _of_every_class(scores[0]).clone()) for labels, scores in pairs]
+    segmenter = Segmenter(model, processor, options)
+    return segmenter.predict(segmenter.preprocess(image), [size])[0]
 
 
 def class_names(config: Any, names: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Names of the classes that a model tells apart: a binary one's are background and its own.
+    """Names of the classes that a model distinguishes; those of a binary model are background and its own.
 
     Args:
-        config: of the model.
-        names: by default the config's.
+        config: the model's configuration.
+        names: names to use instead of the configuration's.
 
     Raises:
-        ValueError: if there are more names or fewer than classes.
+        ValueError: if the number of names is not that of the classes.
     """
     given = [config.id2label[index] for index in range(config.num_labels)] if names is None else names
     if config.num_labels == 1 and len(given) == 1:
-        given = ["background", *given]
-    num_classes = max(2, config.num_labels)  # of two a binary model has the logits of one
+        given = [BACKGROUND, *given]
+    num_classes = max(2, config.num_labels)  # a binary model has one logit for its two classes
     if len(given) != num_classes:
-        raise ValueError(f"{len(given)} names are given, but the model tells {num_classes} classes apart")
+        raise ValueError(f"names has {len(given)} entries; expected one for each of the model's {num_classes} classes")
     return tuple(given)
 
 
-def distinct(names: Sequence[str]) -> list[str]:
-    """The names, with the class's number where one stands for several."""
-    return [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names)]
+def unique_names(names: Sequence[str]) -> list[str]:
+    """The names, with the index of the class added where several classes share one; no two results are equal."""
+    used = {name for name in names if names.count(name) == 1}
+    unique = []
+    for index, name in enumerate(names):
+        if names.count(name) > 1:
+            name = f"{name} ({index})"
+            while name in used:
+                name = f"{name} ({index})"
+            used.add(name)
+        unique.append(name)
+    return unique
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of the machine or of its accelerator was too small; on a CPU PyTorch says so by its text."""
+    """Return True if the machine or its accelerator ran out of memory; PyTorch on a CPU says so by its text alone."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 @contextmanager
 def inference_mode_of(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation and inference mode; then every module is in the mode that it was in."""
+    """Evaluation and inference mode within the block; every module then returns to the mode that it was in."""
     trained = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -166,25 +306,25 @@ def inference_mode_of(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _num_views(options: InferenceOptions) -> int:
-    return len(options.scales) * (2 if options.flip else 1)
-
-
-def _logits_of_views(model: PreTrainedModel, views: Sequence[Tensor], options: InferenceOptions) -> Iterator[Tensor]:
-    """Logits (B, K, h, w) at each scale, of the pictures and of their mirror images, turned back."""
-    for view in views:
-        pixels = view.to(model.device, model.dtype)
-        yield _logits(model, pixels, options)
-        if options.flip:
-            yield _logits(model, pixels.flip(-1), options).flip(-1)
-
-
-def _mean_probabilities(
-    model: PreTrainedModel, views: Sequence[Tensor], sizes: Sequence[Sequence[int]], options: InferenceOptions
-) -> Iterator[Tensor]:
-    """Probabilities (1, K, H, W) of each picture, averaged over the views."""
-    logits: Iterable[Tensor] = _logits_of_views(model, views, options)
-    yield from _mean(logits if len(sizes) == 1 else list(logits), sizes, _num_views(options))
+def _in_dtype(model: PreTrainedModel, dtype: str | None) -> PreTrainedModel:
+    """The model, or where it computes in another number type than it should, a copy."""
+    if dtype is not None:
+        wanted = getattr(torch, dtype)
+    elif model.device.type == "cpu" and model.dtype in (torch.float16, torch.bfloat16):
+        wanted, held = torch.float32, str(model.dtype).removeprefix("torch.")
+        logger.warning_once(
+            f"The weights are {held}, which is several times slower than float32 on a CPU: inference uses a float32 "
+            "copy of them. Load the model with dtype=torch.float32 to avoid the copy, or set "
+            f"InferenceOptions(dtype={held!r}) to compute in {held}."
+        )
+    else:
+        wanted = model.dtype
+    if model.dtype == wanted:
+        return model
+    copied = deepcopy(model).to(wanted)
+    if copied.dtype != wanted:
+        raise ValueError(f"dtype is {dtype}; expected {str(model.dtype).removeprefix('torch.')}, the model's only type")
+    return copied
 
 
 def _mean(logits: Iterable[Tensor], sizes: Sequence[Sequence[int]], num_views: int = 1) -> Iterator[Tensor]:
@@ -192,55 +332,19 @@ def _mean(logits: Iterable[Tensor], sizes: Sequence[Sequence[int]], num_views: i
         yield sum(_probabilities(each[index : index + 1], size) for each in logits) / num_views
 
 
-def _labels(processor: SegFormerImageProcessor, probabilities: Tensor) -> Tensor:
-    """Probabilities (1, K, H, W) -> labels (H, W)."""
-    logits = probabilities.logit() if probabilities.shape[1] == 1 else probabilities.log()
-    return processor.post_process_semantic_segmentation({"logits": logits})[0]
-
-
-def _of_every_class(scores: Tensor) -> Tensor:
-    """Probabilities (K, H, W), those of the background too where a model knows one class."""
-    return torch.cat([1 - scores, scores]) if len(scores) == 1 else scores
-
-
-def _prepare(processor: SegFormerImageProcessor, image: Any, scale: float, data_format: str | None) -> Tensor:
-    """A picture -> (1, C, H', W'), at a multiple of the processor's size."""
-
-    def pixels(**overrides: Any) -> Tensor:
-        return processor(image, return_tensors="pt", input_data_format=data_format, **overrides).pixel_values
-
-    if scale == 1:
-        return pixels()
-    if processor.do_resize:
-        return pixels(size={name: _scaled(side, scale) for name, side in processor.size.items()})
-    height, width = pixels().shape[-2:]
-    return pixels(do_resize=True, size={"height": _scaled(height, scale), "width": _scaled(width, scale)})
+def _of_every_class(probabilities: Tensor) -> Tensor:
+    """Probabilities (K, H, W), of a binary model those of the background, too."""
+    return torch.cat([1 - probabilities, probabilities]) if len(probabilities) == 1 else probabilities
 
 
 def _scaled(side: int, scale: float) -> int:
     return max(1, int(side * scale + 0.5))
 
 
-def _logits(model: PreTrainedModel, pixels: Tensor, options: InferenceOptions) -> Tensor:
-    """Pictures (B, C, H', W') -> logits, a quarter of their sides, or their own sides where a window slides."""
-    height, width = pixels.shape[-2:]
-    window, step = options.window, options.step
-    if not window or window >= max(height, width):
-        return model(pixels).logits
-    total = torch.zeros(len(pixels), model.config.num_labels, height, width, device=pixels.device)
-    num_visits = torch.zeros(height, width, device=pixels.device)
-    for top in _starts(height, window, step):
-        for left in _starts(width, window, step):
-            here = (..., slice(top, top + window), slice(left, left + window))
-            total[here] += _upsample(model(pixels[here]).logits, pixels[here].shape[-2:])
-            num_visits[here] += 1
-    return total / num_visits
-
-
-def _starts(length: int, window: int, step: int) -> list[int]:
-    """Where windows begin along a side, the last one shifted inward."""
+def _window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Starts of the windows along a side; the last one is shifted inward."""
     last = max(length - window, 0)
-    return [min(start, last) for start in range(0, last + step, step)]
+    return [min(start, last) for start in range(0, last + stride, stride)]
 
 
 def _upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -254,13 +358,11 @@ def _probabilities(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 
 __all__ = [
-    "InferenceOptions",
+    "BACKGROUND",
+    "Segmenter",
     "class_names",
-    "distinct",
     "inference_mode_of",
     "is_out_of_memory",
-    "label_maps",
-    "labels_and_scores",
     "predict",
-    "prepare_views",
+    "unique_names",
 ]

@@ -1,249 +1,443 @@
-"""How label maps are filed: as PNG files beside overlays and probabilities, or as rows of Parquet shards.
+"""Writers of batch inference: PNG files beside overlays and probabilities, or shards of Parquet.
 
-Everything is written whole or not at all. Axes: K classes, H W the picture's sides.
+A writer decides which images a process has to predict, so that a job is resumed without repeating finished work, and
+writes atomically: a file is complete or absent. Writers of other packages are found through the entry points
+`hf_segformer.writers`, by the name of the kind. Axes: K classes, H W sides of the image.
 """
 
+import errno
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 
 from ..data.sources import InputItem
-from ..files import atomic_write, named
-from ..visualization import Color, overlay, shown, with_legend
-from .predictor import Prediction, Prepared, SegFormerPredictor
-from .segmenter import distinct
+from ..files import atomic_write, named, partial_path
+from ..visualization import Color, Stretch, displayable, overlay, with_legend
+from .pipeline import Prepared
+from .predictor import Prediction, SegFormerPredictor
+from .segmenter import unique_names
 
-RECORD = "pictures.jsonl"
-_RASTER_LABELS = "labels.tif"
-_ROW_GROUP = 64  # pictures: what a shard holds in memory
+RECORD = "predictions.jsonl"
+_MASK, _RASTER_MASK = "mask.png", "mask.tif"
+_ROW_GROUP = 64  # images that a shard holds in memory
+_SHARD_SIZE = 1000
 
 
-def segmentation_to_png(labels: np.ndarray, palette: Sequence[Color]) -> Image.Image:
-    """A label map (H, W) as a picture whose values are the classes: with a palette, or 16-bit grey for more than 256.
+@dataclass(frozen=True)
+class Outputs:
+    """Outputs of batch inference.
 
-    The palette names all 256 values, since Pillow stores fewer bits for a shorter one, and 255 must survive.
+    Args:
+        kind: `"png"`, a file for each image; `"parquet"`, shards of many; or the kind of an installed writer.
+        overlay: also write overlays of the classes on the images.
+        legend: `"right"` or `"below"` adds a legend to overlays.
+        clear: names of classes that overlays leave clear, `background` say.
+        probabilities: `"uint8"` or `"float16"` also writes the probabilities of all classes.
+
+    Raises:
+        ValueError: if a value is not one of these, or does not go with the others.
+    """
+
+    kind: str = "png"
+    overlay: bool = False
+    legend: str | None = None
+    clear: tuple[str, ...] = ()
+    probabilities: str | None = None
+
+    def __post_init__(self):
+        known = {"kind": writer_kinds(), "legend": (None, "right", "below"), "probabilities": (None, "uint8", "float16")}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(str, values))}")
+        if self.kind == "parquet" and (self.overlay or self.probabilities):
+            raise ValueError("kind is 'parquet'; expected 'png' for overlays and probabilities")
+        for name in ("legend", "clear"):
+            if getattr(self, name) and not self.overlay:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected an overlay to apply it to: set overlay")
+
+
+class Totals(NamedTuple):
+    """Sum of a finished job.
+
+    Attributes:
+        num_images: images with a prediction.
+        pixels: number of pixels of each class.
+        failed: name and error of each image without one.
+    """
+
+    num_images: int
+    pixels: dict[str, int]
+    failed: list[dict[str, str]]
+
+
+class Writer(Protocol):
+    """Destination of one process's share of a job.
+
+    `write`, `write_raster` and `fail` are called once for each item that `pending` returns: in the order of the items
+    where `num_threads` is 1, else in any order and from several threads.
+
+    Attributes:
+        num_threads: threads that may write at once.
+        takes_rasters: True if `write_raster` is implemented.
+        settings: further settings that results depend on; see `predict_batch`.
+        num_written: items with results from this process.
+    """
+
+    num_threads: int
+    takes_rasters: bool
+    settings: dict[str, Any]
+    num_written: int
+
+    def pending(self, rank: int, num_processes: int) -> tuple[int, list[InputItem]]:
+        """Number of items of a process, and those of them that are not finished, in order."""
+
+    def write(self, item: InputItem, prepared: Prepared, prediction: Prediction) -> None:
+        """Write the results of an image."""
+
+    def write_raster(self, item: InputItem, segment: Callable[[Path], Mapping[str, Any]]) -> None:
+        """Write the results of a raster by a function from a path to its `height`, `width` and `pixels` by class."""
+
+    def fail(self, item: InputItem, message: str) -> None:
+        """Record why an item has no results."""
+
+    def close(self) -> None:
+        """Discard what is incomplete; called when the process is done or stopped."""
+
+    def finish(self, failed: list[dict[str, str]]) -> Totals:
+        """Sum up the results of all processes; called in one process, when all are done.
+
+        Args:
+            failed: failures of the writers of all processes, as their `failed` lists them.
+        """
+
+    @property
+    def failed(self) -> list[dict[str, str]]:
+        """Failures that are not in files, with `name` and `error`."""
+
+
+class WriterArguments(NamedTuple):
+    """Arguments of every writer.
+
+    Attributes:
+        out: output folder.
+        predictor: predictor, for its names, colours and processor.
+        outputs: requested outputs.
+        items: all items of the job, in order.
+        origin_of: returns the source of an item, by which it differs from every other one.
+        num_processes: processes that share the job.
+    """
+
+    out: Path
+    predictor: SegFormerPredictor
+    outputs: Outputs
+    items: Sequence[InputItem]
+    origin_of: Callable[[InputItem], str]
+    num_processes: int
+
+
+def writer_kinds() -> tuple[str, ...]:
+    """Kinds of `Outputs`, with those of installed packages."""
+    return (*_WRITERS, *(point.name for point in entry_points(group="hf_segformer.writers")))
+
+
+def open_writer(arguments: WriterArguments, rank: int = 0) -> Writer:
+    """The writer of a kind, for one process of a job."""
+    kind = arguments.outputs.kind
+    if kind in _WRITERS:
+        return _WRITERS[kind](arguments, rank)
+    [point] = [point for point in entry_points(group="hf_segformer.writers") if point.name == kind]
+    return point.load()(arguments, rank)
+
+
+def segmentation_to_png(segmentation: np.ndarray, palette: Sequence[Color]) -> Image.Image:
+    """Image whose pixel values are the classes (H, W): with a palette, or 16-bit grey for more than 256 classes.
+
+    The palette has all 256 values: Pillow stores fewer bits for a shorter one, and 255 must survive.
     """
     if len(palette) > 256:
-        return Image.fromarray(labels.astype(np.uint16))
-    picture = Image.fromarray(labels.astype(np.uint8))
+        return Image.fromarray(segmentation.astype(np.uint16))
+    image = Image.fromarray(segmentation.astype(np.uint8))
     colors = np.zeros((256, 3), dtype=np.uint8)
     colors[: len(palette)] = palette
-    picture.putpalette(colors.tobytes())
-    return picture
+    image.putpalette(colors.tobytes())
+    return image
 
 
-def counted(labels: np.ndarray, num_classes: int) -> list[int]:
-    """Pixels of each class."""
-    return np.bincount(labels.ravel(), minlength=num_classes)[:num_classes].tolist()
+def count_pixels(segmentation: np.ndarray, num_classes: int) -> list[int]:
+    """Number of pixels of each class."""
+    return np.bincount(segmentation.ravel(), minlength=num_classes)[:num_classes].tolist()
 
 
 class PngWriter:
-    """`<name>_labels.png` and what was asked for beside it; the label map is written last.
+    """`NAME_mask.png` for each image, and the requested overlay and probabilities beside it; the mask comes last.
+
+    `predictions.jsonl` gets a line for each image, in the order of the names.
 
     Args:
-        out: folder.
-        predictor: whose names and colours are used.
-        with_overlay: whether to write `<name>_overlay.png`.
-        legend: `"right"` or `"below"`, or None for an overlay of the picture's own size.
-        probabilities: `"uint8"` (0 to 255) or `"float16"` writes `<name>_probabilities.npy`, (K, H, W).
-        rank: of this process, which has a record of its own.
+        arguments: see `WriterArguments`.
+        rank: rank of this process, which keeps a record of its own.
+
+    Raises:
+        ValueError: if a class to leave clear does not exist.
     """
 
-    def __init__(
-        self,
-        out: Path,
-        predictor: SegFormerPredictor,
-        with_overlay: bool = False,
-        legend: str | None = None,
-        probabilities: str | None = None,
-        rank: int = 0,
-    ):
-        self.out, self.names, self.palette = out, distinct(predictor.names), predictor.palette
-        self.with_overlay, self.legend, self.probabilities = with_overlay, legend, probabilities
-        self._record, self._lock = out / f".{RECORD}.{rank:05d}", threading.Lock()
+    num_threads, takes_rasters = 2, True
 
-    def done(self, items: Iterable[InputItem], origin_of: Callable[[InputItem], str]) -> set[str]:
-        """Names of those whose label maps are there, with their lines in the records.
+    def __init__(self, arguments: WriterArguments, rank: int = 0):
+        self.out, self.outputs, predictor = arguments.out, arguments.outputs, arguments.predictor
+        self.names, self.palette = unique_names(predictor.names), predictor.palette
+        self.failed: list[dict[str, str]] = []
+        self.settings: dict[str, Any] = {}
+        self.num_written = 0
+        self._items, self._origin_of = arguments.items, arguments.origin_of
+        self._stretch = Stretch.of_processor(predictor.processor)
+        self._clear = [_index_of(name, self.names) for name in self.outputs.clear]
+        self._record, self._lock = self.out / f".{RECORD}.{rank:05d}", threading.Lock()
 
-        Args:
-            items: pictures.
-            origin_of: tells where one comes from.
+    def pending(self, rank: int, num_processes: int) -> tuple[int, list[InputItem]]:
+        """See `Writer`: each n-th item is this process's, and finished where its mask and its line in a record exist.
 
         Raises:
-            ValueError: if a label map is there that is another picture's.
+            ValueError: if the mask of another image has the same name.
         """
-        wanted, found = {item.name: item for item in items}, set()
+        mine = self._items[rank::num_processes]
+        finished = self._finished({item.name: item for item in mine})
+        return len(mine), [item for item in mine if item.name not in finished]
+
+    def _finished(self, wanted: dict[str, InputItem]) -> set[str]:
+        found: set[str] = set()
         for line in self._lines():
             name = line["name"]
-            if name in wanted and name not in found and self._is_there(name):
-                if line["source"] != (origin := origin_of(wanted[name])):
+            if name in wanted and name not in found and self._exists(name):
+                if line["source"] != (origin := self._origin_of(wanted[name])):
                     raise ValueError(
-                        f"{self.out} holds the labels of {line['source']} as {name}, as which {origin} would be filed, "
-                        "too: give another folder"
+                        f"{self.out} holds the prediction of {line['source']} as {name}, which is also the name of "
+                        f"{origin}: choose another output folder"
                     )
                 found.add(name)
         return found
 
-    def write(self, name: str, origin: str, prepared: Prepared, prediction: Prediction) -> None:
-        """All files of one picture, and its line in the record."""
-        path = self._path(name)
+    def write(self, item: InputItem, prepared: Prepared, prediction: Prediction) -> None:
+        """See `Writer`; a name that is too long for the file system fails alone."""
+        try:
+            self._write(item, prepared, prediction)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # any other error concerns every image
+                raise
+            self.fail(item, f"{prepared.name}: {error.strerror}")
+
+    def _write(self, item: InputItem, prepared: Prepared, prediction: Prediction) -> None:
+        path, segmentation = self._path(item.name), prediction.segmentation
         path.parent.mkdir(parents=True, exist_ok=True)
-        if self.with_overlay:
-            with atomic_write(self._path(name, "overlay.png")) as partial:
-                self._overlay(prepared, prediction.labels).save(partial, "PNG")
-        if prediction.scores is not None:
-            # A file for writing alone numpy writes by itself, and says neither name nor reason where it can not.
-            with atomic_write(self._path(name, "probabilities.npy")) as partial, partial.open("wb+") as file:
-                np.save(file, as_type(prediction.scores, self.probabilities))
+        if self.outputs.overlay:
+            with atomic_write(self._path(item.name, "overlay.png")) as partial:
+                self._overlay(prepared, segmentation).save(partial, "PNG")
+        if prediction.probabilities is not None:
+            # numpy writes by itself where a file is open for writing alone, and then names neither file nor reason.
+            with atomic_write(self._path(item.name, "probabilities.npy")) as partial, partial.open("wb+") as file:
+                np.save(file, quantize_probabilities(prediction.probabilities, self.outputs.probabilities))
         with atomic_write(path) as partial:
-            segmentation_to_png(prediction.labels, self.palette).save(partial, "PNG")
-            self._note(name, origin, prediction.labels.shape, counted(prediction.labels, len(self.names)))
+            segmentation_to_png(segmentation, self.palette).save(partial, "PNG")
+            self._note(item, segmentation.shape, count_pixels(segmentation, len(self.names)))
 
-    def write_raster(self, name: str, origin: str, label: Callable[[Path], dict[str, Any]]) -> None:
-        """`<name>_labels.tif`, by a function that writes it and tells `height`, `width` and `pixels` by class."""
-        path = self._path(name, _RASTER_LABELS)
+    def write_raster(self, item: InputItem, segment: Callable[[Path], Mapping[str, Any]]) -> None:
+        """See `Writer`: `NAME_mask.tif`.
+
+        Raises:
+            ValueError: if an overlay or probabilities are requested.
+        """
+        wanted = [name for name in ("overlay", "probabilities") if getattr(self.outputs, name)]
+        if wanted:
+            options = " and ".join(f"--{name}" for name in wanted)
+            raise ValueError(f"{options} cannot be written for a raster: predict rasters without, into another folder")
+        path = self._path(item.name, _RASTER_MASK)
         path.parent.mkdir(parents=True, exist_ok=True)
-        told = label(path)
-        self._note(name, origin, (told["height"], told["width"]), list(told["pixels"].values()))
+        summary = segment(path)
+        self._note(item, (summary["height"], summary["width"]), list(summary["pixels"].values()))
 
-    def _is_there(self, name: str) -> bool:
-        return self._path(name).exists() or self._path(name, _RASTER_LABELS).exists()
+    def fail(self, item: InputItem, message: str) -> None:
+        """See `Writer`."""
+        self.failed.append({"name": item.name, "error": message})
 
-    def _path(self, name: str, kind: str = "labels.png") -> Path:
-        return self.out / f"{name}_{kind}"
+    def close(self) -> None:
+        """See `Writer`; every file was complete or absent at any time."""
 
-    def _overlay(self, prepared: Prepared, labels: np.ndarray) -> Image.Image:
-        laid = overlay(shown(prepared.picture), labels, self.palette, alpha=0.5)
-        return with_legend(laid, labels, self.names, self.palette, self.legend) if self.legend else laid
+    def finish(self, failed: list[dict[str, str]]) -> Totals:
+        """See `Writer`: merge the records of all processes to one, sorted by name."""
+        lines: dict[str, dict[str, Any]] = {}
+        for line in self._lines():
+            if line["name"] not in lines and self._exists(line["name"]):
+                lines[line["name"]] = line
+        totals = dict.fromkeys(self.names, 0)
+        with atomic_write(self.out / RECORD) as partial, partial.open("wb") as file:
+            for name in sorted(lines):
+                file.write(_json_line(lines[name]))
+                for class_name, count in lines[name]["pixels"].items():
+                    totals[class_name] += count
+        for path in self.out.glob(f".{RECORD}.*[0-9]"):
+            path.unlink()
+        return Totals(len(lines), totals, sorted(failed, key=lambda each: each["name"]))
 
-    def _note(self, name: str, origin: str, size: Sequence[int], counts: Sequence[int]) -> None:
-        """Append the picture's line; the label map follows, so a picture that is there has its line."""
+    def _exists(self, name: str) -> bool:
+        return self._path(name).exists() or self._path(name, _RASTER_MASK).exists()
+
+    def _path(self, name: str, suffix: str = _MASK) -> Path:
+        return self.out / f"{name}_{suffix}"
+
+    def _overlay(self, prepared: Prepared, segmentation: np.ndarray) -> Image.Image:
+        image = displayable(prepared.image, self._stretch)
+        blended = overlay(image, segmentation, self.palette, alpha=0.5, clear=self._clear)
+        legend = self.outputs.legend
+        return with_legend(blended, segmentation, self.names, self.palette, legend) if legend else blended
+
+    def _note(self, item: InputItem, size: Sequence[int], counts: Sequence[int]) -> None:
+        """Append the line of an image; its mask follows, so that a mask that exists has its line.
+
+        Shares are those of the pixels that hold data, as in summary.json.
+        """
         height, width = size
         pixels = {name: count for name, count in zip(self.names, counts, strict=True) if count}
-        share = {name: round(count / (height * width), 6) for name, count in pixels.items()}
-        line = {"name": name, "source": origin, "height": height, "width": width, "pixels": pixels, "share": share}
+        line = {
+            "name": item.name,
+            "source": self._origin_of(item),
+            "height": height,
+            "width": width,
+            "pixels": pixels,
+            "share": shares(pixels),
+        }
         with self._lock:
             end = b"" if _ends_with_a_line(self._record) else b"\n"  # a killed process left half a line
             with self._record.open("ab") as file:
                 file.write(end + _json_line(line))
+            self.num_written += 1
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        """The lines of all records, but for those that a killed process left incomplete."""
+        """Lines of all records, without those that a killed process left incomplete."""
         for path in (*sorted(self.out.glob(f".{RECORD}.*[0-9]")), self.out / RECORD):
             if path.exists():
                 with path.open("rb") as file:
                     yield from (line for line in map(_parsed, file) if line is not None)
 
-    def finish(self) -> tuple[int, dict[str, int], list[dict[str, str]]]:
-        """Gather the records of all processes in one, and sum them up: called once, when all are at rest.
-
-        Returns:
-            The number of pictures, the pixels of each class, and failures, which no record holds.
-        """
-        seen: set[str] = set()
-        totals = dict.fromkeys(self.names, 0)
-        with atomic_write(self.out / RECORD) as partial, partial.open("wb") as file:
-            for line in self._lines():
-                if line["name"] not in seen and self._is_there(line["name"]):
-                    seen.add(line["name"])
-                    file.write(_json_line(line))
-                    for name, count in line["pixels"].items():
-                        totals[name] += count
-        for path in self.out.glob(f".{RECORD}.*[0-9]"):
-            path.unlink()
-        return len(seen), totals, []
-
 
 class ParquetWriter:
-    """`labels-<shard>-of-<shards>.parquet`, each with the pictures of one stretch of the input.
+    """`masks-SHARD-of-SHARDS.parquet`, each with the images of one stretch of the input.
 
-    Columns: name, height, width, labels (a PNG file's bytes), pixels (a number for each class), and error, which says
-    why a picture has no labels.
+    Columns: name, height, width, mask (bytes of a PNG file), pixels (a number for each class), and error, the reason
+    why an image has no mask.
 
     Args:
-        out: folder.
-        predictor: whose names and colours are used.
-        names: of all pictures, in order.
-        shard_size: pictures in a shard.
+        arguments: see `WriterArguments`.
+        rank: not used: a shard belongs to one process as a whole.
     """
 
-    def __init__(self, out: Path, predictor: SegFormerPredictor, names: Sequence[str], shard_size: int):
-        self.out, self.names, self.palette = out, distinct(predictor.names), predictor.palette
-        self._all, self.shard_size = names, shard_size
-        self.num_shards = -(-len(names) // shard_size)
-        self._rows: list[dict[str, Any]] = []
-        self._writer: Any = None
-        self._left = 0
+    num_threads, takes_rasters = 1, False
 
-    def shards(self, rank: int, num_processes: int) -> list[int]:
-        """The shards of one process."""
-        return list(range(rank, self.num_shards, num_processes))
+    def __init__(self, arguments: WriterArguments, rank: int = 0):
+        self.out, predictor = arguments.out, arguments.predictor
+        self.names, self.palette = unique_names(predictor.names), predictor.palette
+        self.failed: list[dict[str, str]] = []
+        self.num_written = 0
+        self.settings = {"shard_size": min(_SHARD_SIZE, -(-len(arguments.items) // arguments.num_processes))}
+        self._items, self._index = arguments.items, {item.name: i for i, item in enumerate(arguments.items)}
+        self._shard = _Shard()
 
-    def indices(self, shard: int) -> range:
-        """Places of a shard's pictures in the input."""
-        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self._all)))
+    def pending(self, rank: int, num_processes: int) -> tuple[int, list[InputItem]]:
+        """See `Writer`: each n-th shard is this process's, and finished where its file exists."""
+        mine = range(rank, self._num_shards, num_processes)
+        todo = [index for shard in mine if not self._path(shard).exists() for index in self._indices(shard)]
+        return sum(len(self._indices(shard)) for shard in mine), [self._items[index] for index in todo]
 
-    def is_done(self, shard: int) -> bool:
-        """Whether the shard is there, whole."""
-        return self._path(shard).exists()
+    def write(self, item: InputItem, prepared: Prepared, prediction: Prediction) -> None:
+        """See `Writer`."""
+        content = BytesIO()
+        segmentation_to_png(prediction.segmentation, self.palette).save(content, "PNG")
+        height, width = prediction.segmentation.shape
+        pixels = count_pixels(prediction.segmentation, len(self.names))
+        self._add(item, {"height": height, "width": width, "mask": content.getvalue(), "pixels": pixels})
+        self.num_written += 1
 
-    def add(self, index: int, prediction: Prediction | None, error: str | None = None) -> None:
-        """The next picture; pictures of a shard come in order, and the last one completes it."""
-        import pyarrow.parquet as parquet
+    def write_raster(self, item: InputItem, segment: Callable[[Path], Mapping[str, Any]]) -> None:
+        """Refuse a raster, which is larger than a row should be."""
+        raise ValueError("a raster cannot be written to Parquet: choose the format png")
 
-        shard = index // self.shard_size
-        with named(self._path(shard)):
-            if self._writer is None:
-                self._partial, self._left = self._path(shard, partial=True), len(self.indices(shard))
-                self._writer = parquet.ParquetWriter(self._partial, self._schema(), compression="none")
-            self._rows.append(self._row(self._all[index], prediction, error))
-            self._left -= 1
-            if len(self._rows) == _ROW_GROUP or not self._left:
-                self._flush()
-            if not self._left:
-                self._writer.close()
-                self._writer = None
-                self._partial.replace(self._path(shard))
+    def fail(self, item: InputItem, message: str) -> None:
+        """See `Writer`."""
+        self._add(item, {"error": _in_utf8(message)})
 
     def close(self) -> None:
-        """Take back the shard that is not complete."""
-        if self._writer is not None:
+        """See `Writer`: remove the shard that is incomplete."""
+        shard, self._shard = self._shard, _Shard()
+        if shard.file is not None:
             try:
-                with named(self._partial):
-                    self._writer.close()
+                with named(shard.partial):
+                    shard.file.close()
             finally:
-                self._writer = None
-                self._partial.unlink(missing_ok=True)
+                shard.partial.unlink(missing_ok=True)
 
-    def finish(self) -> tuple[int, dict[str, int], list[dict[str, str]]]:
-        """Sum up all shards: called once, when all processes are at rest.
-
-        Returns:
-            The number of pictures, the pixels of each class, and names and errors of pictures without labels.
-        """
+    def finish(self, failed: list[dict[str, str]]) -> Totals:
+        """See `Writer`: read the counts of all shards, which hold the failures, too."""
         import pyarrow.parquet as parquet
 
-        number, totals, failed = 0, np.zeros(len(self.names), dtype=np.int64), []
-        for shard in range(self.num_shards):
+        number, totals, failures = 0, np.zeros(len(self.names), dtype=np.int64), list(failed)
+        for shard in range(self._num_shards):
             with parquet.ParquetFile(self._path(shard)) as file:
                 for batch in file.iter_batches(columns=["name", "pixels", "error"]):
                     for row in batch.to_pylist():
                         if row["error"] is None:
                             number, totals = number + 1, totals + row["pixels"]
                         else:
-                            failed.append({"name": row["name"], "error": row["error"]})
-        return number, dict(zip(self.names, totals.tolist(), strict=True)), failed
+                            failures.append({"name": row["name"], "error": row["error"]})
+        return Totals(number, dict(zip(self.names, totals.tolist(), strict=True)), failures)
 
-    def _path(self, shard: int, partial: bool = False) -> Path:
-        name = f"labels-{shard:05d}-of-{self.num_shards:05d}.parquet"
-        return self.out / (f".{name}.partial" if partial else name)
+    @property
+    def _num_shards(self) -> int:
+        return -(-len(self._items) // self.settings["shard_size"])
+
+    def _indices(self, shard: int) -> range:
+        """Indices of a shard's items."""
+        size = self.settings["shard_size"]
+        return range(shard * size, min((shard + 1) * size, len(self._items)))
+
+    def _path(self, shard: int) -> Path:
+        return self.out / f"masks-{shard:05d}-of-{self._num_shards:05d}.parquet"
+
+    def _add(self, item: InputItem, row: dict[str, Any]) -> None:
+        """Append the next row; the items of a shard come in order, and the last one completes it."""
+        index = self._index[item.name] // self.settings["shard_size"]
+        path, shard = self._path(index), self._shard
+        with named(path):
+            if shard.file is None:
+                self._open(path, len(self._indices(index)))
+            shard.rows.append({"name": _in_utf8(item.name), **row})
+            shard.num_left -= 1
+            if len(shard.rows) == _ROW_GROUP or not shard.num_left:
+                self._flush()
+            if not shard.num_left:
+                shard.file.close()
+                self._shard = _Shard()
+                shard.partial.replace(path)
+
+    def _open(self, path: Path, num_rows: int) -> None:
+        import pyarrow.parquet as parquet
+
+        shard = self._shard
+        shard.partial, shard.num_left = partial_path(path), num_rows
+        shard.file = parquet.ParquetWriter(shard.partial, self._schema(), compression="none")
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        self._shard.file.write_table(pyarrow.Table.from_pylist(self._shard.rows, schema=self._schema()))
+        self._shard.rows = []
 
     def _schema(self) -> Any:
         import pyarrow
@@ -252,42 +446,48 @@ class ParquetWriter:
             "name": pyarrow.string(),
             "height": pyarrow.int32(),
             "width": pyarrow.int32(),
-            "labels": pyarrow.binary(),
+            "mask": pyarrow.binary(),
             "pixels": pyarrow.list_(pyarrow.int64()),
             "error": pyarrow.string(),
         }
         about = {"names": json.dumps(self.names), "palette": json.dumps(self.palette)}
         return pyarrow.schema(list(fields.items()), metadata=about)
 
-    def _row(self, name: str, prediction: Prediction | None, error: str | None) -> dict[str, Any]:
-        if prediction is None:
-            return {"name": _in_utf8(name), "error": _in_utf8(error)}
-        content = BytesIO()
-        segmentation_to_png(prediction.labels, self.palette).save(content, "PNG")
-        height, width = prediction.labels.shape
-        pixels = counted(prediction.labels, len(self.names))
-        sizes = {"height": height, "width": width}
-        return {"name": _in_utf8(name), **sizes, "labels": content.getvalue(), "pixels": pixels}
 
-    def _flush(self) -> None:
-        import pyarrow
+@dataclass
+class _Shard:
+    """The shard that is being written, if `file` is open."""
 
-        self._writer.write_table(pyarrow.Table.from_pylist(self._rows, schema=self._schema()))
-        self._rows = []
+    file: Any = None
+    partial: Path = field(default_factory=Path)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    num_left: int = 0
 
 
-def as_type(scores: np.ndarray, kind: str | None) -> np.ndarray:
+def shares(pixels: Mapping[str, int]) -> dict[str, float]:
+    """Share of each class of all the pixels counted."""
+    total = max(1, sum(pixels.values()))
+    return {name: round(count / total, 6) for name, count in pixels.items()}
+
+
+def quantize_probabilities(probabilities: np.ndarray, kind: str | None) -> np.ndarray:
     """Probabilities as float16, or as uint8 of 0 to 255."""
-    return np.rint(255 * scores).astype(np.uint8) if kind == "uint8" else scores.astype(np.float16)
+    return np.rint(255 * probabilities).astype(np.uint8) if kind == "uint8" else probabilities.astype(np.float16)
+
+
+def _index_of(name: str, names: Sequence[str]) -> int:
+    if name not in names:
+        raise ValueError(f"clear has {name!r}; expected names of the model's classes: {', '.join(names)}")
+    return names.index(name)
 
 
 def _json_line(values: dict[str, Any]) -> bytes:
     return json.dumps(values, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"  # see `write_json`
 
 
-def _in_utf8(text: str | None) -> str | None:
+def _in_utf8(text: str) -> str:
     """Text that Parquet can hold: other bytes of a file's name become escapes."""
-    return text and text.encode(errors="backslashreplace").decode()
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _ends_with_a_line(path: Path) -> bool:
@@ -295,7 +495,7 @@ def _ends_with_a_line(path: Path) -> bool:
         with path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
             return file.read() == b"\n"
-    except OSError:  # there is none, or it is empty
+    except OSError:  # it does not exist, or is empty
         return True
 
 
@@ -307,4 +507,19 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return values if isinstance(values, dict) and {"name", "source", "pixels"} <= set(values) else None
 
 
-__all__ = ["ParquetWriter", "PngWriter", "counted", "segmentation_to_png"]
+_WRITERS: dict[str, Callable[[WriterArguments, int], Writer]] = {"png": PngWriter, "parquet": ParquetWriter}
+
+__all__ = [
+    "Outputs",
+    "ParquetWriter",
+    "PngWriter",
+    "Totals",
+    "Writer",
+    "WriterArguments",
+    "count_pixels",
+    "open_writer",
+    "quantize_probabilities",
+    "segmentation_to_png",
+    "shares",
+    "writer_kinds",
+]

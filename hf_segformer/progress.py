@@ -1,0 +1,78 @@
+"""Progress of long jobs on stderr: a bar in a terminal, a line a minute in a log."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+_SECONDS = 60.0  # between the lines of a log
+
+
+class Progress:
+    """Progress of a job with a known number of steps.
+
+    Carriage returns fill a log with copies of one bar, so that where stderr is no terminal a line is printed each
+    minute, and none for jobs that are shorter.
+
+    Args:
+        task: name of the job, "predict" say.
+        total: number of steps.
+        unit: what a step is, in the plural: images, tiles.
+        initial: steps that were done before.
+        is_shown: False prints nothing.
+
+    Example:
+        >>> from hf_segformer.progress import Progress
+        >>> with Progress("predict", 3, "images") as progress:
+        ...     progress.update(3)
+        >>> progress.done
+        3
+    """
+
+    def __init__(self, task: str, total: int, unit: str, initial: int = 0, is_shown: bool = True):
+        self.task, self.total, self.unit, self.done = task, total, unit, initial
+        self._initial, self._is_shown = initial, is_shown
+        self._bar: Any = None
+
+    def __enter__(self) -> "Progress":
+        self._began = self._printed = time.monotonic()
+        if self._is_shown and self.total and sys.stderr.isatty():
+            self._bar = tqdm(
+                desc=self.task, total=self.total, initial=self.done, unit=self.unit, bar_format=_BAR, leave=False
+            )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, steps: int = 1) -> None:
+        """Count steps as done."""
+        self.done += steps
+        if self._bar is not None:
+            self._bar.update(steps)
+        elif self._is_shown and not sys.stderr.isatty() and time.monotonic() - self._printed >= _SECONDS:
+            self._print()
+
+    def skip(self, steps: int = 1) -> None:
+        """Take steps out of the job."""
+        self.total -= steps
+        if self._bar is not None:
+            self._bar.total = self.total
+            self._bar.refresh()
+
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        rate = (self.done - self._initial) / (self._printed - self._began)
+        left = f", {tqdm.format_interval((self.total - self.done) / rate)} left" if rate else ""
+        print(
+            f"{self.task}: {self.done} of {self.total} {self.unit}, {rate:.2f} {self.unit}/s{left}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+__all__ = ["Progress"]

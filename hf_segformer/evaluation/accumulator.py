@@ -126,6 +126,14 @@ class MetricAccumulator:
         for state in states:
             self.merge(state)
 
+    def name_images(self, names: Sequence[str]) -> None:
+        """Name the images.
+
+        Args:
+            names: of the whole data set, in its order.
+        """
+        self._images = [(index, names[index], counts) for index, _, counts in self._images]
+
     @property
     def names(self) -> list[str]:
         """Names of the images."""

@@ -53,10 +53,7 @@ def confusion_matrix(predictions: Any, labels: Any, num_labels: int, ignore_inde
             "for ignored pixels"
         )
     is_class = (predictions >= 0) & (predictions < num_labels)
-    cells, size = (
-        labels * (num_labels + 1) + torch.where(is_class, predictions, num_labels),
-        num_labels * (num_labels + 1),
-    )
+    cells, size = labels * (num_labels + 1) + torch.where(is_class, predictions, num_labels), num_labels * (num_labels + 1)
     counts = torch.bincount(torch.where(is_counted, cells, size).flatten(), minlength=size + 1)
     return counts[:size].reshape(num_labels, num_labels + 1)
 

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.benchmarking.comparison import QUIET, OtherLoad, Timing
-from hf_segformer.inference.tiling import Tiling, blend, block_labels
+from hf_segformer.config import InferenceOptions
+from hf_segformer.inference.tiling import blend, count_tiles, segment_block
 from hf_segformer.upsampling_segformer import upsample_argmax
 
 from .record import ROOT, Options, Record, Row, main
@@ -78,7 +79,7 @@ def write_part(path: Path, source: Path, height: int, width: int) -> None:
 
 
 def label(
-    source: Path, destination: Path, tiling: Tiling, num_threads: int, half: bool
+    source: Path, destination: Path, options: InferenceOptions, num_threads: int
 ) -> tuple[float, int, float | None]:
     """Label a file with an untrained B0: seconds, peak of this process in bytes, share that others used meanwhile."""
     from hf_segformer.inference.large_image import predict_large_image
@@ -87,7 +88,7 @@ def label(
     torch.manual_seed(0)
     model = SegFormerForSemanticSegmentation(SegFormerConfig(num_labels=NUM_CLASSES)).eval()
     load, began = OtherLoad(), time.perf_counter()
-    predict_large_image(model, SegFormerImageProcessor(), source, destination, tiling=tiling, half=half, progress=False)
+    predict_large_image(model, SegFormerImageProcessor(), source, destination, options, progress=False)
     return time.perf_counter() - began, peak(), load.parallel_for()
 
 
@@ -107,7 +108,7 @@ def measure_size(side: int, overlap: int, part: int, halves: Sequence[bool], opt
     """Label a generated image of side x side, or its first `part` rows; in float32, or in half precision."""
     if options.device != "cpu":
         raise ValueError(f"device is {options.device}, but what is measured here is the memory of a process on a CPU")
-    tiling, height = Tiling(TILE, overlap), part or side
+    tiling, height = InferenceOptions(tile_size=TILE, tile_overlap=overlap), part or side
     row = f"{side}x{height}"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -121,7 +122,7 @@ def measure_size(side: int, overlap: int, part: int, halves: Sequence[bool], opt
     records = []
     for half, (seconds, num_bytes, others) in zip(halves, found, strict=True):
         timing = Timing((seconds,), 0, None if others is None else others <= QUIET)
-        note = f"{tiling.num_windows(height, side)} windows, {seconds * 1e6 / (height * side):.2f} s a megapixel"
+        note = f"{count_tiles(height, side, tiling)} windows, {seconds * 1e6 / (height * side):.2f} s a megapixel"
         candidate = f"tile {TILE}, overlap {overlap}{', bfloat16' if half else ''}"
         records.append(Record.of(row, candidate, timing, num_bytes, note=note))
     return records
@@ -155,7 +156,7 @@ def trained() -> tuple[SegFormerForSemanticSegmentation, Tensor]:
     return model, processor(street(), do_resize=False, return_tensors="pt").pixel_values
 
 
-def tiled(model: SegFormerForSemanticSegmentation, pixels: Tensor, tiling: Tiling) -> tuple[Tensor, Tensor]:
+def tiled(model: SegFormerForSemanticSegmentation, pixels: Tensor, tiling: InferenceOptions) -> tuple[Tensor, Tensor]:
     """Blended logits (K, h, w) and labels (H, W) of an image in memory, its sides multiples of 32."""
     height, width = pixels.shape[-2:]
     logits = pixels.new_empty(model.config.num_labels, height // 4, width // 4)
@@ -168,7 +169,7 @@ def tiled(model: SegFormerForSemanticSegmentation, pixels: Tensor, tiling: Tilin
         rows, columns, (above, beside) = block.rows, block.columns, block.before
         inner = block.logits[:, above:, beside:][:, : len(rows), : len(columns)]
         logits[:, rows.start : rows.stop, columns.start : columns.stop] = inner
-        labels[4 * rows.start : 4 * rows.stop, 4 * columns.start : 4 * columns.stop] = block_labels(block)
+        labels[4 * rows.start : 4 * rows.stop, 4 * columns.start : 4 * columns.stop] = segment_block(block)
     return logits, labels
 
 
@@ -181,7 +182,7 @@ def measure_agreement(options: Options) -> list[Record]:
         records = []
         for overlap in (0, 64, 128, 192, 256):
             load, began = OtherLoad(), time.perf_counter()
-            found, found_labels = tiled(model, pixels, Tiling(_SMALL_TILE, overlap))
+            found, found_labels = tiled(model, pixels, InferenceOptions(tile_size=_SMALL_TILE, tile_overlap=overlap))
             timing, others = time.perf_counter() - began, load.parallel_for()
             differs = (found - whole).abs().amax(0)
             note = (

@@ -48,7 +48,7 @@ def build(candidate: str, kind: str, number: int, device: str) -> Call:
     )
     if candidate == "hf_segformer":
         predictor = SegFormerPredictor(task.ours().eval(), SegFormerImageProcessor())
-        return lambda: [prediction.labels for prediction in predictor(paths)]
+        return lambda: [prediction.segmentation for prediction in predictor(paths)]
     # Transformers' other processor needs torchvision, and gives the same pixels.
     pipeline = transformers.pipeline(
         "image-segmentation",

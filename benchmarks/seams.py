@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from hf_segformer.inference.tiling import Tiling
+from hf_segformer.config import InferenceOptions
 from hf_segformer.upsampling_segformer import upsample_argmax
 from hf_segformer.visualization import colorize, figure
 
@@ -22,7 +22,7 @@ def main() -> int:
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     with torch.inference_mode():
         maps = [upsample_argmax(model(pixels).logits, pixels.shape[-2:])[0]]
-        maps += [tiled(model, pixels, Tiling(TILE, overlap))[1] for overlap in OVERLAPS]
+        maps += [tiled(model, pixels, InferenceOptions(tile_size=TILE, tile_overlap=overlap))[1] for overlap in OVERLAPS]
     titles = ["image", "labelled whole", *(f"windows of {TILE}, overlap {overlap}" for overlap in OVERLAPS)]
     pictures = [street(), *(colorize(labels.numpy(), colors) for labels in maps)]
     crops = [picture.crop((0, 0, 1280, 704)) for picture in pictures]

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Evaluate a checkpoint on a recipe's evaluation data, in the way that its [evaluation] says.",
     )
     parser.add_argument("checkpoint", help="a folder, a file of weights or a Hub repository")
-    add_recipe(parser, "evaluation.window=512")
+    add_recipe(parser, "evaluation.sliding_window=512")
     parser.add_argument(
         "--out",
         type=Path,
@@ -120,14 +120,14 @@ def _draw_worst(model, processor, data, options, result):
     import numpy as np
 
     from hf_segformer.inference.segmenter import predict
-    from hf_segformer.training.report import shown, with_background
-    from hf_segformer.visualization import figure, overlay
+    from hf_segformer.training.report import with_background
+    from hf_segformer.visualization import Stretch, displayable, figure, overlay
 
     names, palette = with_background(data.names, data.palette)
-    rows, captions = [], []
+    rows, captions, stretch = [], [], Stretch.of_processor(processor)
     for index, score in result.worst:
         row = data.evaluation[index]
-        truth, picture = np.asarray(row["label"]), shown(row["image"])
+        truth, picture = np.asarray(row["label"]), displayable(row["image"], stretch)
         prediction = predict(model, processor, row["image"], truth.shape, options).cpu()
         rows.append([picture, overlay(picture, truth, palette), overlay(picture, prediction, palette)])
         captions.append(f"{data.describe('evaluation', index)}: mean IoU {100 * score:.1f} %")

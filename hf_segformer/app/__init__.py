@@ -1,1 +1,1 @@
-"""The browser demo of `segformer app`."""
+"""Browser demo of `segformer app`."""

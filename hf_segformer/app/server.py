@@ -1,11 +1,10 @@
-"""The page of `segformer app`: drop a picture, see its classes, switch them one by one, take the label map away.
+"""The page of `segformer app`: upload an image, see its classes, select them one by one, download the mask.
 
-Gradio builds the page. It is told to keep to this machine: no analytics, no fonts or scripts of other hosts, no address
-but the loop-back one unless another is asked for; and what visitors upload lies in a folder that goes with the page.
+Gradio builds the page, restricted to this machine: no analytics, no fonts or scripts of other hosts, and the loop-back
+address unless another one is given. Uploads are kept in a temporary folder that is removed with the page.
 """
 
 import html
-import math
 import os
 import shutil
 import signal
@@ -23,30 +22,30 @@ from ..inference.predictor import SegFormerPredictor
 from ..visualization import Color
 from .session import (
     Result,
-    example_pictures,
+    example_images,
     predict_upload,
     summary,
     timing,
-    write_labels,
     write_mask,
     write_overlay,
+    write_selection,
 )
 
 _OPACITY = 0.6
-# Seconds: how often old files and label maps are looked for, and how long they are kept.
+# Seconds between sweeps of old files and results, and for which they are kept.
 _SWEEP, _KEPT = 600, 3600
-# Files of the page's own that are kept for Gradio to copy.
+# Number of the page's files that are kept for Gradio to copy.
 _NEWEST = 100
-_UPLOAD = "256mb"  # at most
-_VISITORS = 200  # whose label maps are kept, some 10 MB each; whoever was away longest loses theirs
+_MAX_UPLOAD = "256mb"
+_VISITORS = 200  # whose results are kept, some 10 MB each; the one who was away longest loses theirs
 _CARD_FILES = ("README.md", "examples/*", "*.jpg", "*.jpeg", "*.png", "*.webp")
-_EMPTY = "Drop a picture on the right to see its classes."
+_EMPTY = "Drop an image on the right to see its classes."
 _CSS = """
 #head h1 { margin: 0; font-size: 1.35rem; line-height: 1.3; }
 #head p, #timing p { margin: 0; opacity: .7; font-size: .9rem; }
 #timing p { min-height: 1.4em; }
-#picture { height: min(640px, calc(100vh - 170px)); min-height: 320px; }
-#picture img { width: 100%; height: 100%; object-fit: contain; }
+#image { height: min(640px, calc(100vh - 170px)); min-height: 320px; }
+#image img { width: 100%; height: 100%; object-fit: contain; }
 #upload .icon-wrap { display: none; }
 #upload .wrap { padding-top: 18px; font-size: .9rem; line-height: 1.6; }
 #classes .wrap { flex-direction: column; flex-wrap: nowrap; gap: 0; max-height: 228px; overflow-y: auto; }
@@ -61,102 +60,104 @@ _CSS = """
 
 
 def build_app(predictor: SegFormerPredictor, title: str, examples: Any = ()) -> Any:
-    """The page, which is not served yet.
+    """Build the page without serving it.
 
     Args:
-        predictor: labels the pictures.
-        title: of the page.
-        examples: paths of pictures and their titles, as `app_results.example_pictures` gives them.
+        predictor: predictor of the uploads.
+        title: title of the page.
+        examples: paths of images and their titles, from `session.example_images`.
 
     Returns:
-        a `gradio.Blocks`.
+        A `gradio.Blocks`.
 
     Raises:
-        ValueError: if the model takes other images than pictures.
+        ValueError: if the model takes neither one channel nor three.
         OSError: if Gradio is not installed.
     """
     gradio = _gradio()
     num_channels = predictor.model.config.num_channels
     if num_channels not in (1, 3):
-        raise ValueError(f"the model takes images of {num_channels} bands, but a page can show pictures of 3 or 1 only")
+        raise ValueError(f"the model takes images of {num_channels} channels; expected 1 or 3 for a page")
     page = _Page(gradio, predictor)
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(_SWEEP, _KEPT), fill_width=True) as blocks:
         state = gradio.State(time_to_live=_KEPT)
         gradio.Markdown(f"# {_plain(title)}\n\n{summary(predictor)}", elem_id="head")
         with gradio.Row():
             with gradio.Column(scale=5, min_width=420):
-                picture = gradio.Image(label="Overlay", elem_id="picture", interactive=False, buttons=["fullscreen"])
+                image = gradio.Image(label="Overlay", elem_id="image", interactive=False, buttons=["fullscreen"])
                 time = gradio.Markdown(_EMPTY, elem_id="timing")
             with gradio.Column(scale=2, min_width=300):
-                upload = gradio.File(label="Picture", elem_id="upload", height=110)
+                upload = gradio.File(label="Image", elem_id="upload", height=110)
                 opacity = gradio.Slider(0, 1, _OPACITY, step=0.05, label="Opacity", elem_id="opacity")
                 classes = gradio.CheckboxGroup(
                     label="Classes", elem_id="classes", show_select_all=True, visible=False, interactive=True
                 )
                 swatches = gradio.HTML(elem_id="swatches")
                 with gradio.Row():
-                    labels = gradio.DownloadButton("Label map", elem_id="labels", size="sm", interactive=False)
-                    mask = gradio.DownloadButton("Mask of the chosen", elem_id="mask", size="sm", interactive=False)
+                    mask = gradio.DownloadButton("Mask", elem_id="mask", size="sm", interactive=False)
+                    selection = gradio.DownloadButton(
+                        "Selected classes", elem_id="selection", size="sm", interactive=False
+                    )
                 shelf = _shelf(gradio, list(examples))
-        shown = [upload, state, picture, classes, swatches, time, labels, mask]
+        shown = [upload, state, image, classes, swatches, time, mask, selection]
         one: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "network"}  # of uploads and examples together
-        upload.upload(page.label, [upload, opacity], shown, **one)
+        upload.upload(page.predict, [upload, opacity], shown, **one)
         if shelf is not None:
             paths = [path for path, _ in examples]
-            shelf.click(lambda index, value: page.label(paths[index], value), [shelf, opacity], shown, **one)
+            shelf.click(lambda index, value: page.predict(paths[index], value), [shelf, opacity], shown, **one)
         quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
-        classes.input(page.choose, [state, classes, opacity], [picture, mask], **quick)
-        opacity.input(page.fade, [state, classes, opacity], picture, **quick)
+        classes.input(page.choose, [state, classes, opacity], [image, selection], **quick)
+        opacity.input(page.fade, [state, classes, opacity], image, **quick)
     return blocks
 
 
 class _Page:
-    """What the page does when something on it is touched."""
+    """Event handlers of the page."""
 
     def __init__(self, gradio: Any, predictor: SegFormerPredictor):
         self.gradio, self.predictor = gradio, predictor
         self.folders: deque[Path] = deque()
 
-    def label(self, path: str | Path | None, opacity: float) -> Any:
-        """A new picture; one that can not be labelled gives a message and leaves the page as it is."""
+    def predict(self, path: str | Path | None, opacity: float) -> Any:
+        """Predict a new image; one that fails gives a message and leaves the page as it is."""
         gradio = self.gradio
         if path is None:
             return [gradio.skip()] * 8
         try:
             result = predict_upload(self.predictor, path)
         except (ValueError, OSError) as error:
-            gradio.Warning(html.escape(str(error)), title="This picture can not be labelled", duration=None)
+            gradio.Warning(html.escape(str(error)), title="This image cannot be predicted", duration=None)
             return [None, *[gradio.skip()] * 7]
         chosen, names, palette = list(result.pixels), self.predictor.names, self.predictor.palette
         return [
-            None,  # so that the next picture can be dropped
+            None,  # so that the next image can be dropped
             result,
             self._file(write_overlay, result, chosen, palette, opacity),
             gradio.CheckboxGroup([(names[index], index) for index in chosen], value=chosen, visible=True),
             _swatches(result, palette),
             timing(result, self.predictor.model.device),
-            gradio.DownloadButton(value=self._file(write_labels, result), interactive=True),
-            gradio.DownloadButton(value=self._file(write_mask, result, chosen), interactive=True),
+            gradio.DownloadButton(value=self._file(write_mask, result), interactive=True),
+            gradio.DownloadButton(value=self._file(write_selection, result, chosen), interactive=True),
         ]
 
     def choose(self, result: Result | None, chosen: list[int], opacity: float) -> Any:
-        """Other classes."""
-        if result is None:  # kept for an hour, and not for everybody
+        """Select other classes."""
+        if result is None:  # results are kept for an hour, of a limited number of visitors
             return self._gone(2)
-        return self.fade(result, chosen, opacity), self._file(write_mask, result, chosen)
+        return self.fade(result, chosen, opacity), self._file(write_selection, result, chosen)
 
     def fade(self, result: Result | None, chosen: list[int], opacity: float) -> Any:
-        """Another opacity."""
+        """Set another opacity."""
         if result is None:
             return self.gradio.skip()
         return self._file(write_overlay, result, chosen, self.predictor.palette, opacity)
 
     def _gone(self, count: int) -> list[Any]:
-        self.gradio.Warning("Give the picture once more", title="The label map is no longer kept")
+        self.gradio.Warning("Upload the image again", title="The result is no longer kept")
         return [self.gradio.skip()] * count
 
     def _file(self, write: Any, *arguments: Any) -> str:
-        """The path of a file, which Gradio copies; so only the newest ones are kept."""
+        """Write a file and return its path. Gradio copies it, so that only the newest ones are kept."""
         self.folders.append(Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))))
         path = write(*arguments, self.folders[-1])
         while len(self.folders) > _NEWEST:
@@ -165,7 +166,7 @@ class _Page:
 
 
 def _shelf(gradio: Any, examples: list[tuple[Path, str]]) -> Any:
-    """Small pictures to click on; None where there are none."""
+    """Thumbnails to click on; None without examples."""
     if not examples:
         return None
     return gradio.Dataset(
@@ -180,11 +181,11 @@ def _shelf(gradio: Any, examples: list[tuple[Path, str]]) -> Any:
 
 
 def _swatches(result: Result, palette: list[Color]) -> str:
-    """Colours and shares of the classes in the list: a style sheet, as a checkbox holds nothing but its name."""
-    rules = []
+    """Colours and shares of the classes as a style sheet, since a checkbox holds nothing but its name."""
+    rules, total = [], sum(result.pixels.values())
     for place, (index, pixels) in enumerate(result.pixels.items(), start=1):
         row = f"#classes .wrap label:nth-of-type({place})"
-        share = 100 * pixels / math.prod(result.size)
+        share = 100 * pixels / total
         shown = f"{share:.1f} %" if share >= 0.05 else "< 0.1 %"
         rules.append(f"{row} span::before {{ background: rgb{palette[index]}; }}")
         rules.append(f'{row}::after {{ content: "{shown}"; }}')
@@ -205,18 +206,18 @@ def serve(
     port: int | None = None,
     device: str | None = None,
 ) -> None:
-    """Serve a model's page until Ctrl-C, or a kill that can be heard.
+    """Serve the page of a model until Ctrl-C or SIGTERM.
 
     Args:
         source: a folder, a file of weights or a Hub repository.
-        revision: of the repository.
-        host: address to serve on; by default this machine alone can open it.
-        port: by default the first free one from 7860 on.
-        device: of PyTorch; by default the accelerator if there is one, else the CPU.
+        revision: revision of the repository.
+        host: address to serve on; by default only this machine can open it.
+        port: port to serve on; by default the first free one from 7860 on.
+        device: PyTorch device; by default the accelerator if there is one, else the CPU.
 
     Raises:
-        ValueError: if there is no such model, it takes no pictures, or the device is not there.
-        OSError: if a file can not be read, the port is taken, or Gradio is not installed.
+        ValueError: if there is no such model, it takes neither one channel nor three, or the device does not exist.
+        OSError: if a file cannot be read, the port is taken, or Gradio is not installed.
     """
     _gradio()
     path = _fetched(source, revision)
@@ -225,16 +226,16 @@ def serve(
     name = path.resolve().name if path.is_dir() else path.stem
     title = source if is_repository(source) else name
     with _own_folder():
-        blocks = build_app(predictor, title, example_pictures(folder))
+        blocks = build_app(predictor, title, example_images(folder))
         address = launch(blocks, host, port)
         try:
-            _wait_for_the_end(f"{title} is at {address}   (Ctrl-C ends it)")
+            _wait_for_signal(f"{title} is at {address}   (Ctrl-C ends it)")
         finally:
             blocks.close(verbose=False)
 
 
 def launch(blocks: Any, host: str = "127.0.0.1", port: int | None = None) -> str:
-    """Serve a page in a thread of its own; returns its address.
+    """Serve a page in a thread of its own and return its address.
 
     Raises:
         OSError: if the port is taken, or the host is no address of this machine.
@@ -249,7 +250,7 @@ def launch(blocks: Any, host: str = "127.0.0.1", port: int | None = None) -> str
             prevent_thread_lock=True,
             quiet=True,
             ssr_mode=False,
-            max_file_size=_UPLOAD,
+            max_file_size=_MAX_UPLOAD,
             state_session_capacity=_VISITORS,
             pwa=False,
             footer_links=[],
@@ -260,12 +261,12 @@ def launch(blocks: Any, host: str = "127.0.0.1", port: int | None = None) -> str
         )
     except OSError as error:
         where = f"port {port} of {host}" if port is not None else f"{host}, on no port from 7860 on"
-        raise OSError(f"can not serve on {where}: give another by --port or --host ({error})") from error
+        raise OSError(f"cannot serve on {where}: choose another --port or --host ({error})") from error
     return address
 
 
 def _gradio() -> Any:
-    """Gradio, with its analytics off before it is imported.
+    """Import Gradio with its analytics disabled.
 
     Raises:
         OSError: if it is not installed.
@@ -280,10 +281,10 @@ def _gradio() -> Any:
 
 
 def _fetched(source: str, revision: str | None) -> Path:
-    """A model's folder or file; of a repository with its card and the pictures that a card may name.
+    """A model's folder or file; of a repository with its card and the images that a card may list.
 
     Raises:
-        OSError: if there is no such model, or none that may be read.
+        OSError: if there is no such model, or it is not accessible.
     """
     if not is_repository(source):
         return locate(source)
@@ -299,14 +300,14 @@ def _fetched(source: str, revision: str | None) -> Path:
         return Path(snapshot_download(source, revision=revision, allow_patterns=wanted, ignore_patterns=below))
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"there is no model {source} that may be read from here; a private or gated one needs HF_TOKEN, on a Space "
-            "as a secret in its settings"
+            f"there is no accessible model {source}; a private or gated one needs HF_TOKEN, on a Space as a secret in its "
+            "settings"
         ) from error
 
 
 @contextmanager
 def _own_folder() -> Iterator[None]:
-    """Everything that Gradio and the page write lies in a folder that is removed at the end."""
+    """Make Gradio and the page write to a temporary folder that is removed at the end."""
     before = os.environ.get("GRADIO_TEMP_DIR")
     with tempfile.TemporaryDirectory(prefix="segformer-app-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -318,12 +319,12 @@ def _own_folder() -> Iterator[None]:
                 os.environ["GRADIO_TEMP_DIR"] = before
 
 
-def _wait_for_the_end(told: str) -> None:
-    """Say what is there, and wait until Ctrl-C, or a kill that can be heard."""
+def _wait_for_signal(message: str) -> None:
+    """Print a message, and wait for Ctrl-C or SIGTERM."""
     stop = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        print(told, flush=True)  # whoever reads it may answer at once
+        print(message, flush=True)
         while not stop.wait(0.5):
             pass
     except KeyboardInterrupt:

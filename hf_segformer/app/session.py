@@ -1,9 +1,9 @@
-"""What the page of `segformer app` shows and hands out, worked out without a browser.
+"""Results that the page of `segformer app` displays and offers for download, independent of the browser.
 
-A picture goes through the network once. What the page then lets one change (classes, opacity) is drawn from the label
-map that is kept; shown is a smaller copy where the picture is large, handed out are files of its own size.
+An image goes through the network once. Classes and opacity are then changed on the segmentation map that is kept. A large
+image is displayed by a smaller copy; downloads have its full size.
 
-Axes: H W the picture's sides.
+Axes: H W sides of the image.
 """
 
 import re
@@ -17,149 +17,184 @@ import numpy as np
 import torch
 import yaml
 from huggingface_hub import RepoCard
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ..configuration_segformer import VARIANTS
+from ..image_io_segformer import DECODE_ERRORS
 from ..inference.predictor import SegFormerPredictor
-from ..inference.writers import counted, segmentation_to_png
-from ..visualization import Color, overlay, shown
+from ..inference.writers import count_pixels, segmentation_to_png
+from ..visualization import Color, Stretch, displayable, overlay
 
-# Of the picture as the network sees it: a strip one pixel wide is scaled until its short side fits the processor.
-MAX_PIXELS = 4096 * 4096
+# Of an upload, and of the image as the network sees it: a strip that is one pixel high is enlarged until its shorter
+# side fits the processor. Both are checked before a pixel is decoded.
+MAX_IMAGE_PIXELS, MAX_PIXELS = 8192 * 8192, 4096 * 4096
 _SHOWN_SIDE = 1280
-_HIDDEN = -1
 _TIMES = "\N{MULTIPLICATION SIGN}"
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A picture with its label map, and how long it took.
+    """An image with its segmentation map, and the time that they took.
 
-    A page keeps one for each visitor, so the label map of the picture's own size is kept as the file that is handed
-    out, a hundredth of it.
+    The page keeps one for each visitor, so that the map of full size is kept as the file to download, a hundredth of
+    it.
 
     Attributes:
-        stem: the upload's name without its ending, for the names of files.
-        size: (H, W) of the picture.
-        label_file: a PNG file whose values are classes, colours those of the page; 16-bit grey for more than 256.
-        shown: the picture, at most 1280 pixels a side.
-        shown_labels: the labels of its pixels.
-        pixels: of each class that occurs, by class, the most frequent first.
-        seconds_preparing: to read the picture and resize it.
-        seconds_predicting: in the network, and to make the label map of its logits.
+        stem: name of the upload without its suffix, for the names of downloads.
+        size: (H, W) of the image.
+        mask_file: a PNG file whose values are classes, with the colours of the page; 16-bit grey for more than 256.
+        shown: the displayed image, at most 1280 pixels a side.
+        shown_segmentation: classes of its pixels.
+        pixels: number of pixels of each class that occurs, by class, the most frequent first.
+        seconds_preparing: time to read and resize the image.
+        seconds_predicting: time of the network, and of the map of its logits.
     """
 
     stem: str
     size: tuple[int, int]
-    label_file: bytes
+    mask_file: bytes
     shown: Image.Image
-    shown_labels: np.ndarray
+    shown_segmentation: np.ndarray
     pixels: dict[int, int]
     seconds_preparing: float
     seconds_predicting: float
 
     @property
-    def labels(self) -> np.ndarray:
+    def segmentation(self) -> np.ndarray:
         """(H, W) classes."""
-        return np.asarray(Image.open(BytesIO(self.label_file)))
+        return np.asarray(Image.open(BytesIO(self.mask_file)))
 
 
 def predict_upload(predictor: SegFormerPredictor, path: str | Path) -> Result:
-    """Read a picture and label it.
+    """Read an upload and predict its segmentation map.
 
     Raises:
-        ValueError: if it can not be read, does not fit the model or is too large; the message names the file alone,
-            not the folder that a server keeps it in.
-        OSError: likewise, if it is cut short.
+        ValueError: if it cannot be read, does not fit the model or is too large; the message names the file alone, not
+            the folder in which a server keeps it.
+        OSError: if it is truncated; the message as above.
     """
     path = Path(path)
     try:
         started = time.perf_counter()
+        _check_size(predictor, path)
         prepared = predictor.prepare(path)
-        height, width = prepared.views[0].shape[-2:]
-        if height * width > MAX_PIXELS:
-            raise ValueError(
-                f"{path.name} would be {height}x{width} (height x width) for the network, more than the "
-                f"{MAX_PIXELS:,} pixels that this page takes: cut it into pieces, or use segformer predict"
-            )
         ready = time.perf_counter()
         [prediction] = predictor.predict([prepared])
         done = time.perf_counter()
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split()).replace(str(path), path.name)
         raise type(error)(message) from error
-    picture = _reduced(shown(prepared.picture))
-    counts = counted(prediction.labels, len(predictor.names))
+    image = _reduced(displayable(prepared.image, Stretch.of_processor(predictor.processor)))
+    counts = count_pixels(prediction.segmentation, len(predictor.names))
     frequent = sorted((index for index, count in enumerate(counts) if count), key=lambda index: -counts[index])
-    label_file = BytesIO()
-    segmentation_to_png(prediction.labels, predictor.palette).save(label_file, "PNG")
+    mask_file = BytesIO()
+    segmentation_to_png(prediction.segmentation, predictor.palette).save(mask_file, "PNG")
     return Result(
         stem=path.stem,
         size=prepared.size,
-        label_file=label_file.getvalue(),
-        shown=picture,
-        shown_labels=_nearest(prediction.labels, picture.height, picture.width),
+        mask_file=mask_file.getvalue(),
+        shown=image,
+        shown_segmentation=_nearest(prediction.segmentation, image.height, image.width),
         pixels={index: counts[index] for index in frequent},
         seconds_preparing=ready - started,
         seconds_predicting=done - ready,
     )
 
 
+def _check_size(predictor: SegFormerPredictor, path: Path) -> None:
+    """Check the size of an upload, and the one it is prepared to, by its header: neither decodes nor resizes it.
+
+    Raises:
+        ValueError: if one of them is too large.
+    """
+    size = _size_in_header(path)
+    if size is None:  # it is no image, and reading it says so
+        return
+    height, width = size
+    if height * width > MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"{path.name} is {height}x{width} (height x width); expected at most {MAX_IMAGE_PIXELS:,} pixels: cut it "
+            "into pieces, or use segformer predict"
+        )
+    for height, width in predictor.segmenter.prepared_sizes(height, width):
+        if height * width > MAX_PIXELS:
+            raise ValueError(
+                f"{path.name} would be {height}x{width} (height x width) for the network; expected at most "
+                f"{MAX_PIXELS:,} pixels on this page: cut it into pieces, or use segformer predict"
+            )
+
+
+def _size_in_header(path: Path) -> tuple[int, int] | None:
+    """(H, W) of an upright image, without decoding it; None where the header cannot be read."""
+    try:
+        if path.suffix.lower() == ".npy":
+            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+            sides = sorted(shape)[-2:]  # whatever the layout: the page takes one channel or three
+            return (sides[0], sides[1]) if len(sides) == 2 else None
+        with Image.open(path) as image:
+            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return (image.width, image.height) if is_turned else (image.height, image.width)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    except (*DECODE_ERRORS, Warning):
+        return None
+
+
 def draw(result: Result, chosen: Collection[int], palette: Sequence[Color], opacity: float) -> Image.Image:
-    """The picture with the chosen classes laid over it.
+    """Blend the colours of the chosen classes into the displayed image.
 
     Args:
-        result: of `predict_upload`.
-        chosen: classes to show.
-        palette: one colour a class.
-        opacity: 0 shows the picture alone, 1 the colours alone.
+        result: from `predict_upload`.
+        chosen: classes to display.
+        palette: one colour for each class.
+        opacity: 0 shows the image alone, 1 the colours alone.
     """
-    labels = np.where(np.isin(result.shown_labels, list(chosen)), result.shown_labels.astype(np.int64), _HIDDEN)
-    return overlay(result.shown, labels, palette, alpha=opacity)
+    hidden = set(range(len(palette))) - set(chosen)
+    return overlay(result.shown, result.shown_segmentation, palette, alpha=opacity, clear=hidden)
 
 
 def write_overlay(
     result: Result, chosen: Collection[int], palette: Sequence[Color], opacity: float, folder: Path
 ) -> Path:
-    """`<name>_overlay.jpg`: what `draw` gives, with the borders of the classes kept sharp."""
+    """Write the image of `draw` as `NAME_overlay.jpg`, with sharp borders between the classes."""
     path = folder / f"{result.stem}_overlay.jpg"
     draw(result, chosen, palette, opacity).save(path, quality=92, subsampling=0)
     return path
 
 
-def write_labels(result: Result, folder: Path) -> Path:
-    """`<name>_labels.png`, the label map's file."""
-    path = folder / f"{result.stem}_labels.png"
-    path.write_bytes(result.label_file)
+def write_mask(result: Result, folder: Path) -> Path:
+    """Write the segmentation map as `NAME_mask.png`."""
+    path = folder / f"{result.stem}_mask.png"
+    path.write_bytes(result.mask_file)
     return path
 
 
-def write_mask(result: Result, chosen: Collection[int], folder: Path) -> Path:
-    """`<name>_mask.png`: white where one of the chosen classes is, black elsewhere."""
-    path = folder / f"{result.stem}_mask.png"
-    Image.fromarray(np.isin(result.labels, list(chosen)).astype(np.uint8) * 255).save(path)
+def write_selection(result: Result, chosen: Collection[int], folder: Path) -> Path:
+    """Write `NAME_selection.png`: white where one of the chosen classes is, black elsewhere."""
+    path = folder / f"{result.stem}_selection.png"
+    Image.fromarray(np.isin(result.segmentation, list(chosen)).astype(np.uint8) * 255).save(path)
     return path
 
 
 def timing(result: Result, device: torch.device) -> str:
-    """How long it took, in a line, and of what.
+    """Size of the image and duration of the prediction, in a line.
 
     Example:
         >>> import numpy as np, torch
         >>> from PIL import Image
         >>> from hf_segformer.app.session import Result, timing
-        >>> labels, picture = np.zeros((60, 90), np.uint8), Image.new("RGB", (90, 60))
-        >>> timing(Result("a", (60, 90), b"", picture, labels, {0: 5400}, 0.0117, 1.234), torch.device("cpu"))
-        '90 × 60 pixels · prepared in 12 ms · labelled in 1.23 s on cpu'
+        >>> segmentation, image = np.zeros((60, 90), np.uint8), Image.new("RGB", (90, 60))
+        >>> timing(Result("a", (60, 90), b"", image, segmentation, {0: 5400}, 0.0117, 1.234), torch.device("cpu"))
+        '90 × 60 pixels · prepared in 12 ms · predicted in 1.23 s on cpu'
     """
     height, width = result.size
-    prepared, labelled = (_duration(each) for each in (result.seconds_preparing, result.seconds_predicting))
-    return f"{width} {_TIMES} {height} pixels · prepared in {prepared} · labelled in {labelled} on {device.type}"
+    prepared, predicted = (_duration(each) for each in (result.seconds_preparing, result.seconds_predicting))
+    return f"{width} {_TIMES} {height} pixels · prepared in {prepared} · predicted in {predicted} on {device.type}"
 
 
 def summary(predictor: SegFormerPredictor) -> str:
-    """What the model is, in a line: size, classes, parameters, what the network sees, number type and device."""
+    """Description of the model in a line: variant, classes, parameters, input size, number type and device."""
     config, model = predictor.model.config, predictor.model
     shapes = {name: (shape["hidden_sizes"], shape["depths"]) for name, shape in VARIANTS.items()}
     own = (list(config.hidden_sizes), list(config.depths))
@@ -170,26 +205,26 @@ def summary(predictor: SegFormerPredictor) -> str:
     return " · ".join([*parts, _input_size(predictor.processor), f"{dtype} on {model.device.type}"])
 
 
-def example_pictures(folder: Path) -> list[tuple[Path, str]]:
-    """The pictures that a model's card names under `widget`, or else those in `examples/` beside it, with titles.
+def example_images(folder: Path) -> list[tuple[Path, str]]:
+    """Images that a model's card lists under `widget`, or else those in `examples/` beside it, with titles.
 
-    An entry's `src` is a path beside the card, or a Hub address of a file that lies there; other addresses are left
-    out, since a page that is local fetches nothing.
+    An entry's `src` is a path beside the card, or the Hub address of a file there; other addresses are left out, since a
+    local page fetches nothing. Links out of the folder are left out, too: whatever the page shows anybody can download.
     """
     found = [(folder / path, title) for path, title in _widgets(folder / "README.md")]
     found = [(path, title) for path, title in found if _is_inside(path, folder)]
     if not found and (folder / "examples").is_dir():
-        found = [(path, path.stem) for path in sorted((folder / "examples").iterdir())]
-    return [(path, title) for path, title in found if path.suffix.lower() in _PICTURES and path.is_file()]
+        found = [(path, path.stem) for path in sorted((folder / "examples").iterdir()) if _is_inside(path, folder)]
+    return [(path, title) for path, title in found if path.suffix.lower() in _IMAGES and path.is_file()]
 
 
 def _widgets(card: Path) -> list[tuple[str, str]]:
-    """`src` and title of each picture in a card's front matter."""
+    """`src` and title of each image in the front matter of a card."""
     if not card.is_file():
         return []
     try:
         entries = RepoCard.load(card, ignore_metadata_errors=True).data.to_dict().get("widget")
-    except (ValueError, OSError, yaml.YAMLError):  # a card that somebody broke is no reason not to show the model
+    except (ValueError, OSError, yaml.YAMLError):  # a broken card does not hide the model
         return []
     pairs = [
         (entry["src"], entry.get("example_title"))
@@ -201,21 +236,25 @@ def _widgets(card: Path) -> list[tuple[str, str]]:
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
-    # A downloaded snapshot's files are links to a store beside it, so the links are not followed.
-    return ".." not in path.parts and path.is_relative_to(folder)
+    """Return True if a file is within the folder, or a link of a Hub snapshot to the blobs of its own repository."""
+    target, home = path.resolve(), folder.resolve()
+    if ".." in path.parts or not path.is_relative_to(folder):
+        return False
+    is_snapshot = home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--")
+    return target.is_relative_to(home) or (is_snapshot and target.parent == home.parent.parent / "blobs")
 
 
-def _reduced(picture: Image.Image) -> Image.Image:
-    picture = picture.convert("RGB")
-    picture.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
-    return picture
+def _reduced(image: Image.Image) -> Image.Image:
+    image = image.convert("RGB")
+    image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+    return image
 
 
-def _nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The label map at another size, without classes that are not there."""
-    rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(int)
-    return labels[rows[:, None], columns]
+def _nearest(segmentation: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The segmentation map at another size, without new classes."""
+    rows = ((np.arange(height) + 0.5) * segmentation.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * segmentation.shape[1] / width).astype(int)
+    return segmentation[rows[:, None], columns]
 
 
 def _duration(seconds: float) -> str:
@@ -224,7 +263,7 @@ def _duration(seconds: float) -> str:
 
 def _input_size(processor) -> str:
     if not processor.do_resize:
-        return "pictures at their own size"
+        return "images at their own size"
     sides = processor.size
     if "shortest_edge" in sides:
         return f"shorter side {sides['shortest_edge']} pixels"
@@ -233,14 +272,15 @@ def _input_size(processor) -> str:
 
 
 __all__ = [
+    "MAX_IMAGE_PIXELS",
     "MAX_PIXELS",
     "Result",
     "draw",
-    "example_pictures",
+    "example_images",
     "predict_upload",
     "summary",
     "timing",
-    "write_labels",
     "write_mask",
     "write_overlay",
+    "write_selection",
 ]

@@ -17,7 +17,7 @@ def add_evaluate(commands) -> None:
     )
     parser.add_argument("model", help="a folder, a file of weights or a Hub repository")
     add_labelled(parser)
-    parser.add_argument("--window", type=int, default=0, metavar="N", help="slide a window of N pixels")
+    parser.add_argument("--sliding-window", dest="window", type=int, default=0, metavar="N", help="slide a window of N pixels")
     parser.add_argument("--stride", type=int, default=0, metavar="N", help="its step (default: three quarters of it)")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored picture's prediction")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="X", help="average over these sizes")
@@ -106,9 +106,16 @@ def _evaluation_options(arguments: argparse.Namespace):
     from ..config import InferenceOptions
 
     if arguments.stride and not arguments.window:
-        raise ValueError(f"--stride is {arguments.stride}, but it is the step of a window: give --window, too")
+        raise ValueError(f"--stride is {arguments.stride}, but it is the step of a window: give --sliding-window, too")
     try:
-        return InferenceOptions(arguments.window, arguments.stride, arguments.flip, arguments.scales)
+        return InferenceOptions(
+            sliding_window=arguments.window,
+            stride=arguments.stride,
+            flip=arguments.flip,
+            scales=arguments.scales,
+            dtype="bfloat16" if getattr(arguments, "half", False) else None,
+            batch_size=getattr(arguments, "batch_size", 8),
+        )
     except ValueError as error:
         raise ValueError(str(error).replace("evaluation.", "--")) from error
 
@@ -167,7 +174,7 @@ def add_predict(commands) -> None:
         metavar="S",
         help="predict at these multiples of the size, and average",
     )
-    parser.add_argument("--window", type=int, default=0, metavar="N", help="slide a window of N pixels (rasters: 1024)")
+    parser.add_argument("--sliding-window", dest="window", type=int, default=0, metavar="N", help="slide a window of N pixels (rasters: 1024)")
     parser.add_argument("--stride", type=int, default=0, metavar="N", help="its step (default: three quarters of it)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at once (default: 8)")
     parser.add_argument("--half", action="store_true", help="in 16 bits: faster on a GPU, on few CPUs")
@@ -178,12 +185,13 @@ def add_predict(commands) -> None:
 def predict(arguments: argparse.Namespace) -> None:
     """Run `segformer predict`."""
     from ..data.sources import DatasetSource, FileSource
-    from ..inference.batch import Outputs, predict_batch
-    from ..inference.predictor import SegFormerPredictor, find_device, preferred_half_dtype
+    from ..inference.batch import predict_batch
+    from ..inference.predictor import SegFormerPredictor, find_device
+    from ..inference.writers import Outputs
 
     if bool(arguments.inputs) == bool(arguments.dataset):
         raise ValueError("give pictures (files, folders, patterns, @FILE), or --dataset NAME: one of the two")
-    outputs = Outputs(arguments.format, arguments.overlay, arguments.legend, arguments.probabilities)
+    outputs = Outputs(arguments.format, arguments.overlay, arguments.legend, (), arguments.probabilities)
     options = _evaluation_options(arguments)
     pictures: FileSource | DatasetSource
     if arguments.dataset:
@@ -191,18 +199,14 @@ def predict(arguments: argparse.Namespace) -> None:
     else:
         pictures = FileSource(arguments.inputs, arguments.out)
     device = find_device(arguments.device)
-    predictor = SegFormerPredictor.from_pretrained(
-        arguments.model,
-        device=device,
-        dtype=preferred_half_dtype(device) if arguments.half else None,
-        options=options,
-        batch_size=arguments.batch_size,
-    )
+    predictor = SegFormerPredictor.from_pretrained(arguments.model, device=device, options=options)
     report = predict_batch(predictor, pictures, arguments.out, outputs)
     if int(os.environ.get("RANK", "0")):
         return  # the first process speaks for all; were another to fail first, torchrun would end it before it has
-    before = f", {report.num_before} of them before" if report.num_before else ""
-    noun = "picture" if report.num_pictures == 1 else "pictures"
-    print(f"{report.num_pictures} {noun} labelled in {arguments.out}{before}", flush=True)
+    before = f", {report.num_resumed} of them by earlier runs" if report.num_resumed else ""
+    noun = "image" if report.num_images == 1 else "images"
+    print(f"{report.num_images} {noun} predicted in {arguments.out}{before}", flush=True)
+    if report.skipped:
+        print(report.format_skipped(), flush=True)
     if report.failed:
-        raise ValueError(report.told())
+        raise ValueError(report.format_failures())

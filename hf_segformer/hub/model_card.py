@@ -288,7 +288,7 @@ def _evaluated(results: dict) -> str:
     if results.get("step"):
         sentences.append(f"This is the Trainer's evaluation at step {_number(results['step'])}.")
     if method:
-        window = method.get("window")
+        window = method.get("sliding_window")
         how = f"by a window of {window} pixels that moves by {method.get('stride')}" if window else "of whole images"
         ways = ["mirrored too"] if method.get("flip") else []
         scales = method.get("scales") or [1.0]

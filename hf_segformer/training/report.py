@@ -12,7 +12,7 @@ from ..evaluation.evaluate import Evaluation
 from ..evaluation.metrics import confusion_matrix, scores
 from ..files import write_json
 from ..inference.segmenter import predict
-from ..visualization import Color, colorize, draw_confusion, figure, shown
+from ..visualization import Color, Stretch, colorize, displayable, draw_confusion, figure
 from .data import Data
 from .recipe import Recipe
 
@@ -68,9 +68,10 @@ def draw_predictions(samples: Sequence[Sample], names: Sequence[str], palette: S
         palette: one colour a class.
     """
     names, palette = with_background(names, palette)
+    stretch = Stretch.of_images(image for image, _, _ in samples)
     rows, captions = [], []
     for image, truth, prediction in samples:
-        rows.append([shown(image), colorize(truth, palette), colorize(prediction, palette)])
+        rows.append([displayable(image, stretch), colorize(truth, palette), colorize(prediction, palette)])
         share = scores(confusion_matrix(prediction, truth, len(names)))["overall_accuracy"]
         captions.append(f"{100 * share:.1f} % of the pixels are right")
     return figure(rows, ("picture", "truth", "prediction"), names, palette, captions)

@@ -27,7 +27,7 @@ from ..configuration_segformer import VARIANTS
 from ..conversion.checkpoints import read_json
 from ..data.transforms import EpochSampler, EvalDataset, TrainDataset, TrainStream, collate
 from ..evaluation.evaluate import evaluate
-from ..evaluation.metrics import SegmentationMetrics, predict_labels
+from ..evaluation.metrics import SegmentationMetrics
 from ..hub.model_card import write_card
 from .callbacks import StopAfterStep, StopAtNonFinite
 from .data import Data, load_data
@@ -366,6 +366,7 @@ def build_trainer(
 ) -> SegFormerTrainer:
     """A Trainer on the recipe's data, with its loss, and with IoU by class as its metric."""
     model.loss_function = loss
+    metrics = SegmentationMetrics(data.names)
     trainer = SegFormerTrainer(
         model=with_adapters(model, recipe.lora) if recipe.lora.rank else model,
         args=arguments,
@@ -373,8 +374,8 @@ def build_trainer(
         train_dataset=train_samples(data, recipe),
         eval_dataset=EvalDataset(data.evaluation, data.processor),
         processing_class=data.processor,
-        compute_metrics=SegmentationMetrics(data.names),
-        preprocess_logits_for_metrics=predict_labels,
+        compute_metrics=metrics,
+        preprocess_logits_for_metrics=metrics.preprocess_logits,
         optimization=recipe.optimization,
     )
     trainer.add_callback(LogPredictions(trainer, data))

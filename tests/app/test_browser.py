@@ -42,10 +42,10 @@ def home(tmp_path_factory):
     model.save_pretrained(home / "streets")
     SegFormerImageProcessor(size={"shortest_edge": 64}, keep_ratio=True).save_pretrained(home / "streets")
     blocks = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(each.repeat(40, axis=0).repeat(40, axis=1)) for each in blocks]
+    images = [Image.fromarray(each.repeat(40, axis=0).repeat(40, axis=1)) for each in blocks]
     (home / "streets" / "examples").mkdir()
-    pictures[0].save(home / "photo.png")
-    pictures[1].save(home / "streets" / "examples" / "corner.png")
+    images[0].save(home / "photo.png")
+    images[1].save(home / "streets" / "examples" / "corner.png")
     (home / "downloads").mkdir()
     return home
 
@@ -91,7 +91,7 @@ def differ(first, second, where=...):
 
 def test_an_upload_shows_its_classes_model_and_time(page, home, predictor, photo):
     shown = upload(page, home)
-    labels = predictor(home / "photo.png").labels
+    labels = predictor(home / "photo.png").segmentation
     colors = np.array(predictor.palette, dtype=float)[labels]
     assert differ(shown, 0.4 * photo + 0.6 * colors) < NEAR
     assert differ(shown, photo) > 4 * NEAR
@@ -101,12 +101,12 @@ def test_an_upload_shows_its_classes_model_and_time(page, home, predictor, photo
     assert all(page.classes().values())
     text = page.find("body")[0].text
     assert "5 classes" in text
-    assert re.search(r"240 . 160 pixels · prepared in \d+ ms · labelled in [\d.]+ m?s on cpu", text)
+    assert re.search(r"240 . 160 pixels · prepared in \d+ ms · predicted in [\d.]+ m?s on cpu", text)
 
 
 def test_the_list_has_the_overlays_colours_and_shares(page, home, predictor):
     upload(page, home)
-    labels = predictor(home / "photo.png").labels
+    labels = predictor(home / "photo.png").segmentation
     for place, name in enumerate(page.classes()):
         index = NAMES.index(name)
         style = "return getComputedStyle(document.querySelectorAll('#classes .wrap label')[arguments[0]]{}, '{}').{}"
@@ -118,7 +118,7 @@ def test_the_list_has_the_overlays_colours_and_shares(page, home, predictor):
 
 def test_a_class_is_switched_off_and_on_again(page, home, predictor, photo):
     before = upload(page, home)
-    labels = predictor(home / "photo.png").labels
+    labels = predictor(home / "photo.png").segmentation
     name = next(iter(page.classes()))
     inside = labels == NAMES.index(name)
     source = page.source()
@@ -141,25 +141,25 @@ def test_all_classes_at_once(page, home, photo):
     assert not any(page.classes().values())
 
 
-def test_without_opacity_there_is_the_picture_alone(page, home, photo):
+def test_without_opacity_the_image_is_shown_alone(page, home, photo):
     upload(page, home)
     source = page.source()
     page.fade_out()
     assert differ(np.asarray(page.changed(source)).astype(float), photo) < NEAR
 
 
-def test_the_label_map_and_the_mask_of_the_chosen_classes_are_downloaded(page, home, predictor):
+def test_mask_and_selection_are_downloaded(page, home, predictor):
     upload(page, home)
-    expected = predictor(home / "photo.png").labels
-    path = page.download("labels")
-    assert path.name == "photo_labels.png"
+    expected = predictor(home / "photo.png").segmentation
+    path = page.download("mask")
+    assert path.name == "photo_mask.png"
     np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
     name = next(iter(page.classes()))
     source = page.source()
     page.switch(name)
     page.changed(source)
-    path = page.download("mask")
-    assert path.name.startswith("photo_mask")
+    path = page.download("selection")
+    assert path.name.startswith("photo_selection")
     np.testing.assert_array_equal(np.asarray(Image.open(path)), (expected != NAMES.index(name)) * 255)
 
 
@@ -167,15 +167,15 @@ def test_an_example_is_clicked(page, home, predictor):
     page.wait(lambda: page.find("#examples button img"), "the example")[0].click()
     shown = np.asarray(page.changed("")).astype(float)
     example = home / "streets" / "examples" / "corner.png"
-    colors = np.array(predictor.palette, dtype=float)[predictor(example).labels]
+    colors = np.array(predictor.palette, dtype=float)[predictor(example).segmentation]
     assert differ(shown, 0.4 * np.asarray(Image.open(example)) + 0.6 * colors) < NEAR
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("text.png", b"no picture", "text.png"),
-        ("<b>bold.png", b"no picture", "bold.png"),
+        ("text.png", b"no image", "text.png"),
+        ("<b>bold.png", b"no image", "bold.png"),
         ("empty.png", b"", "empty"),
         ("cut.png", None, "cut"),
     ],

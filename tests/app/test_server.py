@@ -1,4 +1,4 @@
-"""The page as Gradio gets it, and the command; what a browser sees is in test_app_browser.py."""
+"""The page as Gradio builds it, and the command; tests/app/test_browser.py opens it in a browser."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ NEEDS_GRADIO = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, re
 SETTINGS = """
 import json, os, signal, sys, threading
 from hf_segformer import SegFormerPredictor
-from hf_segformer.app.server import _own_folder, _wait_for_the_end, build_app, launch
+from hf_segformer.app.server import _own_folder, _wait_for_signal, build_app, launch
 
 with _own_folder():
     kept = os.environ["GRADIO_TEMP_DIR"]
@@ -29,10 +29,10 @@ with _own_folder():
     names = ["share", "share_url", "analytics_enabled", "ssr_mode", "run_history", "footer_links", "stylesheets"]
     names += ["max_file_size", "state_session_capacity"]
     told = {"address": launch(blocks), **{name: getattr(blocks, name) for name in names}, "kept": kept}
-    told["labelling"] = [each.concurrency_id for each in blocks.fns.values() if each.concurrency_limit == 1]
+    told["network"] = [each.concurrency_id for each in blocks.fns.values() if each.concurrency_limit == 1]
     told["analytics"], told["was_there"] = os.environ["GRADIO_ANALYTICS_ENABLED"], os.path.isdir(kept)
     threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    _wait_for_the_end("here")
+    _wait_for_signal("here")
     blocks.close(verbose=False)
 print(json.dumps(told))
 """
@@ -64,7 +64,7 @@ def command(folder, *options, **environment):
 
 
 @NEEDS_GRADIO
-def test_gradio_is_told_to_keep_to_this_machine(folder):
+def test_gradio_is_restricted_to_this_machine(folder):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GRADIO_SHARE": "true", "GRADIO_ANALYTICS_ENABLED": "True"}
     Image.new("RGB", (90, 60)).save(folder / "street.png")
     arguments = [sys.executable, "-c", SETTINGS, str(folder), str(folder / "street.png")]
@@ -75,28 +75,28 @@ def test_gradio_is_told_to_keep_to_this_machine(folder):
     assert (told["analytics_enabled"], told["analytics"], told["run_history"]) == (False, "False", False)
     assert (told["ssr_mode"], told["footer_links"], told["stylesheets"]) == (False, [], [])
     assert (told["max_file_size"], told["state_session_capacity"]) == (256 * 2**20, 200)
-    assert told["labelling"] == ["network"] * 2  # one picture at a time, an upload or an example
+    assert told["network"] == ["network"] * 2  # one image at a time, an upload or an example
     assert told["was_there"]
     assert not os.path.exists(told["kept"])
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1"])
-def test_an_impossible_port_is_told(port, folder, capsys):
+def test_impossible_port_is_refused(port, folder, capsys):
     assert main(["app", str(folder), "--port", port]) == 1
     assert f"--port is {port}, but it must be 1 to 65535" in one_line(capsys.readouterr().err)
 
 
 @NEEDS_GRADIO
-def test_a_folder_without_a_model_is_told(tmp_path, capsys):
+def test_folder_without_a_model_is_refused(tmp_path, capsys):
     assert main(["app", str(tmp_path)]) == 1
     assert str(tmp_path) in one_line(capsys.readouterr().err)
 
 
 @NEEDS_GRADIO
-def test_a_model_of_many_bands_has_no_page(tiny_config):
+def test_model_of_many_channels_has_no_page(tiny_config):
     model = SegFormerForSemanticSegmentation(tiny_config(num_channels=4))
     processor = SegFormerImageProcessor(size=64, image_mean=[0.5] * 4, image_std=[0.5] * 4)
-    with pytest.raises(ValueError, match="takes images of 4 bands"):
+    with pytest.raises(ValueError, match="takes images of 4 channels; expected 1 or 3"):
         build_app(SegFormerPredictor(model, processor), "bands")
 
 
@@ -107,7 +107,7 @@ def test_without_gradio_one_line_says_what_to_install(folder, capsys, monkeypatc
 
 
 @NEEDS_GRADIO
-def test_a_taken_port_is_told_and_ctrl_c_ends_a_page_without_a_trace(folder, tmp_path):
+def test_taken_port_is_refused_and_ctrl_c_leaves_nothing(folder, tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     page = command(folder, TMPDIR=str(scratch))
@@ -116,7 +116,7 @@ def test_a_taken_port_is_told_and_ctrl_c_ends_a_page_without_a_trace(folder, tmp
         second = command(folder, "--port", address[1])
         out, err = second.communicate(timeout=120)
         assert (second.returncode, out) == (1, "")
-        assert f"can not serve on port {address[1]} of 127.0.0.1: give another by --port" in one_line(err)
+        assert f"cannot serve on port {address[1]} of 127.0.0.1: choose another --port" in one_line(err)
         assert list(scratch.glob("segformer-app-*"))
         page.send_signal(signal.SIGINT)
         _, err = page.communicate(timeout=120)

@@ -1,4 +1,4 @@
-"""What the page shows and hands out, without Gradio: results, overlays, files, words, examples."""
+"""Results of the page without Gradio: predictions, overlays, downloads, descriptions, examples."""
 
 from dataclasses import replace
 
@@ -11,18 +11,18 @@ from hf_segformer import SegFormerImageProcessor, SegFormerPredictor
 from hf_segformer.app.session import (
     MAX_PIXELS,
     draw,
-    example_pictures,
+    example_images,
     predict_upload,
     summary,
     timing,
-    write_labels,
     write_mask,
+    write_selection,
 )
 
 
 @pytest.fixture
 def predictor(model):
-    """Of five classes; the head is made to see several of them."""
+    """Predictor of five classes, several of which it predicts."""
     torch.manual_seed(1)
     torch.nn.init.normal_(model.decode_head.classifier.weight)
     return SegFormerPredictor(model, SegFormerImageProcessor(size={"shortest_edge": 32}, keep_ratio=True))
@@ -30,51 +30,51 @@ def predictor(model):
 
 @pytest.fixture
 def photo(tmp_path):
-    """A picture of random blocks, 90 wide and 60 high."""
+    """Image of random blocks, 90 wide and 60 high."""
     blocks = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     Image.fromarray(blocks.repeat(10, axis=0).repeat(10, axis=1)).save(tmp_path / "my street.png")
     return tmp_path / "my street.png"
 
 
-def test_an_upload_becomes_what_the_predictor_says(predictor, photo):
+def test_upload_equals_the_prediction(predictor, photo):
     result = predict_upload(predictor, photo)
-    np.testing.assert_array_equal(result.labels, predictor(photo).labels)
-    assert result.labels.shape == (60, 90)
+    np.testing.assert_array_equal(result.segmentation, predictor(photo).segmentation)
+    assert result.segmentation.shape == (60, 90)
     assert len(result.pixels) > 1
     assert sum(result.pixels.values()) == 60 * 90
     assert list(result.pixels.values()) == sorted(result.pixels.values(), reverse=True)
-    assert all((result.labels == index).sum() == count for index, count in result.pixels.items())
+    assert all((result.segmentation == index).sum() == count for index, count in result.pixels.items())
     assert min(result.seconds_preparing, result.seconds_predicting) > 0
 
 
-def test_hidden_classes_show_the_picture_and_chosen_ones_their_colour(predictor, photo):
+def test_hidden_classes_show_the_image_and_chosen_ones_their_colour(predictor, photo):
     result = predict_upload(predictor, photo)
     chosen = list(result.pixels)[:1]
     pixels = np.asarray(draw(result, chosen, predictor.palette, 1.0))
-    inside = result.labels == chosen[0]
+    inside = result.segmentation == chosen[0]
     assert (pixels[inside] == predictor.palette[chosen[0]]).all()
     np.testing.assert_array_equal(pixels[~inside], np.asarray(result.shown)[~inside])
     np.testing.assert_array_equal(draw(result, list(result.pixels), predictor.palette, 0.0), result.shown)
     np.testing.assert_array_equal(draw(result, [], predictor.palette, 1.0), result.shown)
 
 
-def test_the_label_map_and_the_mask_are_at_the_pictures_size(predictor, photo, tmp_path):
+def test_downloads_have_the_size_of_the_image(predictor, photo, tmp_path):
     result = predict_upload(predictor, photo)
-    labels = write_labels(result, tmp_path)
-    assert labels.name == "my street_labels.png"
-    np.testing.assert_array_equal(np.asarray(Image.open(labels)), result.labels)
+    mask = write_mask(result, tmp_path)
+    assert mask.name == "my street_mask.png"
+    np.testing.assert_array_equal(np.asarray(Image.open(mask)), result.segmentation)
     chosen = list(result.pixels)[1:]
-    mask = np.asarray(Image.open(write_mask(result, chosen, tmp_path)))
-    np.testing.assert_array_equal(mask, np.isin(result.labels, chosen) * 255)
+    selection = np.asarray(Image.open(write_selection(result, chosen, tmp_path)))
+    np.testing.assert_array_equal(selection, np.isin(result.segmentation, chosen) * 255)
 
 
-def test_a_large_picture_is_shown_smaller_with_the_labels_that_it_has(predictor, tmp_path):
+def test_large_image_is_displayed_smaller_with_its_own_classes(predictor, tmp_path):
     Image.new("RGB", (1500, 40), "teal").save(tmp_path / "wide.png")
     result = predict_upload(predictor, tmp_path / "wide.png")
-    assert result.labels.shape == (40, 1500)
+    assert result.segmentation.shape == (40, 1500)
     assert result.shown.size == (1280, 34)
-    assert result.shown_labels.shape == (34, 1280)
-    assert set(np.unique(result.shown_labels)) <= set(result.pixels)
+    assert result.shown_segmentation.shape == (34, 1280)
+    assert set(np.unique(result.shown_segmentation)) <= set(result.pixels)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_large_picture_is_shown_smaller_with_the_labels_that_it_has(predictor,
         ("cut.png", None, "cut"),
     ],
 )
-def test_a_bad_upload_is_told_by_its_name_alone(name, content, words, predictor, photo, tmp_path):
+def test_bad_upload_is_named_without_its_folder(name, content, words, predictor, photo, tmp_path):
     path = tmp_path / name
     path.write_bytes(photo.read_bytes()[:-60] if content is None else content)
     with pytest.raises((ValueError, OSError)) as raised:
@@ -97,39 +97,41 @@ def test_a_bad_upload_is_told_by_its_name_alone(name, content, words, predictor,
     assert "\n" not in message
 
 
-def test_a_picture_beyond_pillows_limit_is_told(predictor, photo, monkeypatch):
+def test_image_beyond_the_limit_of_pillow_is_refused(predictor, photo, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"my street\.png.*(5400|limit)"):
         predict_upload(predictor, photo)
 
 
-def test_a_strip_that_would_be_huge_for_the_network_is_told_before_it_runs(predictor, tmp_path):
-    predictor.processor = SegFormerImageProcessor(size={"shortest_edge": 48}, keep_ratio=True)
+def test_strip_that_would_be_huge_is_refused_by_its_header(predictor, tmp_path, monkeypatch):
+    processor = SegFormerImageProcessor(size={"shortest_edge": 48}, keep_ratio=True)
+    predictor = SegFormerPredictor(predictor.model, processor)
     width = MAX_PIXELS // 48**2 + 1
     Image.new("RGB", (width, 1)).save(tmp_path / "strip.png")
+    monkeypatch.setattr(SegFormerPredictor, "prepare", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(ValueError, match=r"strip\.png would be 48x\d+ .* cut it into pieces"):
         predict_upload(predictor, tmp_path / "strip.png")
 
 
-def test_one_pixel_is_a_picture(predictor, tmp_path):
+def test_one_pixel_is_an_image(predictor, tmp_path):
     Image.new("L", (1, 1)).save(tmp_path / "dot.png")
-    assert predict_upload(predictor, tmp_path / "dot.png").labels.shape == (1, 1)
+    assert predict_upload(predictor, tmp_path / "dot.png").segmentation.shape == (1, 1)
 
 
-def test_words_on_model_and_time(predictor, photo):
-    words = summary(predictor)
+def test_description_of_model_and_time(predictor, photo):
+    description = summary(predictor)
     parameters = sum(parameter.numel() for parameter in predictor.model.parameters())
     for part in ("5 classes", f"{parameters:,} parameters", "shorter side 32 pixels", "float32 on cpu"):
-        assert part in words
+        assert part in description
     result = replace(predict_upload(predictor, photo), seconds_preparing=0.005, seconds_predicting=2.5)
-    assert "prepared in 5 ms · labelled in 2.50 s on cpu" in timing(result, torch.device("cpu"))
+    assert "prepared in 5 ms · predicted in 2.50 s on cpu" in timing(result, torch.device("cpu"))
 
 
 def write_card(folder, front_matter):
     (folder / "README.md").write_text(f"---\n{front_matter}\n---\n# Mine\n")
 
 
-def test_examples_are_the_pictures_that_the_card_names(photo):
+def test_examples_are_the_images_of_the_card(photo):
     folder = photo.parent
     (folder / "outside.png").write_bytes(photo.read_bytes())
     (folder / "model").mkdir()
@@ -143,26 +145,66 @@ def test_examples_are_the_pictures_that_the_card_names(photo):
         "- src: missing.png\n"
         "- text: no picture",
     )
-    assert example_pictures(folder / "model") == [(folder / "model" / "one.png", "A street")]
+    assert example_images(folder / "model") == [(folder / "model" / "one.png", "A street")]
 
 
-def test_without_a_word_on_the_card_examples_lie_in_their_folder(photo):
+def test_examples_default_to_their_folder(photo):
     folder = photo.parent
-    assert example_pictures(folder) == []
+    assert example_images(folder) == []
     (folder / "examples").mkdir()
     for name in ("b.png", "a.jpg", "notes.txt"):
         (folder / "examples" / name).write_bytes(photo.read_bytes())
-    assert [title for _, title in example_pictures(folder)] == ["a", "b"]
+    assert [title for _, title in example_images(folder)] == ["a", "b"]
 
 
 def test_a_broken_card_hides_no_model(tmp_path):
     write_card(tmp_path, "widget: [unclosed")
-    assert example_pictures(tmp_path) == []
+    assert example_images(tmp_path) == []
 
 
-def test_what_is_kept_of_a_large_picture_is_small(predictor, tmp_path):
+def test_result_of_a_large_image_is_small(predictor, tmp_path):
     Image.new("RGB", (3000, 2000), "teal").save(tmp_path / "large.png")
     result = predict_upload(predictor, tmp_path / "large.png")
-    assert result.labels.shape == result.size == (2000, 3000)
-    assert len(result.label_file) < 100_000
+    assert result.segmentation.shape == result.size == (2000, 3000)
+    assert len(result.mask_file) < 100_000
     assert not [each for each in vars(result).values() if isinstance(each, np.ndarray) and each.size > 1280**2]
+
+
+def test_uploads_are_refused_by_the_size_in_their_header(predictor, tmp_path, monkeypatch):
+    monkeypatch.setattr(SegFormerPredictor, "prepare", lambda *_: pytest.fail("it was decoded"))
+    Image.new("1", (8193, 8193)).save(tmp_path / "large.png")
+    with pytest.raises(ValueError, match=r"large\.png is 8193x8193 .* expected at most 67,108,864 pixels"):
+        predict_upload(predictor, tmp_path / "large.png")
+    turned, exif = Image.new("L", (1, 20000)), Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    with pytest.raises(ValueError, match=r"turned\.png would be 32x640000"):
+        predict_upload(predictor, tmp_path / "turned.png")
+    np.save(tmp_path / "strip.npy", np.zeros((1, 20000, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"strip\.npy would be"):
+        predict_upload(predictor, tmp_path / "strip.npy")
+
+
+def test_links_out_of_the_folder_are_no_examples(photo):
+    folder, secret = photo.parent / "model", photo.parent / "secret.png"
+    (folder / "examples").mkdir(parents=True)
+    secret.write_bytes(photo.read_bytes())
+    (folder / "examples" / "link.png").symlink_to(secret)
+    (folder / "link.png").symlink_to(secret)
+    write_card(folder, "widget:\n- src: link.png")
+    assert example_images(folder) == []
+    (photo.parent / "others").mkdir()
+    (photo.parent / "others" / "a.png").write_bytes(photo.read_bytes())
+    (folder / "more").mkdir()
+    (folder / "more" / "examples").symlink_to(photo.parent / "others", target_is_directory=True)
+    assert example_images(folder / "more") == []
+
+
+def test_links_of_a_hub_snapshot_to_its_own_blobs_are_examples(photo):
+    home = photo.parent / "models--me--streets"
+    snapshot = home / "snapshots" / "abc"
+    (snapshot / "examples").mkdir(parents=True)
+    (home / "blobs").mkdir()
+    (home / "blobs" / "0123").write_bytes(photo.read_bytes())
+    (snapshot / "examples" / "a.png").symlink_to(home / "blobs" / "0123")
+    assert [title for _, title in example_images(snapshot)] == ["a"]

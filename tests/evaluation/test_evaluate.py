@@ -1,4 +1,4 @@
-"""Evaluation: predictions as a slow reference makes them, counts that are exact, a program that says what is wrong."""
+"""Evaluation: predictions against a slow reference, exact counts in one process and two, and the program's errors."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def processor():
 
 
 def lively(config):
-    """An untrained model whose predictions vary within a picture, near a border between classes."""
+    """Untrained model whose predictions vary within an image, near a border between classes."""
     torch.manual_seed(1)
     model = SegFormerForSemanticSegmentation(config).eval()
     with torch.no_grad():
@@ -49,20 +49,20 @@ def model(tiny_config):
     return lively(tiny_config())
 
 
-def picture(height=70, width=110, seed=0):
+def make_image(height=70, width=110, seed=0):
     values = np.random.default_rng(seed).integers(0, 256, (height // 7 + 1, width // 7 + 1, 3), dtype=np.uint8)
     return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def rows(num=4, num_classes=K):
-    """Pictures of different sizes with random label maps, some pixels ignored."""
+    """Images of different sizes with random masks, some pixels ignored."""
     rng = np.random.default_rng(3)
     result = []
     for index in range(num):
         height, width = 40 + 9 * index, 70 - 5 * index
         labels = rng.integers(0, num_classes, (height, width)).astype(np.uint8)
         labels[:3] = 255
-        result.append({"image": picture(height, width, seed=index), "label": Image.fromarray(labels)})
+        result.append({"image": make_image(height, width, seed=index), "label": Image.fromarray(labels)})
     return result
 
 
@@ -72,7 +72,7 @@ def logits_of(model, pixels, size):
 
 
 def slow_window(model, pixels, window, step):
-    """Pixel by pixel: the mean of the logits of all windows that see it. Logits (K, H, W)."""
+    """Reference: for each pixel the mean of the logits of all windows that see it, (K, H, W)."""
     height, width = pixels.shape[-2:]
     windows = []
     for row in range(100):
@@ -95,15 +95,15 @@ def slow_window(model, pixels, window, step):
 
 
 def assert_best(labels, reference):
-    """The labels are the reference's best classes, up to ties within rounding."""
+    """Assert that the classes are the best ones of the reference, up to ties within rounding."""
     labels = labels.cpu()
-    assert len(labels.unique()) > 1, "a picture of one class proves nothing"
+    assert len(labels.unique()) > 1, "a map of one class proves nothing"
     chosen = reference.gather(0, labels[None])[0]
     torch.testing.assert_close(chosen, reference.amax(dim=0), rtol=1e-5, atol=1e-5)
 
 
-def test_by_default_a_prediction_is_what_the_processor_makes_of_the_logits(model, processor):
-    image = picture()
+def test_default_prediction_equals_post_processed_logits(model, processor):
+    image = make_image()
     with torch.no_grad():
         outputs = model(**processor(image, return_tensors="pt"))
     [expected] = processor.post_process_semantic_segmentation(outputs, [(70, 110)])
@@ -113,23 +113,23 @@ def test_by_default_a_prediction_is_what_the_processor_makes_of_the_logits(model
 
 @pytest.mark.parametrize("size", [(70, 110), (40, 150)], ids=["whole in the window", "higher than it"])
 @pytest.mark.parametrize(("window", "stride"), [(64, 48), (32, 0), (96, 50)])
-def test_overlapping_windows_are_averaged_as_the_slow_reference_does(model, processor, size, window, stride):
-    image, options = picture(*size), InferenceOptions(window=window, stride=stride)
+def test_overlapping_windows_are_averaged_as_in_the_reference(model, processor, size, window, stride):
+    image, options = make_image(*size), InferenceOptions(sliding_window=window, stride=stride)
     pixels = processor(image, return_tensors="pt").pixel_values
-    reference = slow_window(model, pixels, window, options.step)
+    reference = slow_window(model, pixels, window, options.effective_stride)
     assert_best(predict(model, processor, image, size, options), reference)
 
 
-def test_a_window_as_large_as_the_picture_sees_it_whole(model, processor):
-    image = picture()
+def test_window_as_large_as_the_image_sees_it_whole(model, processor):
+    image = make_image()
     whole = predict(model, processor, image, (35, 55))
-    assert torch.equal(predict(model, processor, image, (35, 55), InferenceOptions(window=110)), whole)
-    assert not torch.equal(predict(model, processor, image, (35, 55), InferenceOptions(window=64)), whole)
+    assert torch.equal(predict(model, processor, image, (35, 55), InferenceOptions(sliding_window=110)), whole)
+    assert not torch.equal(predict(model, processor, image, (35, 55), InferenceOptions(sliding_window=64)), whole)
 
 
 @pytest.mark.parametrize("size", [(48, 70), (70, 110)], ids=["smaller", "own size"])
 def test_flips_and_scales_are_averaged_as_probabilities(model, processor, size):
-    image = picture()
+    image = make_image()
     probabilities = []
     for height, width in ((70, 110), (53, 83), (105, 165)):  # 1, 0.75 and 1.5 times, halves rounded up
         pixels = processor(image.resize((width, height), Image.Resampling.BILINEAR), return_tensors="pt").pixel_values
@@ -149,29 +149,29 @@ def test_flips_and_scales_are_averaged_as_probabilities(model, processor, size):
         ({"do_resize": False}, (105, 165)),
     ],
 )
-def test_a_scale_multiplies_the_size_to_which_the_processor_resizes(model, keywords, shape):
+def test_scale_multiplies_the_size_of_the_processor(model, keywords, shape):
     seen = []
     model.segformer.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-2:]))
-    predict(model, SegFormerImageProcessor(**keywords), picture(), (70, 110), InferenceOptions(scales=[1.5]))
+    predict(model, SegFormerImageProcessor(**keywords), make_image(), (70, 110), InferenceOptions(scales=[1.5]))
     assert seen == [shape]
 
 
 def test_windows_flips_and_scales_go_together(model, processor):
-    labels = predict(model, processor, picture(), (70, 110), InferenceOptions(64, 32, True, [0.5, 1.5]))
+    labels = predict(model, processor, make_image(), (70, 110), InferenceOptions(sliding_window=64, stride=32, flip=True, scales=[0.5, 1.5]))
     assert labels.shape == (70, 110)
     assert labels.dtype == torch.int64
     labels[0] = 255  # may be changed
 
 
-@pytest.mark.parametrize("options", [InferenceOptions(), InferenceOptions(window=64, flip=True)])
+@pytest.mark.parametrize("options", [InferenceOptions(), InferenceOptions(sliding_window=64, flip=True)])
 def test_one_label_is_1_where_its_probability_is_above_one_half(tiny_config, processor, options):
-    binary, image = lively(tiny_config(num_labels=1, id2label={0: "crack"})), picture()
+    binary, image = lively(tiny_config(num_labels=1, id2label={0: "crack"})), make_image()
     labels = predict(binary, processor, image, (70, 110), options)
     assert labels.unique().tolist() == [0, 1]
-    if options.window:
+    if options.sliding_window:
         pixels = processor(image, return_tensors="pt").pixel_values
-        mirrored = slow_window(binary, pixels.flip(-1), 64, options.step).flip(-1)
-        mean = (slow_window(binary, pixels, 64, options.step).sigmoid() + mirrored.sigmoid()) / 2
+        mirrored = slow_window(binary, pixels.flip(-1), 64, options.effective_stride).flip(-1)
+        mean = (slow_window(binary, pixels, 64, options.effective_stride).sigmoid() + mirrored.sigmoid()) / 2
         sure = (mean[0] - 0.5).abs() > 1e-5
         assert torch.equal(labels[sure], (mean[0] > 0.5).long()[sure])
     result = evaluate(binary, processor, [{"image": image, "label": labels.numpy()}], options, progress=False)
@@ -179,22 +179,22 @@ def test_one_label_is_1_where_its_probability_is_above_one_half(tiny_config, pro
     assert result.metrics["mean_iou"] == 1.0
 
 
-def test_the_model_is_left_as_it_was_and_can_be_trained_on(model, processor):
+def test_model_is_not_modified_and_can_be_trained_further(model, processor):
     model.train()
     model.decode_head.batch_norm.eval()
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    predict(model, processor, picture(), (70, 110))
+    predict(model, processor, make_image(), (70, 110))
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     with pytest.raises(ValueError, match="row 0"):
-        evaluate(model, processor, [{"image": picture(), "label": np.zeros((3, 2, 4), int)}], progress=False)
+        evaluate(model, processor, [{"image": make_image(), "label": np.zeros((3, 2, 4), int)}], progress=False)
     assert [module.training for module in model.modules()] == modes
     model(torch.randn(2, 3, 40, 72), labels=torch.zeros(2, 40, 72, dtype=torch.long)).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_pictures_of_every_size_are_counted_at_their_label_maps_own_size(model):
+def test_images_are_counted_at_the_size_of_their_masks(model):
     processor, data = SegFormerImageProcessor(size=64), rows()
     result = evaluate(model, processor, data, progress=False)
     expected = torch.zeros(K, K + 1, dtype=torch.int64)
@@ -213,16 +213,16 @@ def test_a_palettes_indices_are_the_labels(model, processor):
     indexed = Image.fromarray(labels)
     indexed.putpalette([200, 9, 9, 9, 200, 9] * 50)
     matrices = [
-        evaluate(model, processor, [{"image": picture(40, 72), "label": label}], progress=False).matrix
+        evaluate(model, processor, [{"image": make_image(40, 72), "label": label}], progress=False).matrix
         for label in (indexed, labels)
     ]
     assert indexed.mode == "P"
     assert torch.equal(*matrices)
 
 
-def test_the_worst_pictures_are_named_worst_first(model, processor):
+def test_worst_images_are_listed_worst_first(model, processor):
     data = rows(6)
-    # Two pictures are right in a third and in all of their rows; one has no labels and therefore no score.
+    # Two images are right in a third and in all of their rows; one has no labels and therefore no score.
     for index, share in ((4, 3), (1, 1)):
         right = predict(model, processor, data[index]["image"], data[index]["image"].size[::-1]).numpy()
         labels = np.asarray(data[index]["label"]).copy()
@@ -236,42 +236,116 @@ def test_the_worst_pictures_are_named_worst_first(model, processor):
     assert evaluate(model, processor, data, progress=False).worst == ()
 
 
-# What each of the processes runs; its one argument is a folder.
+# Program of each process; its one argument is a folder.
 SHARED_EVALUATION = """
 import sys
 import torch
 from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segformer.config import InferenceOptions
 from hf_segformer.evaluation.evaluate import evaluate
 
-folder = sys.argv[1]
-model = SegFormerForSemanticSegmentation.from_pretrained(folder)
+folder, kept = sys.argv[1], []
+model = SegFormerForSemanticSegmentation.from_pretrained(folder).train()
 data = torch.load(f"{folder}/rows.pt", weights_only=True)
 seen = []
-model.register_forward_hook(lambda *_: seen.append(1))
-result = evaluate(model, SegFormerImageProcessor(do_resize=False), data, num_worst=2)
-kept = (result.matrix, result.worst, result.num_images, len(seen))
+model.register_forward_hook(lambda module, inputs, outputs: seen.append(len(inputs[0])))
+for options in (InferenceOptions(batch_size=2), InferenceOptions(flip=True, sliding_window=32)):
+    result = evaluate(model, SegFormerImageProcessor(do_resize=False), data, options, num_worst=2)
+    kept.append((result.matrix, result.worst, result.num_images, sum(seen)))
+    seen.clear()
+data[4]["label"][0, 0] = 77
+try:
+    evaluate(model, SegFormerImageProcessor(do_resize=False), data)
+except ValueError as error:
+    kept.append(str(error))
+assert model.training
 torch.save(kept, f"{folder}/{torch.distributed.get_rank()}.pt")
 torch.distributed.destroy_process_group()
 """
 
 
-def test_two_processes_give_exactly_what_one_gives(model, processor, tmp_path):
-    data = [{name: torch.tensor(np.asarray(value)) for name, value in row.items()} for row in rows(3)]
+def test_two_processes_give_exactly_the_result_of_one(model, processor, tmp_path):
+    data = [{name: torch.tensor(np.asarray(value)) for name, value in row.items()} for row in rows(5)]
+    for name in ("image", "label"):
+        data[1][name] = data[0][name].flip(0)  # two images of one size share a batch
     model.save_pretrained(tmp_path)
     torch.save(data, tmp_path / "rows.pt")
-    script = tmp_path / "shared_evaluation.py"
-    script.write_text(SHARED_EVALUATION)
+    run = launched(tmp_path, SHARED_EVALUATION)
+    assert run.returncode == 0, run.stderr
+    ways = InferenceOptions(batch_size=2), InferenceOptions(flip=True, sliding_window=32)
+    expected = [evaluate(model, processor, data, options, num_worst=2, progress=False) for options in ways]
+    for process in range(2):
+        *found, error = torch.load(tmp_path / f"{process}.pt", weights_only=True)
+        for (matrix, worst, num_images, _), result in zip(found, expected, strict=True):
+            assert torch.equal(matrix, result.matrix)
+            assert worst == result.worst
+            assert num_images == 5
+        assert error.startswith("row 4 of the data: labels hold [77]")  # in the process that did not read it, too
+        assert found[0][3] == (3, 2)[process]
+
+
+def launched(folder, program):
+    (folder / "program.py").write_text(program)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run([*launch, str(script), str(tmp_path)], capture_output=True, text=True, env=environment)
+    environment["ACCELERATE_USE_CPU"] = "true"
+    command = [*launch, str(folder / "program.py"), str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+# A plain Trainer evaluates images of unequal heights, widths and number, in one process or in each of two.
+TRAINER_EVALUATION = """
+import json, os, sys
+import torch
+from transformers import Trainer, TrainingArguments
+from hf_segformer import SegFormerForSemanticSegmentation
+from hf_segformer.evaluation.metrics import SegmentationMetrics
+
+folder = sys.argv[1]
+model = SegFormerForSemanticSegmentation.from_pretrained(folder)
+data = torch.load(f"{folder}/rows.pt", weights_only=True)
+metrics = SegmentationMetrics(list("abcde"))
+found = {}
+for batch_eval_metrics in (True, False):
+    arguments = TrainingArguments(
+        f"{folder}/out", per_device_eval_batch_size=1, batch_eval_metrics=batch_eval_metrics, report_to="none",
+        use_cpu=True, disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False,
+    )
+    trainer = Trainer(
+        model, arguments, eval_dataset=data, compute_metrics=metrics,
+        preprocess_logits_for_metrics=metrics.preprocess_logits,
+    )
+    found[batch_eval_metrics] = {
+        name: value for name, value in trainer.evaluate().items() if "iou" in name or "accuracy" in name
+    }
+if int(os.environ.get("RANK", "0")) == 0:
+    json.dump(found, open(f"{folder}/metrics{os.environ.get('WORLD_SIZE', '')}.json", "w"))
+"""
+
+
+def test_a_plain_trainer_in_two_processes_evaluates_unequal_sizes_as_one(model, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(40, 70), (49, 65), (40, 33), (64, 64), (33, 70)]
+    data = []
+    for height, width in sizes:
+        labels = torch.randint(K, (height, width), generator=generator)
+        labels[-5:] = 255  # ignored rows at the bottom are not padding
+        data.append({"pixel_values": torch.randn(3, height, width, generator=generator), "labels": labels})
+    model.save_pretrained(tmp_path)
+    torch.save(data, tmp_path / "rows.pt")
+    run = launched(tmp_path, TRAINER_EVALUATION)
     assert run.returncode == 0, run.stderr
-    expected = evaluate(model, processor, data, num_worst=2, progress=False)
-    for process in range(2):
-        matrix, worst, num_images, num_seen = torch.load(tmp_path / f"{process}.pt", weights_only=True)
-        assert torch.equal(matrix, expected.matrix)
-        assert worst == expected.worst
-        assert num_images == 3
-        assert num_seen == 2 - process
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    alone = [sys.executable, str(tmp_path / "program.py"), str(tmp_path)]
+    subprocess.run(alone, check=True, capture_output=True, env=environment)
+    shared, single = (json.loads((tmp_path / f"metrics{n}.json").read_text()) for n in (2, ""))
+    assert shared == single
+    matrix = torch.zeros(K, K + 1, dtype=torch.int64)
+    for row in data:
+        best = logits_of(model, row["pixel_values"][None], row["labels"].shape).argmax(0)
+        matrix += confusion_matrix(best, row["labels"], K)
+    for values in single.values():
+        assert values["eval_mean_iou"] == pytest.approx(scores(matrix)["mean_iou"], abs=1e-6)
 
 
 def known_result():
@@ -279,8 +353,8 @@ def known_result():
     return Evaluation(matrix, ("road", "car", "boat"), ((3, 0.25),), 1.234, 7)
 
 
-def test_metrics_json_says_all_and_has_null_for_what_is_not_known(tmp_path):
-    values = known_result().to_json("Roads", "val", InferenceOptions(window=512, flip=True))
+def test_metrics_json_has_null_for_unknown_values(tmp_path):
+    values = known_result().to_json("Roads", "val", InferenceOptions(sliding_window=512, flip=True))
     write_json(values, tmp_path / "metrics.json")
     assert json.loads((tmp_path / "metrics.json").read_text()) == {
         "mean_iou": (6 / 8 + 1 / 4) / 2,
@@ -292,7 +366,7 @@ def test_metrics_json_says_all_and_has_null_for_what_is_not_known(tmp_path):
             {"name": "boat", "iou": None, "accuracy": None, "pixels": 0},
         ],
         "dataset": {"title": "Roads", "split": "val", "images": 7},
-        "method": {"window": 512, "stride": 384, "flip": True, "scales": [1.0]},
+        "method": {"sliding_window": 512, "stride": 384, "flip": True, "scales": [1.0]},
         "seconds": 1.23,
     }
 
@@ -305,11 +379,11 @@ def test_the_table_has_every_class_in_percent():
         "  boat      -         -     0.0",
         "  -----------------------------",
         "  mean   50.0      62.5",
-        "  70.0 % of all pixels are right",
+        "  70.0 % of all pixels are correct",
     ]
 
 
-def test_a_file_that_can_not_be_written_whole_leaves_the_old_one(tmp_path, monkeypatch):
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "metrics.json"
     write_json({"mean_iou": 1}, path)
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -328,20 +402,30 @@ def test_a_file_that_can_not_be_written_whole_leaves_the_old_one(tmp_path, monke
 
 @pytest.mark.parametrize(("window", "step"), [(0, 0), (32, 32), (64, 32), (512, 384), (1024, 768), (100, 64)])
 def test_a_window_steps_by_three_quarters_in_multiples_of_32(window, step):
-    assert InferenceOptions(window=window).step == step
-    assert InferenceOptions(window=window, stride=17).step == (17 if window else 0)
+    assert InferenceOptions(sliding_window=window).effective_stride == step
+    if window:
+        assert InferenceOptions(sliding_window=window, stride=17).effective_stride == 17
 
 
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"window": 16}, "evaluation.window is 16, but it must be at least 32"),
-        ({"window": -64}, "evaluation.window is -64"),
+        ({"sliding_window": 16}, "evaluation.sliding_window is 16; expected at least 32"),
+        ({"sliding_window": -64}, "evaluation.sliding_window is -64"),
         ({"stride": -1}, "evaluation.stride is -1"),
-        ({"window": 64, "stride": 65}, "evaluation.stride is 65, but a window of 64 would leave gaps"),
+        ({"sliding_window": 384, "stride": 512}, "evaluation.stride is 512; expected at most the window, 384"),
+        ({"stride": 64}, "evaluation.stride is 64; expected 0 without a sliding window"),
         ({"scales": []}, r"evaluation.scales is \[\]"),
-        ({"scales": [1.0, 0]}, r"evaluation.scales is \[1.0, 0\], but it must list numbers above 0"),
+        ({"scales": [1.0, 0]}, r"evaluation.scales is \[1.0, 0\]; expected a list of numbers above 0"),
         ({"scales": [math.nan]}, "evaluation.scales is"),
+        ({"dtype": "half"}, "evaluation.dtype is 'half'; expected one of float32, float16, bfloat16"),
+        ({"batch_size": 0}, "evaluation.batch_size is 0; expected at least 1"),
+        ({"tile_size": 100}, "evaluation.tile_size is 100; expected a multiple of 32"),
+        ({"tile_size": 32}, "evaluation.tile_size is 32; expected a multiple of 32 pixels, 64 or more"),
+        ({"tile_size": 128.0}, "evaluation.tile_size is 128.0"),
+        ({"tile_size": 128, "tile_overlap": 16}, "evaluation.tile_overlap is 16; .* from 0 to 96, for tiles of 128"),
+        ({"tile_size": 128, "tile_overlap": 128}, "evaluation.tile_overlap is 128"),
+        ({"tile_overlap": -32}, "evaluation.tile_overlap is -32"),
         ({"scales": [math.inf]}, "evaluation.scales is"),
     ],
 )
@@ -354,26 +438,26 @@ def test_options_out_of_range_are_refused(keywords, message):
     ("data", "names", "message"),
     [
         ([], None, "the data set to evaluate on is empty"),
-        (rows(1), ["road"], "1 names are given, but the model tells 5 classes apart"),
+        (rows(1), ["road"], "names has 1 entries; expected one for each of the model's 5 classes"),
         (
-            [*rows(1), {"image": picture(), "label": np.full((70, 110), 7)}],
+            [*rows(1), {"image": make_image(), "label": np.full((70, 110), 7)}],
             None,
             r"row 1 of the data: labels hold \[7\]",
         ),
         (
-            [{"image": picture(), "label": Image.new("RGB", (110, 70))}],
+            [{"image": make_image(), "label": Image.new("RGB", (110, 70))}],
             None,
-            "row 0 of the data: its label map is a PIL",
+            "row 0 of the data: its mask is a PIL",
         ),
         ([{"image": np.zeros((4, 70, 110)), "label": np.zeros((70, 110), int)}], None, "row 0 .* has 4 bands"),
     ],
 )
-def test_data_that_do_not_fit_are_refused(model, processor, data, names, message):
+def test_invalid_data_are_refused(model, processor, data, names, message):
     with pytest.raises(ValueError, match=message):
         evaluate(model, processor, data, names=names, progress=False)
 
 
-def test_a_file_that_can_not_be_read_is_named(model, processor, tmp_path):
+def test_unreadable_file_is_named(model, processor, tmp_path):
     data = [{"image": str(tmp_path / "gone.png"), "label": np.zeros((70, 110), int)}]
     with pytest.raises(OSError, match=r"row 0 of the data.*gone.png"):
         evaluate(model, processor, data, progress=False)
@@ -421,12 +505,12 @@ def error_of(capsys, *arguments):
     return error
 
 
-def test_the_program_prints_a_table_and_writes_numbers_and_pictures(checkpoint, recipe, capsys):
+def test_program_prints_a_table_and_writes_metrics_and_figures(checkpoint, recipe, capsys):
     folder = checkpoint()
     assert main([str(folder), str(recipe)]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in NAMES)
-    assert "of all pixels are right" in printed
+    assert "of all pixels are correct" in printed
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["dataset"] == {"title": "Shapes", "split": "validation", "images": 3}
     assert metrics["method"]["flip"] is True
@@ -436,11 +520,11 @@ def test_the_program_prints_a_table_and_writes_numbers_and_pictures(checkpoint, 
             assert min(drawn.size) > 100
 
 
-def test_the_program_takes_options_and_another_folder_from_the_command_line(checkpoint, recipe, tmp_path):
+def test_program_takes_options_and_output_folder(checkpoint, recipe, tmp_path):
     folder, out = checkpoint(processor=False), tmp_path / "a" / "b"
-    arguments = [str(folder), str(recipe), "evaluation.window=32", "evaluation.flip=false", "--out", str(out)]
+    arguments = [str(folder), str(recipe), "evaluation.sliding_window=32", "evaluation.flip=false", "--out", str(out)]
     assert main(arguments) == 0
-    assert json.loads((out / "metrics.json").read_text())["method"]["window"] == 32
+    assert json.loads((out / "metrics.json").read_text())["method"]["sliding_window"] == 32
     assert not (folder / "metrics.json").exists()
 
 
@@ -452,7 +536,7 @@ def test_a_binary_checkpoint_is_judged_on_two_classes(checkpoint, recipe, tmp_pa
         for index in range(2):
             labels = np.zeros((40, 56), dtype=np.uint8)
             labels[10:20, index : index + 30] = 1
-            picture(40, 56, index).save(data / "images" / split / f"{index}.png")
+            make_image(40, 56, index).save(data / "images" / split / f"{index}.png")
             Image.fromarray(labels).save(data / "masks" / split / f"{index}.png")
     folder = checkpoint(names=("crack",))
     overrides = ["data.source=folders", f"data.root={data}", 'data.names=["crack"]', "data.num_eval=0"]
@@ -482,20 +566,20 @@ def test_weights_without_class_names_are_taken_for_as_many_classes(checkpoint, r
         (["nowhere"], "there is no checkpoint nowhere"),
         (["./no/where"], "there is no checkpoint ./no/where"),
         (["MODEL", "evaluation.flipp=true"], "did you mean 'evaluation.flip'"),
-        (["MODEL", "evaluation.window=7"], "evaluation.window is 7"),
+        (["MODEL", "evaluation.sliding_window=7"], "evaluation.sliding_window is 7"),
         (["MODEL", "--out", "RECIPE"], "can not be written to"),
         (["RECIPE"], "is no checkpoint"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(checkpoint, recipe, capsys, change, message):
+def test_errors_are_one_line(checkpoint, recipe, capsys, change, message):
     places = {"MODEL": str(checkpoint()), "RECIPE": str(recipe)}
     first, *others = (places.get(argument, argument) for argument in change)
     assert message in error_of(capsys, first, recipe, *others)
 
 
 @pytest.mark.parametrize("missing", ["no/such/folder", "runs/none"])
-def test_a_missing_checkpoint_is_told_before_anything_heavy_is_imported(recipe, missing):
-    """One that would lie beside the recipe's run is no repository's name."""
+def test_missing_checkpoint_is_reported_before_heavy_imports(recipe, missing):
+    """A path beside the recipe's run is no name of a repository."""
     code = (
         "import sys; from training.evaluate import main; "
         f"assert main([{missing!r}, {str(recipe)!r}, 'trainer.output_dir=runs/shapes']) == 1; "
@@ -506,6 +590,6 @@ def test_a_missing_checkpoint_is_told_before_anything_heavy_is_imported(recipe, 
     assert run.stderr.strip() == f"error: there is no checkpoint {missing}"
 
 
-def test_debug_shows_where_an_error_comes_from(recipe):
+def test_debug_shows_the_traceback(recipe):
     with pytest.raises(FileNotFoundError):
         main(["nowhere", str(recipe), "--debug"])

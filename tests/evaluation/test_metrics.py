@@ -1,4 +1,4 @@
-"""Mean IoU: exact over batches, honest about what is absent, ignored or out of range."""
+"""Mean IoU: exact over batches, with absent classes, ignored pixels and predictions out of range."""
 
 import math
 import subprocess
@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hf_segformer.evaluation.metrics import MeanIoU, confusion_matrix, scores
+from hf_segformer.evaluation.mean_iou import MeanIoU
+from hf_segformer.evaluation.metrics import SegmentationMetrics, confusion_matrix, scores
 
 K, IGNORE = 4, 255
 
@@ -21,14 +22,14 @@ predictions_of = st.sampled_from([-1, *range(K), K, 200, IGNORE])
 
 
 @st.composite
-def pictures(draw):
+def maps(draw):
     shape = draw(shapes)
     predictions = draw(hnp.arrays(np.int64, shape, elements=predictions_of))
     return predictions, draw(hnp.arrays(np.int64, shape, elements=labels_of))
 
 
 def naive_scores(predictions, labels):
-    """One class at a time, straight from the definition, pixels as sets."""
+    """Reference: one class at a time, by the definition, with pixels as sets."""
     counted = labels != IGNORE
     ious, accuracies = [], []
     for category in range(K):
@@ -40,8 +41,8 @@ def naive_scores(predictions, labels):
     return ious, accuracies, right
 
 
-@given(pictures())
-def test_scores_are_those_of_the_definition(sample):
+@given(maps())
+def test_scores_equal_the_definition(sample):
     predictions, labels = sample
     ious, accuracies, right = naive_scores(predictions, labels)
     result = MeanIoU(K).compute(predictions=predictions, references=labels)
@@ -52,16 +53,16 @@ def test_scores_are_those_of_the_definition(sample):
     np.testing.assert_allclose(result["mean_iou"], np.mean(known) if known else math.nan)
 
 
-@given(st.lists(pictures(), min_size=1, max_size=5))
+@given(st.lists(maps(), min_size=1, max_size=5))
 def test_batches_add_up_to_the_whole(samples):
     metric = MeanIoU(K)
     for predictions, labels in samples:
         metric.add_batch(predictions=predictions, references=labels)
-    whole = [np.concatenate([picture.ravel() for picture in side]) for side in zip(*samples, strict=True)]
+    whole = [np.concatenate([values.ravel() for values in side]) for side in zip(*samples, strict=True)]
     np.testing.assert_equal(metric.compute(), MeanIoU(K).compute(predictions=whole[0], references=whole[1]))
 
 
-def test_predictions_out_of_range_are_wrong_not_dropped():
+def test_predictions_out_of_range_are_wrong():
     matrix = confusion_matrix([0, 0, 0, 9, -1], [0, 0, 0, 0, 1], num_labels=2)
     assert matrix.tolist() == [[3, 0, 1], [0, 0, 1]]
     assert scores(matrix)["per_category_iou"] == [0.75, 0.0]
@@ -72,13 +73,13 @@ def test_ignored_pixels_count_neither_as_true_nor_as_predicted():
     assert result["per_category_iou"] == [1.0, 1.0]
 
 
-def test_an_absent_class_is_nan_and_no_part_of_the_mean():
+def test_absent_class_is_nan_and_left_out_of_the_mean():
     result = MeanIoU(3).compute(predictions=[0, 1], references=[0, 1])
     assert math.isnan(result["per_category_iou"][2])
     assert result["mean_iou"] == 1.0
 
 
-def test_compute_starts_anew():
+def test_compute_resets_the_metric():
     metric = MeanIoU(2)
     metric.add(prediction=[[0, 1]], reference=[[1, 0]])
     assert metric.compute()["mean_iou"] == 0.0
@@ -95,7 +96,7 @@ def test_any_integer_type_counts_the_same(dtype):
     assert confusion_matrix(predictions.numpy(), labels.numpy(), 2).tolist() == expected
 
 
-def test_a_read_only_array_is_taken_as_it_is():
+def test_read_only_arrays_are_accepted():
     labels = np.array([[0, 1, 1]])
     labels.flags.writeable = False
     assert confusion_matrix(labels, labels, 2).trace() == 3
@@ -104,14 +105,14 @@ def test_a_read_only_array_is_taken_as_it_is():
 @pytest.mark.parametrize(
     ("predictions", "labels", "message"),
     [
-        ([0, 1], [0, 1, 1], r"predictions have shape \(2,\), labels \(3,\)"),
-        ([0, 1], [0, 7], r"labels hold \[7\], but 2 classes are 0..1 and 255 is ignored"),
+        ([0, 1], [0, 1, 1], r"predictions have shape \(2,\); expected that of the labels, \(3,\)"),
+        ([0, 1], [0, 7], r"labels hold \[7\]; expected 0 to 1, or 255 for ignored pixels"),
         ([0, 1], [0, -1], r"labels hold \[-1\]"),
-        ([0.0, 1.0], [0, 1], "predictions hold torch.float64, but class ids are integers"),
+        ([0.0, 1.0], [0, 1], "predictions hold torch.float64; expected integers"),
         ([0, 1], torch.tensor([0.0, 1.0]), "labels hold torch.float32"),
     ],
 )
-def test_what_can_not_be_counted_is_refused(predictions, labels, message):
+def test_invalid_predictions_and_labels_are_refused(predictions, labels, message):
     with pytest.raises(ValueError, match=message):
         confusion_matrix(predictions, labels, num_labels=2)
 

@@ -19,9 +19,11 @@ from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegF
 from hf_segformer.config import InferenceOptions
 from hf_segformer.files import is_full
 from hf_segformer.geo.tiff import PlainRaster
-from hf_segformer.inference.large_image import is_raster, open_raster, predict_large_image
+from hf_segformer.geo.rasters import is_raster
+from hf_segformer.inference.large_image import open_raster, predict_large_image
 from hf_segformer.inference.segmenter import predict
-from hf_segformer.inference.tiling import Tiling, Window
+from hf_segformer.inference.tiling import Tile as Window
+from hf_segformer.inference.tiling import count_tiles
 from hf_segformer.upsampling_segformer import upsample, upsample_argmax
 from tests.support.tiny import TINY
 
@@ -39,7 +41,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecatio
 
 HEIGHT, WIDTH = 150, 210
 PLACE = {"crs": "EPSG:32633", "transform": rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000)}
-TILING = Tiling(96, 32)
+TILES = {"tile_size": 96, "tile_overlap": 32}
+TILED = InferenceOptions(**TILES)
 
 
 def lively(num_channels=3, num_labels=5):
@@ -83,9 +86,9 @@ def write_geotiff(path, pixels, place=PLACE, **others):
     return path
 
 
-def labelled(model, processor, source, destination, **others):
+def labelled(model, processor, source, destination, options=TILED, **others):
     """The summary, and the labels as they were written."""
-    summary = predict_large_image(model, processor, source, destination, tiling=TILING, progress=False, **others)
+    summary = predict_large_image(model, processor, source, destination, options, progress=False, **others)
     assert [each.name for each in destination.parent.glob(".*")] == []  # nothing half is left
     return summary, np.asarray(tifffile.imread(destination))
 
@@ -121,7 +124,7 @@ def test_a_geotiff_keeps_its_georeference_tags_and_overviews(tmp_path, model, pr
     assert summary["pixels"] == {f"LABEL_{index}": int((labels == index).sum()) for index in range(5)}
     assert len(np.unique(labels)) > 2
     assert (summary["height"], summary["width"], summary["no_data"]) == (HEIGHT, WIDTH, 0)
-    assert json.loads(json.dumps(summary))["windows"] == TILING.num_windows(HEIGHT, WIDTH)
+    assert json.loads(json.dumps(summary))["tiles"] == count_tiles(HEIGHT, WIDTH, TILED)
 
 
 def test_one_window_is_labelled_as_the_picture_is_predicted(tmp_path, model, processor):
@@ -246,7 +249,7 @@ def test_windows_without_data_are_not_predicted(tmp_path, model, processor, monk
     monkeypatch.setattr(model, "forward", lambda given, forward=model.forward: calls.append(1) or forward(given))
     source = write_geotiff(tmp_path / "scene.tif", pixels, nodata=0)
     summary, _ = labelled(model, processor, source, tmp_path / "labels.tif")
-    assert len(calls) < summary["windows"]
+    assert len(calls) < summary["tiles"]
     assert summary["no_data"] == HEIGHT * 310
 
 
@@ -427,10 +430,10 @@ def test_pieces_are_kept_for_the_next_window_and_no_longer(tmp_path):
 @pytest.mark.parametrize("num_labels", [1, 5])
 def test_flips_and_scales_average_probabilities_on_the_grid(tmp_path, processor, num_labels):
     model, pixels = lively(num_labels=num_labels), scene(height=96, width=128)
-    options = InferenceOptions(flip=True, scales=[1.0, 1.5])
+    options = InferenceOptions(tile_size=128, tile_overlap=0, flip=True, scales=[1.0, 1.5])
     source = write_geotiff(tmp_path / "scene.tif", pixels)
     arguments = model, processor, source, tmp_path / "labels.tif"
-    summary = predict_large_image(*arguments, tiling=Tiling(128, 0), options=options, progress=False)
+    summary = predict_large_image(*arguments, options=options, progress=False)
     views = []
     for size in ((96, 128), (144, 192)):
         given = processor(pixels, size=size, return_tensors="pt").pixel_values
@@ -460,16 +463,16 @@ def test_probabilities_of_exactly_0_and_1_are_averaged(tmp_path, processor, monk
 
     monkeypatch.setattr(model, "forward", sure)
     source = write_geotiff(tmp_path / "scene.tif", scene())
-    _, labels = labelled(model, processor, source, tmp_path / "labels.tif", options=InferenceOptions(flip=True))
+    _, labels = labelled(model, processor, source, tmp_path / "labels.tif", options=InferenceOptions(**TILES, flip=True))
     assert (labels == 0).all()
 
 
 def test_batches_and_half_precision_give_nearly_the_same(tmp_path, model, processor):
     source = write_geotiff(tmp_path / "scene.tif", scene())
     _, labels = labelled(model, processor, source, tmp_path / "first.tif")
-    _, batched = labelled(model, processor, source, tmp_path / "second.tif", batch_size=3)
-    _, half = labelled(model, processor, source, tmp_path / "third.tif", half=True)
-    assert (labels == batched).mean() > 0.999
+    _, batched = labelled(model, processor, source, tmp_path / "second.tif", InferenceOptions(**TILES, batch_size=3))
+    _, half = labelled(model, processor, source, tmp_path / "third.tif", InferenceOptions(**TILES, dtype="bfloat16"))
+    assert (labels == batched).all()  # on a CPU tiles go one by one
     assert 0.9 < (labels == half).mean() < 1  # rounded, so it is another computation
 
 
@@ -580,7 +583,7 @@ def test_a_cut_file_says_where_and_leaves_the_old_labels(tmp_path, model, proces
     source.write_bytes(source.read_bytes()[:60_000])
     (tmp_path / "labels.tif").write_text("those of yesterday")
     with pytest.raises(OSError, match=r"cut\.tif can not be read in rows \d+ to \d+ and columns .*: it is cut short"):
-        predict_large_image(model, processor, source, tmp_path / "labels.tif", tiling=TILING, progress=False)
+        predict_large_image(model, processor, source, tmp_path / "labels.tif", options=TILED, progress=False)
     assert (tmp_path / "labels.tif").read_text() == "those of yesterday"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.tif", "labels.tif"]
 
@@ -608,7 +611,7 @@ def test_one_compressed_strip_can_not_be_read_by_windows(tmp_path, monkeypatch, 
 
 def test_the_destination_is_looked_at_first(tmp_path, model, processor):
     source = write_geotiff(tmp_path / "scene.tif", scene())
-    with pytest.raises(ValueError, match="is the image itself"):
+    with pytest.raises(ValueError, match="is the raster itself"):
         predict_large_image(model, processor, source, source, progress=False)
     with pytest.raises(ValueError, match="is a folder"):
         predict_large_image(model, processor, source, tmp_path, progress=False)
@@ -618,10 +621,8 @@ def test_the_destination_is_looked_at_first(tmp_path, model, processor):
 
 def test_options_that_mean_nothing_here_are_refused(tmp_path, model, processor):
     source = write_geotiff(tmp_path / "scene.tif", scene())
-    with pytest.raises(ValueError, match=r"evaluation\.window is 64 .*tile and overlap"):
-        labelled(model, processor, source, tmp_path / "labels.tif", options=InferenceOptions(window=64))
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        labelled(model, processor, source, tmp_path / "labels.tif", batch_size=0)
+    with pytest.raises(ValueError, match=r"evaluation\.sliding_window is 64; expected 0 for a raster"):
+        labelled(model, processor, source, tmp_path / "labels.tif", InferenceOptions(sliding_window=64))
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, model, processor, monkeypatch):
@@ -635,7 +636,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, model, processor, monkeypat
 
     monkeypatch.setattr(model, "forward", forward)
     with pytest.raises(KeyboardInterrupt):
-        predict_large_image(model, processor, source, tmp_path / "labels.tif", tiling=TILING, progress=False)
+        predict_large_image(model, processor, source, tmp_path / "labels.tif", options=TILED, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
 
 
@@ -660,7 +661,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, model, processor, 
         tifffile.imwrite(source, noise.transpose(1, 2, 0), photometric="rgb")
     full_disk()
     with pytest.raises(OSError, match=r"labels\.tif") as caught:
-        predict_large_image(model, processor, source, tmp_path / "labels.tif", tiling=TILING, progress=False)
+        predict_large_image(model, processor, source, tmp_path / "labels.tif", options=TILED, progress=False)
     assert caught.value.errno == (errno.EIO if kind == "geo" else errno.EFBIG)
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
 
@@ -671,7 +672,7 @@ def test_gdal_s_failure_on_a_full_disk_has_its_number(tmp_path, model, processor
     sums = iter(range(99))
     monkeypatch.setattr("hf_segformer.geo.geotiff.zlib.crc32", lambda _: next(sums))
     with pytest.raises(OSError, match=r"0 MiB are free.*labels\.tif") as caught:
-        predict_large_image(model, processor, source, tmp_path / "labels.tif", tiling=TILING, progress=False)
+        predict_large_image(model, processor, source, tmp_path / "labels.tif", options=TILED, progress=False)
     assert is_full(caught.value)
 
 

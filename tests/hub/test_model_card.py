@@ -25,7 +25,7 @@ METRICS = {
         )
     ],
     "dataset": {"title": "Street: #1\n- scenes", "split": "val", "images": 1010},
-    "method": {"window": 0, "stride": 0, "flip": True, "scales": [1.0]},
+    "method": {"sliding_window": 0, "stride": 0, "flip": True, "scales": [1.0]},
     "seconds": 3.0,
 }
 TRAINING = {

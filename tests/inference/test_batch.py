@@ -1,10 +1,11 @@
-"""The labelling job: whole files or none, nothing twice, no two runs mixed, shared out over processes."""
+"""Batch inference: atomic files, resumable jobs, separate runs, processes that share a job."""
 
 import errno
 import io
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +19,15 @@ from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcess
 from hf_segformer.cli.main import main
 from hf_segformer.config import InferenceOptions
 from hf_segformer.data.sources import DatasetSource, FileSource, InputItem, find_pictures
+from hf_segformer.files import atomic_write
 from hf_segformer.inference.batch import predict_batch
+from hf_segformer.inference.large_image import segment_raster
 from hf_segformer.inference.segmenter import predict
-from hf_segformer.inference.writers import PngWriter, segmentation_to_png
+from hf_segformer.inference.writers import Outputs, PngWriter, segmentation_to_png
+from hf_segformer.locks import LOCK, locked_folder
+from hf_segformer.progress import Progress
 from hf_segformer.visualization import default_palette
-from tests.inference.test_predictor import lively, picture
+from tests.inference.test_predictor import lively, make_image
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -40,12 +45,12 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Five pictures of two sizes, one of them in a folder below."""
+    """Five images of two sizes, one of them in a subfolder."""
     folder = tmp_path / "pictures"
     (folder / "below").mkdir(parents=True)
     for index in range(4):
-        picture(*[(40, 60), (50, 36)][index % 2], seed=index).save(folder / f"{index}.png")
-    picture(40, 60, seed=9).save(folder / "below" / "0.png")
+        make_image(*[(40, 60), (50, 36)][index % 2], seed=index).save(folder / f"{index}.png")
+    make_image(40, 60, seed=9).save(folder / "below" / "0.png")
     return folder
 
 
@@ -62,8 +67,8 @@ def files(out):
     return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
 
 
-def label_files(out):
-    return sorted(out.rglob("*_labels.png"))
+def mask_files(out):
+    return sorted(out.rglob("*_mask.png"))
 
 
 def pixels(source):
@@ -72,13 +77,13 @@ def pixels(source):
 
 
 def stamps(out):
-    return {path: path.stat().st_mtime_ns for path in label_files(out)}
+    return {path: path.stat().st_mtime_ns for path in mask_files(out)}
 
 
-def assert_labels_of_evaluation(checkpoint, pictures, out, options=None):
+def assert_predictions_of_evaluation(checkpoint, pictures, out, options=None):
     predictor = SegFormerPredictor.from_pretrained(checkpoint)
-    for path in label_files(out):
-        source = pictures / path.relative_to(out).with_name(path.name.replace("_labels", ""))
+    for path in mask_files(out):
+        source = pictures / path.relative_to(out).with_name(path.name.replace("_mask", ""))
         with Image.open(path) as labels, Image.open(source) as image:
             assert labels.mode == "P"
             assert labels.size == image.size
@@ -88,30 +93,30 @@ def assert_labels_of_evaluation(checkpoint, pictures, out, options=None):
 
 
 def summed(out):
-    """summary.json, after a look at it by the label maps themselves."""
+    """Contents of summary.json, checked against the masks."""
     summary = json.loads((out / "summary.json").read_text())
-    counts = sum(np.bincount(pixels(path).ravel(), minlength=5) for path in label_files(out))
+    counts = sum(np.bincount(pixels(path).ravel(), minlength=5) for path in mask_files(out))
     assert [each["pixels"] for each in summary["classes"]] == counts.tolist()
-    assert summary["pictures"] == len(label_files(out))
+    assert summary["images"] == len(mask_files(out))
     np.testing.assert_allclose([each["share"] for each in summary["classes"]], counts / counts.sum(), atol=1e-6)
-    lines = [json.loads(line) for line in (out / "pictures.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert sorted(line["name"] for line in lines) == [
-        path.relative_to(out).as_posix().removesuffix("_labels.png") for path in label_files(out)
+        path.relative_to(out).as_posix().removesuffix("_mask.png") for path in mask_files(out)
     ]
     assert all(sum(line["pixels"].values()) == line["height"] * line["width"] for line in lines)
     return summary
 
 
-def test_a_folder_becomes_label_maps_of_the_same_tree(checkpoint, pictures, out, capsys):
+def test_folder_becomes_masks_of_the_same_tree(checkpoint, pictures, out, capsys):
     (pictures / "notes.txt").write_text("no picture")
     (pictures / ".hidden.png").write_text("no picture either")
     assert run(checkpoint, pictures, "--out", out) == 0
     names = ["0", "1", "2", "3", "below/0"]
-    expected = [f"{name}_labels.png" for name in names]
-    assert files(out) == sorted([*expected, "pictures.jsonl", "settings.json", "summary.json"])
-    assert_labels_of_evaluation(checkpoint, pictures, out)
+    expected = [f"{name}_mask.png" for name in names]
+    assert files(out) == sorted([*expected, "predictions.jsonl", "settings.json", "summary.json"])
+    assert_predictions_of_evaluation(checkpoint, pictures, out)
     assert summed(out)["failed"] == []
-    assert "5 pictures labelled" in capsys.readouterr().out
+    assert "5 images predicted" in capsys.readouterr().out
 
 
 def test_overlay_legend_and_probabilities(checkpoint, pictures, out):
@@ -126,10 +131,10 @@ def test_overlay_legend_and_probabilities(checkpoint, pictures, out):
     scores = np.load(out / "2" / "0_probabilities.npy").astype(np.float32)
     assert scores.shape == (5, 40, 60)
     np.testing.assert_allclose(scores.sum(axis=0), 1, atol=1e-2)
-    assert_labels_of_evaluation(checkpoint, pictures, out / "2", InferenceOptions(flip=True, scales=[1.0, 1.5]))
+    assert_predictions_of_evaluation(checkpoint, pictures, out / "2", InferenceOptions(flip=True, scales=[1.0, 1.5]))
 
 
-def test_label_pictures_hold_classes_up_to_any_number():
+def test_png_files_hold_any_number_of_classes():
     labels = np.array([[0, 4, 255]], dtype=np.uint8)
     picture = segmentation_to_png(labels, default_palette(5))
     assert picture.mode == "P"
@@ -139,17 +144,17 @@ def test_label_pictures_hold_classes_up_to_any_number():
     assert (wide.mode, np.asarray(wide).tolist()) == ("I;16", [[0, 299]])
 
 
-def test_a_label_map_with_255_survives_the_file(tmp_path):
+def test_value_255_survives_the_file(tmp_path):
     segmentation_to_png(np.array([[0, 255, 4]], dtype=np.uint8), default_palette(5)).save(tmp_path / "a.png")
     assert pixels(tmp_path / "a.png").tolist() == [[0, 255, 4]]
 
 
-def test_pictures_are_kept_for_overlays_alone(checkpoint, pictures, out, monkeypatch):
+def test_images_are_kept_for_overlays_alone(checkpoint, pictures, out, monkeypatch):
     own, kept = PngWriter.write, []
 
-    def write(self, name, origin, prepared, prediction):
-        kept.append(prepared.picture)
-        own(self, name, origin, prepared, prediction)
+    def write(self, item, prepared, prediction):
+        kept.append(prepared.image)
+        own(self, item, prepared, prediction)
 
     monkeypatch.setattr(PngWriter, "write", write)
     assert run(checkpoint, pictures / "0.png", "--out", out) == 0
@@ -158,16 +163,16 @@ def test_pictures_are_kept_for_overlays_alone(checkpoint, pictures, out, monkeyp
     assert kept[1].size == (60, 40)
 
 
-def test_bad_files_are_told_at_the_end_and_stop_nothing(checkpoint, pictures, out, capsys):
+def test_bad_files_are_reported_at_the_end_and_stop_nothing(checkpoint, pictures, out, capsys):
     content = (pictures / "2.png").read_bytes()
     (pictures / BAD).write_bytes(content[: len(content) // 2])
     (pictures / "empty.jpg").touch()
-    for before in ("", ", 5 of them before"):
+    for before in ("", ", 5 of them by earlier runs"):
         assert run(checkpoint, pictures, "--out", out) == 1
         told = capsys.readouterr()
-        assert told.out == f"5 pictures labelled in {out}{before}\n"
+        assert told.out == f"5 images predicted in {out}{before}\n"
         error = told.err.splitlines()[-1]
-        assert error.startswith("segformer: 2 pictures could not be labelled: ")
+        assert error.startswith("segformer: 2 images could not be predicted: ")
         assert str(pictures / BAD) in error
         assert str(pictures / "empty.jpg") in error
     assert {each["name"] for each in summed(out)["failed"]} == {"cut", "empty"}
@@ -175,12 +180,12 @@ def test_bad_files_are_told_at_the_end_and_stop_nothing(checkpoint, pictures, ou
     (pictures / "empty.jpg").unlink()
     assert run(checkpoint, pictures, "--out", out) == 0
     assert summed(out)["failed"] == []
-    assert len(label_files(out)) == 6
+    assert len(mask_files(out)) == 6
 
 
 def test_no_damaged_raster_and_no_refused_file_stops_the_others(checkpoint, pictures, out, capsys, monkeypatch):
     whole = io.BytesIO()
-    picture(40, 60).save(whole, "JPEG2000")
+    make_image(40, 60).save(whole, "JPEG2000")
     for name, content in {
         "empty.jp2": b"",
         "cut.jp2": whole.getvalue()[:90],
@@ -188,7 +193,7 @@ def test_no_damaged_raster_and_no_refused_file_stops_the_others(checkpoint, pict
     }.items():
         (pictures / name).write_bytes(content)
     for name in ("secret.png", "secret_too.tif"):
-        picture(40, 60).save(pictures / name)
+        make_image(40, 60).save(pictures / name)
 
     def refuse(path, *arguments, own=open, **others):
         if "secret" in str(path) and str(pictures) in str(path):
@@ -199,29 +204,29 @@ def test_no_damaged_raster_and_no_refused_file_stops_the_others(checkpoint, pict
     monkeypatch.setattr("io.open", refuse)
     assert run(checkpoint, pictures, "--out", out) == 1
     monkeypatch.undo()
-    assert len(label_files(out)) == 5
+    assert len(mask_files(out)) == 5
     told = {each["name"]: each["error"] for each in json.loads((out / "summary.json").read_text())["failed"]}
     assert sorted(told) == ["cut", "empty", "half", "secret", "secret_too"]
     assert told["secret"] == f"{pictures / 'secret.png'}: Permission denied"
     assert told["secret_too"] == f"{pictures / 'secret_too.tif'}: Permission denied"
-    assert "5 pictures labelled" in capsys.readouterr().out
+    assert "5 images predicted" in capsys.readouterr().out
 
 
 def test_names_of_any_bytes_and_of_any_length(checkpoint, pictures, out, capfd):
-    odd, long = os.fsdecode(b"caf\xe9"), "x" * 240  # room for .png, none for _labels.png
+    odd, long = os.fsdecode(b"caf\xe9"), "x" * 240  # room for .png, none for _mask.png
     try:
-        picture(40, 60).save(pictures / f"{odd}.png")
+        make_image(40, 60).save(pictures / f"{odd}.png")
     except OSError:
         pytest.skip("this file system has names in UTF-8 alone")
-    picture(40, 60).save(pictures / f"{long}.png")
+    make_image(40, 60).save(pictures / f"{long}.png")
     (pictures / f"{odd}_too.png").write_text("no picture")
-    for before in ("", ", 6 of them before"):
+    for before in ("", ", 6 of them by earlier runs"):
         assert run(checkpoint, pictures, "--out", out) == 1
-        assert capfd.readouterr().out == f"6 pictures labelled in {out}{before}\n"
+        assert capfd.readouterr().out == f"6 images predicted in {out}{before}\n"
         failed = {each["name"]: each["error"] for each in json.loads((out / "summary.json").read_text())["failed"]}
         assert failed.keys() == {long, f"{odd}_too"}
         assert failed[long] == f"{pictures / long}.png: File name too long"
-    assert (out / f"{odd}_labels.png").exists()
+    assert (out / f"{odd}_mask.png").exists()
     assert run(checkpoint, pictures, "--out", out / "2", "--format", "parquet") == 1
     assert "caf\\udce9" in [row["name"] for row in rows_of(out / "2")]
 
@@ -229,32 +234,32 @@ def test_names_of_any_bytes_and_of_any_length(checkpoint, pictures, out, capfd):
 def test_the_message_counts_what_was_there_before(checkpoint, pictures, out, capsys):
     assert run(checkpoint, pictures / "0.png", "--out", out) == 0
     assert run(checkpoint, pictures / "1.png", "--out", out) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"2 pictures labelled in {out}, 1 of them before"
+    assert capsys.readouterr().out.splitlines()[-1] == f"2 images predicted in {out}, 1 of them by earlier runs"
     (pictures / BAD).write_text("no picture")
-    for before in ("", ", 5 of them before"):
+    for before in ("", ", 5 of them by earlier runs"):
         assert run(checkpoint, pictures, "--out", out / "2", "--format", "parquet") == 1
-        assert capsys.readouterr().out == f"5 pictures labelled in {out / '2'}{before}\n"
+        assert capsys.readouterr().out == f"5 images predicted in {out / '2'}{before}\n"
 
 
 def test_a_second_run_does_only_what_is_missing(checkpoint, pictures, out):
     assert run(checkpoint, pictures, "--out", out) == 0
     before, summary = stamps(out), (out / "summary.json").read_text()
-    (out / "1_labels.png").unlink()
+    (out / "1_mask.png").unlink()
     assert run(checkpoint, pictures, "--out", out) == 0
     after = stamps(out)
-    assert {path.name for path in before if before[path] != after[path]} == {"1_labels.png"}
+    assert {path.name for path in before if before[path] != after[path]} == {"1_mask.png"}
     assert (out / "summary.json").read_text() == summary
-    picture(40, 60, seed=5).save(pictures / "new.png")
+    make_image(40, 60, seed=5).save(pictures / "new.png")
     assert run(checkpoint, pictures, "--out", out) == 0
-    assert {path: stamp for path, stamp in stamps(out).items() if path.name != "new_labels.png"} == after
+    assert {path: stamp for path, stamp in stamps(out).items() if path.name != "new_mask.png"} == after
     summed(out)
 
 
 def test_a_line_that_a_killed_process_left_incomplete_is_passed_over(checkpoint, pictures, out):
     assert run(checkpoint, pictures, "--out", out) == 0
-    lines = (out / "pictures.jsonl").read_text().splitlines(keepends=True)
-    (out / "pictures.jsonl").write_text("".join(lines[:3]))
-    (out / ".pictures.jsonl.00000").write_text(lines[2] + lines[3] + lines[4][:20])
+    lines = (out / "predictions.jsonl").read_text().splitlines(keepends=True)
+    (out / "predictions.jsonl").write_text("".join(lines[:3]))
+    (out / ".predictions.jsonl.00000").write_text(lines[2] + lines[3] + lines[4][:20])
     before = stamps(out)
     assert run(checkpoint, pictures, "--out", out) == 0
     assert sum(before[path] != stamp for path, stamp in stamps(out).items()) == 1
@@ -293,13 +298,13 @@ def test_another_model_is_not_mixed_with_earlier_results(checkpoint, pictures, o
 
 
 @pytest.mark.parametrize("kind", ["png", "parquet"])
-def test_a_picture_of_the_same_name_from_elsewhere_is_not_taken_for_done(
+def test_image_of_the_same_name_from_elsewhere_is_not_finished(
     checkpoint, pictures, out, tmp_path, kind, capsys
 ):
     assert run(checkpoint, pictures / "below", "--out", out, "--format", kind) == 0
     before = {path: path.read_bytes() for path in out.iterdir()}
     (tmp_path / "others").mkdir()
-    picture(40, 60, seed=7).save(tmp_path / "others" / "0.png")
+    make_image(40, 60, seed=7).save(tmp_path / "others" / "0.png")
     assert run(checkpoint, tmp_path / "others", "--out", out, "--format", kind) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"segformer: {out} ")
@@ -313,12 +318,12 @@ def test_the_rows_of_another_split_are_not_taken_for_done(checkpoint, out, tmp_p
     import datasets
 
     splits = {
-        name: datasets.Dataset.from_dict({"image": [picture(40, 60, seed=seed)]}) for seed, name in enumerate("ab")
+        name: datasets.Dataset.from_dict({"image": [make_image(40, 60, seed=seed)]}) for seed, name in enumerate("ab")
     }
     datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "data"))
     assert run(checkpoint, "--dataset", tmp_path / "data", "--split", "a", "--out", out) == 0
     assert run(checkpoint, "--dataset", tmp_path / "data", "--split", "b", "--out", out) == 1
-    assert "holds the labels of row 0, column image, split a of" in capsys.readouterr().err
+    assert "holds the prediction of row 0, column image, split a of" in capsys.readouterr().err
     assert run(checkpoint, "--dataset", tmp_path / "data", "--split", "a", "--out", out) == 0
 
 
@@ -334,8 +339,8 @@ def test_bad_rows_are_named_and_stop_nothing(checkpoint, pictures, out, tmp_path
     told = [each["error"] for each in json.loads((out / "summary.json").read_text())["failed"]]
     assert [error.split(" of ")[0] for error in told] == ["row 1", "row 2", "row 3", "row 4"]
     assert all("BytesIO" not in error for error in told)
-    assert len(label_files(out)) == 2
-    assert "4 pictures could not be labelled" in capsys.readouterr().err
+    assert len(mask_files(out)) == 2
+    assert "4 images could not be predicted" in capsys.readouterr().err
 
 
 def test_a_data_set_that_can_not_be_read_is_one_line(checkpoint, out, tmp_path, capsys):
@@ -348,19 +353,19 @@ def test_a_data_set_that_can_not_be_read_is_one_line(checkpoint, out, tmp_path, 
 def test_a_full_disk_is_one_line_and_what_was_finished_stays(checkpoint, pictures, out, capsys, monkeypatch):
     own, written = PngWriter.write, []
 
-    def write(self, name, *arguments):
+    def write(self, item, *arguments):
         if len(written) == 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{name}_labels.png")
-        written.append(name)
-        own(self, name, *arguments)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{item.name}_mask.png")
+        written.append(item.name)
+        own(self, item, *arguments)
 
-    monkeypatch.setattr("hf_segformer.inference.batch._NUM_WRITERS", 1)
+    monkeypatch.setattr(PngWriter, "num_threads", 1)
     monkeypatch.setattr(PngWriter, "write", write)
     assert run(checkpoint, pictures, "--out", out) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("segformer: ")
     assert "No space left on device" in error
-    assert len(label_files(out)) == 2
+    assert len(mask_files(out)) == 2
     before = stamps(out)
     monkeypatch.undo()
     assert run(checkpoint, pictures, "--out", out) == 0
@@ -369,8 +374,8 @@ def test_a_full_disk_is_one_line_and_what_was_finished_stays(checkpoint, picture
 
 
 @pytest.mark.parametrize("arguments", [[], ["--overlay"], ["--probabilities", "uint8"], ["--format", "parquet"]])
-def test_what_can_not_be_written_is_named(checkpoint, pictures, out, capsys, arguments):
-    picture(200, 300).save(pictures / "0.png")
+def test_unwritable_output_is_named(checkpoint, pictures, out, capsys, arguments):
+    make_image(200, 300).save(pictures / "0.png")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     assert run(checkpoint, pictures / "1.png", "--out", out) == 0  # all modules are read, and may have been written
     try:
@@ -384,7 +389,7 @@ def test_what_can_not_be_written_is_named(checkpoint, pictures, out, capsys, arg
     assert files(out / "2") == ["settings.json"]
 
 
-def test_a_file_that_fails_half_way_leaves_nothing(checkpoint, pictures, out, monkeypatch):
+def test_failed_write_leaves_nothing(checkpoint, pictures, out, monkeypatch):
     def fail(self, file, *_):
         Path(file).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "no space")
@@ -398,7 +403,7 @@ def test_ctrl_c_can_be_resumed(checkpoint, pictures, out, monkeypatch, capsys):
     own = SegFormerPredictor.predict
 
     def interrupt(self, batch, **others):
-        if (out / "0_labels.png").exists():
+        if (out / "0_mask.png").exists():
             raise KeyboardInterrupt
         return own(self, batch, **others)
 
@@ -426,14 +431,14 @@ def test_inputs_of_every_kind_keep_folders_in_their_names(pictures, tmp_path, ou
     assert names(f"@{tmp_path / 'list.txt'}") == ["3", "below/0"]
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfbelow/0.png\r\ncaf\xe9.png\n")
     assert names(f"@{tmp_path / 'list.txt'}") == ["below/0", os.fsdecode(b"caf\xe9")]
-    picture(40, 60).save(pictures / "a[1].png")
+    make_image(40, 60).save(pictures / "a[1].png")
     assert "a[1]" in names(pictures / "a[1].png")
 
 
-def test_results_below_the_pictures_are_not_labelled_again(checkpoint, pictures):
+def test_results_below_the_images_are_not_predicted(checkpoint, pictures):
     for _ in range(2):
         assert run(checkpoint, pictures, "--out", pictures / "below" / "labels") == 0
-    assert len(label_files(pictures / "below" / "labels")) == 5
+    assert len(mask_files(pictures / "below" / "labels")) == 5
 
 
 @pytest.mark.parametrize(
@@ -451,10 +456,10 @@ def test_results_below_the_pictures_are_not_labelled_again(checkpoint, pictures)
         ([], "give pictures"),
         (["pictures", "--dataset", "pictures"], "one of the two"),
         (["pictures", "--batch-size", "0"], "batch_size is 0"),
-        (["pictures", "--window", "7"], "--window is 7"),
+        (["pictures", "--sliding-window", "7"], "sliding_window is 7"),
         (["pictures", "--stride", "64"], "--stride is 64, but it is the step of a window"),
-        (["pictures", "--legend", "right"], "only an overlay has a legend"),
-        (["pictures", "--format", "parquet", "--overlay"], "label maps alone"),
+        (["pictures", "--legend", "right"], "expected an overlay to apply it to"),
+        (["pictures", "--format", "parquet", "--overlay"], "expected 'png' for overlays and probabilities"),
         (["pictures", "--device", "toaster"], "device is 'toaster'"),
         (["--dataset", "pictures", "--split", "test"], "has no split 'test': there are train"),
         (["--dataset", "pictures", "--column", "photo"], "has no column 'photo': there are image"),
@@ -466,7 +471,7 @@ def test_wrong_inputs_are_one_line_before_anything_is_written(
     monkeypatch.chdir(pictures.parent)
     for name in ("empty", "twins", "out"):
         (pictures.parent / name).mkdir()
-    picture(40, 60).save("twins/0.jpg")
+    make_image(40, 60).save("twins/0.jpg")
     assert run(checkpoint, *inputs, "--out", "out") == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("segformer: ")
@@ -486,37 +491,37 @@ def rows_of(folder):
     return [row for path in sorted(folder.glob("*.parquet")) for row in parquet.read_table(path).to_pylist()]
 
 
-def test_parquet_shards_hold_the_same_labels(checkpoint, pictures, out, tmp_path, monkeypatch, capsys):
+def test_parquet_shards_hold_the_same_masks(checkpoint, pictures, out, tmp_path, monkeypatch, capsys):
     from io import BytesIO
 
     (pictures / BAD).write_text("no picture")
     assert run(checkpoint, pictures, "--out", tmp_path / "png") == 1
-    monkeypatch.setattr("hf_segformer.inference.batch._SHARD_SIZE", 2)
+    monkeypatch.setattr("hf_segformer.inference.writers._SHARD_SIZE", 2)
     assert run(checkpoint, pictures, "--out", out, "--format", "parquet") == 1
     assert BAD in capsys.readouterr().err
     rows = rows_of(out)
     assert [row["name"] for row in rows] == ["0", "1", "2", "3", "below/0", "cut"]
-    assert rows[5]["labels"] is None
+    assert rows[5]["mask"] is None
     assert BAD in rows[5]["error"]
     for row in rows[:5]:
-        labels = pixels(BytesIO(row["labels"]))
-        expected = pixels(tmp_path / "png" / f"{row['name']}_labels.png")
+        labels = pixels(BytesIO(row["mask"]))
+        expected = pixels(tmp_path / "png" / f"{row['name']}_mask.png")
         assert labels.shape == (row["height"], row["width"])
         assert (labels != expected).mean() < 1e-3
         assert row["pixels"] == np.bincount(labels.ravel(), minlength=5).tolist()
     summary = json.loads((out / "summary.json").read_text())
-    assert (summary["pictures"], len(summary["failed"])) == (5, 1)
+    assert (summary["images"], len(summary["failed"])) == (5, 1)
     shards = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
     assert len(shards) == 3
-    (out / "labels-00001-of-00003.parquet").unlink()
+    (out / "masks-00001-of-00003.parquet").unlink()
     monkeypatch.undo()
     assert run(checkpoint, pictures, "--out", out, "--format", "parquet") == 1
     changed = [path.name for path, stamp in shards.items() if path.stat().st_mtime_ns != stamp]
-    assert changed == ["labels-00001-of-00003.parquet"]
+    assert changed == ["masks-00001-of-00003.parquet"]
     assert rows_of(out) == rows
     (pictures / BAD).unlink()
     assert run(checkpoint, pictures, "--out", out, "--format", "parquet") == 1
-    assert "other pictures" in capsys.readouterr().err
+    assert "other images" in capsys.readouterr().err
 
 
 def test_the_rows_of_a_data_set(checkpoint, pictures, out, tmp_path, capsys):
@@ -527,43 +532,43 @@ def test_the_rows_of_a_data_set(checkpoint, pictures, out, tmp_path, capsys):
     datasets.DatasetDict({"test": data}).save_to_disk(str(tmp_path / "data"))
     arguments = ["--dataset", tmp_path / "data", "--split", "test", "--column", "photo"]
     assert run(checkpoint, *arguments, "--out", out) == 0
-    assert [path.name for path in label_files(out)] == [f"{index:08d}_labels.png" for index in range(3)]
+    assert [path.name for path in mask_files(out)] == [f"{index:08d}_mask.png" for index in range(3)]
     assert run(checkpoint, *[pictures / f"{index}.png" for index in range(3)], "--out", out / "files") == 0
     for index in range(3):
-        found, expected = out / f"{index:08d}_labels.png", out / "files" / f"{index}_labels.png"
+        found, expected = out / f"{index:08d}_mask.png", out / "files" / f"{index}_mask.png"
         assert (pixels(found) != pixels(expected)).mean() < 1e-3
     assert DatasetSource(str(tmp_path / "data"), "test", "photo").call(InputItem("2", 2)).startswith("row 2 of")
 
 
 def geotiff(path, num_bands=3):
-    """A raster of 130x100 pixels."""
+    """Write a raster of 130x100 pixels."""
     tifffile = pytest.importorskip("tifffile")
-    bands = np.array(picture(130, 100, seed=3))[..., [0, 1, 2, 0, 1][:num_bands]]
+    bands = np.array(make_image(130, 100, seed=3))[..., [0, 1, 2, 0, 1][:num_bands]]
     tags = [(33550, "d", 3, (1.0, 1.0, 0.0), True), (33922, "d", 6, (0.0, 0.0, 0.0, 5.0, 7.0, 0.0), True)]
     layout = {"photometric": "rgb" if num_bands == 3 else "minisblack", "planarconfig": "contig"}
     tifffile.imwrite(path, bands, **layout, extratags=tags)
 
 
-def test_a_raster_is_labelled_by_windows_and_counted(checkpoint, pictures, out):
+def test_raster_is_predicted_by_tiles(checkpoint, pictures, out):
     pytest.importorskip("rasterio")
     geotiff(pictures / "scene.tif")
-    assert run(checkpoint, pictures, "--out", out, "--window", 96, "--stride", 64) == 0
-    with Image.open(out / "scene_labels.tif") as labels:
-        assert labels.size == (100, 130)
-    assert json.loads((out / "summary.json").read_text())["pictures"] == 6
-    stamp = (out / "scene_labels.tif").stat().st_mtime_ns
-    assert run(checkpoint, pictures, "--out", out, "--window", 96, "--stride", 64) == 0
-    assert (out / "scene_labels.tif").stat().st_mtime_ns == stamp
+    assert run(checkpoint, pictures, "--out", out, "--batch-size", 4) == 0
+    with Image.open(out / "scene_mask.tif") as mask:
+        assert mask.size == (100, 130)
+    assert json.loads((out / "summary.json").read_text())["images"] == 6
+    stamp = (out / "scene_mask.tif").stat().st_mtime_ns
+    assert run(checkpoint, pictures, "--out", out, "--batch-size", 4) == 0
+    assert (out / "scene_mask.tif").stat().st_mtime_ns == stamp
 
 
-def test_a_raster_shows_how_far_it_is_to_who_watches(checkpoint, pictures, out, monkeypatch, capsys):
+def test_progress_of_a_raster_counts_tiles(checkpoint, pictures, out, monkeypatch, capsys):
     pytest.importorskip("rasterio")
     geotiff(pictures / "scene.tif")
     assert run(checkpoint, pictures / "scene.tif", "--out", out) == 0
-    assert "labelling scene.tif" not in capsys.readouterr().err
+    assert "predict scene.tif" not in capsys.readouterr().err
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert run(checkpoint, pictures / "scene.tif", "--out", out / "2") == 0
-    assert "labelling scene.tif" in capsys.readouterr().err
+    assert "predict scene.tif" in capsys.readouterr().err
 
 
 def test_a_full_disk_stops_at_the_first_raster(checkpoint, pictures, out, capsys, monkeypatch):
@@ -577,9 +582,9 @@ def test_a_full_disk_stops_at_the_first_raster(checkpoint, pictures, out, capsys
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         yield
 
-    monkeypatch.setattr("hf_segformer.inference.large_image.label_bands", fill)
+    monkeypatch.setattr("hf_segformer.inference.large_image.segment_rows", fill)
     assert run(checkpoint, pictures, "--out", out) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == f"segformer: {out / 'a_labels.tif'}: No space left on device"
+    assert capsys.readouterr().err.splitlines()[-1] == f"segformer: {out / 'a_mask.tif'}: No space left on device"
     assert len(began) == 1
     monkeypatch.undo()
     assert run(checkpoint, pictures, "--out", out) == 0
@@ -591,13 +596,7 @@ def test_rasters_go_into_no_shard_and_wrong_ones_are_named_once(checkpoint, pict
     assert run(checkpoint, pictures, "--out", out, "--format", "parquet") == 1
     [failed] = json.loads((out / "summary.json").read_text())["failed"]
     assert (
-        failed["error"] == f"{pictures / 'scene.tif'} is a raster or damaged, and goes into no Parquet shard: take png"
-    )
-    assert run(checkpoint, pictures, "--out", out / "3", "--window", 100) == 1
-    [failed] = json.loads((out / "3" / "summary.json").read_text())["failed"]
-    assert (
-        "scene.tif: a window of 100 in steps of 64 does not do: tile is 100, but it must be a multiple"
-        in failed["error"]
+        failed["error"] == f"{pictures / 'scene.tif'} is a raster or damaged; expected an image for --format parquet, choose --format png"
     )
     geotiff(pictures / "scene.tif", num_bands=5)
     assert run(checkpoint, pictures, "--out", out / "2") == 1
@@ -606,7 +605,7 @@ def test_rasters_go_into_no_shard_and_wrong_ones_are_named_once(checkpoint, pict
 
 
 def without_memory(monkeypatch, error, height):
-    """As if pictures of this height did not fit into memory."""
+    """Raise the error for images of this height."""
     own = SegFormerForSemanticSegmentation.forward
 
     def forward(self, pixel_values, **others):
@@ -624,35 +623,34 @@ def without_memory(monkeypatch, error, height):
         torch.OutOfMemoryError("CUDA out of memory"),
     ],
 )
-def test_too_little_memory_is_one_picture_s_failure_or_one_line(checkpoint, pictures, out, capsys, monkeypatch, error):
+def test_out_of_memory_is_one_failure_or_one_line(checkpoint, pictures, out, capsys, monkeypatch, error):
     without_memory(monkeypatch, error, 50)
     assert run(checkpoint, pictures, "--out", out) == 1
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told == "segformer: there is not enough memory for 2 pictures of 50x36 at once: give a smaller batch size"
+    assert told == "segformer: 2 images of 50x36 at once do not fit into memory: set a smaller batch size"
     assert run(checkpoint, pictures, "--out", out, "--batch-size", 1) == 1
-    assert "1.png: there is not enough memory for 50x36 pixels at once: slide a window" in capsys.readouterr().err
-    assert len(label_files(out)) == 3
+    assert "1.png: 50x36 pixels at once do not fit into memory: set sliding_window" in capsys.readouterr().err
+    assert len(mask_files(out)) == 3
 
 
-def test_other_runtime_errors_are_no_lack_of_memory(checkpoint, pictures, out, monkeypatch):
+def test_other_runtime_errors_are_not_out_of_memory(checkpoint, pictures, out, monkeypatch):
     without_memory(monkeypatch, RuntimeError("a defect"), 50)
     with pytest.raises(RuntimeError, match="a defect"):
         run(checkpoint, pictures, "--out", out)
 
 
-def test_the_same_from_python(pictures, out):
-    predictor = SegFormerPredictor(lively(), SegFormerImageProcessor(do_resize=False), batch_size=2)
+def test_predict_batch_from_python(pictures, out):
+    predictor = SegFormerPredictor(lively(), SegFormerImageProcessor(do_resize=False), InferenceOptions(batch_size=2))
     report = predict_batch(predictor, FileSource([str(pictures)], out), out, progress=False)
-    assert (report.num_pictures, report.failed, report.num_before) == (5, [], 0)
+    assert (report.num_images, report.failed, report.num_resumed) == (5, [], 0)
     assert sum(report.pixels.values()) == 3 * 40 * 60 + 2 * 50 * 36
 
 
-# The command, which dies at its fifth label map with half of it written if it is told to.
+# The command; its first argument "dies" kills it at its fifth mask, with half of it written.
 PROGRAM = """
 import os, signal, sys
 from hf_segformer.cli import main as cli
-from hf_segformer.inference import writers as label_outputs
-from hf_segformer.inference import batch as labelling
+from hf_segformer.inference import writers
 
 class Half:
     def save(self, file, kind):
@@ -663,10 +661,10 @@ def segmentation_to_png(*arguments):
     number.append(1)
     return Half() if len(number) == 5 else own(*arguments)
 
-own, number = label_outputs.segmentation_to_png, []
-labelling._SHARD_SIZE = 3
+own, number = writers.segmentation_to_png, []
+writers._SHARD_SIZE = 3
 if sys.argv[1] == "dies":
-    label_outputs.segmentation_to_png = segmentation_to_png
+    writers.segmentation_to_png = segmentation_to_png
 sys.exit(cli.main(["predict", *sys.argv[2:]]))
 """
 
@@ -678,20 +676,20 @@ def launched(folder, word, *arguments):
 
 
 def many(folder):
-    """Twelve pictures, and a file that is none."""
+    """Write twelve images and a file that is none."""
     folder.mkdir()
     for index in range(12):
-        picture(40, 60, seed=index).save(folder / f"{index:02d}.png")
+        make_image(40, 60, seed=index).save(folder / f"{index:02d}.png")
     (folder / BAD).write_text("no picture")
     return folder
 
 
 def assert_one_failed(job, out):
     assert job.returncode == 1, job.stderr
-    assert job.stderr.count("segformer: 1 picture could not be labelled") == 1, job.stderr
+    assert job.stderr.count("segformer: 1 image could not be predicted") == 1, job.stderr
     assert BAD in job.stderr
     summary = json.loads((out / "summary.json").read_text())
-    assert (summary["pictures"], [each["name"] for each in summary["failed"]]) == (12, ["cut"])
+    assert (summary["images"], [each["name"] for each in summary["failed"]]) == (12, ["cut"])
     assert sum(each["pixels"] for each in summary["classes"]) == 12 * 40 * 60
     assert not list(out.glob(".*"))
 
@@ -707,20 +705,20 @@ def test_two_processes_that_are_killed_in_the_middle_go_on_and_leave_what_one_le
     before = stamps(out)
     assert 3 <= len(before) < 12  # the other process goes on until it is ended
     assert not (out / "summary.json").exists()
-    assert any(path.read_bytes() == b"half" for path in out.glob(".*_labels.png.partial"))
-    assert_labels_of_evaluation(checkpoint, pictures, out)
+    assert any(path.read_bytes() == b"half" for path in out.glob(".*_mask.png.*.partial"))
+    assert_predictions_of_evaluation(checkpoint, pictures, out)
     job = launched(tmp_path, "lives", checkpoint, pictures, "--out", out)
     assert_one_failed(job, out)
-    assert f"12 pictures labelled in {out}, {len(before)} of them before" in job.stdout
+    assert f"12 images predicted in {out}, {len(before)} of them by earlier runs" in job.stdout
     assert before.items() <= stamps(out).items()
-    assert_labels_of_evaluation(checkpoint, pictures, out)
+    assert_predictions_of_evaluation(checkpoint, pictures, out)
     summed(out)
 
 
 @needs_processes
 def test_shards_that_one_process_began_are_finished_by_two(checkpoint, tmp_path, monkeypatch):
     pictures, out = many(tmp_path / "pictures"), tmp_path / "out"
-    monkeypatch.setattr("hf_segformer.inference.batch._SHARD_SIZE", 3)
+    monkeypatch.setattr("hf_segformer.inference.writers._SHARD_SIZE", 3)
     own = SegFormerPredictor.predict
 
     def interrupt(self, batch, **others):
@@ -739,3 +737,147 @@ def test_shards_that_one_process_began_are_finished_by_two(checkpoint, tmp_path,
     assert len(after) == 5
     assert before.items() <= after.items()
     assert [row["name"] for row in rows_of(out)] == [*(f"{index:02d}" for index in range(12)), "cut"]
+
+
+def small_predictor(**options):
+    return SegFormerPredictor(lively(), SegFormerImageProcessor(do_resize=False), InferenceOptions(**options))
+
+
+def predict_folder(folder, out, outputs=None, **options):
+    return predict_batch(small_predictor(**options), FileSource([str(folder)], out), out, outputs, progress=False)
+
+
+def test_tiles_of_a_raster_are_those_of_the_options(pictures, out, monkeypatch):
+    pytest.importorskip("rasterio")
+    geotiff(pictures / "scene.tif")
+    monkeypatch.setattr("hf_segformer.inference.batch.segment_raster", wrapped := Recorder(segment_raster))
+    predict_folder(pictures / "scene.tif", out, tile_size=96, tile_overlap=32)
+    assert (wrapped.result["tiles"], wrapped.result["tile_size"]) == (4, 96)
+
+
+class Recorder:
+    """A function whose last result is kept."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, *arguments, **keywords):
+        self.result = self.function(*arguments, **keywords)
+        return self.result
+
+
+def test_overlay_and_probabilities_of_a_raster_are_refused_by_name(pictures, out):
+    pytest.importorskip("rasterio")
+    geotiff(pictures / "scene.tif")
+    report = predict_folder(pictures, out, Outputs(overlay=True, probabilities="uint8"))
+    assert report.num_images == 5
+    [failed] = report.failed
+    assert failed["name"] == "scene"
+    assert "--overlay and --probabilities cannot be written for a raster" in failed["error"]
+    assert not (out / "scene_mask.tif").exists()
+
+
+def test_skipped_files_are_counted(pictures, out, checkpoint, capsys):
+    for name in ("a.dcm", "b.dcm", "notes.txt", "README"):
+        (pictures / name).write_text("no image")
+    report = predict_folder(pictures, out)
+    assert report.skipped == {".dcm": 2, ".txt": 1, "": 1}
+    assert report.format_skipped() == "4 files skipped that are no images: 1 without suffix, 2 .dcm, 1 .txt"
+    assert json.loads((out / "summary.json").read_text())["skipped"] == report.skipped
+    assert run(checkpoint, pictures, "--out", out / "2") == 0
+    assert "4 files skipped" in capsys.readouterr().out
+
+
+def test_shares_have_one_denominator_and_lines_are_sorted(pictures, out):
+    pytest.importorskip("rasterio")
+    import rasterio
+
+    values = np.array(make_image(130, 100, seed=3)).transpose(2, 0, 1).copy()
+    values[:, :, :40] = 0
+    profile = {"driver": "GTiff", "count": 3, "height": 130, "width": 100, "dtype": "uint8", "nodata": 0}
+    profile |= {"crs": "EPSG:32633", "transform": rasterio.Affine(0.5, 0, 5e5, 0, -0.5, 5e6)}
+    for name in ("a", "z"):
+        with rasterio.open(pictures / f"{name}.tif", "w", **profile) as file:
+            file.write(values)
+    report = predict_folder(pictures, out)
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == ["0", "1", "2", "3", "a", "below/0", "z"]
+    raster = lines[4]
+    assert sum(raster["pixels"].values()) < 130 * 100  # some pixels hold no data
+    totals = dict.fromkeys(report.pixels, 0)
+    for line in lines:
+        assert sum(line["share"].values()) == pytest.approx(1, abs=1e-5)
+        for name, count in line["pixels"].items():
+            totals[name] += count
+    summary = json.loads((out / "summary.json").read_text())
+    assert {each["name"]: each["pixels"] for each in summary["classes"]} == totals
+    assert sum(each["share"] for each in summary["classes"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_classes_are_left_clear_in_overlays(pictures, out):
+    predictor = small_predictor()
+    chosen = predictor.names[0]
+    for folder, clear in (("all", ()), ("clear", (chosen,))):
+        source = FileSource([str(pictures / "0.png")], out)
+        predict_batch(predictor, source, out / folder, Outputs(overlay=True, clear=clear), progress=False)
+    mask, image = pixels(out / "all" / "0_mask.png"), pixels(pictures / "0.png")
+    with Image.open(out / "clear" / "0_overlay.png") as overlay:
+        clear = np.asarray(overlay)
+    assert (clear[mask == 0] == image[mask == 0]).all()
+    assert (clear[mask != 0] == pixels(out / "all" / "0_overlay.png")[mask != 0]).all()
+    assert (clear[mask != 0] != image[mask != 0]).any()
+    with pytest.raises(ValueError, match="clear has 'sea'; expected names of the model's classes: LABEL_0"):
+        predict_folder(pictures, out / "3", Outputs(overlay=True, clear=("sea",)))
+    with pytest.raises(ValueError, match="expected an overlay"):
+        Outputs(clear=("sea",))
+
+
+def test_one_job_at_a_time_writes_to_a_folder(pictures, out):
+    out.mkdir()
+    with locked_folder(out, "a test"), pytest.raises(ValueError, match=rf"is in use by a test of process {os.getpid()}"):
+        predict_folder(pictures, out)
+    assert predict_folder(pictures, out).num_images == 5
+    assert not list(out.glob(".*"))
+
+
+def test_stale_locks_are_taken_over(out):
+    out.mkdir()
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    here = {"job": "x", "user": "u", "host": socket.gethostname(), "pid": int(dead.stdout), "born": None, "began": "t"}
+    (out / LOCK).write_text(json.dumps(here))
+    with locked_folder(out, "a test"):
+        assert json.loads((out / LOCK).read_text())["pid"] == os.getpid()
+    other = {**here, "host": "elsewhere"}
+    (out / LOCK).write_text(json.dumps(other))
+    with pytest.raises(ValueError, match="of u on elsewhere, since t"), locked_folder(out, "a test"):
+        pass
+    os.utime(out / LOCK, (0, 0))
+    with locked_folder(out, "a test"):
+        pass
+    reused = {**here, "pid": os.getpid(), "born": "1"}  # of a process before this one with the same number
+    (out / LOCK).write_text(json.dumps(reused))
+    with locked_folder(out, "a test"):
+        pass
+    assert not (out / LOCK).exists()
+
+
+def test_two_writers_of_one_file_do_not_share_a_partial_file(tmp_path):
+    target = tmp_path / "a.txt"
+    with atomic_write(target) as first, atomic_write(target) as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert target.read_text() == "first"  # whose block ends last
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    with atomic_write(tmp_path / ("x" * 250)) as partial:
+        partial.write_text("a name as long as the file system takes")
+    assert (tmp_path / ("x" * 250)).exists()
+
+
+def test_progress_prints_a_line_a_minute_into_a_log(monkeypatch, capsys):
+    now = iter([0.0, 30.0, 61.0, 61.0, 70.0])
+    monkeypatch.setattr("hf_segformer.progress.time.monotonic", lambda: next(now))
+    with Progress("predict", 10, "tiles") as progress:
+        for _ in range(3):
+            progress.update(2)
+    assert capsys.readouterr().err == "predict: 4 of 10 tiles, 0.07 tiles/s, 01:31 left\n"

@@ -1,4 +1,4 @@
-"""Tiling: every pixel once, weights that sum to one, bands that equal the whole, and a strip that stays small."""
+"""Tiling: every pixel once, weights that sum to one, strips that equal the whole map, bounded memory."""
 
 from itertools import pairwise
 
@@ -10,13 +10,20 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
-from hf_segformer.inference.tiling import Tiling, Window, blend, blending_weights, label_bands
+from hf_segformer.config import InferenceOptions
+from hf_segformer.inference.tiling import Tile, blend, blending_weights, count_tiles, segment_rows, tile_spans
 from hf_segformer.upsampling_segformer import upsample_argmax
 from tests.support.tiny import TINY
 
 K = 3
+
+
+def tiles_of(size, overlap):
+    return InferenceOptions(tile_size=size, tile_overlap=overlap)
+
+
 tilings = st.integers(2, 6).flatmap(
-    lambda steps: st.integers(0, steps - 1).map(lambda shared: Tiling(32 * steps, 32 * shared))
+    lambda steps: st.integers(0, steps - 1).map(lambda shared: tiles_of(32 * steps, 32 * shared))
 )
 sides = st.integers(1, 420)
 fast = settings(max_examples=40, deadline=None)
@@ -27,13 +34,13 @@ def grid_of(height, width, num_classes=K):
 
 
 def parts_of(grid):
-    """A network that sees everything: a window's logits are those of the whole grid."""
+    """Logits of tiles that are those of the whole grid."""
 
-    def logits_of(windows):
+    def logits_of(tiles):
         return torch.stack(
             [
                 grid[:, top // 4 : -(-(top + height) // 4), left // 4 : -(-(left + width) // 4)]
-                for top, left, height, width in windows
+                for top, left, height, width in tiles
             ]
         )
 
@@ -41,7 +48,7 @@ def parts_of(grid):
 
 
 def blended(height, width, tiling, logits_of, batch_size=1, num_classes=K):
-    """The whole grid from its blocks; what no block gave is NaN, what two gave is an error."""
+    """Whole grid from its blocks, which must not overlap; missing cells are NaN."""
     whole = torch.full((num_classes, -(-height // 4), -(-width // 4)), torch.nan)
     for block in blend(height, width, tiling, logits_of, batch_size):
         here = slice(block.rows.start, block.rows.stop), slice(block.columns.start, block.columns.stop)
@@ -51,41 +58,41 @@ def blended(height, width, tiling, logits_of, batch_size=1, num_classes=K):
     return whole
 
 
-def labels_of(height, width, tiling, logits_of, **others):
-    """The label map from its bands, which must follow each other."""
-    bands = []
-    for top, labels in label_bands(height, width, tiling, logits_of, **others):
-        assert top == sum(map(len, bands))
-        bands.append(labels.copy())
-    return np.concatenate(bands)
+def segmentation_of(height, width, tiling, logits_of, **others):
+    """Segmentation map from its strips, which must follow each other."""
+    strips = []
+    for top, classes in segment_rows(height, width, tiling, logits_of, **others):
+        assert top == sum(map(len, strips))
+        strips.append(classes.copy())
+    return np.concatenate(strips)
 
 
 @fast
 @given(tiling=tilings, length=st.integers(1, 3000))
-def test_windows_cover_a_side_on_one_grid(tiling, length):
-    spans = tiling.spans(length)
+def test_tiles_cover_a_side_on_one_grid(tiling, length):
+    spans = tile_spans(length, tiling)
     assert spans[0][0] == 0
     assert spans[-1][1] == length
     for first, second in pairwise(spans):
-        assert first[0] < second[0] <= first[1] - tiling.overlap
-    assert all(start % 32 == 0 and stop - start <= tiling.tile for start, stop in spans)
-    if length > tiling.tile:  # no sliver, which would see next to nothing
-        assert all(stop - start > tiling.tile - 32 for start, stop in spans)
+        assert first[0] < second[0] <= first[1] - tiling.tile_overlap
+    assert all(start % 32 == 0 and stop - start <= tiling.tile_size for start, stop in spans)
+    if length > tiling.tile_size:  # no sliver, which would see next to nothing
+        assert all(stop - start > tiling.tile_size - 32 for start, stop in spans)
 
 
 @fast
 @given(tiling=tilings, length=st.integers(1, 3000))
-def test_there_are_no_more_windows_than_the_overlap_asks_for(tiling, length):
-    stride = tiling.tile - tiling.overlap
-    beyond = max(-(-(length - tiling.tile) // 32) * 32, 0)
-    assert len(tiling.spans(length)) == 1 + -(-beyond // stride)
-    assert tiling.num_windows(length, tiling.tile) == len(tiling.spans(length))
+def test_number_of_tiles_is_the_least_for_the_overlap(tiling, length):
+    stride = tiling.tile_size - tiling.tile_overlap
+    beyond = max(-(-(length - tiling.tile_size) // 32) * 32, 0)
+    assert len(tile_spans(length, tiling)) == 1 + -(-beyond // stride)
+    assert count_tiles(length, tiling.tile_size, tiling) == len(tile_spans(length, tiling))
 
 
 @fast
 @given(tiling=tilings, length=st.integers(1, 3000))
 def test_weights_sum_to_one_fall_to_the_edges_and_are_never_zero(tiling, length):
-    spans = [(start // 4, -(-stop // 4)) for start, stop in tiling.spans(length)]
+    spans = [(start // 4, -(-stop // 4)) for start, stop in tile_spans(length, tiling)]
     weights = blending_weights(spans)
     total = torch.zeros(spans[-1][1])
     for (first, end), each in zip(spans, weights, strict=True):
@@ -96,7 +103,7 @@ def test_weights_sum_to_one_fall_to_the_edges_and_are_never_zero(tiling, length)
     assert weights[-1][-1] == 1
 
 
-def test_weights_are_linear_where_two_windows_overlap():
+def test_weights_are_linear_where_two_tiles_overlap():
     first, second = blending_weights([(0, 16), (8, 24)])
     torch.testing.assert_close(first[8:], torch.arange(15, 0, -2) / 16)
     torch.testing.assert_close(second[:8], torch.arange(1, 16, 2) / 16)
@@ -114,10 +121,10 @@ def test_blended_parts_of_a_grid_are_the_grid(tiling, height, width, batch_size)
 
 @fast
 @given(tiling=tilings, height=sides, width=sides)
-def test_labels_by_bands_are_those_of_the_whole_grid_upsampled_by_four(tiling, height, width):
+def test_strips_equal_the_whole_grid_upsampled_by_four(tiling, height, width):
     grid = grid_of(height, width)
     expected = upsample_argmax(grid[None], (4 * grid.shape[1], 4 * grid.shape[2]))[0, :height, :width]
-    found = labels_of(height, width, tiling, parts_of(grid))
+    found = segmentation_of(height, width, tiling, parts_of(grid))
     assert found.shape == (height, width)
     assert found.dtype == np.uint8
     assert (found != expected.numpy()).mean() < 1e-4  # sums of float32 weights, where two classes are nearly equal
@@ -127,50 +134,34 @@ def test_a_block_is_upsampled_in_pieces_that_fit(monkeypatch):
     monkeypatch.setattr("hf_segformer.inference.tiling._UPSAMPLED_SIZE", 16 * 5 * 300)
     grid = grid_of(230, 300)
     expected = upsample_argmax(grid[None], (4 * 58, 300))[0, :230]
-    assert (labels_of(230, 300, Tiling(128, 32), parts_of(grid)) != expected.numpy()).mean() < 1e-4
+    assert (segmentation_of(230, 300, tiles_of(128, 32), parts_of(grid)) != expected.numpy()).mean() < 1e-4
 
 
-def test_binary_and_wide_labels():
+def test_binary_and_wide_segmentation():
     one = grid_of(90, 150, num_classes=1)
     expected = upsample_argmax(one[None], (92, 152))[0, :90, :150]
-    assert (labels_of(90, 150, Tiling(64, 32), parts_of(one)) == expected.numpy()).all()
+    assert (segmentation_of(90, 150, tiles_of(64, 32), parts_of(one)) == expected.numpy()).all()
     many = grid_of(90, 150, num_classes=300)
-    assert labels_of(90, 150, Tiling(64, 0), parts_of(many), dtype=np.uint16).max() > 255
+    assert segmentation_of(90, 150, tiles_of(64, 0), parts_of(many), dtype=np.uint16).max() > 255
 
 
-def test_windows_of_a_batch_have_one_size_and_are_neighbours():
+def test_tiles_of_a_batch_have_one_size_and_are_neighbours():
     asked = []
     grid = grid_of(200, 300)
 
-    def logits_of(windows):
-        asked.append(list(windows))
-        return parts_of(grid)(windows)
+    def logits_of(tiles):
+        asked.append(list(tiles))
+        return parts_of(grid)(tiles)
 
-    labels_of(200, 300, Tiling(128, 32), logits_of, batch_size=2)
-    assert [[window.left for window in windows] for windows in asked] == [[0, 96], [192]] * 2
-    assert asked[0][0] == Window(0, 0, 128, 128)
-    assert asked[-1][0] == Window(96, 192, 104, 108)
-    assert all(len({window[2:] for window in windows}) == 1 for windows in asked)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ((100, 0), "tile is 100, but it must be a multiple of 32"),
-        ((32, 0), "tile is 32"),
-        ((128.0, 0), "tile is 128.0"),
-        ((128, 16), "overlap is 16, but it must be a multiple of 32 pixels, from 0 to 96"),
-        ((128, 128), "overlap is 128"),
-        ((128, -32), "overlap is -32"),
-    ],
-)
-def test_wrong_tilings_are_told(arguments, words):
-    with pytest.raises(ValueError, match=words):
-        Tiling(*arguments)
+    segmentation_of(200, 300, tiles_of(128, 32), logits_of, batch_size=2)
+    assert [[tile.left for tile in tiles] for tiles in asked] == [[0, 96], [192]] * 2
+    assert asked[0][0] == Tile(0, 0, 128, 128)
+    assert asked[-1][0] == Tile(96, 192, 104, 108)
+    assert all(len({tile[2:] for tile in tiles}) == 1 for tiles in asked)
 
 
 class Largest(TorchDispatchMode):
-    """The largest tensor that any operation gives, in numbers."""
+    """Size of the largest tensor that any operation returns, in numbers."""
 
     def __init__(self):
         super().__init__()
@@ -185,26 +176,26 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("overlap", [0, 32])
 def test_no_tensor_grows_with_the_height_and_only_the_seam_with_the_width(overlap):
-    tiling, num_classes = Tiling(64, overlap), 7
+    tiling, num_classes = tiles_of(64, overlap), 7
 
-    def noise(windows):
-        _, _, height, width = windows[0]
-        return torch.randn(len(windows), num_classes, -(-height // 4), -(-width // 4))
+    def noise(tiles):
+        _, _, height, width = tiles[0]
+        return torch.randn(len(tiles), num_classes, -(-height // 4), -(-width // 4))
 
     def largest(height, width):
         with Largest() as mode:
-            for _ in label_bands(height, width, tiling, noise):
+            for _ in segment_rows(height, width, tiling, noise):
                 pass
         return mode.size
 
-    window = num_classes * (64 + 4) ** 2  # one window at full size, with a cell around, in the plain `upsample_argmax`
-    assert largest(448, 192) == largest(1600, 192) < 2 * window
+    tile = num_classes * (64 + 4) ** 2  # one tile at full size, with a cell around, in the reference of `upsample_argmax`
+    assert largest(448, 192) == largest(1600, 192) < 2 * tile
     seam = num_classes * (overlap // 4 + 8 + 2) * (8000 // 4)
-    assert largest(200, 8000) <= max(seam, 2 * window) < num_classes * 16 * 2000 * 2
+    assert largest(200, 8000) <= max(seam, 2 * tile) < num_classes * 16 * 2000 * 2
 
 
 def without_attention(depths=(1, 1, 1, 1)):
-    """A network that sees no farther than its convolutions: attention adds nothing to the tokens."""
+    """Network whose attention adds nothing to the tokens, so that only its convolutions see other pixels."""
     torch.manual_seed(1)
     model = SegFormerForSemanticSegmentation(SegFormerConfig(**{**TINY, "depths": list(depths)}, num_labels=K)).eval()
     with torch.no_grad():
@@ -217,17 +208,17 @@ def without_attention(depths=(1, 1, 1, 1)):
 
 
 def test_tiled_logits_are_the_whole_ones_away_from_edges():
-    model, side, reach = without_attention(), 640, 128  # pixels that an edge is seen from, through all stages
-    tiling = Tiling(352, 64)
+    model, side, reach = without_attention(), 640, 128  # pixels from which an edge is visible, through all stages
+    tiling = tiles_of(352, 64)
     pixels = torch.randn(1, 3, side, side - 32)
-    columns, rows = (tiling.spans(length) for length in (side - 32, side))
+    columns, rows = (tile_spans(length, tiling) for length in (side - 32, side))
     assert rows == [(0, 352), (288, 640)]
     assert columns == [(0, 352), (256, 608)]
     with torch.no_grad():
         whole = model(pixels).logits[0]
 
-        def logits_of(windows):
-            return torch.cat([model(pixels[:, :, t : t + h, left : left + w]).logits for t, left, h, w in windows])
+        def logits_of(tiles):
+            return torch.cat([model(pixels[:, :, t : t + h, left : left + w]).logits for t, left, h, w in tiles])
 
         difference = (blended(side, side - 32, tiling, logits_of) - whole).abs().amax(0) / whole.abs().max()
     far_rows, far_columns = (
@@ -241,7 +232,7 @@ def test_tiled_logits_are_the_whole_ones_away_from_edges():
 
 
 def distance(place, spans):
-    """Of a pixel to the nearest edge, other than the image's, of the windows that see it."""
+    """Distance of a pixel from the nearest edge, other than the image's, of the tiles that see it."""
     end = spans[-1][1]
     edges = [edge for span in spans if span[0] <= place < span[1] for edge in span if edge not in (0, end)]
     return min((abs(place - edge) for edge in edges), default=end)

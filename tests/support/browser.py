@@ -46,7 +46,7 @@ class Page:
         self.driver, self.downloads = driver, downloads
 
     def open(self, address: str) -> None:
-        """Load it, and wait until it takes pictures."""
+        """Load it, and wait until it takes images."""
         self.driver.get(address)
         self.wait(lambda: self.find("#upload input[type=file]"), "the page's upload")
 
@@ -73,7 +73,7 @@ class Page:
 
     def source(self) -> str:
         """The address of the overlay that is shown; empty before the first."""
-        shown = self.find("#picture img")
+        shown = self.find("#image img")
         return shown[0].get_attribute("src") if shown else ""
 
     def changed(self, before: str) -> Image.Image:

@@ -20,7 +20,7 @@ from transformers import TrainingArguments
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.config import AugmentationConfig
 from hf_segformer.data.transforms import EvalDataset, TrainDataset, collate
-from hf_segformer.evaluation.metrics import SegmentationMetrics, predict_labels
+from hf_segformer.evaluation.metrics import SegmentationMetrics
 from hf_segformer.training.resume import newest_whole_checkpoint
 from hf_segformer.training.trainer import SegFormerTrainer
 from tests.support.tiny import TINY
@@ -72,6 +72,7 @@ def tiny_trainer(folder, chance, **arguments):
         "remove_unused_columns": False,
         "batch_eval_metrics": True,
     }
+    metrics = SegmentationMetrics(NAMES)
     augmentation = AugmentationConfig(crop_size=32, scale=[1.0, 1.2], max_class_share=1.0)
     return SegFormerTrainer(
         model,
@@ -79,8 +80,8 @@ def tiny_trainer(folder, chance, **arguments):
         data_collator=collate,
         train_dataset=TrainDataset(rows(12), augmentation, processor, seed=0),
         eval_dataset=EvalDataset(rows(5), processor),
-        compute_metrics=SegmentationMetrics(NAMES),
-        preprocess_logits_for_metrics=predict_labels,
+        compute_metrics=metrics,
+        preprocess_logits_for_metrics=metrics.preprocess_logits,
     )
 
 

@@ -65,7 +65,7 @@ def test_lists_are_written_as_in_toml(literal, value):
         ("loss.dise=1.0", "did you mean 'loss.dice'"),
         ("loss.class_weights=3", "but it must be list"),
         ("optimizer.head_lr=10", "did you mean 'optimizer.head_lr_multiplier'"),
-        ("evaluation.windows=512", "did you mean 'evaluation.window'"),
+        ("evaluation.sliding_windows=512", "did you mean 'evaluation.sliding_window'"),
         ("trainer.max_steps=0", "trainer.max_steps is 0"),
         ("trainer.per_device_train_batch_size=0", "trainer.per_device_train_batch_size is 0"),
         ("trainer.dataloader_num_workers=-1", "trainer.dataloader_num_workers is -1"),

@@ -101,7 +101,7 @@ def test_pictures_are_varied_and_evaluated_as_in_the_paper(read, data, variant):
     assert augmentation.scale == [0.5, 2.0]
     assert (augmentation.max_class_share, augmentation.flip, augmentation.distortion) == (0.75, 0.5, 1.0)
     assert recipe.data.eval_size == side
-    window = (recipe.evaluation.window, recipe.evaluation.stride)
+    window = (recipe.evaluation.sliding_window, recipe.evaluation.stride)
     assert window == ((1024, 768) if data == "cityscapes" else (0, 0))
     assert not recipe.evaluation.flip
 

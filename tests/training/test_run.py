@@ -21,7 +21,7 @@ from transformers import AutoModelForSemanticSegmentation
 import hf_segformer.training.run
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.data.transforms import TrainDataset
-from hf_segformer.evaluation.metrics import MeanIoU
+from hf_segformer.evaluation.mean_iou import MeanIoU
 from hf_segformer.training.data import load_data
 from hf_segformer.training.data_recipe import DataRecipe
 from hf_segformer.training.resume import find_defect, newest_whole_checkpoint

@@ -116,14 +116,18 @@ def draw_inspection(inspection: Inspection, names: Sequence[str], palette: Seque
         ("second most probable class", colorize(inspection.runner_up, palette).resize(size)),
         (f"uncertainty, at most {float(inspection.uncertainty.max()):.2f}", heat.resize(size)),
     ]
-    pale = image.convert("L").convert("RGB").resize(size)
     for stage, weights in enumerate(inspection.attention, start=1):
-        warm = _heat(weights / max(float(weights.max()), 1e-12)).resize(size, Image.Resampling.BILINEAR)
-        panels.append((f"attention of the pixel, stage {stage}", _with_mark(Image.blend(pale, warm, 0.65), mark)))
+        panels.append((f"attention of the pixel, stage {stage}", _with_mark(_attention_panel(image, weights), mark)))
     for stage, components in enumerate(inspection.components, start=1):
         colors = Image.fromarray((255 * components).round().astype(np.uint8))
         panels.append((f"features, stage {stage}", colors.resize(size, Image.Resampling.NEAREST)))
-    return with_legend(_grid(panels, 4), inspection.prediction, names, palette, "below")
+    grid = _grid(panels, 4)
+    # Below a strip, since letters grow with the image that a legend is for.
+    legend = with_legend(Image.new("RGB", (grid.width, 1), _PAPER), inspection.prediction, names, palette, "below")
+    canvas = Image.new("RGB", (max(grid.width, legend.width), grid.height + legend.height), _PAPER)
+    canvas.paste(grid, (0, 0))
+    canvas.paste(legend, (0, grid.height))
+    return canvas
 
 
 def relative_entropy(probabilities: Tensor) -> Tensor:
@@ -230,6 +234,17 @@ def _heat(shares: np.ndarray) -> Image.Image:
     stops = np.linspace(0, 1, len(_HEAT))
     bands = [np.interp(shares, stops, band) for band in zip(*_HEAT, strict=True)]
     return Image.fromarray(np.stack(bands, axis=-1).round().astype(np.uint8))
+
+
+def _attention_panel(image: Image.Image, weights: np.ndarray) -> Image.Image:
+    """The pale image with heat over it, the more opaque the larger the weight."""
+    size = _panel_size(image)
+    shares = Image.fromarray((weights / max(float(weights.max()), 1e-12)).astype(np.float32))
+    shares = np.asarray(shares.resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
+    pale = 110 + np.asarray(image.convert("L").resize(size)).astype(np.float64)[..., None] * (145 / 255)
+    opacity = 0.9 * np.sqrt(shares)[..., None]
+    warm = np.asarray(_heat(0.25 + 0.6 * shares), dtype=np.float64)
+    return Image.fromarray((opacity * warm + (1 - opacity) * pale).round().astype(np.uint8))
 
 
 def _with_mark(panel: Image.Image, mark: tuple[int, int]) -> Image.Image:

@@ -30,8 +30,8 @@ p { margin: 4px 0 12px; }
 .faint { color: var(--faint); font-size: 14px; }
 section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 20px 22px;
   margin: 18px 0; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(126px, 1fr)); gap: 12px; margin: 20px 0; }
-.card { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(136px, 1fr)); gap: 12px; margin: 20px 0; }
+.card { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 14px 12px; }
 .card .name { color: var(--faint); font-size: 13px; }
 img.narrow { max-width: min(100%, 560px); }
 .card .value { font-size: 26px; font-weight: 650; font-variant-numeric: tabular-nums; line-height: 1.3; }

@@ -69,8 +69,8 @@ def plot_confusion(matrix: Any, names: Sequence[str]) -> bytes:
     if not counts[:, -1].any():
         counts, columns = counts[:, :-1], list(names)
     shares = 100 * counts / np.where(totals, totals, np.nan)
-    cell = 0.44 if len(names) <= _MOST_NUMBERED else max(0.1, 11 / len(names))
-    figure, axes = _figure(2.4 + cell * len(columns), 1.8 + cell * len(names))
+    cell = 0.3 if len(names) <= _MOST_NUMBERED else max(0.1, 11 / len(names))
+    figure, axes = _figure(2.6 + cell * max(len(columns), 6), 1.8 + cell * max(len(names), 6))
     drawn = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=10, aspect="equal")
     size = 9 if len(names) <= _MOST_NUMBERED else max(3, 72 * cell * 0.75)
     axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
@@ -81,7 +81,7 @@ def plot_confusion(matrix: Any, names: Sequence[str]) -> bytes:
     if len(names) <= _MOST_NUMBERED:
         for row, column in np.argwhere(shares >= 0.5).tolist():
             ink = "white" if shares[row, column] > 35 else INK
-            axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=8, color=ink)
+            axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=7.5, color=ink)
     bar = figure.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02, ticks=np.sqrt([0, 1, 5, 20, 50, 100]))
     bar.ax.set_yticklabels(["0", "1", "5", "20", "50", "100"], fontsize=8)
     bar.set_label("% of the true class's pixels", fontsize=8)

@@ -77,7 +77,7 @@ def inspect_image(model: Any, processor: Any, image: Any, point: Sequence[int] |
     """
     pixels = read_image(image, model.config.num_channels, None, "the image")
     is_array = isinstance(pixels, np.ndarray)
-    height, width = pixels.shape[-2:] if is_array else pixels.size[::-1]
+    height, width = pixels.shape[-2:] if isinstance(pixels, np.ndarray) else pixels.size[::-1]
     row, column = _checked_point(point, height, width)
     segmenter = Segmenter(model, processor)
     [view] = segmenter.preprocess(pixels, "channels_first" if is_array else None)
@@ -239,8 +239,8 @@ def _heat(shares: np.ndarray) -> Image.Image:
 def _attention_panel(image: Image.Image, weights: np.ndarray) -> Image.Image:
     """The pale image with heat over it, the more opaque the larger the weight."""
     size = _panel_size(image)
-    shares = Image.fromarray((weights / max(float(weights.max()), 1e-12)).astype(np.float32))
-    shares = np.asarray(shares.resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
+    coarse = Image.fromarray((weights / max(float(weights.max()), 1e-12)).astype(np.float32))
+    shares = np.asarray(coarse.resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
     pale = 110 + np.asarray(image.convert("L").resize(size)).astype(np.float64)[..., None] * (145 / 255)
     opacity = 0.9 * np.sqrt(shares)[..., None]
     warm = np.asarray(_heat(0.25 + 0.6 * shares), dtype=np.float64)

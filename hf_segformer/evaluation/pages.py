@@ -178,7 +178,7 @@ def render_report(**values: Any) -> str:
 
 
 def render_comparison(**values: Any) -> str:
-    """Render the page of a comparison; `comparison.Comparison` knows what it needs."""
+    """Render the page of a comparison; `comparison_report.comparison_html` knows what it needs."""
     return _render(_COMPARISON, values)
 
 

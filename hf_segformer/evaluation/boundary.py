@@ -91,8 +91,8 @@ def boundary_counts(
     _check_distances(dilation_ratio, tolerance)
     counted = labels != ignore_index
     is_class = (prediction >= 0) & (prediction < num_classes)
-    truth = torch.where(counted, labels.long(), _NO_CLASS)
-    found = torch.where(counted, torch.where(is_class, prediction.long(), _WRONG), _NO_CLASS)
+    truth = torch.where(counted, labels.int(), _NO_CLASS)
+    found = torch.where(counted, torch.where(is_class, prediction.int(), _WRONG), _NO_CLASS)
     height, width = labels.shape
     radius = band_radius(height, width, dilation_ratio)
     in_true_band, in_predicted_band = _is_near_edge(truth, radius), _is_near_edge(found, radius)
@@ -146,22 +146,13 @@ def _is_near_edge(classes: Tensor, radius: int) -> Tensor:
     This is the paper's mask minus its erosion by `radius` steps of 3x3 squares, for all classes at once. The square is
     uniform exactly if each block of 2x2 pixels in it is.
     """
-    height, width = classes.shape
-    padded = F.pad(classes, (1, 1, 1, 1), value=_NO_CLASS)  # one ring is enough: windows are clipped to it
+    padded, size = F.pad(classes, (radius,) * 4, value=_NO_CLASS), 2 * radius
     corner = padded[:-1, :-1]
     is_mixed = (corner != padded[1:, :-1]) | (corner != padded[:-1, 1:]) | (corner != padded[1:, 1:])
     dtype = torch.int32 if is_mixed.numel() < 2**31 else torch.int64
     integral = F.pad(is_mixed.cumsum(0, dtype=dtype).cumsum(1, dtype=dtype), (1, 0, 1, 0))
-    top, bottom = _window(height, radius, classes.device)
-    left, right = _window(width, radius, classes.device)
-    lower, upper = integral[bottom], integral[top]
-    return lower[:, right] - lower[:, left] - upper[:, right] + upper[:, left] > 0
-
-
-def _window(length: int, radius: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """First and last (exclusive) 2x2 block along an axis for the window around each of its pixels."""
-    place = torch.arange(length, device=device)
-    return (place + 1 - radius).clamp(min=0), (place + 1 + radius).clamp(max=length + 1)
+    lower, upper = integral[size:], integral[:-size]
+    return lower[:, size:] - lower[:, :-size] - upper[:, size:] + upper[:, :-size] > 0
 
 
 def _outline(classes: Tensor) -> Tensor:

@@ -22,7 +22,9 @@ def main() -> int:
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     with torch.inference_mode():
         maps = [upsample_argmax(model(pixels).logits, pixels.shape[-2:])[0]]
-        maps += [tiled(model, pixels, InferenceOptions(tile_size=TILE, tile_overlap=overlap))[1] for overlap in OVERLAPS]
+        maps += [
+            tiled(model, pixels, InferenceOptions(tile_size=TILE, tile_overlap=overlap))[1] for overlap in OVERLAPS
+        ]
     titles = ["image", "labelled whole", *(f"windows of {TILE}, overlap {overlap}" for overlap in OVERLAPS)]
     pictures = [street(), *(colorize(labels.numpy(), colors) for labels in maps)]
     crops = [picture.crop((0, 0, 1280, 704)) for picture in pictures]

@@ -198,9 +198,7 @@ class InferenceOptions:
                 "evaluation.sliding_window, too"
             )
         if self.stride > self.sliding_window:
-            raise ValueError(
-                f"evaluation.stride is {self.stride}; expected at most the window, {self.sliding_window}"
-            )
+            raise ValueError(f"evaluation.stride is {self.stride}; expected at most the window, {self.sliding_window}")
         if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise ValueError(f"evaluation.scales is {self.scales}; expected a list of numbers above 0")
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -232,10 +230,10 @@ class InferenceOptions:
 __all__ = [
     "CLASS_WEIGHT_SCHEMES",
     "DTYPES",
+    "TILE_STEP",
     "AugmentationConfig",
     "InferenceOptions",
     "LossConfig",
     "OptimizerConfig",
-    "TILE_STEP",
     "check_class_weight_scheme",
 ]

@@ -60,7 +60,7 @@ def partial_path(path: Path) -> Path:
 def remove_stale_partials(folder: str | Path) -> None:
     """Remove the files below a folder that killed processes of this host left incomplete."""
     for path in Path(folder).rglob(".*.partial"):
-        host, pid = (path.name.split(".")[-2].split("-") + ["", ""])[:2]
+        host, pid = ([*path.name.split(".")[-2].split("-"), "", ""])[:2]
         if host == _host() and pid.isdigit() and not is_process_alive(int(pid)):
             path.unlink(missing_ok=True)
 
@@ -116,4 +116,12 @@ def write_json(values: dict[str, Any], path: str | Path) -> None:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-__all__ = ["atomic_write", "is_full", "is_process_alive", "named", "partial_path", "remove_stale_partials", "write_json"]
+__all__ = [
+    "atomic_write",
+    "is_full",
+    "is_process_alive",
+    "named",
+    "partial_path",
+    "remove_stale_partials",
+    "write_json",
+]

@@ -127,7 +127,10 @@ def test_a_class_without_pixels_is_hatched_not_shown_as_all_wrong():
         (lambda: default_palette(0), "num_classes is 0"),
         (lambda: colorize(np.zeros((2, 3, 4), int), PALETTE), r"labels are \(2, 3, 4\) int64"),
         (lambda: colorize(np.zeros((2, 3)), PALETTE), "labels are .* float64"),
-        (lambda: overlay(Image.new("RGB", (3, 3)), np.zeros((2, 3), int), PALETTE), r"expected the size of the image, \(3, 3\)"),
+        (
+            lambda: overlay(Image.new("RGB", (3, 3)), np.zeros((2, 3), int), PALETTE),
+            r"expected the size of the image, \(3, 3\)",
+        ),
         (lambda: overlay(Image.new("RGB", (3, 2)), np.zeros((2, 3), int), PALETTE, 1.5), "alpha is 1.5"),
         (lambda: figure([], ["a"], ["x"], PALETTE), "palette has 3 colours; expected one for each of 1 names"),
         (lambda: figure([[]], ["a"], ["x"], PALETTE[:1]), "row 0 has 0 images"),
@@ -145,7 +148,9 @@ def simulate(colors, matrix):
     return visualization._oklab(linear.clip(0, 1))
 
 
-@pytest.mark.parametrize("matrix", [np.eye(3), *visualization._COLOR_BLIND], ids=["normal", "protan", "deutan", "tritan"])
+@pytest.mark.parametrize(
+    "matrix", [np.eye(3), *visualization._COLOR_BLIND], ids=["normal", "protan", "deutan", "tritan"]
+)
 def test_default_colours_differ_for_every_kind_of_vision(matrix):
     for number, least in ((8, 0.14), (12, 0.11), (20, 0.075)):
         seen = simulate(default_palette(number), matrix)
@@ -158,8 +163,10 @@ def test_land_cover_has_the_colours_of_maps():
     assert colors == palette_for(names)
     assert len(set(colors)) == len(names)
     tree, water, crop, built, deep, _, grass = colors
-    assert max(tree) == tree[1] and max(grass) == grass[1]
-    assert max(water) == water[2] and max(deep) == deep[2]
+    assert max(tree) == tree[1]
+    assert max(grass) == grass[1]
+    assert max(water) == water[2]
+    assert max(deep) == deep[2]
     assert max(built) == built[0]
     assert min(crop) == crop[2]
     assert sum(abs(a - b) for a, b in zip(colors[5], water, strict=True)) >= 100
@@ -195,7 +202,9 @@ def test_one_stretch_displays_a_whole_set():
 def test_shares_of_a_legend_are_those_of_the_classified_pixels(monkeypatch):
     entries = []
     draw = visualization._draw_legend
-    monkeypatch.setattr(visualization, "_draw_legend", lambda *args, **kw: (entries.extend(args[0]), draw(*args, **kw))[1])
+    monkeypatch.setattr(
+        visualization, "_draw_legend", lambda *args, **kw: (entries.extend(args[0]), draw(*args, **kw))[1]
+    )
     labels = np.array([[0, 1, 255, 255]])
     with_legend(colorize(labels, PALETTE), labels, ["a", "b", "c"], PALETTE, "right")
     assert [text for text, _ in entries] == ["a  50 %", "b  50 %", "ignored"]

@@ -17,7 +17,9 @@ def add_evaluate(commands) -> None:
     )
     parser.add_argument("model", help="a folder, a file of weights or a Hub repository")
     add_labelled(parser)
-    parser.add_argument("--sliding-window", dest="window", type=int, default=0, metavar="N", help="slide a window of N pixels")
+    parser.add_argument(
+        "--sliding-window", dest="window", type=int, default=0, metavar="N", help="slide a window of N pixels"
+    )
     parser.add_argument("--stride", type=int, default=0, metavar="N", help="its step (default: three quarters of it)")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored picture's prediction")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="X", help="average over these sizes")
@@ -174,7 +176,14 @@ def add_predict(commands) -> None:
         metavar="S",
         help="predict at these multiples of the size, and average",
     )
-    parser.add_argument("--sliding-window", dest="window", type=int, default=0, metavar="N", help="slide a window of N pixels (rasters: 1024)")
+    parser.add_argument(
+        "--sliding-window",
+        dest="window",
+        type=int,
+        default=0,
+        metavar="N",
+        help="slide a window of N pixels (rasters: 1024)",
+    )
     parser.add_argument("--stride", type=int, default=0, metavar="N", help="its step (default: three quarters of it)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at once (default: 8)")
     parser.add_argument("--half", action="store_true", help="in 16 bits: faster on a GPU, on few CPUs")

@@ -53,7 +53,10 @@ def confusion_matrix(predictions: Any, labels: Any, num_labels: int, ignore_inde
             "for ignored pixels"
         )
     is_class = (predictions >= 0) & (predictions < num_labels)
-    cells, size = labels * (num_labels + 1) + torch.where(is_class, predictions, num_labels), num_labels * (num_labels + 1)
+    cells, size = (
+        labels * (num_labels + 1) + torch.where(is_class, predictions, num_labels),
+        num_labels * (num_labels + 1),
+    )
     counts = torch.bincount(torch.where(is_counted, cells, size).flatten(), minlength=size + 1)
     return counts[:size].reshape(num_labels, num_labels + 1)
 
@@ -166,16 +169,16 @@ class SegmentationMetrics:
         return torch.stack(matrices)
 
     def _without_padding(self, labels: Tensor) -> Tensor:
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return labels  # a single process pads nothing
         is_padding = (labels == _PADDING).all(dim=2).all(dim=0)  # (H,)
         height = len(is_padding) - int(is_padding.flip(0).long().cumprod(0).sum())
         if height == len(is_padding):
             return labels
         if self.ignore_index == _PADDING:
-            if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-                return labels  # nothing was padded
             raise ValueError(
-                f"the last {len(is_padding) - height} rows of the masks are {_PADDING}, which is the ignored label and a "
-                "Trainer's padding; expected a SegFormerTrainer, or one process"
+                f"the last {len(is_padding) - height} rows of the masks are {_PADDING}, which is the ignored label and "
+                "the padding of a Trainer; expected a SegFormerTrainer, or one process"
             )
         return labels[:, :height]
 

@@ -122,9 +122,7 @@ class SegFormerPredictor:
             return self.predict([self.prepare(images)], with_probabilities=with_probabilities)[0]
         if not isinstance(images, Iterable):
             raise ValueError(f"images is a {type(images).__name__}; expected an image or an iterable of images")
-        tasks = (
-            partial(self.prepare, image, f"image {index}", keep_image=False) for index, image in enumerate(images)
-        )
+        tasks = (partial(self.prepare, image, f"image {index}", keep_image=False) for index, image in enumerate(images))
         return ReadAhead(
             tasks,
             lambda batch: self.predict(batch, with_probabilities=with_probabilities),
@@ -169,9 +167,7 @@ class SegFormerPredictor:
                 classes.cpu().numpy().astype(dtype),
                 None if probabilities is None else probabilities.float().cpu().numpy(),
             )
-            for classes, probabilities in segment_batch(
-                self.segmenter, batch, with_probabilities=with_probabilities
-            )
+            for classes, probabilities in segment_batch(self.segmenter, batch, with_probabilities=with_probabilities)
         ]
 
 

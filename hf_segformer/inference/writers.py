@@ -54,7 +54,11 @@ class Outputs:
     probabilities: str | None = None
 
     def __post_init__(self):
-        known = {"kind": writer_kinds(), "legend": (None, "right", "below"), "probabilities": (None, "uint8", "float16")}
+        known = {
+            "kind": writer_kinds(),
+            "legend": (None, "right", "below"),
+            "probabilities": (None, "uint8", "float16"),
+        }
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(str, values))}")

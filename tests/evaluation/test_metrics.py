@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hf_segformer.evaluation.mean_iou import MeanIoU
-from hf_segformer.evaluation.metrics import SegmentationMetrics, confusion_matrix, scores
+from hf_segformer.evaluation.metrics import confusion_matrix, scores
 
 K, IGNORE = 4, 255
 

@@ -18,8 +18,8 @@ from PIL import Image, ImageFile
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.config import InferenceOptions
 from hf_segformer.files import is_full
-from hf_segformer.geo.tiff import PlainRaster
 from hf_segformer.geo.rasters import is_raster
+from hf_segformer.geo.tiff import PlainRaster
 from hf_segformer.inference.large_image import open_raster, predict_large_image
 from hf_segformer.inference.segmenter import predict
 from hf_segformer.inference.tiling import Tile as Window
@@ -463,7 +463,9 @@ def test_probabilities_of_exactly_0_and_1_are_averaged(tmp_path, processor, monk
 
     monkeypatch.setattr(model, "forward", sure)
     source = write_geotiff(tmp_path / "scene.tif", scene())
-    _, labels = labelled(model, processor, source, tmp_path / "labels.tif", options=InferenceOptions(**TILES, flip=True))
+    _, labels = labelled(
+        model, processor, source, tmp_path / "labels.tif", options=InferenceOptions(**TILES, flip=True)
+    )
     assert (labels == 0).all()
 
 

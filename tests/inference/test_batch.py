@@ -213,7 +213,7 @@ def test_no_damaged_raster_and_no_refused_file_stops_the_others(checkpoint, pict
 
 
 def test_names_of_any_bytes_and_of_any_length(checkpoint, pictures, out, capfd):
-    odd, long = os.fsdecode(b"caf\xe9"), "x" * 240  # room for .png, none for _mask.png
+    odd, long = os.fsdecode(b"caf\xe9"), "x" * 248  # room for .png, none for _mask.png
     try:
         make_image(40, 60).save(pictures / f"{odd}.png")
     except OSError:
@@ -294,13 +294,11 @@ def test_another_model_is_not_mixed_with_earlier_results(checkpoint, pictures, o
     assert f"{out} was made with other weights" in capsys.readouterr().err
     (out / "settings.json").unlink()
     assert run(checkpoint, pictures, "--out", out) == 1
-    assert "no settings.json" in capsys.readouterr().err
+    assert "holds masks without the settings.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["png", "parquet"])
-def test_image_of_the_same_name_from_elsewhere_is_not_finished(
-    checkpoint, pictures, out, tmp_path, kind, capsys
-):
+def test_image_of_the_same_name_from_elsewhere_is_not_finished(checkpoint, pictures, out, tmp_path, kind, capsys):
     assert run(checkpoint, pictures / "below", "--out", out, "--format", kind) == 0
     before = {path: path.read_bytes() for path in out.iterdir()}
     (tmp_path / "others").mkdir()
@@ -595,9 +593,8 @@ def test_rasters_go_into_no_shard_and_wrong_ones_are_named_once(checkpoint, pict
     geotiff(pictures / "scene.tif")
     assert run(checkpoint, pictures, "--out", out, "--format", "parquet") == 1
     [failed] = json.loads((out / "summary.json").read_text())["failed"]
-    assert (
-        failed["error"] == f"{pictures / 'scene.tif'} is a raster or damaged; expected an image for --format parquet, choose --format png"
-    )
+    assert failed["error"].startswith(f"{pictures / 'scene.tif'} is a raster or damaged; expected an image for")
+    assert failed["error"].endswith("choose --format png")
     geotiff(pictures / "scene.tif", num_bands=5)
     assert run(checkpoint, pictures, "--out", out / "2") == 1
     [failed] = json.loads((out / "2" / "summary.json").read_text())["failed"]
@@ -834,7 +831,10 @@ def test_classes_are_left_clear_in_overlays(pictures, out):
 
 def test_one_job_at_a_time_writes_to_a_folder(pictures, out):
     out.mkdir()
-    with locked_folder(out, "a test"), pytest.raises(ValueError, match=rf"is in use by a test of process {os.getpid()}"):
+    with (
+        locked_folder(out, "a test"),
+        pytest.raises(ValueError, match=rf"is in use by a test of process {os.getpid()}"),
+    ):
         predict_folder(pictures, out)
     assert predict_folder(pictures, out).num_images == 5
     assert not list(out.glob(".*"))

@@ -274,7 +274,9 @@ def test_processes_share_out_the_accelerators(monkeypatch):
 def test_from_pretrained_takes_device_and_dtype(tmp_path):
     lively().save_pretrained(tmp_path)
     SegFormerImageProcessor(do_resize=False).save_pretrained(tmp_path)
-    found = SegFormerPredictor.from_pretrained(tmp_path, device="cpu", options=InferenceOptions(dtype="bfloat16", batch_size=2))
+    found = SegFormerPredictor.from_pretrained(
+        tmp_path, device="cpu", options=InferenceOptions(dtype="bfloat16", batch_size=2)
+    )
     assert (found.model.dtype, found.options.batch_size) == (torch.bfloat16, 2)
     whole = SegFormerPredictor.from_pretrained(tmp_path, device="cpu")(make_image()).segmentation
     assert (found(make_image()).segmentation == whole).mean() > 0.9

@@ -188,7 +188,9 @@ def test_no_tensor_grows_with_the_height_and_only_the_seam_with_the_width(overla
                 pass
         return mode.size
 
-    tile = num_classes * (64 + 4) ** 2  # one tile at full size, with a cell around, in the reference of `upsample_argmax`
+    tile = (
+        num_classes * (64 + 4) ** 2
+    )  # one tile at full size, with a cell around, in the reference of `upsample_argmax`
     assert largest(448, 192) == largest(1600, 192) < 2 * tile
     seam = num_classes * (overlap // 4 + 8 + 2) * (8000 // 4)
     assert largest(200, 8000) <= max(seam, 2 * tile) < num_classes * 16 * 2000 * 2

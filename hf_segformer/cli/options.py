@@ -1,6 +1,7 @@
 """Options that several commands share, and the checks of their values; nothing here imports PyTorch."""
 
 import argparse
+import math
 import re
 from collections.abc import Callable
 from dataclasses import fields
@@ -128,6 +129,52 @@ def inference_options(arguments: argparse.Namespace) -> InferenceOptions:
         raise ValueError(as_options(str(error))) from error
 
 
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how images are read: `--value-range`, `--pages`, `--as-stored`."""
+    group = parser.add_argument_group("reading images")
+    group.add_argument(
+        "--value-range",
+        nargs="+",
+        metavar="V",
+        help="values that become black and white: LOW HIGH, percentiles LOW HIGH (of each image), or window CENTER "
+        "WIDTH; for 16-bit and medical images (default: the image processor's)",
+    )
+    group.add_argument(
+        "--pages", action="store_true", help="take every image of a multi-page file, as NAME_p001, NAME_p002, ..."
+    )
+    group.add_argument("--as-stored", action="store_true", help="do not rotate images by their EXIF orientation")
+
+
+def value_range(words: list[str] | None) -> Any:
+    """Return `--value-range` as the image processor's `value_range`; None where it is not given.
+
+    Raises:
+        ValueError: if it is none of its three forms.
+    """
+    if words is None:
+        return None
+    kind, numbers = (words[0], words[1:]) if words[0] in ("percentiles", "window") else ("", words)
+    try:
+        first, second = map(float, numbers)
+    except ValueError:
+        first = second = math.nan
+    limits = {"": first < second, "percentiles": 0 <= first < second <= 100, "window": second > 0}
+    if not (limits[kind] and math.isfinite(first) and math.isfinite(second)):
+        raise ValueError(
+            f"--value-range is {' '.join(words)}; expected LOW HIGH with LOW below HIGH, percentiles LOW HIGH within 0 "
+            "and 100, or window CENTER WIDTH with a WIDTH above 0"
+        )
+    if kind == "window":
+        return {"center": first, "width": second}
+    return {"percentiles": [first, second]} if kind else [first, second]
+
+
+def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the keywords of the readers for the options that are given."""
+    options = {"pages": arguments.pages, "ignore_exif": arguments.as_stored}
+    return {name: True for name, is_given in options.items() if is_given}
+
+
 def as_options(message: str) -> str:
     """Return an error message with `evaluation.name` spelled as on the command line, `--name`."""
     return re.sub(r"evaluation\.(\w+)", lambda match: "--" + match[1].replace("_", "-"), message)
@@ -141,8 +188,11 @@ __all__ = [
     "add_labeled_data",
     "add_model",
     "add_output_dir",
+    "add_reading_options",
     "as_options",
     "image_size",
     "inference_options",
+    "reading_options",
+    "value_range",
     "whole_number",
 ]

@@ -1,25 +1,28 @@
-"""Takes the model card's template into what is built; all else is in pyproject.toml."""
+"""Copies the model card's template and the recipes into what is built; everything else is in pyproject.toml."""
 
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-TEMPLATE = "model_card.md"
+FILES = ["model_card.md", *sorted(path.as_posix() for path in Path("configuration").glob("*.toml"))]
 
 
-class BuildWithTemplate(build_py):
-    """Builds the package with the template beside its modules; an editable install reads it where it is."""
+class BuildWithFiles(build_py):
+    """Builds the package with template and recipes inside; an editable install reads them where they are."""
 
     def run(self):
         """Build, then copy."""
         super().run()
         if not self.editable_mode:
-            self.copy_file(TEMPLATE, str(Path(self.build_lib) / "hf_segformer" / TEMPLATE))
+            for file in FILES:
+                target = Path(self.build_lib) / "hf_segformer" / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self.copy_file(file, str(target))
 
     def get_source_files(self):
-        """What a source distribution needs, too."""
-        return [*super().get_source_files(), TEMPLATE]
+        """List the files for a source distribution too."""
+        return [*super().get_source_files(), *FILES]
 
 
-setup(cmdclass={"build_py": BuildWithTemplate})
+setup(cmdclass={"build_py": BuildWithFiles})

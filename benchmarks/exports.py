@@ -13,15 +13,9 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from hf_segformer.benchmarking.comparison import (
-    TOLERANCE,
-    Call,
-    Task,
-    interleaved_timing,
-    largest_difference,
-    require_agreement,
-    run_model,
-)
+from hf_segformer.benchmarking.comparison import TOLERANCE, largest_difference, require_agreement
+from hf_segformer.benchmarking.tasks import Task, run_model
+from hf_segformer.benchmarking.timing import Call, interleaved_timing
 from hf_segformer.export.exportable import DeployedSegFormer, trace
 from hf_segformer.export.exporters import write_onnx, write_openvino, write_torch
 from hf_segformer.export.quantization import to_float16, to_int8
@@ -37,7 +31,7 @@ SHORT = ("ONNX Runtime float16", "ONNX Runtime int8 dynamic", "ONNX Runtime int8
 
 def write_files(task: Task, folder: Path) -> dict[str, Runtime]:
     """Every candidate's file, and what runs it; each of ours after its counterpart."""
-    program, pixels = trace(DeployedSegFormer(task.ours().cpu())), task.inputs()["pixel_values"].cpu()
+    program, pixels = trace(DeployedSegFormer(task.build_hf_segformer().cpu())), task.inputs()["pixel_values"].cpu()
     ours, theirs = folder / "ours.onnx", folder / "theirs.onnx"
     export_theirs(task, theirs, any_size=True)  # as ours
     write_onnx(program, ours)
@@ -62,7 +56,7 @@ def measure_exports(row: str, task: Task, options: Options, rounds: int = 99) ->
     if task.device != "cpu":
         raise ValueError("exported files are measured on the CPU")
     pixels = task.inputs()["pixel_values"]
-    expected = run_model(task.ours(), task)()
+    expected = run_model(task.build_hf_segformer(), task)()
     with TemporaryDirectory() as folder:
         calls: dict[str, Call] = {
             name: partial(runtime, pixels) for name, runtime in write_files(task, Path(folder)).items()

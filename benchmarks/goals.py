@@ -1,104 +1,130 @@
-"""What is asked of speed and memory, and what the records say of it."""
+"""Goals for speed and memory, and how far the records reach them: `python -m benchmarks.goals`.
 
+CONTRIBUTING.md explains them; docs/benchmarks.md shows the results alone.
+"""
+
+import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from . import compiled
-from .record import Record
+from .comparisons import COMPARISONS, OURS, Comparison, Results
+from .record import RESULTS
+from .report import read_results, table
 
-OURS, THEIRS = "hf_segformer", "transformers"
-COMPILED = ("hf_segformer compiled", "hf_segformer compiled, any size")
-RUNTIMES = ("transformers compiled", "transformers in ONNX Runtime", "transformers in OpenVINO")
-
-Row = dict[str, Record]
-Results = dict[str, dict[str, Row]]
-
-
-def speed(row: Row, ours: Sequence[str], theirs: Sequence[str]) -> float | None:
-    """The fastest of theirs over the fastest of ours: how many times as fast."""
-    fastest = [
-        min((row[name].milliseconds for name in names if name in row and row[name].milliseconds), default=None)
-        for names in (theirs, ours)
-    ]
-    return fastest[0] / fastest[1] if all(fastest) else None
-
-
-def memory(row: Row, ours: Sequence[str], theirs: Sequence[str]) -> float | None:
-    """Our peak as a share of theirs."""
-    [mine], [other] = ([row[name].mebibytes for name in names if name in row] or [None] for names in (ours, theirs))
-    return mine / other if mine is not None and other else None
-
-
-def share_of_peak(row: Row, ours: Sequence[str], theirs: Sequence[str]) -> float | None:
-    """The fastest of ours as a share of the matrix product's rate."""
-    rates = {name: each.gigaflop / each.milliseconds for name, each in row.items() if each.gigaflop}
-    mine = [rates[name] for name in ours if name in rates]
-    return max(mine) / rates[compiled.PRODUCT] if mine and compiled.PRODUCT in rates else None
+speed, memory, share_of_peak = Comparison.speed, Comparison.memory, Comparison.share_of_peak
 
 
 @dataclass(frozen=True)
 class Goal:
-    """One claim.
+    """A figure to reach, or for memory not to exceed.
 
     Attributes:
-        work: what is done, in words.
-        script: whose file has the row.
-        row: in that file.
-        goal: number to reach, or not to exceed where it is memory.
-        quantity: `speed`, `memory` or `share_of_peak`.
-        ours: candidates of which the fastest counts.
-        theirs: likewise.
+        name: key of `COMPARISONS`.
+        goal: the figure.
+        quantity: method of `Comparison` that measures it.
     """
 
-    work: str
-    script: str
-    row: str
+    name: str
     goal: float
-    quantity: Callable[..., float | None] = speed
-    ours: tuple[str, ...] = (OURS,)
-    theirs: tuple[str, ...] = (THEIRS,)
+    quantity: Callable[[Comparison, Results], float | None] = speed
+
+    @property
+    def comparison(self) -> Comparison:
+        """The comparison that measures it."""
+        return COMPARISONS[self.name]
 
     def measured(self, results: Results) -> float | None:
-        """The number, or None where it was not measured."""
-        return self.quantity(results.get(self.script, {}).get(self.row, {}), self.ours, self.theirs)
+        """Return the figure, or None where it was not measured."""
+        return self.quantity(self.comparison, results)
 
     def is_reached(self, measured: float) -> bool:
-        """Whether the number is as good as the goal."""
+        """Return True if the figure is as good as the goal."""
         return measured <= self.goal if self.quantity is memory else measured >= self.goal
 
     def format(self, number: float) -> str:
-        """The number with its unit."""
+        """Return a figure with its unit."""
         if self.quantity is share_of_peak:
             return f"{number:.0%} of the peak"
         return f"{number:.2f} of the memory" if self.quantity is memory else f"{number:.2f}x"
 
 
-_AUTOCAST = {"ours": ("hf_segformer bfloat16",), "theirs": (OURS,)}
-_WIDE = "B0, 1x3x1024x2048, eager"
 GOALS = (
-    Goal("B0, 1x3x512x512, eager", "inference", "b0", 6),
-    Goal("B2, 1x3x512x512, eager", "inference", "b2", 9),
-    Goal("B5, 1x3x512x512, eager", "inference", "b5", 4.2),
-    Goal("B0, 1x3x512x512, eager", "inference", "b0", 1 / 6, memory),
-    Goal("B2, 1x3x512x512, eager", "inference", "b2", 1 / 6, memory),
-    Goal("B5, 1x3x512x512, eager", "inference", "b5", 1 / 6, memory),
-    Goal("B0, 8x3x512x512, eager", "inference", "b0_batch8", 4),
-    Goal(_WIDE, "inference", "b0_wide", 6),
-    Goal("B0, compiled, against the best of others", "compiled", "b0", 2.6, speed, COMPILED, RUNTIMES),
-    Goal("B2, compiled, against the best of others", "compiled", "b2", 3, speed, COMPILED, RUNTIMES),
-    Goal("B0, compiled or eager", "compiled", "b0", 0.45, share_of_peak, (OURS, *COMPILED)),
-    Goal("B2, compiled or eager", "compiled", "b2", 0.60, share_of_peak, (OURS, *COMPILED)),
-    Goal("B0, compiled for any size, against eager", "compiled", "b0", 1, speed, COMPILED[1:], (OURS,)),
-    Goal("B2, compiled for any size, against eager", "compiled", "b2", 1, speed, COMPILED[1:], (OURS,)),
-    Goal("B0, training step, batch 4", "training", "b0_batch4", 5),
-    Goal("B0, training step, batch 4", "training", "b0_batch4", 0.28, memory),
-    Goal("B2, training step, batch 2", "training", "b2_batch2", 3.6),
-    Goal("B2, training step, batch 2", "training", "b2_batch2", 0.45, memory),
-    Goal("B0, training step, batch 4, one core busy", "training", "b0_batch4_busy", 1),
-    Goal("Labels of 19 classes, 1024x2048, scene", "labels", "scene", 5),
-    Goal("Labels of 19 classes, 1024x2048, scene", "labels", "scene", 0.10, memory),
-    Goal("Labels of 19 classes, 1024x2048, noise", "labels", "noise", 5),
-    Goal("Labels of 19 classes, 1024x2048, noise", "labels", "noise", 0.10, memory),
-    Goal("B0, bfloat16 autocast, against float32", "bfloat16", "b0", 1.8, **_AUTOCAST),
-    Goal("B2, bfloat16 autocast, against float32", "bfloat16", "b2", 1.8, **_AUTOCAST),
+    Goal("b0", 6),
+    Goal("b2", 9),
+    Goal("b5", 4.2),
+    Goal("b0", 1 / 6, memory),
+    Goal("b2", 1 / 6, memory),
+    Goal("b5", 1 / 6, memory),
+    Goal("b0_batch8", 4),
+    Goal("b0_wide", 6),
+    Goal("b0_compiled", 2.6),
+    Goal("b2_compiled", 3),
+    Goal("b0_peak", 0.45, share_of_peak),
+    Goal("b2_peak", 0.60, share_of_peak),
+    Goal("b0_any_size", 1),
+    Goal("b2_any_size", 1),
+    Goal("b0_training", 5),
+    Goal("b0_training", 0.28, memory),
+    Goal("b2_training", 3.6),
+    Goal("b2_training", 0.45, memory),
+    Goal("b0_busy", 1),
+    Goal("scene", 5),
+    Goal("scene", 0.10, memory),
+    Goal("noise", 5),
+    Goal("noise", 0.10, memory),
+    Goal("b0_bfloat16", 1.8),
+    Goal("b2_bfloat16", 1.8),
 )
+
+
+def goal_table(results: Results) -> str:
+    """Return the goals with what was measured, as Markdown."""
+    lines = []
+    for goal in GOALS:
+        work, measured, row = goal.comparison.work, goal.measured(results), goal.comparison.records(results)
+        if measured is None:
+            notes = {each.note for each in row.values() if each.note and each.milliseconds is None}
+            lines.append((work, goal.format(goal.goal), "", "; ".join(notes) or "not measured", ""))
+            continue
+        reached = "reached" if goal.is_reached(measured) else "**not reached**"
+        if any(each.quiet is False for each in row.values()):
+            reached += ", machine disturbed"
+        [commit] = {each.commit for each in row.values()}
+        lines.append((work, goal.format(goal.goal), goal.format(measured), reached, f"`{commit}`"))
+    return table(("work", "goal", "measured", "", "commit"), lines)
+
+
+def demand_table(results: Results) -> str:
+    """Return the time that each goal of speed leaves, and the share of the peak that it asks of the products."""
+    lines = []
+    for goal in GOALS:
+        comparison = goal.comparison
+        _, took = comparison.milliseconds(results)
+        row = results.get("compiled", {}).get(comparison.row, {})
+        rates = [each.gigaflop for each in row.values() if each.gigaflop]
+        is_asked = goal.quantity is speed and comparison.script in ("inference", "compiled")
+        if not (is_asked and comparison.others != (OURS,) and rates and took):
+            continue
+        wanted, peak = took / goal.goal, row[compiled.PRODUCT].gigaflop / row[compiled.PRODUCT].milliseconds
+        cells = (f"{took:,.1f}", f"{wanted:,.1f}", f"{rates[0] / wanted / peak:.0%}")
+        lines.append((comparison.work, goal.format(goal.goal), *cells))
+    return table(("work", "goal", "others, ms", "the goal leaves, ms", "of the peak"), lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables."""
+    parser = argparse.ArgumentParser("python -m benchmarks.goals", description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
+    results = read_results(parser.parse_args(argv).results)
+    measured = [(goal, figure) for goal in GOALS if (figure := goal.measured(results)) is not None]
+    reached = sum(goal.is_reached(figure) for goal, figure in measured)
+    print(f"{len(GOALS)} goals, {len(measured)} measured, {reached} reached\n\n{goal_table(results)}")
+    print(f"\nWhat the goals of speed ask of the network's products:\n\n{demand_table(results)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

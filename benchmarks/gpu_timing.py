@@ -1,4 +1,4 @@
-"""What `python -m benchmarks.gpu` measures in a row: a check, a single kernel, or a whole network.
+"""Measurement of one row of `python -m benchmarks.gpu`: a check, a single kernel, or a network.
 
 A candidate is built anew for each row.
 """
@@ -15,7 +15,6 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, set_fast_paths
 from hf_segformer.benchmarking.cost import model_info
-from hf_segformer.dispatch_segformer import KERNELS
 from hf_segformer.kernels import argmax, cross_entropy, decode_head, depthwise_gelu, disable, enable
 from hf_segformer.upsampling_segformer import upsample_argmax
 
@@ -35,7 +34,7 @@ Call = Callable[[], Any]
 
 
 def is_usable(device: str) -> bool:
-    """Whether the device still works: after a fault all that a process asks of it fails."""
+    """Return True if the device still works; after a fault every call of the process fails."""
     try:
         torch.ones(1, device=device).sum().item()
     except RuntimeError:
@@ -214,9 +213,7 @@ def _switch(candidate: str, device: str, wrong: Set[str]) -> str:
     disable()
     if not candidate.startswith("kernels"):
         return ""
-    enable(device)
-    for name in wrong:
-        del KERNELS[device, name]
+    enable(device, without=wrong)
     return f"without {', '.join(sorted(wrong))}" if wrong else ""
 
 

@@ -1,8 +1,8 @@
-"""Images larger than memory: time and memory against size, and how far tiled labels are those of the whole image.
+"""Images larger than memory: time and memory against size, and the agreement of tiled and whole prediction.
 
 The memory is the peak of a whole fresh process, interpreter, PyTorch and weights included, since that is what must fit
 a machine. The images are generated, written tile by tile and deleted; what a network makes of them does not matter
-there. Agreement is measured with the network trained on CamVid, on a street that is drawn from label maps.
+there. Agreement is measured with the network trained on CamVid, on a street drawn from segmentation maps.
 """
 
 import sys
@@ -22,15 +22,17 @@ from PIL import Image
 from torch import Tensor
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
-from hf_segformer.benchmarking.comparison import QUIET, OtherLoad, Timing
+from hf_segformer.benchmarking.timing import QUIET, OtherLoad, Timing
 from hf_segformer.config import InferenceOptions
 from hf_segformer.inference.tiling import blend, count_tiles, segment_block
 from hf_segformer.upsampling_segformer import upsample_argmax
+from hf_segformer.visualization import colorize, figure
 
 from .record import ROOT, Options, Record, Row, main
 
 TILE, NUM_CLASSES = 1024, 6
 _TRAINED = ROOT / "docs" / "results" / "camvid_b0"
+_SEAMS = ROOT / "docs" / "images" / "seams.png"
 _SMALL_TILE = 384  # pixels, near the 360 of the frames that the network was trained on
 _PANEL, _BUILDING = (16, 44, 336, 284), 1  # the first map in predicted.png; a class
 # CamVid's colour of a class, and what such things look like.
@@ -89,7 +91,7 @@ def label(
     model = SegFormerForSemanticSegmentation(SegFormerConfig(num_labels=NUM_CLASSES)).eval()
     load, began = OtherLoad(), time.perf_counter()
     predict_large_image(model, SegFormerImageProcessor(), source, destination, options, progress=False)
-    return time.perf_counter() - began, peak(), load.parallel_for()
+    return time.perf_counter() - began, peak(), load.share()
 
 
 def peak() -> int:
@@ -99,7 +101,7 @@ def peak() -> int:
 
 
 def in_a_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function gives there."""
+    """Return the function's result from a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -132,7 +134,7 @@ def measure_size(side: int, overlap: int, part: int, halves: Sequence[bool], opt
 
 
 def street() -> Image.Image:
-    """A drawn street of 1920x704 pixels: a label map and its mirror image, in the colours of things, with texture."""
+    """Draw a street of 1920x704 pixels: a segmentation map and its mirror image in natural colours with texture."""
     with Image.open(_TRAINED / "predicted.png") as image:
         half = np.asarray(image.convert("RGB").crop(_PANEL).resize((960, 720), Image.Resampling.NEAREST), np.int16)
     known, looks = np.array(list(_LOOKS), np.int16), np.array(list(_LOOKS.values()), np.float32)
@@ -173,17 +175,34 @@ def tiled(model: SegFormerForSemanticSegmentation, pixels: Tensor, tiling: Infer
     return logits, labels
 
 
+def draw_seams(model: SegFormerForSemanticSegmentation, pixels: Tensor) -> None:
+    """Draw docs/images/seams.png: the street predicted whole, and in tiles without and with overlap."""
+    colors = list(_LOOKS)
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    overlaps = (0, _SMALL_TILE // 2)
+    maps = [upsample_argmax(model(pixels).logits, pixels.shape[-2:])[0]]
+    maps += [
+        tiled(model, pixels, InferenceOptions(tile_size=_SMALL_TILE, tile_overlap=overlap))[1] for overlap in overlaps
+    ]
+    titles = ["image", "predicted whole", *(f"tiles of {_SMALL_TILE}, overlap {overlap}" for overlap in overlaps)]
+    images = [street(), *(colorize(labels.numpy(), colors) for labels in maps)]
+    crops = [image.crop((0, 0, 1280, 704)) for image in images]
+    _SEAMS.parent.mkdir(parents=True, exist_ok=True)
+    figure([crops], titles, names, colors, panel_height=220).save(_SEAMS, optimize=True)
+
+
 def measure_agreement(options: Options) -> list[Record]:
-    """Tiled against whole, by overlap: the difference is the share of pixels with another label."""
+    """Compare tiled with whole prediction by overlap; the difference is the share of pixels with another label."""
     with torch.inference_mode():
         model, pixels = trained()
+        draw_seams(model, pixels)
         whole = model(pixels).logits[0]
         labels = upsample_argmax(whole[None], pixels.shape[-2:])[0]
         records = []
         for overlap in (0, 64, 128, 192, 256):
             load, began = OtherLoad(), time.perf_counter()
             found, found_labels = tiled(model, pixels, InferenceOptions(tile_size=_SMALL_TILE, tile_overlap=overlap))
-            timing, others = time.perf_counter() - began, load.parallel_for()
+            timing, others = time.perf_counter() - began, load.share()
             differs = (found - whole).abs().amax(0)
             note = (
                 f"logits differ by {differs.median():.2f} in the median and {differs.max():.1f} at most, of "

@@ -1,4 +1,4 @@
-"""Pictures of the measurements."""
+"""Plots of the measurements."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,29 +28,26 @@ _STYLE = {
 }
 
 
-def draw_goals(goals: Sequence[tuple[str, float, float]], path: Path, is_memory: bool = False) -> None:
-    """A bar for each (work, goal, measured), with the goal as a mark; blue where it is reached."""
+def draw_ratios(ratios: Sequence[tuple[str, float]], path: Path, title: str) -> None:
+    """Draw a bar for each (work, ratio), with a line at 1."""
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(5.5, 0.8 + 0.34 * len(goals)))
-        for place, (_, goal, measured) in enumerate(goals):
-            is_reached = measured <= goal if is_memory else measured >= goal
-            axes.barh(place, measured, height=0.62, color=_BLUE if is_reached else _ORANGE)
-            axes.plot([goal, goal], [place - 0.42, place + 0.42], color=_INK, linewidth=2)
-            text = f"{measured:.2f}" if is_memory else f"{measured:.1f}x"
-            axes.annotate(text, (max(measured, goal), place), (6, 0), textcoords="offset points", va="center")
-        axes.set_yticks(range(len(goals)), [work for work, *_ in goals])
+        figure, axes = plt.subplots(figsize=(5.5, 0.8 + 0.34 * len(ratios)))
+        for place, (_, ratio) in enumerate(ratios):
+            axes.barh(place, ratio, height=0.62, color=_BLUE)
+            axes.annotate(f"{ratio:.2f}", (ratio, place), (6, 0), textcoords="offset points", va="center")
+        axes.axvline(1, color=_INK, linewidth=1)
+        axes.set_yticks(range(len(ratios)), [work for work, _ in ratios])
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.grid(False, axis="y")
-        axes.set_xlim(0, 1.17 * max(max(bar[1:]) for bar in goals))  # room for the numbers
-        axes.set_xlabel("share of the memory" if is_memory else "times as fast")
-        axes.set_title("The black mark is the goal; orange falls short", loc="left", fontsize=10, color=_FAINT)
+        axes.set_xlim(0, 1.17 * max(1.0, *(ratio for _, ratio in ratios)))  # room for the numbers
+        axes.set_title(title, loc="left", fontsize=10, color=_FAINT)
         _save(figure, path)
 
 
-def draw_sizes(rows: dict[str, dict[str, Record]], path: Path) -> None:
-    """Time and memory of a pixel against the side of the image, for both packages."""
-    sides = [int(name.split("x")[0]) for name in rows]
+def draw_sizes(rows: dict[int, dict[str, Record]], path: Path) -> None:
+    """Draw time and memory of a pixel against the side of the image, for both packages."""
+    sides = list(rows)
     with plt.rc_context(_STYLE | {"ytick.color": _FAINT}):
         figure, panels = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
         for axes, title, field, factor in (
@@ -77,5 +74,5 @@ def draw_sizes(rows: dict[str, dict[str, Record]], path: Path) -> None:
 
 
 def _save(figure, path: Path) -> None:
-    figure.savefig(path, bbox_inches="tight", metadata={"Software": None})  # the same picture from the same numbers
+    figure.savefig(path, bbox_inches="tight", metadata={"Software": None})  # the same file from the same numbers
     plt.close(figure)

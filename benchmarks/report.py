@@ -1,4 +1,4 @@
-"""docs/benchmarks.md from the CSV files: goals, what was reached, how it was measured, and pictures of it.
+"""docs/benchmarks.md from the CSV files: results, how they were measured, and plots.
 
 No number of the page is written by hand.
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from hf_segformer import SegFormerConfig
-from hf_segformer.benchmarking.comparison import QUIET
 from hf_segformer.benchmarking.cost import model_info
+from hf_segformer.benchmarking.timing import QUIET
 
-from . import bfloat16, compiled, exports, inference, labels, large_images, predict, profile, sizes, training
-from .goals import COMPILED, GOALS, OURS, THEIRS, Results, Row, memory, speed
+from . import compiled, exports, inference, labels, large_images, predict, profile, training
+from .comparisons import COMPARISONS, COMPILED, OURS, STOCK, Results, Row
 from .record import RESULTS, ROOT, Record, file_of, read_records
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -29,8 +29,6 @@ SCRIPTS = {
         ("training", training),
         ("labels", labels),
         ("predict", predict),
-        ("bfloat16", bfloat16),
-        ("sizes", sizes),
         ("large_images", large_images),
         ("profile", profile),
         ("exports", exports),
@@ -39,7 +37,7 @@ SCRIPTS = {
 
 
 def read_results(folder: Path, device: str = "cpu") -> Results:
-    """Records by script, row and candidate."""
+    """Return the records by script, row and candidate."""
     results: Results = {}
     for script in SCRIPTS:
         for record in read_records(file_of(folder, script, device)):
@@ -48,30 +46,34 @@ def read_results(folder: Path, device: str = "cpu") -> Results:
 
 
 def table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """In Markdown."""
+    """Return a table in Markdown."""
     rows = [titles, ["---"] * len(titles), *lines]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def goal_table(results: Results) -> str:
-    """Goal, measured, reached or not."""
+def result_table(results: Results) -> str:
+    """Return time and memory of each comparison, here and there."""
     lines = []
-    for goal in GOALS:
-        measured, row = goal.measured(results), results.get(goal.script, {}).get(goal.row, {})
-        if measured is None:
-            notes = {each.note for each in row.values() if each.note and each.milliseconds is None}
-            lines.append((goal.work, goal.format(goal.goal), "", "; ".join(notes) or "not measured", ""))
+    for comparison in COMPARISONS.values():
+        mine, other = comparison.milliseconds(results)
+        if mine is None or other is None:
             continue
-        reached = "reached" if goal.is_reached(measured) else "**not reached**"
-        if any(each.quiet is False for each in row.values()):
-            reached += ", machine disturbed"
-        [commit] = {each.commit for each in row.values()}
-        lines.append((goal.work, goal.format(goal.goal), goal.format(measured), reached, f"`{commit}`"))
-    return table(("work", "goal", "measured", "", "commit"), lines)
+        share = comparison.memory(results)
+        is_disturbed = any(each.quiet is False for each in comparison.records(results).values())
+        lines.append(
+            (
+                comparison.work + (" (machine disturbed)" if is_disturbed else ""),
+                _number(mine),
+                _number(other),
+                f"{other / mine:.2f}x",
+                "" if share is None else f"{share:.0%}",
+            )
+        )
+    return table(("work", "here, ms", "others, ms", "times as fast", "of the memory"), lines)
 
 
 def record_table(rows: dict[str, Row]) -> str:
-    """Every record of a script."""
+    """Return every record of a script."""
     lines = [
         (
             row,
@@ -90,7 +92,7 @@ def record_table(rows: dict[str, Row]) -> str:
 
 
 def record_sections(results: Path, link: Path) -> str:
-    """Every file's records, those of a GPU beside them, where there are any."""
+    """Return the records of every file, with those of a GPU if there are any."""
     sections = []
     for device in ("cpu", "cuda"):
         for script, rows in read_results(results, device).items():
@@ -105,7 +107,7 @@ def _number(number: float | None, digits: int = 1) -> str:
 
 
 def machine_table(results: Results) -> str:
-    """Which machines, versions and commits the rows are of."""
+    """Return machines, versions and commits of the rows."""
     seen: dict[tuple[str, ...], list[str]] = {}
     for script, rows in results.items():
         for row, records in rows.items():
@@ -120,11 +122,10 @@ def machine_table(results: Results) -> str:
 
 
 def attention_table() -> str:
-    """Where B0's multiply-adds go as the image grows: worked out from the configuration, as `segformer info` does."""
+    """Return B0's multiply-adds by image size, computed from the configuration as `segformer info` does."""
     config, lines = SegFormerConfig.from_variant("b0", num_labels=150), []
-    for name in SCRIPTS["sizes"]:
-        height, width = (int(side) for side in name.split("x"))
-        rows = model_info(config, height, width)
+    for side in inference.SIDES:
+        rows = model_info(config, side, side)
         stages = list(zip(rows[:-1], config.depths, strict=True))
         attention = sum(
             2 * depth * stage.num_tokens * stage.num_reduced_tokens * stage.num_channels for stage, depth in stages
@@ -133,11 +134,11 @@ def attention_table() -> str:
         first = rows[0]
         lines.append(
             (
-                name,
+                f"{side}x{side}",
                 f"{first.num_tokens:,}",
                 f"{first.num_reduced_tokens:,}",
-                f"{total / height / width:,.0f}",
-                f"{attention / height / width:,.0f}",
+                f"{total / side**2:,.0f}",
+                f"{attention / side**2:,.0f}",
                 f"{attention / total:.0%}",
             )
         )
@@ -145,22 +146,27 @@ def attention_table() -> str:
     return table(titles, lines)
 
 
-def size_table(rows: dict[str, Row]) -> str:
-    """Cost of a pixel, here and there."""
+def size_rows(results: Results) -> dict[int, Row]:
+    """Return the rows of B0 at square images that were measured, by side."""
+    rows = results.get("inference", {})
+    return {side: rows[name] for side, name in inference.SIDES.items() if {OURS, STOCK} <= rows.get(name, {}).keys()}
+
+
+def size_table(rows: dict[int, Row]) -> str:
+    """Return the cost of a pixel, here and in Transformers."""
     lines = []
-    for name, records in rows.items():
-        height, width = (int(side) for side in name.split("x"))
-        cells = [name]
-        for candidate in (OURS, THEIRS):
+    for side, records in rows.items():
+        cells = [f"{side}x{side}"]
+        for candidate in (OURS, STOCK):
             each = records[candidate]
-            cells += [_number(1e6 * each.milliseconds / height / width), _bytes(each, height * width)]
+            cells += [_number(1e6 * each.milliseconds / side**2), _bytes(each, side**2)]
         lines.append(cells)
     titles = ("image", "ns a pixel", "bytes a pixel", "Transformers: ns a pixel", "bytes a pixel")
     return table(titles, lines)
 
 
 def profile_table(rows: dict[str, Row]) -> str:
-    """Each kind of operation's share of a call; the kinds in the order of the first row."""
+    """Return the share of each kind of operation in a call, in the order of the first row."""
     totals = {name: sum(each.milliseconds for each in records.values()) for name, records in rows.items()}
     kinds = dict.fromkeys(kind for records in rows.values() for kind in records)
     lines = [
@@ -181,21 +187,20 @@ def _bytes(record: Record, num_pixels: int) -> str:
     return "not known" if record.mebibytes is None else _number(record.mebibytes * 2**20 / num_pixels, 0)
 
 
-def growth(rows: dict[str, Row]) -> str:
-    """What the measured sizes come to, in a sentence."""
+def growth(rows: dict[int, Row]) -> str:
+    """Return a sentence on time against size."""
     if len(rows) < 2:
         return ""
     (small, first), *_, (large, last) = rows.items()
-    pixels = [int(name.split("x")[0]) * int(name.split("x")[1]) for name in (small, large)]
-    ratios = [last[name].milliseconds / first[name].milliseconds for name in (OURS, THEIRS)]
+    ratios = [last[name].milliseconds / first[name].milliseconds for name in (OURS, STOCK)]
     return (
-        f"From {small} to {large}, {pixels[1] / pixels[0]:.0f} times the pixels, this package took "
+        f"From {small}x{small} to {large}x{large}, {(large / small) ** 2:.0f} times the pixels, this package took "
         f"{ratios[0]:.0f} times as long and Transformers {ratios[1]:.0f} times."
     )
 
 
 def large_table(rows: dict[str, Row]) -> str:
-    """Time and peak of a process by the size of the image (width x height)."""
+    """Return time and peak of a process by the size of the image (width x height)."""
     lines = [
         (
             row,
@@ -208,37 +213,20 @@ def large_table(rows: dict[str, Row]) -> str:
         for each in records.values()
         if row != "agreement"
     ]
-    return table(("image", "windows", "time", "peak of the process", ""), lines)
+    return table(("image", "tiles", "time", "peak of the process", ""), lines)
 
 
 def agreement_table(rows: dict[str, Row]) -> str:
-    """How far labels of windows are those of the whole image."""
+    """Return the agreement of tiled prediction with that of the whole image."""
     lines = [
         (each.candidate, f"{1 - each.difference:.1%}", each.note, f"{each.milliseconds / 1000:,.1f} s")
         for each in rows["agreement"].values()
     ]
-    return table(("windows", "labels as of the whole image", "", "time"), lines)
-
-
-def demand_table(results: Results) -> str:
-    """What a goal of speed asks of the machine: the time that it leaves, and the share of the peak that this takes."""
-    lines = []
-    for goal in GOALS:
-        theirs, ours = (results.get(script, {}).get(goal.row, {}) for script in (goal.script, "compiled"))
-        rates = [each.gigaflop for each in ours.values() if each.gigaflop]
-        is_asked = goal.quantity is speed and goal.script in ("inference", "compiled") and goal.theirs != (OURS,)
-        if not (is_asked and rates and theirs):
-            continue
-        took = min(theirs[name].milliseconds for name in goal.theirs if name in theirs)
-        wanted, peak = took / goal.goal, ours[compiled.PRODUCT].gigaflop / ours[compiled.PRODUCT].milliseconds
-        lines.append(
-            (goal.work, goal.format(goal.goal), _number(took), _number(wanted), f"{rates[0] / wanted / peak:.0%}")
-        )
-    return table(("work", "goal", "others, ms", "the goal leaves, ms", "of the peak"), lines)
+    return table(("tiles", "same label as the whole image", "", "time"), lines)
 
 
 def first_calls(rows: dict[str, Row]) -> str:
-    """What compiling takes, in a sentence."""
+    """Return a sentence on the time of compiling."""
     parts = [
         f"{row.upper()} {each.first_call:.0f} s ({each.candidate.removeprefix('hf_segformer ')})"
         for row, records in rows.items()
@@ -249,29 +237,28 @@ def first_calls(rows: dict[str, Row]) -> str:
 
 
 def write_page(page: Path, folder: Path) -> None:
-    """The page from the files of a folder, and pictures into it; raises ValueError where there is nothing to show."""
+    """Write the page from the files of a folder, and plots into the folder; raises ValueError if there are none."""
     results = read_results(folder)
     if not results:
-        raise ValueError("there are no measurements: make bench makes them")
-    from .plots import draw_goals, draw_sizes  # matplotlib, which only the page needs
+        raise ValueError(f"{folder} has no measurements; `make bench` makes them")
+    from .plots import draw_ratios, draw_sizes  # matplotlib, which only the page needs
 
-    reached = [(goal, measured) for goal in GOALS if (measured := goal.measured(results)) is not None]
     shown = []
-    for quantity, title in ((speed, "Times as fast"), (memory, "Share of the memory")):
-        if bars := [(goal.work, goal.goal, measured) for goal, measured in reached if goal.quantity is quantity]:
-            draw_goals(bars, folder / f"{quantity.__name__}.png", quantity is memory)
-            shown.append(f"![{title}, with goals]({{folder}}/{quantity.__name__}.png)")
-    rows = results.get("sizes", {})
-    if rows:
+    for name, title in (("speed", "Times as fast as Transformers"), ("memory", "Share of Transformers' memory")):
+        figures = [
+            (each.work, getattr(each, name)(results)) for each in COMPARISONS.values() if each.others == (STOCK,)
+        ]
+        if bars := [(work, figure) for work, figure in figures if figure is not None]:
+            draw_ratios(bars, folder / f"{name}.png", title)
+            shown.append(f"![{title}]({{folder}}/{name}.png)")
+    if rows := size_rows(results):
         draw_sizes(rows, folder / "sizes.png")
     disturbed = statistics.fmean(
         each.quiet is False for script in results.values() for row in script.values() for each in row.values()
     )
-    held = sum(goal.is_reached(measured) for goal, measured in reached)
     link = Path("..") / folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
     text = _PAGE.format(
-        goals=goal_table(results),
-        summary=f"Of {len(GOALS)} goals {len(reached)} were measured here, and {held} reached.",
+        results=result_table(results),
         quiet=f"{QUIET:.0%}",
         label_map=math.prod(labels.SIZE) * torch.int64.itemsize // 2**20,
         disturbed=f"{disturbed:.0%}",
@@ -284,10 +271,9 @@ def write_page(page: Path, folder: Path) -> None:
         if "agreement" in results.get("large_images", {})
         else "Not measured yet.",
         profile=profile_table(results["profile"]) if "profile" in results else "Not measured yet.",
-        demands=demand_table(results) if "compiled" in results else "Not measured yet.",
         first_calls=first_calls(results.get("compiled", {})),
-        size_picture=f"![Time and memory of a pixel against the side of the image]({link}/sizes.png)" if rows else "",
-        pictures="\n\n".join(shown).format(folder=link),
+        size_plot=f"![Time and memory of a pixel against the side of the image]({link}/sizes.png)" if rows else "",
+        plots="\n\n".join(shown).format(folder=link),
         records=record_sections(folder, link),
     )
     page.write_text(text)
@@ -295,88 +281,82 @@ def write_page(page: Path, folder: Path) -> None:
 
 _PAGE = """# Speed and memory
 
-`make bench` measures all of this again and writes this page: no number on it is written by hand. On your own machine,
-with your own model and sizes, `segformer bench` prints a table.
+`make bench` repeats these measurements and writes this page; no number is written by hand. `segformer bench` prints a
+table for your own machine, model and sizes.
 
-{summary} A factor says how many times as fast as Transformers' SegFormer with the same weights, if nothing else is
-said; memory is the share of its peak.
+This package against Transformers' SegFormer with the same weights, eager, 150 classes, float32, unless a line says
+otherwise. Memory is this package's peak as a share of the other's.
 
-{goals}
+{results}
 
-{pictures}
+{plots}
 
 ## How it is measured
 
-- **Only equals are timed.** Each row first compares results: logits, label maps, or loss and the whole gradient without
-  dropout, with LayerNorm's epsilon at 1e-5 in both. Where they differ there is no number. BatchNorm has statistics of
-  its own, so that leaving it out would show.
-- **In turn.** The candidates of a row take turns in one process, and the median of each counts. A round during which
-  other processes used more than {quiet} of the machine is measured again. Where that did not help, the row says so:
-  here it was so for {disturbed} of the records.
-- **Memory** is the growth of the process's peak (VmHWM) during one call, in a fresh process for each candidate. One
-  call before it warms up, so that threads, kernels and lazy imports, which cost once, are not counted; then the
-  allocator gives back what it keeps. Weights and inputs are not counted; results are, and gradients. Only Linux tells
-  it. ONNX Runtime and OpenVINO keep their memory between calls, so that theirs can not be told this way.
-- **The same threads.** ONNX Runtime's idle threads sleep instead of spinning, OpenVINO has the hint for latency and
-  float32, and there is a pause before each sample. {first_calls}
-- **The peak** is the rate of the fastest product of square matrices, of three sizes and by MKL or oneDNN, which takes
-  turns with the networks. The network's operations are those that `segformer info` counts, with the decode head
-  folded: what folding saves does not count as computed.
-- **Labels**: "scene" has logits that change slowly, "noise" has another winner at every place, which is the worst case.
-  The label map itself, int64 as in Transformers, takes {label_map} MiB: less no arrangement can need.
-- **Predict**: a folder of pictures to label maps, files read each time, by `SegFormerPredictor` and by Transformers'
-  pipeline "image-segmentation" on its own SegFormer; "mixed" has pictures of four sizes.
-- **A busy core** is another process that computes all the time, on two cores one of them.
+- **Equal results.** Each row first compares results: logits, segmentation maps, or loss and gradient without dropout,
+  with LayerNorm's epsilon at 1e-5 in both. Where they differ there is no number. BatchNorm has random statistics, so
+  that a missing norm would be noticed.
+- **Interleaved.** Samples of the candidates alternate in one process, and the median of each counts. A round during
+  which other processes used more than {quiet} of the machine is measured again. Rows where that did not help are
+  marked: here {disturbed} of the records.
+- **Memory** is the growth of the process's peak (VmHWM) during one call, in a fresh process for each candidate, after a
+  warm-up call and after the allocator has returned what it keeps. Weights and inputs are not counted; results and
+  gradients are. It is known on Linux only. ONNX Runtime and OpenVINO keep their memory between calls, so theirs cannot
+  be measured this way.
+- **Equal threads.** ONNX Runtime's idle threads sleep instead of spinning, OpenVINO has the latency hint and float32,
+  and there is a pause before each sample. {first_calls}
+- **The peak** is the rate of the fastest product of square matrices, of three sizes and by MKL or oneDNN, interleaved
+  with the networks. The network's operations are those that `segformer info` counts, with the decode head folded.
+- **Logits to labels**: "scene" has logits that change slowly, "noise" has another best class at every pixel, the worst
+  case. The result, int64 as in Transformers, takes {label_map} MiB, which no implementation can avoid.
+- **Images**: a folder to segmentation maps, files read each time, by `SegFormerPredictor` and by Transformers' pipeline
+  "image-segmentation" with its own SegFormer.
+- **A busy core** is another process that computes all the time, on one of two cores.
 
 ```sh
-make bench                              # all rows but those of folders and large images
-make bench-large                        # these
-python -m benchmarks --missing          # only rows that are not there for this commit
+make bench                              # all rows except folders and large images
+make bench-large                        # folders and large images
+python -m benchmarks --missing          # only rows that were not measured at this commit
 python -m benchmarks.inference b0       # one row
-python -m benchmarks.report             # this page alone
+python -m benchmarks.report             # this page only
+python -m benchmarks.goals              # the goals of CONTRIBUTING.md
 ```
 
-A row is replaced as a whole, and never by one that failed, or was disturbed where the old one was not.
+A row is replaced as a whole, and never by one that failed, or that was disturbed where the old one was not.
 
 ## Where the time goes
 
 {profile}
 
-Each operation's own time, in one thread. Matrix products, attention's among them, and convolutions are the network
-itself, at the speed of PyTorch's libraries; a better arrangement can only save on the other lines: passes over memory
-for norms, activations, sums and copies, and the time that Python takes to launch operations.
-
-What the goals leave for a picture, and the share of the machine's peak that the network's products would have to run
-at, if nothing else took any time:
-
-{demands}
+Each operation's own time, in one thread. Matrix products (attention's included) and convolutions run at the speed of
+PyTorch's libraries; what a better implementation can save is in the other lines: passes over memory for norms,
+activations, sums and copies, and Python's time to launch operations.
 
 ## Cost against size
 
-{size_picture}
+{size_plot}
 
 {sizes}
 
-{growth} Nearly all a SegFormer does costs the same for every pixel: convolutions, projections, the Mix-FFN and the
-decode head. Attention does not. N tokens attend to N/R others, where R is the square of the reduction (64, 16, 4 and 1
-in the four stages), so its products grow as N²/R: four times the pixels, sixteen times the work. R divides it, but does
-not change the power. For B0, worked out as in `segformer info` (N and N/R of the first stage, products of all):
+{growth} Convolutions, projections, the Mix-FFN and the decode head cost the same for every pixel. Attention does not: N
+tokens attend to N/R others, where R is the square of the reduction (64, 16, 4 and 1 in the four stages), so its
+products grow as N²/R. For B0, computed as in `segformer info` (N and N/R of the first stage, products of all):
 
 {attention}
 
-Memory need not follow: attention maps are never held as a whole, so the peak of a forward pass grows with the pixels.
+Attention maps are never stored as a whole, so the peak of a forward pass grows with the number of pixels.
 
 ## Images larger than memory
 
-`predict_large_image` with a B0 of 6 classes, from a compressed GeoTIFF to a compressed GeoTIFF. The
-peak is that of the whole process, Python, PyTorch and weights included. Sizes are width x height; 30000x2000 are the
-first rows of an image of 30,000 x 30,000.
+`predict_large_image` with a B0 of 6 classes, from a compressed GeoTIFF to a compressed GeoTIFF. The peak is that of
+the whole process, including Python, PyTorch and weights. Sizes are width x height; 30000x2000 is the top of an image of
+30,000 x 30,000.
 
 {large}
 
-The network trained on CamVid on a drawn street of 1920x704 pixels, in windows and whole. Attention sees a whole window,
-so a pixel far from every seam is labelled by what the window shows too; neither is the truth. (A network without
-attention gives the same logits to rounding, 128 pixels away from a seam: tests/inference/test_tiling.py.)
+The network trained on CamVid on a drawn street of 1920x704 pixels, tiled and whole. Attention sees a whole tile, so
+even far from every seam the prediction depends on the tile. (A network without attention gives the same logits up to
+rounding, 128 pixels from a seam: tests/inference/test_tiling.py.)
 
 {agreement}
 
@@ -386,7 +366,7 @@ attention gives the same logits to rounding, 128 pixels away from a seam: tests/
 
 ## All records
 
-"Difference" is that from the first candidate, relative to the largest value; for labels, the share of pixels.
+"Difference" is the difference from the first candidate relative to the largest value; for labels, the share of pixels.
 
 {records}
 """
@@ -395,7 +375,7 @@ attention gives the same logits to rounding, 128 pixels away from a seam: tests/
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page."""
     parser = argparse.ArgumentParser("python -m benchmarks.report", description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files, and of the pictures")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files, and of the plots")
     parser.add_argument("--page", type=Path, default=PAGE, help="file to write")
     arguments = parser.parse_args(argv)
     try:

@@ -1,8 +1,8 @@
-"""Takes over Transformers' own `segformer` checkpoints, for whoever asks for it.
+"""Registration with the Auto classes, and `override_builtin` for Transformers' own `segformer` checkpoints.
 
-A model type can belong to one implementation at a time, so this is opt-in: after `override_builtin()` the Auto classes
-of this process give our classes for `segformer` folders and repositories. What such a model saves stays a `segformer`
-checkpoint without code, which stock Transformers loads.
+A model type belongs to one implementation at a time, so taking over `segformer` is opt-in: after `override_builtin()`
+the Auto classes of this process give this package's classes for `segformer` folders and repositories. Such a model
+saves `segformer` checkpoints without remote code, which Transformers loads.
 """
 
 from typing import ClassVar
@@ -41,16 +41,16 @@ def register(
     """Register a configuration with its models, named by Auto class, and its image processor.
 
     Args:
-        config: its `model_type` is what checkpoints name.
-        models: for each name in `AUTO_CLASSES`, or some of them, the class to give.
+        config: the configuration, whose `model_type` checkpoints name.
+        models: classes by the name of their Auto class, one of `AUTO_CLASSES`.
         processor: the image processor.
-        take_over: whether to replace what is registered for this model type.
+        take_over: replace what is registered for this model type.
     """
     AutoConfig.register(config.model_type, config, exist_ok=take_over)
     for name, model in models.items():
         AUTO_CLASSES[name].register(config, model, exist_ok=take_over)
     if not take_over:
-        # The segmentation pipeline looks names up here, past what `register` adds, and else logs an error.
+        # The segmentation pipeline looks names up here, which `register` does not fill, and logs an error otherwise.
         name = models["AutoModelForSemanticSegmentation"].__name__
         MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[config.model_type] = name
     try:
@@ -58,7 +58,7 @@ def register(
             config, image_processor_classes={"pil": processor, "torchvision": processor}, exist_ok=take_over
         )
     except ImportError:
-        # Transformers 5.17 has no AutoImageProcessor without torchvision: until 5.17 is no longer supported.
+        # Without torchvision, Transformers 5.17 has no AutoImageProcessor (until 5.17 is no longer supported).
         return
 
 
@@ -70,7 +70,7 @@ class SegFormerConfig(configuration_segformer.SegFormerConfig):
     _auto_class: ClassVar[str | None] = None
 
     def to_dict(self) -> dict:
-        """The fields as Transformers' own model writes them: its class names, no map to code."""
+        """Return the fields with the class names of Transformers' own model and no map to code."""
         values = super().to_dict()
         if values.get("architectures"):
             values["architectures"] = [name.replace("SegFormer", "Segformer") for name in values["architectures"]]
@@ -112,9 +112,9 @@ class SegformerImageProcessor(image_processing_segformer.SegFormerImageProcessor
 
 
 def override_builtin() -> None:
-    """Let this process's Auto classes give our classes for model type `segformer`.
+    """Let the Auto classes of this process give this package's classes for model type `segformer`.
 
-    On Transformers 5.17 without torchvision, which has no AutoImageProcessor, the models are taken over alone.
+    On Transformers 5.17 without torchvision, which has no AutoImageProcessor, only the models are taken over.
 
     Example:
         >>> from hf_segformer import override_builtin
@@ -134,3 +134,16 @@ def override_builtin() -> None:
         SegformerImageProcessor,
         take_over=True,
     )
+
+
+__all__ = [
+    "AUTO_CLASSES",
+    "SegFormerBackbone",
+    "SegFormerConfig",
+    "SegFormerForImageClassification",
+    "SegFormerForSemanticSegmentation",
+    "SegFormerModel",
+    "SegformerImageProcessor",
+    "override_builtin",
+    "register",
+]

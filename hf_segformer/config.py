@@ -1,28 +1,189 @@
-"""Options of training and inference as plain data classes.
+"""Options of data, training and inference as plain data classes.
 
-Nothing here imports PyTorch, so that a recipe or a command line is checked before anything heavy is loaded.
+Nothing here imports PyTorch or NumPy, so that a recipe or a command line is checked before anything heavy is loaded.
+Each class checks its values at construction; its messages name a value as a recipe does, `table.key`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from pathlib import Path
 
+DATA_SOURCES = ("shapes", "camvid", "folders", "imagefolder", "dataset")
 LOSS_TERMS = ("cross_entropy", "ohem", "dice", "focal")
 CLASS_WEIGHT_SCHEMES = ("median_frequency", "log", "inverse_sqrt")
 DTYPES = ("float32", "float16", "bfloat16")
 TILE_STEP = 32  # pixels of the input for each cell of the last stage's grid
 
+_GENERATED, _DATASETS = ("shapes",), ("imagefolder", "dataset")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The source of images and masks, and the meaning of the masks' labels.
+
+    docs/guides/data.md shows the table `[data]` of a recipe for each source.
+
+    Args:
+        source: `"shapes"` are generated, `"camvid"` is the folder of the SegNet tutorial, `"folders"` are images and
+            masks in folders of their own, `"imagefolder"` is a folder with metadata, and `"dataset"` a Hub
+            repository, or a local folder that `datasets` reads.
+        root: folder, or Hub repository as `owner/name`.
+        subset: `datasets` configuration of a data set that has several.
+        train_split: name of the split to train on.
+        eval_split: name of the split to evaluate on; empty is `val` for folders and `validation` for the others.
+        eval_share: share of the training split to hold out for evaluation in place of `eval_split`; 0 is none.
+        image_column: column of a data set that holds the images.
+        mask_column: column of a data set that holds the masks.
+        streaming: read the training split while it is used, without loading or storing all of it.
+        image_folder: for `folders`, below `root`. `{split}` stands for the split's name; without it the split is a
+            sub-folder, unless evaluation images are held out by `eval_share`.
+        mask_folder: the masks' folder, by the same rules.
+        image_suffix: ending of the images' names, `"_leftImg8bit.png"` say; empty is any known suffix. What precedes
+            it pairs an image with its mask.
+        mask_suffix: ending of the masks' names.
+        names: class names in order of their labels, after `reduce_labels`; empty if the data bring them.
+        palette: one [red, green, blue] a class; empty is the data's own, or generated colours.
+        reduce_labels: ignore label 0 and subtract one from all others, as ADE20K needs.
+        label_values: mask value of each class, for example [0, 255]; empty is 0, 1, 2 and so on.
+        ignore_values: mask values that do not count. 255 never does, unless `label_values` has it.
+        image_size: side in pixels of the generated shapes.
+        num_train: number of training images; 0 is all (of real ones).
+        num_eval: number of evaluation images; 0 is all (of real ones).
+        seed: seed of the generated shapes, of the held-out share and of the order of a stream.
+        eval_size: shorter side in pixels to which images are resized for evaluation, in their own ratio; 0 is that
+            of the first one.
+        title: name of the data in the model card.
+        terms: terms of use of the data, for the model card.
+
+    Raises:
+        ValueError: if a value is out of range; the message names it as `data.name`.
+
+    Example:
+        >>> from hf_segformer.config import DataConfig
+        >>> DataConfig(source="shapes", num_train=100, num_eval=10).image_size
+        128
+    """
+
+    source: str
+    root: str = ""
+    subset: str = ""
+    train_split: str = "train"
+    eval_split: str = ""
+    eval_share: float = 0.0
+    image_column: str = "image"
+    mask_column: str = "label"
+    streaming: bool = False
+    image_folder: str = "images"
+    mask_folder: str = "masks"
+    image_suffix: str = ""
+    mask_suffix: str = ""
+    names: list[str] = field(default_factory=list)
+    palette: list[list[int]] = field(default_factory=list)
+    reduce_labels: bool = False
+    label_values: list[int] = field(default_factory=list)
+    ignore_values: list[int] = field(default_factory=list)
+    image_size: int = 128
+    num_train: int = 0
+    num_eval: int = 0
+    seed: int = 0
+    eval_size: int = 0
+    title: str = ""
+    terms: str = ""
+
+    def __post_init__(self):
+        if self.source not in DATA_SOURCES:
+            raise ValueError(f"data.source is {self.source!r}; expected one of {', '.join(DATA_SOURCES)}")
+        if self.source not in _GENERATED and not self.root:
+            raise ValueError("data.root is not set: give the folder of the images as data.root=DIR")
+        smallest = {"image_size": 16, "num_train": 0, "num_eval": 0, "seed": 0, "eval_size": 0}
+        if self.source in _GENERATED:
+            smallest |= {"num_train": 1, "num_eval": 1}
+        for name, least in smallest.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"data.{name} is {getattr(self, name)}; expected at least {least}")
+        if not 0 <= self.eval_share < 1:
+            raise ValueError(f"data.eval_share is {self.eval_share}; expected a share in [0, 1)")
+        self._check_combinations()
+        self._check_labels()
+
+    @property
+    def eval_split_name(self) -> str:
+        """`eval_split`, or its default for the source."""
+        return self.eval_split or ("val" if self.source in ("camvid", "folders") else "validation")
+
+    def check_root(self) -> None:
+        """Check that `root` exists, before anything heavy is imported.
+
+        Raises:
+            FileNotFoundError: if `root` is neither a folder nor the name of a Hub repository.
+        """
+        if self.source in _GENERATED or Path(self.root).is_dir():
+            return
+        is_name = self.root.count("/") <= 1 and not self.root.startswith((".", "/", "~"))
+        if self.source != "dataset" or not is_name:
+            raise FileNotFoundError(f"data.root is {self.root}, which does not exist; expected the folder of the data")
+
+    def _check_combinations(self) -> None:
+        """Refuse settings that the source would ignore."""
+        if self.streaming and self.source not in _DATASETS:
+            raise ValueError(f"data.streaming is set for {self.source}; expected a source of {' or '.join(_DATASETS)}")
+        if self.eval_share and self.source in _GENERATED:
+            raise ValueError("data.eval_share is set, but shapes are generated for evaluation separately: leave it out")
+        if self.eval_share and self.streaming:
+            raise ValueError("data.eval_share is set, but nothing can be held out of a stream: set data.eval_split")
+        if self.eval_share and self.eval_split:
+            raise ValueError("data.eval_share and data.eval_split are both set: leave one of them out")
+        if not self.eval_share and self.source not in _GENERATED and self.train_split == self.eval_split_name:
+            raise ValueError(
+                f"data.eval_split is {self.train_split!r}, the training split; expected another split, or a share held "
+                "out by data.eval_share=0.1"
+            )
+
+    def _check_labels(self) -> None:
+        check_unique("data.names", self.names)
+        check_palette("data.palette", self.palette, len(self.names) or len(self.palette))
+        if self.reduce_labels and self.label_values:
+            raise ValueError("data.reduce_labels and data.label_values are both set: leave one of them out")
+        check_unique("data.label_values", self.label_values)
+        both = sorted(set(self.label_values) & set(self.ignore_values))
+        if both:
+            raise ValueError(f"data.ignore_values has {both}, which data.label_values has too: a value has one meaning")
+
+
+def check_unique(name: str, values: Sequence) -> None:
+    """Raise ValueError if a value occurs twice; `name` is what the message calls the list."""
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        raise ValueError(f"{name} has {', '.join(map(str, twice))} more than once")
+
+
+def check_palette(name: str, palette: Sequence[Sequence[int]], length: int) -> None:
+    """Raise ValueError unless a palette is empty or holds that many colours.
+
+    Args:
+        name: what the message calls the palette.
+        palette: [red, green, blue] of each class.
+        length: number of classes.
+    """
+    for color in palette:
+        if len(color) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in color):
+            raise ValueError(f"{name} has {color}; expected [red, green, blue] of integers from 0 to 255")
+    if palette and len(palette) != length:
+        raise ValueError(f"{name} has {len(palette)} colours; expected one for each of the {length} classes")
+
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """How training pictures are varied; the defaults are the paper's for ADE20K.
+    """Augmentation of training images; the defaults are the paper's for ADE20K.
 
     Args:
         crop_size: side S of the crop in pixels.
-        base_size: shorter and longer side that a picture is fitted into before the ratio is applied; empty: its own.
-        scale: lowest and highest ratio.
+        base_size: shorter and longer side that an image is fitted into before the ratio is applied; empty: its own.
+        scale: lowest and highest ratio of the random resize.
         max_class_share: share of the crop's counted pixels that one class may fill; up to ten draws try to keep to it.
-        flip: probability of mirroring left and right.
+        flip: probability of a horizontal flip.
         distortion: strength of the photometric distortion: 1 is the paper's, 0 is none. Above 0 it needs 8-bit images.
 
     Raises:
@@ -43,30 +204,29 @@ class AugmentationConfig:
 
     def __post_init__(self):
         if self.crop_size < 16:
-            raise ValueError(f"augmentation.crop_size is {self.crop_size}, but it must be at least 16")
+            raise ValueError(f"augmentation.crop_size is {self.crop_size}; expected at least 16")
         if self.base_size and (len(self.base_size) != 2 or not 0 < self.base_size[0] <= self.base_size[1]):
             raise ValueError(
-                f"augmentation.base_size is {self.base_size}, but it must be [shorter, longer] in pixels, or empty"
+                f"augmentation.base_size is {self.base_size}; expected [shorter, longer] in pixels, or an empty list"
             )
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"augmentation.scale is {self.scale}, but it must be [low, high] with 0 < low <= high")
+            raise ValueError(f"augmentation.scale is {self.scale}; expected [low, high] with 0 < low <= high")
         if not 0 < self.max_class_share <= 1:
-            raise ValueError(f"augmentation.max_class_share is {self.max_class_share}, but it must lie in (0, 1]")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"augmentation.flip is {self.flip}, but it is a probability: between 0 and 1")
-        if not 0 <= self.distortion <= 1:
-            raise ValueError(f"augmentation.distortion is {self.distortion}, but it must lie between 0 and 1")
+            raise ValueError(f"augmentation.max_class_share is {self.max_class_share}; expected a share in (0, 1]")
+        for name in ("flip", "distortion"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augmentation.{name} is {getattr(self, name)}; expected a number from 0 to 1")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """What the paper's recipe asks of the optimiser beside learning rate, weight decay and warm-up.
+    """Parameter groups and schedule of the paper's recipe, beside learning rate, weight decay and warm-up.
 
     Args:
         head_lr_multiplier: the head's learning rate as a multiple of the encoder's.
         layer_lr_decay: each block's learning rate as a share of the next one's; 1 is the paper's.
         freeze_encoder: train the head alone.
-        power: of the polynomial decay.
+        power: exponent of the polynomial decay.
 
     Raises:
         ValueError: if a value is out of range; the message names it as `optimizer.name`.
@@ -79,28 +239,28 @@ class OptimizerConfig:
 
     def __post_init__(self):
         if self.head_lr_multiplier <= 0:
-            raise ValueError(f"optimizer.head_lr_multiplier is {self.head_lr_multiplier}, but it must be positive")
+            raise ValueError(f"optimizer.head_lr_multiplier is {self.head_lr_multiplier}; expected a positive number")
         if not 0 < self.layer_lr_decay <= 1:
-            raise ValueError(f"optimizer.layer_lr_decay is {self.layer_lr_decay}, but it must lie in (0, 1]")
+            raise ValueError(f"optimizer.layer_lr_decay is {self.layer_lr_decay}; expected a number in (0, 1]")
         if self.power <= 0:
-            raise ValueError(f"optimizer.power is {self.power}, but it must be positive")
+            raise ValueError(f"optimizer.power is {self.power}; expected a positive number")
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """A weighted sum of losses of the logits, upsampled once to the label maps' size.
+    """Weights and settings of a sum of losses; `LossConfig()` is the model's own cross entropy.
 
-    Where no pixel counts, the loss is 0 with zero gradient. `LossConfig()` is the model's own cross entropy.
+    Logits are upsampled once to the masks' size. Where no pixel counts, the loss is 0 with zero gradient.
 
     Args:
         cross_entropy: weight of the cross entropy, the mean over the pixels that count.
-        ohem: weight of the cross entropy of hard pixels only (Shrivastava et al. 2016): those whose right class has a
+        ohem: weight of the cross entropy of hard pixels only (Shrivastava et al. 2016): those whose true class has a
             probability below `ohem_threshold`, and in any case the B * `ohem_min_kept` least probable of the batch;
             the mean over these.
         dice: weight of the soft Dice loss (Milletari et al. 2016): 1 - 2 sum(p t) / (sum(p) + sum(t)) for each class,
             with probabilities p and targets t of all pixels of the batch that count, the mean over the classes that
-            its label maps hold; with one logit of the foreground alone. Such a denominator is at least 1: nothing is
-            added to it.
+            its masks hold; with one logit of the foreground alone. Such a denominator is at least 1: no smoothing term
+            is added to it.
         focal: weight of the focal loss (Lin et al. 2017), -(1 - p)^gamma log(p), the mean over the pixels that count.
         class_weights: K weights (with one logit two) for the pixels of each class in all terms but Dice; means are
             divided by the sum of the pixels' weights, as PyTorch does. The name of a scheme of `class_weights` stands
@@ -108,7 +268,7 @@ class LossConfig:
         label_smoothing: share of the target that is spread evenly over the classes in `cross_entropy`.
         focal_gamma: exponent of the focal loss.
         ohem_threshold: probability from which on a pixel is easy.
-        ohem_min_kept: pixels a picture.
+        ohem_min_kept: least number of pixels to keep for each image.
 
     Raises:
         ValueError: if a value is out of range; the message names it as `loss.name`.
@@ -127,24 +287,55 @@ class LossConfig:
     def __post_init__(self):
         for name in (*LOSS_TERMS, "focal_gamma", "ohem_min_kept"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"loss.{name} is {getattr(self, name)}, but it must be at least 0 and finite")
+                raise ValueError(f"loss.{name} is {getattr(self, name)}; expected a finite number of at least 0")
         if not any(getattr(self, name) for name in LOSS_TERMS):
             raise ValueError(f"loss has no term: give one of {', '.join(LOSS_TERMS)} a positive weight")
         for name in ("label_smoothing", "ohem_threshold"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"loss.{name} is {getattr(self, name)}, but it must lie between 0 and 1")
+                raise ValueError(f"loss.{name} is {getattr(self, name)}; expected a number from 0 to 1")
         weights = self.class_weights
         if isinstance(weights, str):
             check_class_weight_scheme(weights)
         elif weights is not None and not (any(weights) and all(0 <= weight < math.inf for weight in weights)):
-            raise ValueError(f"loss.class_weights is {weights}, but it must be finite numbers from 0 up, not all 0")
+            raise ValueError(f"loss.class_weights is {weights}; expected finite numbers of at least 0, not all 0")
 
 
 def check_class_weight_scheme(scheme: str) -> None:
     """Raise ValueError unless `scheme` is one of `CLASS_WEIGHT_SCHEMES`; the message gives the nearest one."""
     if scheme not in CLASS_WEIGHT_SCHEMES:
         near = get_close_matches(scheme, CLASS_WEIGHT_SCHEMES, n=1, cutoff=0)[0]
-        raise ValueError(f"unknown loss.class_weights {scheme!r}, did you mean {near!r}?")
+        raise ValueError(
+            f"loss.class_weights is {scheme!r}; expected numbers or one of {', '.join(CLASS_WEIGHT_SCHEMES)}: did you "
+            f"mean {near!r}?"
+        )
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (PEFT) in the encoder and a head trained whole; the adapters are merged at the end.
+
+    Args:
+        rank: rank of the adapters; 0 trains all weights instead.
+        alpha: numerator of their scale, alpha / rank.
+        dropout: dropout on their input.
+        target_modules: names of the layers that get one.
+
+    Raises:
+        ValueError: if a value is out of range; the message names it as `lora.name`.
+    """
+
+    rank: int = 0
+    alpha: int = 16
+    dropout: float = 0.0
+    target_modules: list[str] = field(default_factory=lambda: ["query", "value"])
+
+    def __post_init__(self):
+        if self.rank < 0:
+            raise ValueError(f"lora.rank is {self.rank}; expected at least 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout is {self.dropout}; expected a probability in [0, 1)")
+        if not self.target_modules:
+            raise ValueError("lora.target_modules is empty: name the layers that get an adapter")
 
 
 @dataclass(frozen=True)
@@ -229,11 +420,17 @@ class InferenceOptions:
 
 __all__ = [
     "CLASS_WEIGHT_SCHEMES",
+    "DATA_SOURCES",
     "DTYPES",
+    "LOSS_TERMS",
     "TILE_STEP",
     "AugmentationConfig",
+    "DataConfig",
     "InferenceOptions",
+    "LoraConfig",
     "LossConfig",
     "OptimizerConfig",
     "check_class_weight_scheme",
+    "check_palette",
+    "check_unique",
 ]

@@ -1,14 +1,12 @@
-"""The all-MLP head (paper section 3.2, equation 4), a band of rows at a time.
+"""Fast path of the decode head on a CPU (paper section 3.2, equation 4): a band of rows at a time.
 
-Up to BatchNorm the head is linear at each pixel, and bilinear weights sum to one. So the fusing convolution's columns
-for one stage may be multiplied into that stage's linear layer, applied at the stage's own resolution, and the results
-upsampled and summed: the same numbers for a tenth of the multiplications. A band of the sum fits into a core's cache,
-where it is normalised, cut off at 0 and classified before the next one is made.
+The folded head (see `folding_segformer`) upsamples each stage's projection and adds them up. A band of the sum fits
+into a core's cache, where it is normalized, cut off at 0 and classified before the next one is computed.
 
-In training the sum is kept, as BatchNorm needs it whole, and all that follows from it is computed twice, once forward
-and once backward.
+In training the sum is kept, as BatchNorm needs all of it, and what follows from it is computed twice, once in the
+forward and once in the backward pass.
 
-Axes: B pictures, D width of the head, K classes, h w the first stage's grid, h' w' a lower stage's and C' its channels,
+Axes: B images, D width of the head, K classes, h w the first stage's grid, h' w' a lower stage's and C' its channels,
 R rows of a band, S those of a lower stage that they come from.
 """
 
@@ -20,33 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cpu_runtime_segformer import linear, multiply_over_rows
-from .dispatch_segformer import is_exactly, is_fast_and_full, is_untouched, once_differentiable, parallel_for
+from .cpu_runtime_segformer import linear, multiply_over_rows, once_differentiable, parallel_for
+from .dispatch_segformer import altered, implement, needs_gradient
+from .folding_segformer import fold, unfoldable
 from .upsampling_segformer import WINDOW_WIDTH, Band, Windows, apart, cut_into_bands, multiply_windows
 
-_BAND_HEIGHT = 16  # less, and lower stages are multiplied too often; more, and a band leaves the cache
+_BAND_HEIGHT = 16  # with less, lower stages are multiplied too often; with more, a band leaves the cache
 _BAND_SIZE = 1 << 21  # floats of the sum at most
 
 
-def is_decodable(head: nn.Module, features: Sequence[Tensor]) -> bool:
-    """Whether the head, foldable as it is, may run in bands on these features: each layer is what it seems."""
-    norm, classifier = head.batch_norm, head.classifier
-    return (
-        is_exactly(norm, nn.BatchNorm2d)
-        and norm.running_mean is not None
-        and norm.bias is not None
-        and (not norm.training or features[0][:, 0].numel() > 1)
-        and is_exactly(classifier, nn.Conv2d)
-        and classifier.kernel_size == (1, 1)
-        and classifier.bias is not None
-        and type(head.dropout) is nn.Dropout2d
-        and is_untouched(head.dropout)
-        and is_fast_and_full(*features, *head.parameters())
-    )
-
-
 class Plan(NamedTuple):
-    """How stages come together: bands of rows, and for each lower stage the bands and windows that upsample it."""
+    """Bands of rows, and for each lower stage the bands and windows that upsample it."""
 
     rows: list[slice]
     bands: list[tuple[Band, ...]]
@@ -56,7 +38,7 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, maps: Sequence[Tensor], dim: int) -> "Plan":
-        """For each stage's (B, h, w, C) and a sum of D channels."""
+        """Plan for each stage's (B, h, w, C) and a sum of D channels."""
         [(height, width), *lower] = [each.shape[1:3] for each in maps]
         dtype, band_height = maps[0].dtype, min(max(_BAND_SIZE // (width * dim), 1), _BAND_HEIGHT)
         rows = [slice(start, min(start + band_height, height)) for start in range(0, height, band_height)]
@@ -69,10 +51,10 @@ class Plan(NamedTuple):
 
 
 class Join:
-    """Adds up the stages of a picture, band by band, and runs that backwards; each thread has one, for the memory.
+    """Sum of an image's stages, band by band, and its gradient; each thread has one, for its buffers.
 
     Args:
-        plan: where bands come from.
+        plan: of the bands.
         matrices: (D, C) of each stage.
         bias: (D,).
         width: w.
@@ -89,7 +71,7 @@ class Join:
         self.band = bias.new_empty(plan.rows[0].stop, (width + plan.beyond) * dim)
 
     def _stages(self, number: int) -> Iterator[tuple[int, slice, Band, Tensor, Windows]]:
-        """For each lower stage its number, its rows in `wide`, its band, its memory and its windows."""
+        """Yield each lower stage's number, rows in `wide`, band, buffer and windows."""
         bands = self.plan.bands[number]
         stops = list(accumulate(band.weights.shape[1] for band in bands))
         for stage, (band, stop) in enumerate(zip(bands, stops, strict=True)):
@@ -120,7 +102,7 @@ class Join:
         map_gradients: Sequence[Tensor],
         matrix_gradients: Sequence[Tensor],
     ) -> None:
-        """Add to each stage's and each matrix's gradient what that of a band (R, w, D) comes to."""
+        """Add the contribution of a band's gradient (R, w, D) to the gradient of each stage and each matrix."""
         rows, weights = self.plan.rows[number], self.plan.weights[number]
         first, flat = maps[0][rows].flatten(0, 1), gradient.flatten(0, 1)
         map_gradients[0][rows].flatten(0, 1).add_(linear(flat, self.matrices[0].t()))
@@ -144,13 +126,40 @@ def _as_maps(features: Sequence[Tensor]) -> list[Tensor]:
     return [stage.permute(0, 2, 3, 1).contiguous() for stage in features]
 
 
+def bind_decode_head(head: nn.Module, features: Sequence[Tensor]) -> tuple | str:
+    """Return the operands of `fused_decode_head`."""
+    norm, classifier = head.batch_norm, head.classifier
+    reason = (
+        unfoldable(head)
+        or altered("batch_norm", norm, nn.BatchNorm2d, bias=True)
+        or altered("classifier", classifier, nn.Conv2d, bias=True)
+        or altered("dropout", head.dropout, nn.Dropout2d)
+    )
+    if reason:
+        return reason
+    if norm.running_mean is None:
+        return "batch_norm has no running statistics"
+    if norm.training and features[0][:, 0].numel() < 2:
+        return "batch_norm has one value for each channel"
+    if classifier.kernel_size != (1, 1):
+        return "classifier is not a 1x1 convolution"
+    return head, features, tuple(head.parameters())
+
+
+def fused_decode_head(head: nn.Module, features: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """Run the head band by band: (B, C, H, W) of each stage -> logits (B, K, h, w)."""
+    wants_gradient = needs_gradient(*features, *parameters)
+    is_training = wants_gradient or head.batch_norm.training or head.dropout.training
+    return (decode_training if is_training else decode)(head, features, *fold(head))
+
+
 def decode(head: nn.Module, features: Sequence[Tensor], matrices: Sequence[Tensor], bias: Tensor) -> Tensor:
-    """The head at inference, with BatchNorm merged into the fold: (B, C, H, W) of each stage -> logits (B, K, h, w).
+    """Run the head at inference, with BatchNorm merged into the fold: (B, C, H, W) of each stage -> (B, K, h, w).
 
     Args:
-        head: for which `is_decodable` is true.
+        head: the decode head.
         features: each stage's (B, C, H, W).
-        matrices: (D, C) of each stage, from `SegFormerDecodeHead.fold`.
+        matrices: (D, C) of each stage, from `fold`.
         bias: (D,) from there.
     """
     maps, norm, classifier = _as_maps(features), head.batch_norm, head.classifier
@@ -160,7 +169,7 @@ def decode(head: nn.Module, features: Sequence[Tensor], matrices: Sequence[Tenso
     plan, weight = Plan.of(maps, len(bias)), classifier.weight.flatten(1)
     logits = maps[0].new_empty(*maps[0].shape[:3], len(weight))
 
-    # Not in threads of Python's: those of PyTorch still spin after the encoder, and would keep a core for milliseconds.
+    # Without Python threads: PyTorch's own still spin after the encoder, and would keep a core for milliseconds.
     join = Join(plan, matrices, bias, logits.shape[2])
     for index, number in product(range(len(logits)), range(len(plan.rows))):
         fused = join.forward([each[index] for each in maps], number).flatten(0, 1)
@@ -170,17 +179,18 @@ def decode(head: nn.Module, features: Sequence[Tensor], matrices: Sequence[Tenso
 
 
 def decode_training(head: nn.Module, features: Sequence[Tensor], matrices: Sequence[Tensor], bias: Tensor) -> Tensor:
-    """The head where gradients or a batch's statistics are wanted; arguments and result as for `decode`.
+    """Run the head with gradients or a batch's statistics; arguments and result as for `decode`.
 
-    BatchNorm's running statistics are updated where it is in training mode.
+    Updates BatchNorm's running statistics if it is in training mode.
     """
     norm, classifier = head.batch_norm, head.classifier
-    # Dropout of whole channels is a factor for each picture's channels, which may come before ReLU, too.
+    # Dropout of whole channels is a factor for each image's channels, and may come before ReLU, too.
     kept = head.dropout(features[0].new_ones(len(features[0]), len(bias), 1, 1)).flatten(1)
-    statistics = None if norm.training else (norm.running_mean, norm.running_var)
     logits, mean, variance = _Decode.apply(
-        statistics,
+        norm.training,
         norm.eps,
+        norm.running_mean,
+        norm.running_var,
         kept,
         norm.weight,
         norm.bias,
@@ -197,21 +207,27 @@ def decode_training(head: nn.Module, features: Sequence[Tensor], matrices: Seque
 
 @torch.no_grad()
 def _update(norm: nn.Module, mean: Tensor, variance: Tensor, number: int) -> None:
-    """BatchNorm's running statistics after a batch of so many pixels."""
+    """Update BatchNorm's running statistics after a batch of so many pixels.
+
+    Through `.data`, as PyTorch's own BatchNorm does: a later forward pass in training mode does not invalidate graphs
+    that saved the statistics.
+    """
     norm.num_batches_tracked += 1
-    share_of_new = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-    norm.running_mean.lerp_(mean, share_of_new)
-    norm.running_var.lerp_(variance * (number / (number - 1)), share_of_new)
+    momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    norm.running_mean.data.lerp_(mean, momentum)
+    norm.running_var.data.lerp_(variance * (number / (number - 1)), momentum)
 
 
 class _Decode(torch.autograd.Function):
-    """Maps (B, h, w, C) of each stage -> logits (B, h, w, K), and the mean and variance of the sum's channels."""
+    """Maps (B, h, w, C) of each stage -> logits (B, h, w, K), and mean and variance of the sum's channels."""
 
     @staticmethod
     def forward(
         ctx,
-        statistics: tuple[Tensor, Tensor] | None,
+        is_training: bool,
         eps: float,
+        running_mean: Tensor,
+        running_var: Tensor,
         kept: Tensor,
         norm_weight: Tensor,
         norm_bias: Tensor,
@@ -233,19 +249,19 @@ class _Decode(torch.autograd.Function):
                 index, number = items[item]
                 here = fused[index, plan.rows[number]]
                 here.copy_(join.forward([each[index] for each in maps], number))
-                if statistics is None:
+                if is_training:
                     torch.mean(here, dim=(0, 1), out=means[item])
                     square = torch.sub(here, means[item], out=deviation[: len(here)]).square_()
                     torch.sum(square, dim=(0, 1), out=squares[item])
 
         parallel_for(add_up, range(len(items)))
-        if statistics is None:
+        if is_training:
             counts = torch.tensor(
                 [fused[index, plan.rows[number], :, 0].numel() for index, number in items], device="cpu"
             )
             mean, variance = _combine(means, squares, counts)
         else:
-            mean, variance = statistics
+            mean, variance = running_mean.clone(), running_var.clone()
         inverse = (variance + eps).rsqrt()
         logits = bias.new_empty(*fused.shape[:3], len(weight))
 
@@ -256,20 +272,28 @@ class _Decode(torch.autograd.Function):
                 out.copy_(linear(activation.forward(index, number), weight, classifier_bias))
 
         parallel_for(classify, items)
-        ctx.plan, ctx.is_frozen = plan, statistics is not None
-        ctx.save_for_backward(fused, mean, inverse, kept, norm_weight, norm_bias, weight, bias, *maps_and_matrices)
+        ctx.plan, ctx.is_training = plan, is_training
+        # The running statistics are saved as the reference saves them: changing them in place before the backward pass
+        # is an error. The bias is a copy, as the reference does not save it.
+        ctx.save_for_backward(
+            running_mean,
+            running_var,
+            *(fused, mean, inverse, kept, norm_weight, norm_bias.clone(), weight, bias),
+            *maps_and_matrices,
+        )
         ctx.mark_non_differentiable(mean, variance)
         return logits, mean, variance
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        fused, mean, inverse, kept, norm_weight, norm_bias, weight, bias, *maps_and_matrices = ctx.saved_tensors
+        _, _, *saved = ctx.saved_tensors
+        fused, mean, inverse, kept, norm_weight, norm_bias, weight, bias, *maps_and_matrices = saved
         num_stages, plan = len(maps_and_matrices) // 2, ctx.plan
         maps, matrices = maps_and_matrices[:num_stages], maps_and_matrices[num_stages:]
         gradient, number_of_pixels = gradient.contiguous(), fused[..., 0].numel()
         settings = fused, plan, mean, inverse, norm_weight, norm_bias, kept
-        # What is summed up by the same thread must not depend on chance: bands are dealt out beforehand.
+        # Bands are assigned to groups beforehand: the order of summation must not depend on the threads.
         items = list(product(range(len(fused)), range(len(plan.rows))))
         num_groups = min(torch.get_num_threads(), len(items))
         weight_gradients = weight.new_zeros(num_groups, *weight.shape)
@@ -291,13 +315,13 @@ class _Decode(torch.autograd.Function):
         norm_bias_gradient, norm_weight_gradient = norm_gradients.sum(0)
         norm_weight_gradient = norm_weight_gradient * inverse
         scale = norm_weight * inverse
-        if ctx.is_frozen:
+        if not ctx.is_training:
             slope = constant = torch.zeros_like(scale)
             bias_gradient = scale * norm_bias_gradient
         else:
             slope = -scale * inverse * norm_weight_gradient / number_of_pixels
             constant = -scale * norm_bias_gradient / number_of_pixels - slope * mean
-            bias_gradient = torch.zeros_like(bias)  # the mean takes the bias out again
+            bias_gradient = torch.zeros_like(bias)  # subtracting the mean removes the bias
         map_gradients = [torch.zeros_like(each) for each in maps]
         matrix_gradients = [each.new_zeros(num_groups, *each.shape) for each in matrices]
 
@@ -318,13 +342,13 @@ class _Decode(torch.autograd.Function):
                         [each[group] for each in matrix_gradients],
                     )
 
-        # Neighbouring bands come from the same rows of lower stages: they take turns.
+        # Neighbouring bands read the same rows of lower stages: they run one after the other.
         for numbers in apart([[band.old for band in bands] for bands in plan.bands]):
             items = list(product(range(len(fused)), numbers))
             groups = [[(group, *item) for item in items[group::num_groups]] for group in range(num_groups)]
             parallel_for(join_backward, groups)
         return (
-            *(None, None, None),
+            *(None, None, None, None, None),
             norm_weight_gradient,
             norm_bias_gradient,
             weight_gradients.sum(0),
@@ -336,7 +360,7 @@ class _Decode(torch.autograd.Function):
 
 
 def _combine(means: Tensor, squares: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and sums of squared deviations (n, D) of n sets of so many values -> mean and variance (D,) of all."""
+    """Combine means and sums of squared deviations (n, D) of n sets into mean and variance (D,) of all values."""
     shares = counts[:, None].double() / counts.sum()
     mean = (means * shares).sum(0)
     variance = (squares.double() / counts.sum() + shares * (means - mean) ** 2).sum(0)
@@ -344,7 +368,7 @@ def _combine(means: Tensor, squares: Tensor, counts: Tensor) -> tuple[Tensor, Te
 
 
 class _Activation:
-    """BatchNorm, dropout and ReLU of a band, and the way back; each thread has one, for the memory."""
+    """BatchNorm, dropout and ReLU of a band, and their gradient; each thread has one, for its buffer."""
 
     def __init__(
         self,
@@ -362,15 +386,17 @@ class _Activation:
         self.memory = fused.new_empty(fused[0, plan.rows[0]].flatten(0, 1).shape)
 
     def forward(self, index: int, number: int) -> Tensor:
-        """(P, D), in memory that is overwritten by the next call."""
+        """Return (P, D), in a buffer that the next call overwrites."""
         fused = self.fused[index, self.plan.rows[number]].flatten(0, 1)
         scale, shift = self.scale * self.kept[index], self.shift * self.kept[index]
         return torch.addcmul(shift, fused, scale, out=self.memory[: len(fused)]).clamp_(min=0)
 
     def backward(self, logits_gradient: Tensor, weight: Tensor, index: int, active: Tensor) -> Tensor:
-        """The gradient (P, D) after BatchNorm of that of the logits (P, K), in memory of its own."""
+        """Return the gradient (P, D) after BatchNorm from that of the logits (P, K), in memory of its own."""
         normed = linear(logits_gradient, (weight * self.kept[index]).t())
         return torch.ops.aten.threshold_backward(normed, active, 0, grad_input=normed)
 
+
+implement("decode_head", "cpu_bands", bind_decode_head, fused_decode_head)
 
 __all__: list[str] = []

@@ -1,11 +1,11 @@
-"""Fast paths of the encoder on a CPU: the same numbers as the plain modules, in less time and memory.
+"""Fast paths of the encoder on a CPU: the numbers of the reference, in less time and memory.
 
-What costs time on a CPU is less the arithmetic than moving the Mix-FFN's fourfold hidden tokens in and out of memory.
-So it runs in strips of rows that stay in the cache, with depthwise convolution and GELU in one pass; for its gradient
-nothing but its input is kept, and the strip is computed once more. Keys and values come from one product, and residuals
-are added by the product that makes the branch.
+Moving the Mix-FFN's fourfold hidden tokens in and out of memory costs more time on a CPU than the arithmetic. So it
+runs in strips of rows that stay in the cache, with depthwise convolution and GELU in one pass; its gradient keeps
+nothing but the input and computes each strip once more. Keys and values come from one product, and residuals are added
+by the product that makes the branch.
 
-Weights are read, and joined, anew in every call: they change behind any cache's back.
+Weights are read, and joined, anew in every call: they can change without notice.
 
 Axes: B batch, C channels, E = C * mlp_ratio hidden channels, H W a stage's grid, N = H*W tokens, M reduced tokens,
 A heads.
@@ -17,18 +17,21 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
-from .cpu_runtime_segformer import find_onednn, linear, multiply_over_rows
-from .dispatch_segformer import OPERATIONS, is_compiled_and_full, is_fast_and_full, needs_gradient, once_differentiable
+from .cpu_runtime_segformer import find_onednn, linear, multiply_over_rows, once_differentiable, train_allocator
+from .dispatch_segformer import NAMESPACE, altered, altered_dropout, implement, needs_gradient
 
 STRIP_BYTES = 1 << 23  # of hidden tokens, or of queries, at once; a quarter of it costs 10 to 30 % more time
-FEW_SCORES = 1 << 16  # of a head: below, PyTorch's attention of all heads at once is faster than strips one by one
-SCORE_BYTES = 1 << 22  # of attention's scores at once, which two cores' second caches hold
+FEW_SCORES = 1 << 16  # of a head: below, PyTorch's attention of all heads at once is faster than strip by strip
+SCORE_BYTES = 1 << 22  # of attention's scores at once, which fit into two cores' second-level caches
+
+_ExactGELU = type(ACT2FN["gelu"])
 
 
 class AttentionWeights(NamedTuple):
-    """The linear layers of attention, as tensors."""
+    """Parameters of attention's linear layers."""
 
     query: Tensor  # (C, C)
     query_bias: Tensor  # (C,)
@@ -41,7 +44,7 @@ class AttentionWeights(NamedTuple):
 
 
 class MixWeights(NamedTuple):
-    """LayerNorm and Mix-FFN, as tensors."""
+    """Parameters of LayerNorm and Mix-FFN."""
 
     norm: Tensor  # (C,)
     norm_bias: Tensor  # (C,)
@@ -54,7 +57,7 @@ class MixWeights(NamedTuple):
 
 
 class Strip(NamedTuple):
-    """A run of images and rows, and the rows about it that a 3x3 window sees."""
+    """A run of images and rows, and the rows around it that a 3x3 window reads."""
 
     images: slice
     rows: slice
@@ -62,24 +65,24 @@ class Strip(NamedTuple):
 
     @property
     def kept(self) -> slice:
-        """Where `rows` lie within `seen`."""
+        """Position of `rows` within `seen`."""
         return slice(self.rows.start - self.seen.start, self.rows.stop - self.seen.start)
 
     @property
     def missing(self) -> tuple[int, int]:
-        """How many rows of `seen` lie before and after `rows`."""
+        """Number of rows of `seen` before and after `rows`."""
         return self.rows.start - self.seen.start, self.seen.stop - self.rows.stop
 
 
 def cut(batch: int, height: int, row_bytes: int, limit: int, halo: int) -> Iterator[Strip]:
-    """Strips that cover every row of every image once: many whole images, or even parts of one.
+    """Cut a batch into strips that cover every row of every image once: many whole images, or even parts of one.
 
     Args:
         batch: number of images.
         height: rows of each.
-        row_bytes: what one row takes up.
-        limit: what a strip may take up; it has a row at least.
-        halo: how many rows before and after a strip are seen.
+        row_bytes: size of one row.
+        limit: size of a strip, which has at least one row.
+        halo: number of rows that are read before and after a strip.
     """
     rows = max(limit // row_bytes, 1)
     if rows >= height:
@@ -102,7 +105,7 @@ def convolve(hidden: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
 
 
 def convolve_gelu(hidden: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """`convolve` and exact GELU, in one pass where oneDNN computes: (B, H, W, E) -> (B, H, W, E)."""
+    """Apply `convolve` and exact GELU, in one pass if oneDNN can: (B, H, W, E) -> (B, H, W, E)."""
     fused = find_onednn("_convolution_pointwise", hidden, kernel, bias)
     if fused is None:
         return F.gelu(convolve(hidden, kernel, bias))
@@ -111,19 +114,14 @@ def convolve_gelu(hidden: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     return features.permute(0, 2, 3, 1)
 
 
-def are_encodable(*tensors: Tensor) -> bool:
-    """Whether the functions here may take these tensors: all full floats of one width, and nothing casts them."""
-    is_taken = is_compiled_and_full(*tensors) or is_fast_and_full(*tensors)
-    return is_taken and all(tensor.is_contiguous() and tensor.numel() for tensor in tensors)
-
-
 def join(pieces: list[Tensor]) -> Tensor:
-    """Strips one after the other; nothing is copied where there is only one."""
+    """Concatenate strips; a single one is not copied."""
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def mix_forward(tokens: Tensor, height: int, width: int, weights: MixWeights, eps: float, residual: bool) -> Tensor:
-    """`mix` without a gradient."""
+    """Compute LayerNorm and Mix-FFN (paper equation 3), plus the tokens where `residual`: (B, N, C) -> (B, N, C)."""
+    train_allocator()
     batch, _, channels = tokens.shape
     grid, pieces = tokens.view(batch, height, width, channels), []
     hidden_row = width * len(weights.expand) * tokens.element_size()
@@ -137,24 +135,28 @@ def mix_forward(tokens: Tensor, height: int, width: int, weights: MixWeights, ep
 
 
 class Mix(torch.autograd.Function):
-    """`mix` with a gradient that keeps nothing but the input, which the residual keeps anyway.
+    """`mix_forward` with a gradient that keeps nothing but the input, which the residual keeps anyway.
 
-    A strip's hidden tokens are computed once more. It then hands back the gradients of its own rows' outputs, and these
-    reach one row beyond it; as everything before the convolution is the same for all rows, or adds up over them, what
-    neighbouring strips find for a row between them is summed.
+    The hidden tokens of a strip are computed once more. The strip then returns the gradients that come from its own
+    rows' outputs, which reach one row beyond it; as everything before the convolution is the same for all rows, or adds
+    up over them, the contributions of neighbouring strips to a row between them are summed.
     """
 
     @staticmethod
     def forward(ctx, tokens, height, width, eps, residual, *weights):
-        """As `mix`, the weights one by one."""
-        ctx.save_for_backward(tokens, *weights)
+        """Take the arguments of `mix_forward`, the weights one by one."""
+        # Biases of linear layers and convolutions are saved as copies: the reference does not save them, so that
+        # changing one before the backward pass is no error.
+        norm, norm_bias, *pairs = weights
+        saved = [each.clone() if index % 2 else each for index, each in enumerate(pairs)]
+        ctx.save_for_backward(tokens, norm, norm_bias, *saved)
         ctx.layout = height, width, eps, residual
         return mix_forward(tokens, height, width, MixWeights(*weights), eps, residual)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_mixed):
-        """Gradients of the tokens and of each of `MixWeights`."""
+        """Return the gradients of the tokens and of each of `MixWeights`."""
         tokens, *weights = ctx.saved_tensors
         height, width, eps, residual = ctx.layout
         grads = mix_backward(grad_mixed.contiguous(), tokens, height, width, MixWeights(*weights), eps)
@@ -165,7 +167,7 @@ class Mix(torch.autograd.Function):
 def mix_backward(
     grad_mixed: Tensor, tokens: Tensor, height: int, width: int, weights: MixWeights, eps: float
 ) -> tuple[Tensor, MixWeights]:
-    """The gradients of `mix` without residual: (B, N, C) -> that of the tokens (B, N, C), and those of the weights."""
+    """Differentiate `mix_forward` without residual: (B, N, C) -> gradients of the tokens (B, N, C) and the weights."""
     batch, _, channels = tokens.shape
     num_hidden = len(weights.expand)
     grid, grad_out = (tensor.view(batch, height, width, channels) for tensor in (tokens, grad_mixed))
@@ -202,22 +204,13 @@ def mix_backward(
     return grad_grid.view_as(tokens), grads
 
 
-def mix(tokens: Tensor, height: int, width: int, weights: MixWeights, eps: float, residual: bool) -> Tensor:
-    """LayerNorm and Mix-FFN (paper equation 3), added to their input where `residual`: (B, N, C) -> (B, N, C)."""
-    if torch.compiler.is_compiling():
-        return _compiled_mix(tokens, height, width, list(weights), eps, residual)
-    if needs_gradient(tokens, *weights):
-        return Mix.apply(tokens, height, width, eps, residual, *weights)
-    return mix_forward(tokens, height, width, weights, eps, residual)
-
-
 def split_heads(tokens: Tensor, head_dim: int) -> Tensor:
-    """(B, N, C) -> (B, A, N, C/A), each head's in one piece."""
+    """(B, N, C) -> (B, A, N, C/A), contiguous for each head."""
     return tokens.unflatten(-1, (-1, head_dim)).transpose(1, 2).contiguous()
 
 
 def cut_scores(query: Tensor, keys: Tensor) -> Iterator[tuple[int, int, slice]]:
-    """Image, head and rows of the query whose scores stay in the cache."""
+    """Yield image, head and rows of the query whose scores stay in the cache."""
     batch, num_heads, length, _ = query.shape
     rows = max(SCORE_BYTES // (keys.shape[2] * keys.element_size()), 1)
     for image, head, start in product(range(batch), range(num_heads), range(0, length, rows)):
@@ -225,7 +218,7 @@ def cut_scores(query: Tensor, keys: Tensor) -> Iterator[tuple[int, int, slice]]:
 
 
 def attention_maps(query: Tensor, keys: Tensor) -> Tensor:
-    """Softmax of the scores: (n, C/A) and (M, C/A) -> (n, M)."""
+    """Compute the softmax of the scores: (n, C/A) and (M, C/A) -> (n, M)."""
     scores = linear(query, keys)
     return torch.softmax(scores, -1, out=scores)
 
@@ -233,12 +226,12 @@ def attention_maps(query: Tensor, keys: Tensor) -> Tensor:
 class Attention(torch.autograd.Function):
     """Scaled query (B, A, N, C/A), keys and values (B, A, M, C/A) -> context (B, N, C).
 
-    Nothing but the arguments is kept for the gradient; the maps are computed once more.
+    The gradient keeps nothing but the arguments and computes the maps once more.
     """
 
     @staticmethod
     def forward(ctx, query, keys, values):
-        """Maps of a strip of rows at a time."""
+        """Compute the maps of a strip of rows at a time."""
         ctx.save_for_backward(query, keys, values)
         batch, num_heads, length, head_dim = query.shape
         turned = values.transpose(2, 3).contiguous()
@@ -251,7 +244,7 @@ class Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        """Of the query, of keys and values."""
+        """Return the gradients of query, keys and values."""
         query, keys, values = ctx.saved_tensors
         gradient = split_heads(gradient, query.shape[-1])
         turned = keys.transpose(2, 3).contiguous()
@@ -268,27 +261,29 @@ class Attention(torch.autograd.Function):
 
 
 def context_of(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """As `Attention`."""
+    """Apply `Attention`, or PyTorch's own for few scores."""
     if query.shape[2] * keys.shape[2] < FEW_SCORES:
         return F.scaled_dot_product_attention(query, keys, values, scale=1.0).transpose(1, 2).flatten(2)
     return Attention.apply(query, keys, values)
 
 
 def attend(tokens: Tensor, normed: Tensor, reduced: Tensor, weights: AttentionWeights, head_dim: int) -> Tensor:
-    """Tokens plus attention of the normed tokens to the reduced ones (paper equation 1).
+    """Add attention of the normed tokens to the reduced ones to the tokens (paper equation 1).
 
     Tokens and normed tokens (B, N, C), reduced ones (B, M, C) -> (B, N, C).
     """
-    if torch.compiler.is_compiling():
-        return _compiled_attend(tokens, normed, reduced, list(weights), head_dim)
+    train_allocator()
     keys_values = linear(
-        reduced, torch.cat([weights.key, weights.value]), torch.cat([weights.key_bias, weights.value_bias])
+        reduced,
+        torch.cat([weights.key, weights.value]),
+        torch.cat([weights.key_bias, weights.value_bias]),
+        sources=(weights.key, weights.value),
     )
     keys, values = (split_heads(half, head_dim) for half in keys_values.chunk(2, dim=-1))
     query_weights = weights.query * head_dim**-0.5, weights.query_bias * head_dim**-0.5
     batch, length, channels = tokens.shape
     if needs_gradient(tokens, normed, reduced, *weights):
-        query = split_heads(linear(normed, *query_weights), head_dim)
+        query = split_heads(linear(normed, *query_weights, sources=(weights.query,)), head_dim)
         return linear(context_of(query, keys, values), weights.output, weights.output_bias, tokens)
     pieces = []
     for strip in cut(batch, length, channels * tokens.element_size(), STRIP_BYTES, halo=0):
@@ -299,13 +294,13 @@ def attend(tokens: Tensor, normed: Tensor, reduced: Tensor, weights: AttentionWe
     return join(pieces).view_as(tokens)
 
 
-# What `torch.compile` is to call without looking into it: its own products are MKL's, and its attention is slower.
-@torch.library.custom_op(f"{OPERATIONS}::mix", mutates_args=())
+# Operations that `torch.compile` calls without looking into them: its own products are MKL's, its attention is slower.
+@torch.library.custom_op(f"{NAMESPACE}::mix_ffn", mutates_args=())
 def _compiled_mix(tokens: Tensor, height: int, width: int, weights: list[Tensor], eps: float, residual: bool) -> Tensor:
     return mix_forward(tokens, height, width, MixWeights(*weights), eps, residual)
 
 
-@torch.library.custom_op(f"{OPERATIONS}::attend", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::attention", mutates_args=())
 def _compiled_attend(tokens: Tensor, normed: Tensor, reduced: Tensor, weights: list[Tensor], head_dim: int) -> Tensor:
     return attend(tokens, normed, reduced, AttentionWeights(*weights), head_dim)
 
@@ -314,3 +309,127 @@ def _compiled_attend(tokens: Tensor, normed: Tensor, reduced: Tensor, weights: l
 @_compiled_attend.register_fake
 def _like_tokens(tokens: Tensor, *_others: object) -> Tensor:
     return torch.empty_like(tokens)
+
+
+# Rows of the dispatch table
+
+
+def altered_convolution(mlp: nn.Module) -> str:
+    """Return why the Mix-FFN's middle could differ from a zero-padded depthwise 3x3 convolution and exact GELU."""
+    reason = (
+        altered("mlp", mlp, "SegFormerMixFFN")
+        or altered("mlp.dwconv", mlp.dwconv, "SegFormerDWConv")
+        or altered("mlp.dwconv.dwconv", mlp.dwconv.dwconv, nn.Conv2d, bias=True)
+        or altered("mlp.activation", mlp.activation, _ExactGELU)
+    )
+    if reason:
+        return reason
+    convolution = mlp.dwconv.dwconv
+    is_as_built = (
+        convolution.kernel_size == (3, 3)
+        and convolution.stride == convolution.padding == convolution.dilation == (1, 1)
+        and convolution.groups == convolution.in_channels == convolution.out_channels
+        and convolution.padding_mode == "zeros"
+    )
+    return "" if is_as_built else "mlp.dwconv.dwconv is not a zero-padded depthwise 3x3 convolution"
+
+
+def unsuitable_memory(tokens: Tensor, weights: tuple[Tensor, ...]) -> str:
+    """Return which of these tensors the functions here cannot take."""
+    if not tokens.numel():
+        return "there are no tokens"
+    return "" if all(each.is_contiguous() for each in (tokens, *weights)) else "a tensor is not contiguous"
+
+
+def is_idle(drop_path: nn.Module) -> bool:
+    """Return True if the drop path passes its input on: `nn.Identity`, or the model's own while it drops nothing."""
+    if not altered("drop_path", drop_path, nn.Identity):
+        return True
+    is_own = not altered("drop_path", drop_path, "SegFormerDropPath")
+    return is_own and not (drop_path.training and drop_path.probability > 0.0)
+
+
+def bind_mix_ffn(layer: nn.Module, tokens: Tensor, height: int, width: int) -> tuple | str:
+    """Return the operands of `fused_mix_ffn`."""
+    mlp, norm = layer.mlp, layer.layer_norm_2
+    reason = (
+        altered_convolution(mlp)
+        or altered("layer_norm_2", norm, nn.LayerNorm, bias=True)
+        or altered("mlp.dense1", mlp.dense1, nn.Linear, bias=True)
+        or altered("mlp.dense2", mlp.dense2, nn.Linear, bias=True)
+        or altered_dropout("mlp.dropout", mlp.dropout)
+    )
+    if reason:
+        return reason
+    layers = norm, mlp.dense1, mlp.dwconv.dwconv, mlp.dense2
+    weights = MixWeights(*(tensor for each in layers for tensor in (each.weight, each.bias)))
+    return unsuitable_memory(tokens, weights) or (layer, tokens, height, width, weights)
+
+
+def fused_mix_ffn(layer: nn.Module, tokens: Tensor, height: int, width: int, weights: MixWeights) -> Tensor:
+    """Add LayerNorm, Mix-FFN (paper equation 3) and drop path to the tokens: (B, N, C) -> (B, N, C)."""
+    eps, residual = layer.layer_norm_2.eps, is_idle(layer.drop_path)
+    if torch.compiler.is_compiling():
+        mixed = _compiled_mix(tokens, height, width, list(weights), eps, residual)
+    elif needs_gradient(tokens, *weights):
+        mixed = Mix.apply(tokens, height, width, eps, residual, *weights)
+    else:
+        mixed = mix_forward(tokens, height, width, weights, eps, residual)
+    return mixed if residual else tokens + layer.drop_path(mixed)
+
+
+def bind_attention(layer: nn.Module, tokens: Tensor, height: int, width: int, output_attentions: bool) -> tuple | str:
+    """Return the operands of `fused_attention`."""
+    if output_attentions:
+        return "attention maps are asked for"
+    attention = layer.attention
+    reason = (
+        altered("attention", attention, "SegFormerAttention")
+        or altered("attention.self", attention.self, "SegFormerEfficientSelfAttention")
+        or altered("attention.output", attention.output, "SegFormerSelfOutput")
+        or altered_dropout("attention.output.dropout", attention.output.dropout)
+        or altered("layer_norm_1", layer.layer_norm_1, nn.LayerNorm, bias=True)
+        or _altered_attention(attention.self)
+        or altered("attention.output.dense", attention.output.dense, nn.Linear, bias=True)
+        or ("" if is_idle(layer.drop_path) else "drop_path is active, or not the model's own")
+    )
+    if reason:
+        return reason
+    inner = attention.self
+    layers = inner.query, inner.key, inner.value, attention.output.dense
+    weights = AttentionWeights(*(tensor for each in layers for tensor in (each.weight, each.bias)))
+    return unsuitable_memory(tokens, weights) or (layer, tokens, height, width, weights)
+
+
+def _altered_attention(inner: nn.Module) -> str:
+    """Return why the attention could differ from scaled dot products of linear layers' outputs."""
+    implementation = inner.config._attn_implementation
+    if implementation != "sdpa":
+        return f"attention is {implementation!r}, not 'sdpa'"
+    if inner.training and inner.config.attention_probs_dropout_prob:
+        return "attention's dropout is active"
+    reason = (
+        altered("attention.self.query", inner.query, nn.Linear, bias=True)
+        or altered("attention.self.key", inner.key, nn.Linear, bias=True)
+        or altered("attention.self.value", inner.value, nn.Linear, bias=True)
+    )
+    if reason or inner.sr_ratio == 1:
+        return reason
+    return altered("attention.self.sr", inner.sr, nn.Conv2d) or altered(
+        "attention.self.layer_norm", inner.layer_norm, nn.LayerNorm
+    )
+
+
+def fused_attention(layer: nn.Module, tokens: Tensor, height: int, width: int, weights: AttentionWeights) -> Tensor:
+    """Add LayerNorm and efficient self-attention (paper equation 1) to the tokens: (B, N, C) -> (B, N, C)."""
+    inner, normed = layer.attention.self, layer.layer_norm_1(tokens)
+    reduced = inner.reduce(normed, height, width) if inner.sr_ratio > 1 else normed
+    if torch.compiler.is_compiling():
+        return _compiled_attend(tokens, normed, reduced, list(weights), inner.head_dim)
+    return attend(tokens, normed, reduced, weights, inner.head_dim)
+
+
+implement("mix_ffn", "cpu_strips", bind_mix_ffn, fused_mix_ffn)
+implement("attention", "cpu_strips", bind_attention, fused_attention)
+
+__all__: list[str] = []

@@ -1,285 +1,376 @@
-"""When fast paths run, and how they share out work over the cores.
+"""Dispatch of fast paths: one table decides which implementation of an operation runs.
 
-Every fast path has a plain twin, which is the ground truth and runs wherever a fast one could go wrong: while exporting
-or tracing, and while compiling but for the encoder at inference; under function transforms and dispatch modes; on
-tensors that are more than they seem; and where the user said so by `set_fast_paths(False)` or HF_SEGFORMER_PLAIN=1.
+The model asks `run_fast` and computes the operation itself, as the paper writes it, where the answer is NotImplemented.
+The model's own code is the reference: the ground truth, and the only code that runs wherever a fast path could be
+wrong. That is while something records the operations (export, tracing, function transforms, dispatch modes), where a
+module is not exactly what its class says (LoRA, quantization, hooks, subclasses), and after `set_fast_paths(False)`.
 
-Kernels for the GPU are not shipped with checkpoints. Where the package is installed, and they were switched on, it puts
-them into the table here; the table of a copy that came with a checkpoint stays empty.
+The rows of `TABLE` say where an implementation may run. The files that implement them fill the rows by `implement` when
+they are imported: the files for CPUs with the model, Triton kernels by `hf_segformer.kernels.enable()`. Kernels are not
+shipped with checkpoints. Each copy of these files has its own table.
 """
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import wraps
-from threading import Lock, Thread
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-Item = TypeVar("Item")
+# Namespace of the custom operations, and the module of the model's classes. Checkpoints bring a copy of these files
+# along, and each copy has its own.
+NAMESPACE = re.sub(r"\W", "_", __name__)
+_MODELING = re.sub(r"dispatch_segformer$", "modeling_segformer", __name__)
+_PARAMETER_TYPES = (nn.Parameter, Tensor, FakeTensor)  # the last one while exporting
 
-KERNELS: dict[tuple[str, str], Callable[..., Any]] = {}  # by kind of device and name; hf_segformer.kernels fills it
-_MOST_ELEMENTS = 1 << 31  # of a picture: kernels count within one in 32 bits
 
-# Of operations that a compiler calls. Each copy of these files, as checkpoints bring one along, has its own namespace.
-OPERATIONS = re.sub(r"\W", "_", __name__)
+class Implementation(NamedTuple):
+    """One row of the table.
 
-# glibc hands memory at the end of its heap back to the system once it is more than twice the largest block freed so
-# far, 64 MiB at most. Within a network that is every layer, and getting it again takes a sixth of B0's time. A large
-# block, freed without having been touched, sets the limit to what it would come to in any case.
-torch.empty((1 << 25) - (1 << 16), dtype=torch.uint8, device="cpu")
+    Attributes:
+        name: what `explain_fast_paths` reports.
+        device: kind of device, or "any".
+        modes: those of `CallContext.mode` in which it may run.
+        full_precision: needs all tensors in float32 or all in float64, and no autocast.
+        bind: takes the module and the arguments of the call, and returns the operands of `run`, or the reason why it
+            cannot run. It computes nothing. None while the row is not filled.
+        run: takes the operands and returns the result.
+    """
+
+    name: str
+    device: str
+    modes: tuple[str, ...]
+    full_precision: bool = False
+    bind: Callable[..., Any] | None = None
+    run: Callable[..., Any] | None = None
+
+
+_EAGER = ("inference", "training")
+_COMPILED = ("compiled", "compiled training")
+
+# The first row that can run does.
+TABLE: dict[str, list[Implementation]] = {
+    "mix_ffn": [
+        Implementation("triton_depthwise_gelu", "cuda", (*_EAGER, *_COMPILED)),
+        Implementation("cpu_strips", "cpu", (*_EAGER, "compiled"), full_precision=True),
+    ],
+    "attention": [
+        Implementation("cpu_strips", "cpu", (*_EAGER, "compiled"), full_precision=True),
+    ],
+    "decode_head": [
+        Implementation("triton_upsample_sum_relu", "cuda", ("inference", "compiled")),
+        Implementation("triton_upsample_sum", "cuda", (*_EAGER, *_COMPILED)),
+        Implementation("cpu_bands", "cpu", _EAGER, full_precision=True),
+        Implementation("folded", "any", (*_EAGER, *_COMPILED, "recorded")),
+    ],
+    "upsample_cross_entropy": [
+        Implementation("triton_cross_entropy", "cuda", (*_EAGER, *_COMPILED)),
+        Implementation("cpu_bands", "cpu", _EAGER),
+    ],
+    "upsample_argmax": [
+        Implementation("triton_argmax", "cuda", (*_EAGER, *_COMPILED)),
+        Implementation("cpu_bands", "cpu", _EAGER),
+    ],
+}
+
+
+def implement(
+    op: str, name: str, bind: Callable[..., Any] | None, run: Callable[..., Any] | None, device: str | None = None
+) -> None:
+    """Fill a row of the table, or empty it with None.
+
+    Args:
+        op: key of `TABLE`.
+        name: of the row.
+        bind: see `Implementation`.
+        run: see `Implementation`.
+        device: another kind of device than the row's, for Triton's interpreter.
+    """
+    rows = TABLE[op]
+    [index] = [index for index, row in enumerate(rows) if row.name == name]
+    rows[index] = rows[index]._replace(bind=bind, run=run, device=device or rows[index].device)
+
+
+# The switch
 
 
 def set_fast_paths(enabled: bool) -> None:
     """Switch every fast path on or off, for all models in this process and the processes that it starts.
 
-    It sets the environment variable HF_SEGFORMER_PLAIN, which therefore is the same switch.
+    Sets the environment variable HF_SEGFORMER_PLAIN, which is the same switch.
 
     Args:
-        enabled: False runs the plain version of everything.
+        enabled: False runs the reference of every operation.
     """
     os.environ["HF_SEGFORMER_PLAIN"] = "0" if enabled else "1"
 
 
 def are_fast_paths_on() -> bool:
-    """What `set_fast_paths` or the environment said."""
+    """Return the state of the switch."""
     return os.environ.get("HF_SEGFORMER_PLAIN", "0") in ("", "0")
 
 
-def is_fast(*tensors: Tensor) -> bool:
-    """Whether fast paths may run on these tensors: switched on, nothing records, all plain float tensors of a CPU."""
-    return (
-        not torch.compiler.is_compiling()
-        and are_fast_paths_on()
-        and _is_unobserved()
-        and all(
-            type(tensor) in (Tensor, nn.Parameter)
-            and tensor.device.type == "cpu"
-            and tensor.layout is torch.strided
-            and tensor.is_floating_point()
-            for tensor in tensors
-        )
-    )
+# Properties of a call
 
 
-def kernel(name: str, *tensors: Tensor) -> Callable[..., Any] | None:
-    """The kernel of that name for these tensors, or None where the plain version has to run.
+class CallContext(NamedTuple):
+    """Properties of a call that decide which implementations may run.
 
-    Kernels are operations that `torch.compile` knows, with their gradients; an export has to do without.
-
-    Args:
-        name: of the operation.
-        tensors: all that it would take, on one device.
+    Attributes:
+        device: kind of device of the tensors.
+        dtype: type of the first tensor.
+        mode: "inference", or "training" if a gradient is wanted; "compiled" and "compiled training" in a graph of
+            `torch.compile`; "recorded" where only PyTorch's own operations may run.
+        autocast: True if autocast is enabled on the device.
+        reason: why the mode is "recorded".
     """
-    found = KERNELS.get((tensors[0].device.type, name)) if KERNELS else None
-    return found if found is not None and _may_use_kernels(*tensors) else None
+
+    device: str
+    dtype: torch.dtype
+    mode: str
+    autocast: bool
+    reason: str
 
 
-def _may_use_kernels(*tensors: Tensor) -> bool:
-    """Whether nothing exports, traces or records these tensors, and they are plain ones of one device."""
-    return (
-        are_fast_paths_on()
-        and not torch.compiler.is_exporting()
-        and (torch.compiler.is_compiling() or _is_unobserved())
-        and all(
-            type(tensor) in (Tensor, nn.Parameter)
-            and tensor.device == tensors[0].device
-            and tensor.layout is torch.strided
-            and tensor.is_floating_point()
-            and 0 < tensor.numel() < _MOST_ELEMENTS * len(tensor)
-            for tensor in tensors
-        )
-    )
-
-
-def _is_unobserved() -> bool:
-    """Whether nobody traces, transforms, differentiates forward or counts what is computed."""
-    return (
-        not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0  # fake tensors, counters of operations
-        and forward_ad._current_level < 0
-        and not nn.modules.module._has_any_global_hook()
-    )
-
-
-def is_fast_and_full(*tensors: Tensor) -> bool:
-    """Whether `is_fast`, and all are of one type of at least 32 bits that nothing casts."""
-    return (
-        is_fast(*tensors)
-        and not torch.is_autocast_enabled("cpu")
-        and tensors[0].dtype in (torch.float32, torch.float64)
-        and len({tensor.dtype for tensor in tensors}) == 1
-    )
+def context_of(module: nn.Module | None, tensors: list[Tensor]) -> CallContext:
+    """Return the context of a call of a module on these tensors."""
+    device, dtype = tensors[0].device.type, tensors[0].dtype
+    autocast = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    reason = _find_recorder() or _find_unusual(tensors, tensors[0].device)
+    if reason:
+        return CallContext(device, dtype, "recorded", autocast, reason)
+    mode = "training" if needs_gradient(*tensors) or needs_gradient(*_parameters_of(module)) else "inference"
+    if torch.compiler.is_compiling():
+        mode = "compiled training" if mode == "training" else "compiled"
+    return CallContext(device, dtype, mode, autocast, "")
 
 
 def needs_gradient(*tensors: Tensor) -> bool:
-    """Whether autograd must be able to go back to one of these."""
+    """Return True if autograd has to be able to differentiate with respect to one of the tensors."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def is_compiled_and_full(*tensors: Tensor) -> bool:
-    """Whether `torch.compile` traces these tensors for a CPU, as `is_fast_and_full` wants them, and without a gradient.
-
-    What then calls fast code must be an operation of its own, that the compiler does not look into.
-    """
-    return (
-        torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
-        and are_fast_paths_on()
-        and not torch.is_autocast_enabled("cpu")
-        and not needs_gradient(*tensors)
-        and all(
-            type(tensor) in (Tensor, nn.Parameter)
-            and tensor.device.type == "cpu"
-            and tensor.dtype == tensors[0].dtype
-            and tensor.dtype in (torch.float32, torch.float64)
-            for tensor in tensors
-        )
-    )
+def _parameters_of(module: nn.Module | None) -> Iterable[Tensor]:
+    """Return the module's parameters where autograd records; nothing asks for them elsewhere."""
+    return module.parameters() if module is not None and torch.is_grad_enabled() else ()
 
 
-def is_untouched(module: nn.Module) -> bool:
-    """Whether calling the module runs its class's `forward` and nothing else: no hook, no offloading."""
-    return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    )
+def _find_recorder() -> str:
+    """Return what records or transforms the operations of this call; `torch.compile` does not count."""
+    if torch.compiler.is_exporting():
+        return "torch.export records the operations"
+    if torch.compiler.is_compiling():
+        return ""
+    if torch.jit.is_tracing():
+        return "torch.jit.trace records the operations"
+    if torch._C._are_functorch_transforms_active():
+        return "a function transform (torch.func) is active"
+    if torch._C._len_torch_dispatch_stack():
+        return "a dispatch mode (fake tensors, a FLOP counter) is active"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
+    if nn.modules.module._has_any_global_hook():
+        return "a hook for all modules is registered"
+    return ""
 
 
-def is_exactly(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is just what its type says, so that using its weights directly equals calling it.
+def _find_unusual(tensors: list[Tensor], device: torch.device) -> str:
+    """Return what is unusual about the first tensor that is not a dense, plain tensor on the device."""
+    for tensor in tensors:
+        if type(tensor) not in (Tensor, nn.Parameter):
+            return f"a tensor is a {type(tensor).__name__}"
+        if tensor.layout is not torch.strided:
+            return "a tensor is not dense"
+        if tensor.device != device:
+            return "the tensors are on several devices"
+    return "" if tensors[0].is_floating_point() else "the first tensor does not hold floats"
 
-    LoRA layers and parametrizations change the type, quantisation the type of the weight, hooks and offloading the
+
+# What a module must be
+
+
+def altered(name: str, module: Any, kind: type[nn.Module] | str, bias: bool = False) -> str:
+    """Return why a call of the module could differ from its class's `forward` on its parameters; empty if it cannot.
+
+    LoRA and parametrizations change the type of a layer, quantization the type of its weight, hooks and offloading the
     call. Where any of them is at work, only calling the module is right.
-    """
-    plain = (nn.Parameter, Tensor, FakeTensor)  # the last while exporting
-    return type(module) is kind and type(module.weight) in plain and is_untouched(module)
-
-
-def is_idle(dropout: nn.Module) -> bool:
-    """Whether the dropout is the one that was built, and drops nothing."""
-    return type(dropout) is nn.Dropout and is_untouched(dropout) and not (dropout.training and dropout.p)
-
-
-def linear_weights(*linears: nn.Module) -> list[Tensor] | None:
-    """Weight and bias of each layer, or None where one is not just a linear layer with a bias."""
-    if not all(is_exactly(linear, nn.Linear) and linear.bias is not None for linear in linears):
-        return None
-    return [tensor for linear in linears for tensor in (linear.weight, linear.bias)]
-
-
-def parallel_for(work: Callable[[Iterator[Item]], None], items: Sequence[Item]) -> None:
-    """Run `work` in as many threads as PyTorch uses, over items that are dealt out one by one.
-
-    Each thread computes on one core, so that what it works on stays in that core's cache, no operation waits for
-    another core, and a core that someone else keeps busy merely gets fewer items.
 
     Args:
-        work: called once in every thread with an iterator of the items that fall to it. Gradients are not recorded,
-            and there is no autocast.
-        items: what there is to do, in any order.
+        name: path of the module, for the reason.
+        module: to look at.
+        kind: the class that it must have, not a subclass; by name for a class of the model.
+        bias: True if it must have a bias.
     """
-    dealt, errors, inference = iter(items), [], torch.is_inference_mode_enabled()
-
-    def run() -> None:
-        torch.set_num_threads(1)  # of this thread, and the default of threads yet to start
-        with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", enabled=False):
-            try:
-                work(dealt)
-            except BaseException as error:
-                errors.append(error)
-                drain(dealt)
-
-    with _same_threads_after() as num_threads:
-        threads: list[Thread] = []
-        try:
-            for _ in range(min(num_threads, len(items)) - 1):
-                threads.append(Thread(target=run))
-                threads[-1].start()
-            run()
-            for thread in threads:
-                thread.join()
-        finally:  # Ctrl-C may have come while waiting, or no thread have been left to start
-            drain(dealt)
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
-    if errors:
-        raise errors[0]
+    found = type(module)
+    is_own = isinstance(kind, str) and found.__name__ == kind and found.__module__ == _MODELING
+    if not is_own and found is not kind:
+        return f"{name} is a {found.__module__}.{found.__name__}"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return f"{name} has hooks"
+    if "forward" in module.__dict__:
+        return f"{name}.forward is replaced"
+    if hasattr(module, "weight") and type(module.weight) not in _PARAMETER_TYPES:
+        return f"{name}.weight is a {type(module.weight).__name__}"
+    if bias and type(module.bias) not in _PARAMETER_TYPES:
+        return f"{name}.bias is a {type(module.bias).__name__}"
+    return ""
 
 
-def drain(dealt: Iterator[Item]) -> None:
-    """Take what is left, so that nobody goes on."""
-    for _ in dealt:
-        pass
+def altered_dropout(name: str, dropout: nn.Module) -> str:
+    """Return why the dropout could change its input; empty if it cannot."""
+    reason = altered(name, dropout, nn.Dropout)
+    return reason or (f"{name} is active" if dropout.training and dropout.p else "")
+
+
+# Dispatch
+
+
+def run_fast(op: str, module: nn.Module | None, *arguments: Any) -> Any:
+    """Run an operation by the first implementation that can run.
+
+    Args:
+        op: key of `TABLE`.
+        module: whose operation it is; None for functions.
+        arguments: of the operation; the first one is a tensor, or a tuple of tensors.
+
+    Returns:
+        The result, or NotImplemented if the caller has to run the reference.
+    """
+    implementation, operands = _choose(op, module, arguments)
+    if _calls is not None:
+        _calls.append((op, "", operands) if implementation is None else (op, implementation.name, ""))
+    if implementation is None or implementation.run is None:
+        return NotImplemented
+    return implementation.run(*operands)
+
+
+def _choose(op: str, module: nn.Module | None, arguments: tuple[Any, ...]) -> tuple[Implementation | None, Any]:
+    """Return the implementation and its operands, or None and the first reason why no implementation can run."""
+    if not are_fast_paths_on():
+        return None, "fast paths are switched off (set_fast_paths, HF_SEGFORMER_PLAIN)"
+    context = context_of(module, _tensors_of(arguments))
+    first_reason = ""
+    for implementation in TABLE[op]:
+        if implementation.device not in (context.device, "any"):
+            continue
+        operands: Any = _excludes(implementation, context)
+        if not operands and implementation.bind is not None:
+            operands = implementation.bind(module, *arguments)
+            if not isinstance(operands, str):
+                operands = _misfit(implementation, context, _tensors_of(operands)) or operands
+        if not isinstance(operands, str):
+            return implementation, operands
+        first_reason = first_reason or operands
+    return None, first_reason or f"there is no fast path for tensors on {context.device}"
+
+
+def _excludes(implementation: Implementation, context: CallContext) -> str:
+    """Return why the implementation may not run in this context."""
+    if implementation.bind is None:
+        return "kernels are off (hf_segformer.kernels.enable() switches them on)"
+    if context.mode not in implementation.modes:
+        return context.reason or f"the mode is {context.mode}"
+    if implementation.full_precision and context.autocast:
+        return "autocast is enabled"
+    if implementation.full_precision and context.dtype not in (torch.float32, torch.float64):
+        return f"tensors are {str(context.dtype).removeprefix('torch.')}"
+    return ""
+
+
+def _misfit(implementation: Implementation, context: CallContext, tensors: list[Tensor]) -> str:
+    """Return why the implementation cannot take these operands, parameters among them."""
+    if context.mode == "recorded":
+        return ""
+    reason = _find_unusual(tensors, tensors[0].device)
+    if not reason and implementation.full_precision and any(tensor.dtype != context.dtype for tensor in tensors):
+        return "tensors and parameters are of several types"
+    return reason
+
+
+def _tensors_of(values: Iterable[Any]) -> list[Tensor]:
+    """Return all tensors in nested tuples and lists."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            found.extend(_tensors_of(value))
+    return found
+
+
+# Explanation
+
+_calls: list[tuple[str, str, str]] | None = None
 
 
 @contextmanager
-def _same_threads_after() -> Iterator[int]:
-    """The number of threads that PyTorch uses, which holds again at the end, in this thread and those yet to start.
-
-    PyTorch has one number for each thread, and another for threads yet to start, which whoever sets the first sets,
-    too. So where calls of `share` overlap, one that begins in a new thread would find 1, and leave 1 behind.
-    """
-    own = torch.get_num_threads()
-    with _running.lock:
-        if not _running.count:
-            _running.default = own
-        elif own == 1:
-            own = _running.default
-        _running.count += 1
+def record_fast_paths() -> Iterator[list[tuple[str, str, str]]]:
+    """Record every call of `run_fast` in this process: operation, implementation or "", and the reason if none ran."""
+    global _calls
+    outer, _calls = _calls, []
     try:
-        yield own
+        yield _calls
     finally:
-        torch.set_num_threads(own)
-        with _running.lock:
-            _running.count -= 1
-            is_spoilt = not _running.count and own != _running.default
-        if is_spoilt:
-            thread = Thread(target=torch.set_num_threads, args=(_running.default,))
-            thread.start()
-            thread.join()
+        _calls = outer
 
 
-class _Running:
-    """How many calls of `share` are running, and the number of threads when the first of them began."""
+def explain_fast_paths(model: Callable[..., Any], pixel_values: Tensor) -> dict[str, str]:
+    """Run a model once and say which implementation of each operation ran.
 
-    def __init__(self) -> None:
-        self.reset()
+    The call is the caller's own: it obeys the model's mode, gradient mode and autocast. Buffers and the random state
+    are restored. If the model returns logits, loss and argmax at the images' size are run as well.
 
-    def reset(self) -> None:
-        """As it is where none runs."""
-        self.lock, self.count, self.default = Lock(), 0, 1
+    Args:
+        model: a model of this package, or any callable that runs one.
+        pixel_values: (B, num_channels, height, width).
+
+    Returns:
+        For each operation the implementation that ran, or "reference: " and the first reason. Where blocks differ,
+        both, with the number of calls.
+
+    Example:
+        >>> import torch
+        >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
+        >>> from hf_segformer.dispatch_segformer import explain_fast_paths
+        >>> model = SegFormerForSemanticSegmentation(SegFormerConfig.from_variant("b0")).eval()
+        >>> with torch.no_grad():
+        ...     explain_fast_paths(model, torch.zeros(1, 3, 64, 96))["decode_head"]
+        'cpu_bands'
+    """
+    buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        with torch.random.fork_rng(devices=[]), record_fast_paths() as calls:
+            logits = getattr(model(pixel_values), "logits", None)
+            if isinstance(logits, Tensor) and logits.ndim == 4:
+                size = pixel_values.shape[-2:]
+                labels = torch.zeros((len(logits), *size), dtype=torch.int64, device=logits.device)
+                run_fast("upsample_cross_entropy", None, logits, labels, 255, None, 0.0)
+                run_fast("upsample_argmax", None, logits, size, False)
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+    return {op: _summarize([call[1:] for call in calls if call[0] == op]) for op in TABLE if _has(calls, op)}
 
 
-_running = _Running()
-if hasattr(os, "register_at_fork"):  # of the parent's calls none runs in the child
-    os.register_at_fork(after_in_child=_running.reset)
+def _has(calls: list[tuple[str, str, str]], op: str) -> bool:
+    """Return True if the operation was called."""
+    return any(call[0] == op for call in calls)
 
 
-def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """For the `backward` of an autograd function: refuse to be differentiated, which would go wrong in silence."""
-
-    @wraps(backward)
-    def checked(ctx: Any, *gradients: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "fast paths can not be differentiated twice, as create_graph=True asks for: call "
-                "hf_segformer.set_fast_paths(False) first"
-            )
-        with torch.autocast("cpu", enabled=False):  # as it was forwards
-            return backward(ctx, *gradients)
-
-    return checked
+def _summarize(calls: list[tuple[str, str]]) -> str:
+    """Return one line about the calls of an operation, each an implementation and the reason if none ran."""
+    names = dict.fromkeys(name or f"reference: {reason}" for name, reason in calls)
+    ran = list(dict.fromkeys(name for name, _ in calls if name))
+    reasons = [reason for name, reason in calls if not name]
+    if len(names) == 1 or not (ran and reasons):
+        return next(iter(names)) if not ran else ", ".join(ran)
+    return f"{', '.join(ran)} in {len(calls) - len(reasons)} of {len(calls)} calls; reference: {reasons[0]}"
 
 
-__all__ = ["set_fast_paths"]
+__all__ = ["CallContext", "Implementation", "explain_fast_paths", "record_fast_paths", "run_fast", "set_fast_paths"]

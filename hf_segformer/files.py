@@ -5,11 +5,14 @@ import hashlib
 import itertools
 import json
 import os
+import re
+import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 _LONGEST_NAME = 255  # bytes, on most file systems
@@ -99,6 +102,67 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
+@contextmanager
+def atomic_directory(destination: str | Path) -> Iterator[Path]:
+    """A new folder to write into, whose files become the destination's if all goes well; otherwise nothing is left.
+
+    It is beside the destination and renamed at the end, or within the destination where that exists already: a mount
+    point, or the current folder, cannot be replaced.
+
+    Args:
+        destination: a folder that does not exist yet, or is empty.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    destination = Path(destination)
+    exists = destination.is_dir()
+    partial = partial_path(destination / "folder" if exists else destination)
+    created = [folder for folder in partial.parents if not folder.exists()]
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if exists:
+            for path in partial.iterdir():
+                path.rename(destination / path.name)
+            partial.rmdir()
+        else:
+            partial.rename(destination)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in created:
+            with suppress(OSError):  # another process has put something there meanwhile
+                folder.rmdir()
+        raise
+
+
+def check_new_or_empty(destination: Path) -> None:
+    """Raise ValueError unless a folder does not exist yet, or is empty."""
+    if destination.is_dir() and any(destination.iterdir()):
+        raise ValueError(f"{destination} is a folder with files in it; expected a new or an empty folder")
+    if destination.exists() and not destination.is_dir():
+        raise ValueError(f"{destination} is a file; expected a new or an empty folder")
+
+
+def check_writable(folder: Path, setting: str) -> None:
+    """Check that files can be written to a folder, or to where it will be created; nothing is left there.
+
+    Args:
+        folder: need not exist.
+        setting: the option or key that names another folder.
+
+    Raises:
+        OSError: if they cannot.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        TemporaryDirectory(dir=nearest).cleanup()
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot be written to ({nearest}: {error.strerror}); expected another folder by {setting}"
+        ) from error
+
+
 def write_json(values: dict[str, Any], path: str | Path) -> None:
     """Write a JSON file whole or not at all: what reads it never finds half of it.
 
@@ -116,12 +180,84 @@ def write_json(values: dict[str, Any], path: str | Path) -> None:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the object in a JSON file.
+
+    Raises:
+        ValueError: if it holds anything else.
+        OSError: if it cannot be read.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}; expected a JSON object")
+    return values
+
+
+# A file of the Hub's cache: CACHE/models--OWNER--NAME/snapshots/COMMIT/FILE -> CACHE/models--OWNER--NAME/blobs/HASH,
+# which may itself be a link to CACHE/blobs/HA/HASH.
+_SNAPSHOT = re.compile(r"(?P<cache>.*)/(?P<repository>(models|datasets|spaces)--[^/]+)/snapshots/[^/]+(/|\Z)")
+_BLOB = r"(/{repository})?/blobs/([0-9a-f]{{2}}/)?[0-9a-f]{{40,64}}"
+
+
+def resolve_inside(folder: str | Path, name: str | Path) -> Path:
+    """Path of a file that a stranger named, guaranteed to lead nowhere but into a folder.
+
+    Every name that comes from a file, an archive, a data set or a pattern goes through here before it is opened,
+    written or published. Symbolic links are followed, wherever they stand on the way, and may not leave the folder;
+    links of the Hugging Face cache from a snapshot to its own blobs may.
+
+    Args:
+        folder: the folder that the name belongs to; may itself be a link, since the user chose it.
+        name: relative path; the file need not exist.
+
+    Returns:
+        `folder / name`, links not resolved.
+
+    Raises:
+        ValueError: if the name is empty or absolute, goes up by `..`, or leads outside through a link.
+
+    Example:
+        >>> from hf_segformer.files import resolve_inside
+        >>> resolve_inside("model", "examples/a.png").as_posix()
+        'model/examples/a.png'
+        >>> resolve_inside("model", "../secret.png")
+        Traceback (most recent call last):
+        ...
+        ValueError: '../secret.png' leads outside model; expected a relative path within it
+    """
+    folder, text = Path(folder), os.fspath(name)
+    path = Path(text)
+    if not path.parts or path.anchor or ".." in path.parts or "\0" in text:
+        raise ValueError(f"{text!r} leads outside {folder}; expected a relative path within it")
+    root, target = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / path))
+    if not target.is_relative_to(root) and not _is_cached_blob(root, target):
+        raise ValueError(f"{text!r} in {folder} is a link to {target}, outside the folder; replace it with a copy")
+    return folder / path
+
+
+def _is_cached_blob(root: Path, target: Path) -> bool:
+    """Return True if both are real paths of one Hub cache: a snapshot, and a blob that its links may point to."""
+    snapshot = _SNAPSHOT.match(root.as_posix())
+    if snapshot is None or not target.is_relative_to(snapshot["cache"]):
+        return False
+    blob = _BLOB.format(repository=re.escape(snapshot["repository"]))
+    return re.fullmatch(re.escape(snapshot["cache"]) + blob, target.as_posix()) is not None
+
+
 __all__ = [
+    "atomic_directory",
     "atomic_write",
+    "check_new_or_empty",
+    "check_writable",
     "is_full",
     "is_process_alive",
     "named",
     "partial_path",
+    "read_json",
     "remove_stale_partials",
+    "resolve_inside",
     "write_json",
 ]

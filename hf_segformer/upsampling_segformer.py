@@ -1,12 +1,13 @@
-"""Bilinear upsampling and what follows it, cross entropy and label map, without ever holding logits at full size.
+"""Bilinear upsampling followed by cross entropy or argmax, without ever holding logits at full size.
 
-SegFormer's logits come at a quarter of the image's sides; loss and label map are wanted at all of them. Blown up, 150
-classes take more memory, and more time, than the network. Here a picture is cut into bands of a few rows. The logits of
-a band are made by two products with bilinear weights, used, and forgotten; the loss forms its gradient on the way,
-while the softmax is at hand.
+SegFormer's logits come at a quarter of the image's sides; loss and segmentation map are wanted at full size. Upsampled,
+150 classes take more memory, and more time, than the network. The fast paths here cut an image into bands of a few
+rows. The logits of a band are made by two products with bilinear weights, used, and dropped; the loss forms its
+gradient at the same time, while the softmax is available.
 
-Axes: B pictures, K classes, h w the logits' grid, H W the label map's sides, S rows of the grid that a band comes from,
-R its own rows, V windows that its W columns are cut into, of Q columns each, which come from D columns of the grid.
+Axes: B images, K classes, h w the logits' grid, H W the sides of labels or segmentation map, S rows of the grid that a
+band comes from, R its own rows, V windows that its W columns are cut into, of Q columns each, which come from D columns
+of the grid.
 """
 
 import itertools
@@ -17,59 +18,67 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch_segformer import is_fast, kernel, needs_gradient, once_differentiable, parallel_for
+from .cpu_runtime_segformer import once_differentiable, parallel_for
+from .dispatch_segformer import implement, run_fast
 
-_BAND_SIZE = 1 << 20  # floats: much larger ones leave the cache, smaller ones spend their time in Python
-_LABEL_BAND_SIZE = 1 << 19  # for label maps: a quarter less memory in the same time; half of it takes twice the time
-_BAND_HEIGHT = 32  # rows at most: the product with the weights of S rows costs more than it needs where S is large
+_BAND_SIZE = 1 << 20  # floats: much larger bands leave the cache, smaller ones spend their time in Python
+_ARGMAX_BAND_SIZE = 1 << 19  # a quarter less memory in the same time; half of it takes twice the time
+_BAND_HEIGHT = 32  # rows at most: the product with the weights of S rows wastes work where S is large
 WINDOW_WIDTH = 32  # columns, for the same reason
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or as it is where it is wider."""
+    """Convert a tensor to float32 unless it is wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def upsample(features: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, *size) by bilinear interpolation, as everywhere in SegFormer (corners not aligned)."""
+    """Interpolate (B, C, h, w) -> (B, C, *size) bilinearly, with corners not aligned, as everywhere in SegFormer."""
     return F.interpolate(features, size=list(size), mode="bilinear", align_corners=False)
 
 
 def check_labels(labels: Tensor, shape: tuple[int | str, ...], num_classes: int, ignore_index: int) -> Tensor:
-    """Class indices as int64, after a look at their shape, type and values.
+    """Check shape, type and values of class indices, and convert them to int64.
 
     Args:
         labels: class indices of any integer type.
-        shape: what their shape must be; a word stands for any size.
-        num_classes: they go from 0 to one less.
-        ignore_index: value that is allowed beside them.
+        shape: their shape; a word stands for any size.
+        num_classes: classes go from 0 to one less.
+        ignore_index: value that is allowed besides.
 
     Raises:
-        ValueError: names the shape, type or values that can not be. Values are not looked at while compiling, nor
-            while a CUDA graph is captured: both would have to wait for them.
+        ValueError: names the wrong shape, type or values. Values are not checked while compiling, under function
+            transforms, or while a CUDA graph is captured, as nothing can depend on values there.
     """
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
         kind = getattr(labels, "dtype", type(labels).__name__)
-        raise ValueError(f"labels are of type {kind}, but class indices must be a tensor of integers")
+        raise ValueError(f"labels are of type {kind}; expected a tensor of integers, the class indices")
     fits = zip(labels.shape, shape, strict=False)
     if labels.ndim != len(shape) or not all(isinstance(wanted, str) or side == wanted for side, wanted in fits):
         wanted = ", ".join(map(str, shape))
-        raise ValueError(f"labels has shape {tuple(labels.shape)}, but these pixel_values ask for ({wanted})")
+        raise ValueError(f"labels have shape {tuple(labels.shape)}; expected ({wanted}) for these images")
     labels = labels.long()
-    if not (torch.compiler.is_compiling() or (labels.is_cuda and torch.cuda.is_current_stream_capturing())):
+    if _has_readable_values(labels):
         wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)]
         if wrong.numel():
             values = wrong.unique().tolist()
             shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
             raise ValueError(
-                f"labels hold {shown}, but the model knows classes 0 to {num_classes - 1} and {ignore_index} for what "
-                "does not count"
+                f"labels hold {shown}; expected classes 0 to {num_classes - 1}, or {ignore_index} for pixels to ignore"
             )
     return labels
 
 
+def _has_readable_values(tensor: Tensor) -> bool:
+    """Return True if Python may look at the tensor's values."""
+    if torch.compiler.is_compiling():
+        return False
+    is_captured = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    return not is_captured and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 class Taps(NamedTuple):
-    """The two old positions that each new one lies between, and how far it is from the lower one (0 to 1)."""
+    """The two old positions around each new one, and its distance from the lower one (0 to 1)."""
 
     lower: Tensor
     upper: Tensor
@@ -77,7 +86,7 @@ class Taps(NamedTuple):
 
     @classmethod
     def of(cls, num_old: int, num_new: int, dtype: torch.dtype, beyond: int = 0) -> "Taps":
-        """Those of PyTorch's bilinear interpolation, computed in the same type; `beyond` repeat the last position."""
+        """Compute the taps of PyTorch's bilinear interpolation in the same type; `beyond` repeat the last position."""
         scale = torch.tensor(num_old, dtype=dtype, device="cpu") / num_new
         centre = torch.arange(num_new + beyond, dtype=dtype, device="cpu") + 0.5
         position = (scale * centre - 0.5).clamp(0, num_old - 1)
@@ -85,7 +94,7 @@ class Taps(NamedTuple):
         return cls(lower, (lower + 1).clamp(max=num_old - 1), position - lower)
 
     def weights(self, first: Tensor, num_old: int) -> Tensor:
-        """As a matrix (..., new, `num_old`) over the old positions from `first` (...,) on; the taps are (..., new)."""
+        """Build a matrix (..., new, `num_old`) over the old positions from `first` (...,) on; taps are (..., new)."""
         matrix, first = self.fraction.new_zeros(*self.lower.shape, num_old), first[..., None]
         matrix.scatter_add_(-1, (self.lower - first)[..., None], (1 - self.fraction)[..., None])
         return matrix.scatter_add_(-1, (self.upper - first)[..., None], self.fraction[..., None])
@@ -100,7 +109,7 @@ class Band(NamedTuple):
 
 
 def cut_into_bands(num_old: int, num_new: int, height: int, dtype: torch.dtype) -> list[Band]:
-    """Bands of `height` upsampled rows; the last one takes what is left."""
+    """Cut into bands of `height` upsampled rows; the last one takes the remainder."""
     taps, bands = Taps.of(num_old, num_new, dtype), []
     for start in range(0, num_new, height):
         here = Taps(*(tap[start : start + height] for tap in taps))
@@ -118,7 +127,7 @@ class Windows(NamedTuple):
 
     @classmethod
     def of(cls, num_old: int, num_new: int, dtype: torch.dtype) -> "Windows":
-        """Windows of `WINDOW_WIDTH`; the last one reaches beyond the last column and repeats it."""
+        """Cut into windows of `WINDOW_WIDTH`; the last one reaches beyond the last column and repeats it."""
         taps = Taps.of(num_old, num_new, dtype, beyond=-num_new % WINDOW_WIDTH)
         taps = Taps(*(tap.view(-1, WINDOW_WIDTH) for tap in taps))
         num_columns = int((taps.upper[:, -1] - taps.lower[:, 0]).max()) + 1
@@ -127,7 +136,7 @@ class Windows(NamedTuple):
 
 
 def cut(grid: Tensor, size: Sequence[int], dtype: torch.dtype, band_size: int) -> tuple[list[Band], Windows]:
-    """Windows, and bands of so many floats, in which a grid (B, h, w, K) is upsampled to `size`."""
+    """Return bands of at most so many floats, and windows, in which a grid (B, h, w, K) is upsampled to `size`."""
     _, height, width, num_classes = grid.shape
     windows = Windows.of(width, size[1], dtype)
     row_size = windows.weights.shape[:2].numel() * num_classes
@@ -143,7 +152,7 @@ def reference_cross_entropy(
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """What `upsample_cross_entropy` computes, in PyTorch's own operations and at full size."""
+    """Compute `upsample_cross_entropy` by PyTorch's own operations, at full size."""
     num_classes = max(logits.shape[1], 2)
     labels = check_labels(labels, (len(logits), "height", "width"), num_classes, ignore_index)
     logits = upsample(_with_background(at_least_float32(logits)), labels.shape[-2:])
@@ -163,21 +172,21 @@ def upsample_cross_entropy(
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross entropy of logits upsampled to the labels' size, mean over the pixels that count.
+    """Cross entropy of logits upsampled to the labels' size, averaged over the pixels that count.
 
-    Value and gradient are those of bilinear interpolation and `F.cross_entropy`, in float32 at least and whatever
-    autocast says. One logit is two classes, background at 0 and foreground. Where no pixel counts, the loss is 0 with
-    zero gradient. The gradient can not be differentiated again.
+    Value and gradient are those of bilinear interpolation and `F.cross_entropy`, in float32 at least, with or without
+    autocast. One logit means two classes, background at 0 and foreground. If no pixel counts, the loss is 0 with zero
+    gradient. The fast paths' gradient cannot be differentiated again.
 
     Args:
         logits: (B, K, h, w).
         labels: (B, H, W) of any integer type, 0..K-1 (0 and 1 where K is 1) or `ignore_index`; any size.
         ignore_index: label of pixels that do not count.
-        weight: (K,), with one logit (2,); a pixel counts as much as the weight of its class.
+        weight: (K,), with one logit (2,); the weight of a pixel is that of its class.
         label_smoothing: share of the target that is spread evenly over the classes.
 
     Raises:
-        ValueError: if labels do not fit, see `check_labels`, or the weights are not as many as the classes.
+        ValueError: if labels do not fit, see `check_labels`, or the number of weights is not that of the classes.
 
     Example:
         >>> import torch
@@ -186,29 +195,26 @@ def upsample_cross_entropy(
         1.3863
     """
     num_classes = max(logits.shape[1], 2)
-    if weight is not None and weight.shape != (num_classes,):
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, but for {num_classes} classes it must be one each")
+    if weight is not None:
+        if weight.shape != (num_classes,):
+            raise ValueError(f"weight has shape {tuple(weight.shape)}; expected one for each of {num_classes} classes")
+        weight = weight.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
     labels = check_labels(labels, (len(logits), "height", "width"), num_classes, ignore_index)
-    fused = kernel("upsample_cross_entropy", logits) if logits.shape[1] > 1 and labels.numel() else None
-    if fused is not None:
-        loss = fused(logits, labels, ignore_index, weight, label_smoothing, needs_gradient(logits))
-        if loss is not None:  # too many classes at too large a size
-            return loss
-    # One logit at full size is no larger than the label map.
-    if logits.shape[1] < 2 or not is_fast(logits) or not labels.numel():
-        return reference_cross_entropy(
-            logits, labels, ignore_index=ignore_index, weight=weight, label_smoothing=label_smoothing
-        )
-    return _CrossEntropy.apply(logits, labels.masked_fill(labels == ignore_index, num_classes), weight, label_smoothing)
+    fast = run_fast("upsample_cross_entropy", None, logits, labels, ignore_index, weight, label_smoothing)
+    if fast is not NotImplemented:
+        return fast
+    return reference_cross_entropy(
+        logits, labels, ignore_index=ignore_index, weight=weight, label_smoothing=label_smoothing
+    )
 
 
 def _with_background(logits: Tensor) -> Tensor:
-    """One logit (B, 1, h, w) as those of two classes."""
+    """Turn one logit (B, 1, h, w) into those of two classes."""
     return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 
 
 def reference_argmax(logits: Tensor, size: Sequence[int], *, with_probability: bool = False) -> Any:
-    """What `upsample_argmax` computes, in PyTorch's own operations and at full size."""
+    """Compute `upsample_argmax` by PyTorch's own operations, at full size."""
     logits = _with_background(at_least_float32(logits))
     if tuple(size) != logits.shape[-2:]:
         logits = upsample(logits, size)
@@ -217,15 +223,15 @@ def reference_argmax(logits: Tensor, size: Sequence[int], *, with_probability: b
 
 
 def upsample_argmax(logits: Tensor, size: Sequence[int], *, with_probability: bool = False) -> Any:
-    """The label map of logits upsampled to any size.
+    """Class indices of logits upsampled to any size.
 
-    Labels are those of bilinear interpolation in float32 at least and argmax. Without probabilities, most of a picture
-    is not even computed: where all logits that a window comes from have one winner, it wins in between, too.
+    Classes are those of bilinear interpolation in float32 at least and argmax. Without probabilities, most of an image
+    is not even computed: where all logits that a window comes from agree on a class, it wins in between, too.
 
     Args:
-        logits: (B, K, h, w). One logit is two classes, background at 0 and foreground.
-        size: H, W of the label map.
-        with_probability: whether to give the winner's probability, too.
+        logits: (B, K, h, w). One logit means two classes, background at 0 and foreground.
+        size: H, W of the result.
+        with_probability: True returns the winner's probability, too.
 
     Returns:
         int64 (B, H, W), and probabilities (B, H, W) in float32 at least if they are wanted.
@@ -236,23 +242,35 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], *, with_probability: bo
         >>> upsample_argmax(torch.tensor([[[[0.0, 1.0]], [[1.0, 0.0]]]]), (1, 4))
         tensor([[[1, 1, 0, 0]]])
     """
-    fused = kernel("upsample_argmax", logits) if logits.shape[1] > 1 else None
-    if fused is not None:
-        labels, probabilities = fused(logits.detach(), *size, with_probability)
-        return (labels, probabilities) if with_probability else labels
-    is_plain = logits.shape[1] < 2 or not is_fast(logits) or not logits.numel() or tuple(size) == logits.shape[-2:]
-    if is_plain or not logits.detach().sum(dtype=torch.float32).isfinite():
+    fast = run_fast("upsample_argmax", None, logits.detach(), size, with_probability)
+    return reference_argmax(logits, size, with_probability=with_probability) if fast is NotImplemented else fast
+
+
+def bind_argmax(_: None, logits: Tensor, size: Sequence[int], with_probability: bool) -> tuple | str:
+    """Return the operands of `fused_argmax`."""
+    if logits.shape[1] < 2:
+        return "there is one logit"
+    if not logits.numel():
+        return "there are no logits"
+    if tuple(size) == logits.shape[-2:]:
+        return "logits have the size of the result"
+    return logits, size, with_probability
+
+
+def fused_argmax(logits: Tensor, size: Sequence[int], with_probability: bool) -> Any:
+    """Compute `upsample_argmax` band by band."""
+    if not logits.sum(dtype=torch.float32).isfinite():  # infinite logits may cancel out between two rows
         return reference_argmax(logits, size, with_probability=with_probability)
-    grid = logits.detach().permute(0, 2, 3, 1)  # (B, h, w, K)
+    grid = logits.permute(0, 2, 3, 1)  # (B, h, w, K)
     dtype = at_least_float32(grid[0, 0, 0]).dtype
-    bands, windows = cut(grid, size, dtype, _LABEL_BAND_SIZE)
+    bands, windows = cut(grid, size, dtype, _ARGMAX_BAND_SIZE)
     labels = torch.empty(len(grid), *size, dtype=torch.int64, device="cpu")
     probabilities = torch.empty(labels.shape, dtype=dtype, device="cpu") if with_probability else None
 
     def work(items: Iterator[tuple[int, int]]) -> None:
         for index, number in items:
             band = bands[number]
-            # With a plane a class, maxima run along columns.
+            # With a plane for each class, maxima run along columns.
             rows = grid[index, band.old].to(dtype).transpose(1, 2).contiguous()  # (S, K, w)
             near = _first_maximum(rows, 1)[:, windows.columns]  # (S, V, D)
             first = near[:1, :, :1]
@@ -271,7 +289,7 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], *, with_probability: bo
 
 
 def _first_maximum(tensor: Tensor, dim: int) -> Tensor:
-    """`argmax` of real numbers; PyTorch's is slow along any dimension, and slower along all but the last."""
+    """Compute `argmax` of real numbers; PyTorch's is slow along any dimension, most of all along inner ones."""
     size = tensor.shape[dim]
     rank = torch.arange(size, 0, -1, dtype=tensor.dtype, device=tensor.device).view(-1, *[1] * (tensor.ndim - 1 - dim))
     is_best = torch.ge(tensor, tensor.amax(dim, keepdim=True), out=torch.empty_like(tensor))  # bool were slower
@@ -279,7 +297,7 @@ def _first_maximum(tensor: Tensor, dim: int) -> Tensor:
 
 
 def _upsample_windows(rows: Tensor, band: Band, windows: Windows, chosen: Tensor) -> Tensor:
-    """The rows (S, K, w) that a band comes from -> its chosen windows (R, K, V, Q)."""
+    """Upsample the rows (S, K, w) that a band comes from to its chosen windows (R, K, V, Q)."""
     num_classes, width = rows.shape[1:]
     tall = torch.mm(band.weights, rows.flatten(1)).view(-1, width)  # (R * K, w)
     columns, weights = windows.columns[chosen], windows.weights[chosen]
@@ -288,43 +306,62 @@ def _upsample_windows(rows: Tensor, band: Band, windows: Windows, chosen: Tensor
     return wide.unflatten(1, (-1, num_classes)).permute(1, 2, 0, 3)
 
 
+def bind_cross_entropy(
+    _: None, logits: Tensor, labels: Tensor, ignore_index: int, weight: Tensor | None, label_smoothing: float
+) -> tuple | str:
+    """Return the operands of `fused_cross_entropy`."""
+    if logits.shape[1] < 2:
+        return "there is one logit"  # at full size it is no larger than the labels
+    return (logits, labels, ignore_index, weight, label_smoothing) if labels.numel() else "there are no labels"
+
+
 class _CrossEntropy(torch.autograd.Function):
-    """Labels that do not count are the number of classes."""
+    """The loss of all pixels, computed together with its gradient."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, labels: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
+    def forward(
+        ctx, logits: Tensor, labels: Tensor, ignore_index: int, weight: Tensor | None, label_smoothing: float
+    ) -> Tensor:
         grid = at_least_float32(logits).permute(0, 2, 3, 1)  # (B, h, w, K)
-        # Bilinear weights lie between 0 and 1 and sum to one: what is nowhere above 0 stays so when upsampled, and
-        # the softmax needs no maximum at full size.
+        # Bilinear weights are between 0 and 1 and sum to one: logits that are nowhere above 0 stay so when upsampled,
+        # and the softmax needs no maximum at full size.
         grid = (grid - grid.amax(-1, keepdim=True)).contiguous()
         gradient = torch.zeros_like(grid) if ctx.needs_input_grad[0] else None
-        loss = _sum_cross_entropy(grid, labels, weight, label_smoothing, gradient)
+        counted = labels.masked_fill(labels == ignore_index, grid.shape[-1])
+        loss = _sum_cross_entropy(grid, counted, weight, label_smoothing, gradient)
         ctx.dtype = logits.dtype
-        ctx.save_for_backward(gradient)
+        # Labels and weights are saved as the reference saves them: changing them before the backward pass is an error.
+        ctx.save_for_backward(gradient, labels, weight)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, scale: Tensor) -> tuple[Tensor | None, ...]:
-        [gradient] = ctx.saved_tensors
-        return (gradient * scale).to(ctx.dtype).permute(0, 3, 1, 2), None, None, None
+        gradient, _, _ = ctx.saved_tensors
+        return (gradient * scale).to(ctx.dtype).permute(0, 3, 1, 2), None, None, None, None
+
+
+fused_cross_entropy = _CrossEntropy.apply
 
 
 def _sum_cross_entropy(
     grid: Tensor, labels: Tensor, weight: Tensor | None, label_smoothing: float, gradient: Tensor | None
 ) -> Tensor:
-    """The loss of a grid (B, h, w, K), nowhere above 0; adds to the gradient (B, h, w, K)."""
+    """Return the loss of a grid (B, h, w, K), nowhere above 0, and add to the gradient (B, h, w, K).
+
+    Labels that do not count are the number of classes.
+    """
     num_classes = grid.shape[-1]
     class_weights = grid.new_ones(num_classes) if weight is None else weight.to(grid)
     counts = torch.bincount(labels.flatten(), minlength=num_classes + 1)[:num_classes]
     number = float((counts * class_weights).sum(dtype=torch.float64)) or 1.0
-    # What a pixel weighs by its label, for its own class and for each of all; nothing, where it does not count.
+    # Weight of a pixel by its label, for its own class and for each of all classes; 0 where it does not count.
     own = F.pad(class_weights * ((1 - label_smoothing) / number), (0, 1))
     each = F.pad(grid.new_full((num_classes,), label_smoothing / num_classes / number), (0, 1))
     bands, windows = cut(grid, labels.shape[-2:], grid.dtype, _BAND_SIZE)
     beyond = windows.weights.shape[:2].numel() - labels.shape[-1]
     losses = grid.new_zeros(len(grid), len(bands))
-    upsamplers: list[Upsampler] = []  # that no thread has at present
+    upsamplers: list[Upsampler] = []  # those that no thread is using
 
     def work(items: Iterator[tuple[int, int]]) -> None:
         upsampler = upsamplers.pop() if upsamplers else Upsampler(grid, bands, windows)
@@ -348,9 +385,9 @@ def _sum_cross_entropy(
 
 
 def _losses(logits: Tensor, targets: Tensor, own: Tensor, each: Tensor, class_weights: Tensor) -> Tensor | None:
-    """The sum of weighted losses of logits (P, K), which become their gradient; None where a softmax is lost.
+    """Return the sum of weighted losses of logits (P, K), which become their gradient; None if a softmax underflows.
 
-    It is lost where all logits of a pixel lie far below 0. Targets and what they weigh are (P, 1).
+    It does where all logits of a pixel are far below 0. Targets and their weights are (P, 1).
     """
     targets = targets.clamp(max=logits.shape[1] - 1)
     likelihood = logits.gather(1, targets)
@@ -372,7 +409,7 @@ def _losses(logits: Tensor, targets: Tensor, own: Tensor, each: Tensor, class_we
 
 
 def apart(spans: Sequence[Sequence[slice]]) -> list[range]:
-    """Bands' numbers in groups, within which no two come from the same row.
+    """Group the numbers of bands so that within a group no two bands come from the same row.
 
     Args:
         spans: each band's rows, in each of the grids that it comes from.
@@ -390,7 +427,7 @@ def apart(spans: Sequence[Sequence[slice]]) -> list[range]:
 
 
 class Upsampler:
-    """Upsamples a grid (B, h, w, K) band by band, and runs that backwards; each thread has one, for the memory."""
+    """Upsampling of a grid (B, h, w, K) band by band, and its gradient; each thread has one, for its buffers."""
 
     def __init__(self, grid: Tensor, bands: Sequence[Band], windows: Windows):
         num_rows = max(band.weights.shape[1] for band in bands)
@@ -401,7 +438,7 @@ class Upsampler:
         self.band = grid.new_empty(len(bands[0].weights), self.wide[0].numel())
 
     def forward(self, grid: Tensor, band: Band) -> Tensor:
-        """(h, w, K) -> (P, K) of the band's pixels; what it gave before is overwritten."""
+        """(h, w, K) -> (P, K) of the band's pixels, in a buffer that the next call overwrites."""
         num_rows, num_classes = band.weights.shape[1], grid.shape[-1]
         narrow, wide, upsampled = self.narrow[:num_rows], self.wide[:num_rows], self.band[: len(band.weights)]
         torch.index_select(grid[band.old], 1, self.columns, out=narrow)
@@ -410,7 +447,7 @@ class Upsampler:
         return upsampled.view(-1, num_classes)
 
     def backward(self, gradient: Tensor, grid: Tensor, band: Band) -> None:
-        """Add to the grid's gradient (h, w, K) what that of the band's pixels (P, K) comes to."""
+        """Add the contribution of the gradient of the band's pixels (P, K) to that of the grid (h, w, K)."""
         num_rows = band.weights.shape[1]
         narrow, wide = self.narrow[:num_rows], self.wide[:num_rows]
         torch.mm(band.weights.t(), gradient.view(len(band.weights), -1), out=wide.view(num_rows, -1))
@@ -419,11 +456,14 @@ class Upsampler:
 
 
 def multiply_windows(weights: Tensor, columns: Tensor, out: Tensor) -> None:
-    """Weights (V, n, m) times each row's columns (S, V * m, K), into (S, V * n, K)."""
+    """Multiply weights (V, n, m) by each row's columns (S, V * m, K), into (S, V * n, K)."""
     num_rows, _, num_classes = columns.shape
     _, num_new, num_old = weights.shape
     weights = weights.expand(num_rows, -1, -1, -1).flatten(0, 1)
     torch.bmm(weights, columns.view(-1, num_old, num_classes), out=out.view(-1, num_new, num_classes))
 
+
+implement("upsample_cross_entropy", "cpu_bands", bind_cross_entropy, fused_cross_entropy)
+implement("upsample_argmax", "cpu_bands", bind_argmax, fused_argmax)
 
 __all__ = ["upsample_argmax", "upsample_cross_entropy"]

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from hf_segformer import SegFormerImageProcessor, image_io_segformer
-from hf_segformer.conversion.convert import load_segmentation
+from hf_segformer.conversion.loading import load_segmentation
 from tests.support.fuzz_loaders import run_case
 from tests.support.samples import write_samples
 

@@ -1,4 +1,4 @@
-"""The built wheel, alone: it holds the package and nothing else, loads a checkpoint, predicts, answers --help."""
+"""The built wheel without the checkout: its files, and the whole way from training to publishing."""
 
 import json
 import os
@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,1 +1,1 @@
-"""The programs that read recipes, and what they share; run them from the repository's root with `python -m`."""
+"""Programs for a checkout, each a readable script over `hf_segformer.training`; run them with `python -m`."""

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ..conversion.checkpoints import is_repository, locate
+from ..hub.examples import find_example_images
 from ..inference.predictor import SegFormerPredictor
 from ..visualization import Color
 from .session import (
     Result,
-    example_images,
     predict_upload,
     summary,
     timing,
@@ -65,7 +65,7 @@ def build_app(predictor: SegFormerPredictor, title: str, examples: Any = ()) -> 
     Args:
         predictor: predictor of the uploads.
         title: title of the page.
-        examples: paths of images and their titles, from `session.example_images`.
+        examples: paths of images and their titles, as `find_example_images` gives them.
 
     Returns:
         A `gradio.Blocks`.
@@ -226,7 +226,7 @@ def serve(
     name = path.resolve().name if path.is_dir() else path.stem
     title = source if is_repository(source) else name
     with _own_folder():
-        blocks = build_app(predictor, title, example_images(folder))
+        blocks = build_app(predictor, title, find_example_images(folder, skip_outside=True))
         address = launch(blocks, host, port)
         try:
             _wait_for_signal(f"{title} is at {address}   (Ctrl-C ends it)")

@@ -6,7 +6,6 @@ large image is displayed by a smaller copy; downloads have its full size.
 Axes: H W sides of the image.
 """
 
-import re
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
-from huggingface_hub import RepoCard
 from PIL import ExifTags, Image
 
 from ..configuration_segformer import VARIANTS
@@ -30,7 +27,6 @@ from ..visualization import Color, Stretch, displayable, overlay
 MAX_IMAGE_PIXELS, MAX_PIXELS = 8192 * 8192, 4096 * 4096
 _SHOWN_SIDE = 1280
 _TIMES = "\N{MULTIPLICATION SIGN}"
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +126,8 @@ def _size_in_header(path: Path) -> tuple[int, int] | None:
     try:
         if path.suffix.lower() == ".npy":
             shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-            sides = sorted(shape)[-2:]  # whatever the layout: the page takes one channel or three
+            axes = [axis for count in (3, 1) for axis in (0, 2) if len(shape) == 3 and shape[axis] == count]
+            sides = [side for axis, side in enumerate(shape) if axis not in axes[:1]]
             return (sides[0], sides[1]) if len(sides) == 2 else None
         with Image.open(path) as image:
             is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
@@ -205,45 +202,6 @@ def summary(predictor: SegFormerPredictor) -> str:
     return " · ".join([*parts, _input_size(predictor.processor), f"{dtype} on {model.device.type}"])
 
 
-def example_images(folder: Path) -> list[tuple[Path, str]]:
-    """Images that a model's card lists under `widget`, or else those in `examples/` beside it, with titles.
-
-    An entry's `src` is a path beside the card, or the Hub address of a file there; other addresses are left out, since
-    a local page fetches nothing. Links out of the folder are left out, too: all that the page shows can be downloaded.
-    """
-    found = [(folder / path, title) for path, title in _widgets(folder / "README.md")]
-    found = [(path, title) for path, title in found if _is_inside(path, folder)]
-    if not found and (folder / "examples").is_dir():
-        found = [(path, path.stem) for path in sorted((folder / "examples").iterdir()) if _is_inside(path, folder)]
-    return [(path, title) for path, title in found if path.suffix.lower() in _IMAGES and path.is_file()]
-
-
-def _widgets(card: Path) -> list[tuple[str, str]]:
-    """`src` and title of each image in the front matter of a card."""
-    if not card.is_file():
-        return []
-    try:
-        entries = RepoCard.load(card, ignore_metadata_errors=True).data.to_dict().get("widget")
-    except (ValueError, OSError, yaml.YAMLError):  # a broken card does not hide the model
-        return []
-    pairs = [
-        (entry["src"], entry.get("example_title"))
-        for entry in (entries if isinstance(entries, list) else [])
-        if isinstance(entry, dict) and isinstance(entry.get("src"), str)
-    ]
-    paths = [(re.sub(r"^https://huggingface\.co/[^/]+/[^/]+/resolve/[^/]+/", "", src), title) for src, title in pairs]
-    return [(path, str(title or Path(path).stem)) for path, title in paths if "://" not in path]
-
-
-def _is_inside(path: Path, folder: Path) -> bool:
-    """Return True if a file is within the folder, or a link of a Hub snapshot to the blobs of its own repository."""
-    target, home = path.resolve(), folder.resolve()
-    if ".." in path.parts or not path.is_relative_to(folder):
-        return False
-    is_snapshot = home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--")
-    return target.is_relative_to(home) or (is_snapshot and target.parent == home.parent.parent / "blobs")
-
-
 def _reduced(image: Image.Image) -> Image.Image:
     image = image.convert("RGB")
     image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
@@ -276,7 +234,6 @@ __all__ = [
     "MAX_PIXELS",
     "Result",
     "draw",
-    "example_images",
     "predict_upload",
     "summary",
     "timing",

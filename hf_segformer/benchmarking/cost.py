@@ -1,16 +1,17 @@
-"""What a SegFormer costs, stage by stage, worked out from its configuration without building it.
+"""Parameters and multiply-adds of a SegFormer by stage, computed from its configuration.
 
 Multiply-adds are those of convolutions and matrix products, which the paper calls FLOPs; norms, activations and
-interpolation are left out.
+interpolation are not counted.
 
-Axes: H W a stage's grid, N = H*W tokens, M tokens left after reduction, C channels, D width of the decode head.
+Axes: H W grid of a stage, N = H*W tokens, M tokens after reduction, C channels, D width of the decode head.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..configuration_segformer import VARIANTS, SegFormerConfig, closest
+from ..conversion.checkpoints import folder_config, is_repository, read_config
+from ..conversion.convert import convert_checkpoint
 
 MIN_SIDE = 8
 _TITLES = ("", "grid", "tokens N", "channels", "heads", "reduction", "reduced M", "attention", "parameters")
@@ -25,11 +26,11 @@ class InfoRow:
         name: `"stage1"`, ..., or `"decode head"`, `"classifier"`.
         grid: H, W.
         num_channels: C of a stage, D of the decode head.
-        num_parameters: all that are trained.
-        num_multiply_adds: for one image.
-        num_heads: of attention; None outside stages, as are the next two.
-        reduction: of keys and values along each side.
-        num_reduced_tokens: M, what each token attends to.
+        num_parameters: number of trained parameters.
+        num_multiply_adds: number for one image.
+        num_heads: attention heads; None outside stages, as are the next two.
+        reduction: reduction of keys and values along each side.
+        num_reduced_tokens: M, the number of tokens that each token attends to.
     """
 
     name: str
@@ -43,17 +44,17 @@ class InfoRow:
 
     @property
     def num_tokens(self) -> int:
-        """N, the places of the grid."""
+        """N, the number of cells of the grid."""
         return self.grid[0] * self.grid[1]
 
 
 def model_info(config: SegFormerConfig, height: int, width: int) -> list[InfoRow]:
-    """One row a stage, then one for the head: that of `config.architectures`, or the decode head if it names none.
+    """Return one row per stage and one for the head that `config.architectures` names, by default the decode head.
 
     Args:
-        config: of any SegFormer.
-        height: of the image, 8 pixels and up.
-        width: likewise.
+        config: configuration of a SegFormer.
+        height: image height, at least 8 pixels.
+        width: image width, at least 8 pixels.
 
     Raises:
         ValueError: if a side is below 8 pixels.
@@ -66,7 +67,7 @@ def model_info(config: SegFormerConfig, height: int, width: int) -> list[InfoRow
         ((32, 32), 1024, 64, 16)
     """
     if min(height, width) < MIN_SIDE:
-        raise ValueError(f"the image is {height}x{width}, but both sides must be {MIN_SIDE} pixels at least")
+        raise ValueError(f"the image is {height}x{width}; expected sides of at least {MIN_SIDE} pixels")
     rows: list[InfoRow] = []
     grid, num_channels = (height, width), config.num_channels
     for stage in range(config.num_encoder_blocks):
@@ -82,10 +83,10 @@ def model_info(config: SegFormerConfig, height: int, width: int) -> list[InfoRow
 
 
 def decode_head_cost(config: SegFormerConfig, stages: list[InfoRow], folded: bool) -> int:
-    """Multiply-adds of the decode head (paper section 3.2).
+    """Return the multiply-adds of the decode head (paper section 3.2).
 
-    Folded, as it runs here, each stage is taken to the head's width by one product of two weights, which is formed anew
-    for every batch and counted here once. Plain, as in the paper, all stages are fused at the first stage's size.
+    Folded, as in this package, each stage is projected by the product of two weights, which is computed once per batch
+    and counted here once. Unfolded, as in the paper, all stages are fused at the first stage's size.
     """
     width, tokens = config.decoder_hidden_size, stages[0].num_tokens
     linear = sum(stage.num_tokens * stage.num_channels * width for stage in stages)
@@ -95,12 +96,12 @@ def decode_head_cost(config: SegFormerConfig, stages: list[InfoRow], folded: boo
 
 
 def _linear(inputs: int, outputs: int) -> int:
-    """Parameters of a linear layer or convolution, with bias."""
+    """Return the parameters of a linear layer or convolution with bias."""
     return (inputs + 1) * outputs
 
 
 def _stage_info(config: SegFormerConfig, stage: int, grid: tuple[int, int], num_channels: int) -> InfoRow:
-    """One stage (paper section 3.1) on features of that size and number of channels."""
+    """Return the row of a stage (paper section 3.1) for features of that size and number of channels."""
     kernel, stride, ratio = config.patch_sizes[stage], config.strides[stage], config.sr_ratios[stage]
     channels = config.hidden_sizes[stage]
     hidden = channels * config.mlp_ratios[stage]
@@ -144,41 +145,37 @@ def _decode_head_info(config: SegFormerConfig, stages: list[InfoRow]) -> InfoRow
     )
 
 
-def parse_size(size: str) -> tuple[int, int]:
-    """`"480x640"` to height and width.
+def load_config(source: str, num_labels: int | None = None) -> SegFormerConfig:
+    """Return the configuration of a variant, a config.json, a checkpoint (file or folder) or a Hub repository.
+
+    Args:
+        source: one of these.
+        num_labels: replaces the number of labels.
 
     Raises:
-        ValueError: if it is anything else.
+        OSError: if a file or repository cannot be read.
+        ValueError: if the source is none of these, or another network's, or the number of labels is out of range.
     """
-    sides = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", size)
-    if sides is None:
-        raise ValueError(f"size is {size!r}, but it must be HEIGHTxWIDTH in pixels, such as 512x512")
-    return int(sides[1]), int(sides[2])
+    config = _load_config(source)
+    if num_labels is not None:
+        config.num_labels = num_labels
+        config.check()
+    return config
 
 
-def load_config(source: str) -> SegFormerConfig:
-    """The configuration of a variant, a config.json, a checkpoint (file or folder) or a Hub repository.
-
-    Raises:
-        OSError: if a file or repository can not be read.
-        ValueError: if the source is none of these, or another network's.
-    """
+def _load_config(source: str) -> SegFormerConfig:
     if source in VARIANTS:
         return SegFormerConfig.from_variant(source)
-    from ..conversion.checkpoints import folder_config, is_repository, read_config
-
     path = Path(source)
     if not path.exists() and not is_repository(source):
         raise ValueError(f"{source!r} is no file, folder, Hub repository or variant: {closest(source, VARIANTS)}")
     if path.suffix == ".json" or not path.exists():
         return read_config(source)
-    from ..conversion.convert import convert_checkpoint
-
     return folder_config(path) or convert_checkpoint(path).config
 
 
 def format_info(config: SegFormerConfig, height: int, width: int) -> str:
-    """The rows of `model_info` as a table, with the total and what folding the decode head saves."""
+    """Return the rows of `model_info` as a table, with the total and the saving of the folded decode head."""
     rows = model_info(config, height, width)
     parameters = sum(row.num_parameters for row in rows)
     total = sum(row.num_multiply_adds for row in rows)
@@ -210,9 +207,12 @@ def _costs(parameters: int, multiply_adds: int, total: int) -> tuple[str, str, s
 def _fold_note(config: SegFormerConfig, rows: list[InfoRow]) -> list[str]:
     if rows[-1].name != "decode head":
         return []
-    plain = decode_head_cost(config, rows[:-1], folded=False)
-    total = sum(row.num_multiply_adds for row in rows[:-1]) + plain
+    unfolded = decode_head_cost(config, rows[:-1], folded=False)
+    total = sum(row.num_multiply_adds for row in rows[:-1]) + unfolded
     return [
-        f"The decode head runs folded. Written out as in the paper it takes {plain / 1e6:,.1f} M, "
+        f"The decode head is folded. As in the paper it would take {unfolded / 1e6:,.1f} M, "
         f"and the whole model {total / 1e6:,.1f} M."
     ]
+
+
+__all__ = ["MIN_SIDE", "InfoRow", "decode_head_cost", "format_info", "load_config", "model_info"]

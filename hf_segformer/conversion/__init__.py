@@ -1,1 +1,1 @@
-"""Checkpoint files: reading, converting and loading them."""
+"""Existing checkpoints: reading, converting and loading them."""

@@ -1,15 +1,16 @@
-"""Reads checkpoints as they lie on disks and on the Hub: files and folders of weights, whoever wrote them.
+"""Checkpoint files and folders, of any code base, local or on the Hub.
 
-Nothing here runs code that a file brings along: pickles are read with `weights_only=True`, always. Whatever is wrong
-with a file is said in one line that names it, because "invalid load key" helps nobody whose download was a web page.
+No code that a file brings along is run: pickles are read with `weights_only=True`, always, and a config.json is reduced
+to the fields that describe the network. Every error names the file and what is wrong with it in one line, because
+"invalid load key" helps nobody whose download is a web page.
 """
 
-import json
 import pickle
 import re
 import struct
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,24 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers.configuration_utils import PreTrainedConfig
 
 from ..configuration_segformer import SegFormerConfig
+from ..files import read_json, resolve_inside
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
+ADAPTER_CONFIG = "adapter_config.json"
 _FOLDER_WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Keys under which training programs keep the state dict, and what wrappers put before every key of it.
+# Keys under which training programs keep the state dict, and prefixes that wrappers add to every key of it.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
-# All that torch.load was seen to raise when files were cut at every byte and their bytes changed.
-_DAMAGE = (
+# Everything that torch.load raised when files were cut at every byte and their bytes changed.
+_UNREADABLE = (
     AssertionError,
     AttributeError,
     EOFError,
@@ -45,19 +49,22 @@ _DAMAGE = (
     pickle.UnpicklingError,
     struct.error,
 )
-# What strange values in a configuration were seen to raise in Transformers.
+# Everything that Transformers raised on strange values in a configuration.
 _WRONG_VALUES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError)
+# Fields of a config.json beside the network's own that are read. Those that choose code (attention kernels, auto_map,
+# quantisation, pipelines) or a type of numbers are not.
+_DESCRIPTIVE = {"model_type", "num_labels", "id2label", "label2id", "out_features", "out_indices", "problem_type"}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was found: where, the weights by their own names, and what is known besides.
+    """Weights and what is known about them.
 
     Attributes:
         path: file or folder, for messages.
-        weights: tensors by name, without the prefixes that wrappers add.
-        config: read from the folder's config.json; None where shapes must tell.
-        classes: names of the classes that the training program left in the file; may be empty.
+        weights: tensors by their own names, without the prefixes that wrappers add.
+        config: the folder's config.json; None where it must be inferred from shapes.
+        classes: class names that the training program stored in the file; may be empty.
     """
 
     path: Path
@@ -67,35 +74,37 @@ class Checkpoint:
 
 
 def is_repository(source: str) -> bool:
-    """Whether a source is to be looked for on the Hub: `owner/name` that is not, and is not meant as, a path here."""
+    """Return True if a source names a Hub repository: `owner/name` that neither is nor looks like a local path."""
     path = Path(source)
     named = re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
     return named and path.suffix not in SUFFIXES and not path.exists() and not path.parent.is_dir()
 
 
-def locate(source: str) -> Path:
-    """The local path of a source: itself, or the download of a Hub repository.
+def locate(source: str | Path) -> Path:
+    """Return the local path of a source, downloading it if it is a Hub repository.
 
     Raises:
         OSError: if there is neither such a path nor such a repository.
         ValueError: if the source is a web address.
     """
+    source = str(source)
     if "://" in source:
-        raise ValueError(f"{source} is a web address, but a path or a Hub repository's name, owner/name, is wanted")
+        raise ValueError(f"{source} is a web address; expected a path or the name of a Hub repository, owner/name")
     if not is_repository(source):
         return Path(source)
-    top_level = {"repo_id": source, "ignore_patterns": "*/*"}  # a Trainer's checkpoints lie below
+    top_level = {"repo_id": source, "ignore_patterns": "*/*"}  # a Trainer's checkpoints are in folders below
     try:
         folder = Path(snapshot_download(**top_level, allow_patterns=["*.json", "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):
             snapshot_download(**top_level, allow_patterns=[f"*{suffix}" for suffix in SUFFIXES])
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"there is no folder {source}, and on the Hub no repository of that name that you may read"
+            f"there is no folder {source}, and no repository of that name on the Hub that you may read"
         ) from error
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
-            f"there is no folder {source}, and the Hub, which may have a repository of that name, can not be reached"
+            f"there is no folder {source}, and the Hub, which may have a repository of that name, cannot be reached: "
+            "give a local folder, or try again with a network connection"
         ) from error
     return folder
 
@@ -103,46 +112,29 @@ def locate(source: str) -> Path:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a file or a folder of weights.
 
-    A file stands for itself; a folder brings the config.json that lies in it.
-
     Args:
-        path: a .safetensors file, a pickle (.pth, .pt, .bin, .ckpt) or a folder with either, sharded or not.
+        path: a .safetensors file, a pickle (.pth, .pt, .bin, .ckpt) or a folder with either, sharded or not. A folder
+            brings its config.json along, a file does not.
 
     Raises:
-        OSError: if the path does not exist or can not be opened.
-        ValueError: if the file is empty, cut, no checkpoint at all, needs code to be read, or holds no state dict.
+        OSError: if the path does not exist or cannot be opened.
+        ValueError: if the file is empty, cut short, no checkpoint, needs code to be read, or holds no state dict.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"no such file or folder: {path}")
     path = Path(path)
     if path.is_file():
-        return _read_file(path)
+        return read_weights_file(path)
     weights_file = _find_weights(path)
     if weights_file.suffix == ".json":
         weights = _read_shards(weights_file)
         return Checkpoint(path, weights, config=folder_config(path))
-    checkpoint = _read_file(weights_file)
+    checkpoint = read_weights_file(weights_file)
     return Checkpoint(path, checkpoint.weights, folder_config(path), checkpoint.classes)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object.
-
-    Raises:
-        ValueError: if it holds anything else.
-        OSError: if it can not be read.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, but it must be a JSON object")
-    return values
-
-
 def folder_config(folder: Path) -> SegFormerConfig | None:
-    """The configuration in a folder; None without a config.json, or where it is not in Transformers' form.
+    """Read a folder's configuration; None without a config.json, or where it is not in Transformers' form.
 
     Raises:
         ValueError: as `read_config`.
@@ -152,30 +144,55 @@ def folder_config(folder: Path) -> SegFormerConfig | None:
 
 
 def read_config(source: str | Path) -> SegFormerConfig:
-    """The configuration in a config.json, a folder with one, or a Hub repository.
+    """Read the configuration in a config.json, a folder with one, or a Hub repository.
+
+    Only fields that describe the network are kept; those that choose code or a type of numbers are dropped.
 
     Raises:
-        OSError: if there is no such file, or it can not be read.
+        OSError: if there is no such file, or it cannot be read.
         ValueError: if it belongs to another network or holds impossible values.
     """
     path = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
     if path.is_file():
-        read_json(path)  # what Transformers says of a file that is none fills a page, or names no file
+        read_json(path)  # Transformers' own message for a damaged file fills a page, or names no file
+    inherited = {each.name for each in fields(PreTrainedConfig)}
+    known = {each.name for each in fields(SegFormerConfig)} - inherited | _DESCRIPTIVE
     try:
-        return SegFormerConfig.from_pretrained(source)
+        values, _ = SegFormerConfig.get_config_dict(source)
+        return SegFormerConfig.from_dict({name: value for name, value in values.items() if name in known})
     except (OSError, ValueError) as error:
         raise type(error)(_with_source(source, error)) from error
-    except (StrictDataclassError, *_WRONG_VALUES) as error:  # no ValueError, though it says that a value is wrong
+    except (StrictDataclassError, *_WRONG_VALUES) as error:  # no ValueErrors, though they are about a value
         raise ValueError(_with_source(source, error)) from error
 
 
+def read_shards_of(index: Path) -> list[Path]:
+    """Return the files that an index of shards names, each of them beside it.
+
+    Raises:
+        ValueError: if the index holds no weight_map, or names a file elsewhere.
+        OSError: if the index cannot be read, or a file is missing.
+    """
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"{index} must hold a weight_map with the file of each tensor, but it is {names!s:.40}")
+    paths = []
+    for name in sorted(set(names.values())):
+        if Path(name).name != name:
+            raise ValueError(f"{index} names {name}; expected a file beside it")
+        paths.append(resolve_inside(index.parent, name))
+        if not paths[-1].is_file():
+            raise FileNotFoundError(f"{index} names {name}, but {index.parent} holds no such file")
+    return paths
+
+
 def _with_source(source: str | Path, error: Exception) -> str:
-    text = f"{error!s:.1000}"  # a long value is repeated in it
+    text = f"{error!s:.1000}"  # it repeats a long value
     return text if str(source) in text else f"{source}: {text}"
 
 
 def _find_weights(folder: Path) -> Path:
-    """The one file of weights in a folder, or the index of its shards."""
+    """Find the one file of weights in a folder, or the index of its shards."""
     for name in _FOLDER_WEIGHTS:
         if (folder / name).exists():
             return folder / name
@@ -187,21 +204,19 @@ def _find_weights(folder: Path) -> Path:
 
 
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise ValueError(f"{index} must hold a weight_map with the file of each tensor, but it is {names!s:.40}")
     weights: dict[str, torch.Tensor] = {}
-    for shard in sorted(set(names.values())):
-        if Path(shard).name != shard:
-            raise ValueError(f"{index} names {shard}, but shards lie beside it")
-        if not (index.parent / shard).is_file():
-            raise FileNotFoundError(f"{index} names {shard}, but {index.parent} holds no such file")
-        weights |= _read_file(index.parent / shard).weights
+    for path in read_shards_of(index):
+        weights |= read_weights_file(path).weights
     return weights
 
 
-def _read_file(path: Path) -> Checkpoint:
-    """One file, opened by what it is rather than by trial and error."""
+def read_weights_file(path: Path) -> Checkpoint:
+    """Read one file of weights, by its content rather than by trial and error.
+
+    Raises:
+        OSError: if it cannot be opened.
+        ValueError: as `read_checkpoint`.
+    """
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
@@ -215,9 +230,9 @@ def _read_file(path: Path) -> Checkpoint:
             return Checkpoint(path, load_file(path))
         except SafetensorError as error:
             raise ValueError(f"{path} is cut short or no safetensors file: {error}") from error
-    # A zip archive or a bare pickle: nothing else was ever written by torch.save.
+    # torch.save writes a zip archive or a bare pickle, nothing else.
     if not start.startswith((b"PK", b"\x80")):
-        raise ValueError(f"{path} is no checkpoint: neither torch.save nor safetensors wrote it")
+        raise ValueError(f"{path} is no checkpoint: expected a file of torch.save or safetensors")
     content = _read_pickle(path)
     weights = _state_dict(path, content)
     return Checkpoint(path, weights, classes=_class_names(content))
@@ -226,7 +241,7 @@ def _read_file(path: Path) -> Checkpoint:
 def _read_pickle(path: Path) -> object:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of protocols it may not know; what it can not read it says by an error
+            warnings.simplefilter("ignore")  # about unknown protocols; a file that cannot be read raises
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
@@ -234,15 +249,15 @@ def _read_pickle(path: Path) -> object:
             raise ValueError(f"{path} is cut short or damaged: no pickle of tensors") from error
         raise ValueError(
             f"{path} needs the code of {code[1]} to be read, and a pickle's code is never run here: "
-            "where you trust the file, save its state dict alone with torch.save"
+            "if you trust the file, save its state dict alone with torch.save"
         ) from error
-    except _DAMAGE as error:
+    except _UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is cut short, damaged or no file of torch.save: {reason}") from error
 
 
 def _state_dict(path: Path, content: object) -> dict[str, torch.Tensor]:
-    """The tensors by name, out of whatever a training program wrapped around them."""
+    """Unwrap the state dict from whatever a training program put around it."""
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -258,10 +273,24 @@ def _state_dict(path: Path, content: object) -> dict[str, torch.Tensor]:
 
 
 def _class_names(content: object) -> list[str]:
-    """Names of the classes as mmcv (`meta.CLASSES`) and mmengine (`meta.dataset_meta.classes`) keep them."""
-    meta = content.get("meta") if isinstance(content, dict) else None
+    """Return the class names where mmcv (`meta.CLASSES`) and mmengine (`meta.dataset_meta.classes`) store them."""
+    meta: Any = content.get("meta") if isinstance(content, Mapping) else None
     if not isinstance(meta, dict):
         return []
     dataset = meta.get("dataset_meta")
     classes = meta.get("CLASSES") or (dataset.get("classes") if isinstance(dataset, dict) else None)
     return [str(name) for name in classes] if isinstance(classes, (list, tuple)) else []
+
+
+__all__ = [
+    "ADAPTER_CONFIG",
+    "SUFFIXES",
+    "Checkpoint",
+    "folder_config",
+    "is_repository",
+    "locate",
+    "read_checkpoint",
+    "read_config",
+    "read_shards_of",
+    "read_weights_file",
+]

@@ -1,7 +1,7 @@
-"""What SegFormer's weights are called in each code base.
+"""Names of SegFormer's weights in each code base, and their mapping to the published ones.
 
-Each one is a table of names, written down rather than guessed with patterns: from it follows the complete list of keys
-that a checkpoint must hold, so whatever is missing or left over is known by name.
+Each code base is a table of names, written down rather than guessed with patterns: the complete list of keys that a
+checkpoint must hold follows from it, so that missing and unexpected keys are known by name.
 """
 
 import re
@@ -15,7 +15,7 @@ import torch
 MAX_STAGES = 4
 
 # Published name to a code base's name, up to the dot before `weight`; `{number}` counts stages from 1, `{reverse}` from
-# the last. Where a name stands several times, its tensor holds those modules' rows, stacked in the order given here.
+# the last. Where a name occurs several times, its tensor holds those modules' rows, stacked in the order given here.
 _PAPER = {
     "patch_embeddings.{stage}.proj.": "patch_embed{number}.proj.",
     "patch_embeddings.{stage}.layer_norm.": "patch_embed{number}.norm.",
@@ -73,7 +73,7 @@ _IN_MEMORY = {
 _PUBLISHED = {name: name for name in _PAPER}
 _BLOCK = "block.{stage}.{block}."
 
-# What may stand before an encoder's names. segmentation_models_pytorch keeps the paper's names under `encoder.`.
+# Prefixes of an encoder's names. segmentation_models_pytorch keeps the paper's names under `encoder.`.
 _ENCODERS = (
     ("segformer.encoder.", _PUBLISHED),
     ("encoder.", _PUBLISHED),
@@ -86,7 +86,7 @@ _ENCODERS = (
     ("", _MMSEGMENTATION),
 )
 
-# All of them concatenate stages 4, 3, 2, 1 before they fuse: no fusing weight needs another place.
+# All of them concatenate stages 4, 3, 2, 1 before fusing, so no fusing weight moves.
 _LINEAR = "decode_head.linear_c.{stage}.proj."
 _FUSE = "decode_head.linear_fuse."
 _NORM = "decode_head.batch_norm."
@@ -105,7 +105,7 @@ _MODELS_PYTORCH_HEAD = {
     _NORM: "decoder.fuse_stage.1.",
     _PREDICT: "segmentation_head.0.",
 }
-# By how their keys begin, the more particular before `linear_c`.
+# By the prefix of their keys, the more particular before `linear_c`.
 _HEADS = {
     "decode_head.linear_c.": _PUBLISHED_HEAD,
     "decode_head.linear_projections.": _IN_MEMORY_HEAD,
@@ -114,9 +114,10 @@ _HEADS = {
     "classifier.": {"classifier.": "classifier."},
     "head.": {"classifier.": "head."},
 }
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _TENSORS = {
     _FUSE: ("weight",),
-    _NORM: ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"),
+    _NORM: ("weight", "bias", *_STATISTICS),
 }
 _UNUSED = ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")  # built, never read by the paper's code
 _OTHER_HEAD = ("decode_head.convs.", "decode_head.fusion_conv.")  # mmsegmentation 0.2x and 1.x
@@ -131,17 +132,36 @@ _ANY_HEAD = (
 )
 
 
-def published_names(path: Path, held: Collection[str]) -> dict[str, list[str]]:
-    """Which published weights each of a checkpoint's keys holds; several where they are stacked.
+def to_published(
+    path: Path, held: Mapping[str, torch.Tensor], *, encoder_only: bool = False
+) -> dict[str, torch.Tensor]:
+    """Map a checkpoint's tensors to their published names, splitting stacked ones.
 
     Args:
         path: names the checkpoint in errors.
-        held: its keys.
+        held: its tensors.
+        encoder_only: drop any head first, SegFormer's or another network's.
 
     Raises:
-        ValueError: if this is no SegFormer, if its decode head is another network's, or if a key is missing or left
-            over: every one has exactly one use.
+        ValueError: if this is no SegFormer, if its decode head is another network's, or if a key is missing or
+            unexpected: every one has exactly one use.
     """
+    if encoder_only:
+        held = {key: tensor for key, tensor in held.items() if not key.startswith(_ANY_HEAD)}
+    weights = {}
+    for key, names in _published_names(path, held).items():
+        tensor = held[key]
+        if len(names) == 1:
+            weights[names[0]] = tensor
+            continue
+        if tensor.ndim == 0 or len(tensor) % len(names):
+            raise ValueError(f"{path}: {key} is {tuple(tensor.shape)}, but it must hold {len(names)} equal parts")
+        weights |= zip(names, tensor.chunk(len(names)), strict=True)
+    return weights
+
+
+def _published_names(path: Path, held: Collection[str]) -> dict[str, list[str]]:
+    """Map each of a checkpoint's keys to the published weights it holds; several where they are stacked."""
     if any(key.startswith(_OTHER_HEAD) for key in held):
         raise ValueError(
             f"{path} holds mmsegmentation's decode head, another network: it runs BatchNorm and ReLU on each scale "
@@ -166,21 +186,16 @@ def published_names(path: Path, held: Collection[str]) -> dict[str, list[str]]:
     return dict(wanted)
 
 
-def without_head(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights but those of any head, SegFormer's or another network's."""
-    return {key: tensor for key, tensor in weights.items() if not key.startswith(_ANY_HEAD)}
-
-
 def num_blocks(path: Path, held: Iterable[str], blocks: str) -> list[int]:
-    """Number of blocks in each stage, by the indices that its keys bear.
+    """Count the blocks of each stage by the indices in a checkpoint's keys.
 
     Args:
         path: names the checkpoint in errors.
         held: a checkpoint's keys.
-        blocks: how a block's keys begin, up to its index, with `{stage}` or `{number}`.
+        blocks: prefix of a block's keys up to its index, with `{stage}` or `{number}`.
 
     Raises:
-        ValueError: if a stage's indices have a gap; one stray high index would else ask for millions of names.
+        ValueError: if a stage's indices have a gap; one stray high index would otherwise ask for millions of names.
     """
     depths = []
     for stage in range(MAX_STAGES):
@@ -189,34 +204,37 @@ def num_blocks(path: Path, held: Iterable[str], blocks: str) -> list[int]:
         indices = {int(name) for name in names if name.isdecimal()}
         depth = next(index for index in count() if index not in indices)
         if depth < len(indices):
-            raise ValueError(
-                f"{path} holds {begin}{max(indices)}, but no {begin}{depth}: a stage's blocks have no gaps"
-            )
+            raise ValueError(f"{path} holds {begin}{max(indices)}, but no {begin}{depth}; expected blocks without gaps")
         depths.append(depth)
     num_stages = max(stage for stage, depth in enumerate(depths, start=1) if depth)
     return [max(depth, 1) for depth in depths[:num_stages]]
 
 
 def require_same(path: Path, wanted: Collection[str], held: Collection[str]) -> None:
-    """Raise ValueError with the keys that are missing or left over, if any."""
-    missing, left_over = sorted(set(wanted) - set(held)), sorted(set(held) - set(wanted))
+    """Raise ValueError with the keys that are missing or unexpected, if any."""
+    missing, unexpected = sorted(set(wanted) - set(held)), sorted(set(held) - set(wanted))
     faults = [f"misses {some(missing)}"] if missing else []
-    if left_over:
-        faults.append(f"holds keys that SegFormer has no place for, {some(left_over)}")
-        if any(key.startswith(_ANY_HEAD) for key in left_over):
+    if missing and all(key.endswith(_STATISTICS) for key in missing):
+        faults.append(
+            "the running statistics of the head's BatchNorm were not saved with its weights: save the whole "
+            "state_dict(), buffers included (PEFT: list decode_head in modules_to_save)"
+        )
+    if unexpected:
+        faults.append(f"holds keys that SegFormer has no place for, {some(unexpected)}")
+        if any(key.startswith(_ANY_HEAD) for key in unexpected):
             faults.append("encoder_only=True (segformer convert --encoder-only) leaves a head out")
     if faults:
         raise ValueError(f"{path} {'; '.join(faults)}")
 
 
 def some(keys: Collection[str]) -> str:
-    """How many keys there are, and the first ten of them."""
+    """Format the number of keys and the first ten of them."""
     shown = ", ".join(sorted(keys)[:10])
     return f"{len(keys)} in all: {shown}{', ...' if len(keys) > 10 else ''}"
 
 
 def _find_encoder(path: Path, held: Collection[str]) -> tuple[str, dict[str, str], str]:
-    """What stands before the encoder's keys, its table of names, and how the keys of a stage's blocks begin."""
+    """Find the prefix of the encoder's keys, its table of names, and the prefix of a stage's blocks."""
     for prefix, names in _ENCODERS:
         blocks = prefix + names[_BLOCK + "layer_norm_1."].split("{block}")[0]
         first = blocks.format(stage=0, number=1) + "0."
@@ -226,7 +244,7 @@ def _find_encoder(path: Path, held: Collection[str]) -> tuple[str, dict[str, str
 
 
 def _pairs(names: Mapping[str, str], depths: list[int]) -> Iterator[tuple[str, str]]:
-    """A code base's keys and the published ones, module by module, stage by stage, block by block."""
+    """Yield a code base's keys with the published ones, module by module, stage by stage, block by block."""
     for published, own in names.items():
         stages = enumerate(depths) if "{stage}" in published else [(0, 1)]
         for stage, depth in stages:
@@ -234,3 +252,6 @@ def _pairs(names: Mapping[str, str], depths: list[int]) -> Iterator[tuple[str, s
             for block in range(depth if "{block}" in published else 1):
                 for tensor in _TENSORS.get(published, ("weight", "bias")):
                     yield own.format(block=block, **places) + tensor, published.format(block=block, **places) + tensor
+
+
+__all__ = ["MAX_STAGES", "num_blocks", "require_same", "some", "to_published"]

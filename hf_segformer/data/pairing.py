@@ -4,12 +4,17 @@ Nothing is decoded here: rows hold `image` and `label` as they are stored, and `
 are asked for. Training and `segformer evaluate` find their pictures by the same functions.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.compute
+import yaml
+from huggingface_hub import DatasetCard, constants
 
+from ..files import read_json, resolve_inside
 from .decoding import LabelMapping, RowReader, array_dtype, class_values
 
 _PICTURE_SUFFIXES = (
@@ -76,6 +81,7 @@ def load_splits(
         OSError: if there is no such folder or repository.
     """
     folder = Path(root)
+    _require_names_inside(folder)
     if not as_folder and any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         loaded = datasets.load_from_disk(root)
         splits = {only: loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
@@ -88,6 +94,36 @@ def load_splits(
         return dict(datasets.load_dataset(**arguments, streaming=streaming))
     except (datasets.exceptions.DatasetsError, ValueError) as error:
         raise ValueError(f"{root} is not read: {error.__cause__ or error}") from error
+
+
+def _require_names_inside(folder: Path) -> None:
+    """Raise ValueError if a data set's own files name data elsewhere, in a saved state or in a card's `data_files`."""
+    if (saved := folder / "dataset_dict.json").is_file():
+        for split in read_json(saved).get("splits", ()):
+            _require_names_inside(resolve_inside(folder, str(split)))
+    if (saved := folder / "state.json").is_file():
+        for each in read_json(saved).get("_data_files", ()):
+            resolve_inside(folder, str(each.get("filename") if isinstance(each, dict) else each))
+    card = folder / "README.md"
+    if card.is_file() and card.read_bytes().startswith(b"---"):
+        try:
+            configs = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict().get("configs")
+        except yaml.YAMLError as error:
+            raise ValueError(f"{card} holds metadata that are not YAML") from error
+        for config in configs if isinstance(configs, list) else ():
+            for name in _strings(config.get("data_files")) + _strings(config.get("data_dir")):
+                if "://" in name:
+                    raise ValueError(f"{card} names {name}; expected files of the data set itself")
+                resolve_inside(folder, name)
+
+
+def _strings(value: Any) -> list[str]:
+    """Collect the file names in a card's `data_files`: a string, or lists and mappings of them."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        value = [each for key, each in value.items() if key != "split"]
+    return [name for each in value for name in _strings(each)] if isinstance(value, list) else []
 
 
 def two_columns(dataset: Any, root: str, columns: Sequence[str], settings: Sequence[str]) -> Any:
@@ -116,7 +152,7 @@ def two_columns(dataset: Any, root: str, columns: Sequence[str], settings: Seque
                 f"column {name!r} of {root} is {type(feature).__name__}, but it must hold pictures, paths or arrays: "
                 f"set {setting}"
             )
-    dataset = undecoded(dataset.select_columns(list(columns)))
+    dataset = require_own_files(undecoded(dataset.select_columns(list(columns))), root)
     names = dict(zip(columns, ("image", "label"), strict=True))
     return dataset.rename_columns({old: new for old, new in names.items() if old != new})
 
@@ -126,6 +162,49 @@ def undecoded(dataset: Any) -> Any:
     for name, feature in dataset.features.items():
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    return dataset
+
+
+def require_own_files(dataset: Any, root: str) -> Any:
+    """Return a data set after checking that the files its rows name are its own; a stream is checked as it is read.
+
+    Links are followed, since folders of links to images are common; only the names must stay within.
+
+    Args:
+        dataset: of `datasets`, its images undecoded.
+        root: folder or Hub name of the data set.
+
+    Raises:
+        ValueError: if a row names a file that is neither below the data set's folder nor in the caches of `datasets`
+            and the Hub.
+    """
+    caches = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, constants.HF_HUB_CACHE)
+    folders = [os.path.abspath(each) for each in ([root] if os.path.isdir(root) else []) + [*map(str, caches)]]
+
+    def check(row: dict[str, Any]) -> dict[str, Any]:
+        for value in row.values():
+            is_file = isinstance(value, dict) and value.get("bytes") is None
+            path = value.get("path") if is_file else value
+            if isinstance(path, str) and not any(Path(os.path.abspath(path)).is_relative_to(each) for each in folders):
+                raise ValueError(
+                    f"a row of {root} names the file {path}; expected one below {root}: copy or link the images there"
+                )
+        return row
+
+    if isinstance(dataset, datasets.IterableDataset):
+        return dataset.map(check, features=dataset.features)
+    for name, feature in dataset.features.items():
+        values = dataset.data.column(name)
+        if isinstance(feature, datasets.Image):
+            values = pyarrow.compute.if_else(
+                pyarrow.compute.is_null(pyarrow.compute.struct_field(values, "bytes")),
+                pyarrow.compute.struct_field(values, "path"),
+                None,
+            )
+        elif getattr(feature, "dtype", None) not in ("string", "large_string"):
+            continue
+        for path in values.to_pylist():
+            check({name: path})
     return dataset
 
 

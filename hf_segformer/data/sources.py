@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..files import resolve_inside
 from ..geo.rasters import is_raster
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -55,6 +56,12 @@ def find_pictures(inputs: Sequence[str], out: Path, skipped: Counter[str] | None
         number = len(found)
         for folder, path in _files(given, out, skipped if skipped is not None else Counter()):
             name = Path(os.path.relpath(path, folder)).with_suffix("").as_posix()
+            if ".." in Path(name).parts:
+                raise ValueError(
+                    f"{given} matches {path}, which would be filed outside {out}; expected a pattern that stays below "
+                    f"{folder or '.'}: give {os.path.dirname(os.path.realpath(path))} instead"
+                )
+            resolve_inside(out, name)
             if found.setdefault(name, path) != path:
                 raise ValueError(
                     f"{found[name]} and {path} would both be filed as {name}: give their folder, below which names are "
@@ -132,7 +139,7 @@ class DatasetSource:
     """
 
     def __init__(self, name: str, split: str = "train", column: str = "image"):
-        from .pairing import load_splits, undecoded
+        from .pairing import load_splits, require_own_files, undecoded
 
         splits = load_splits(name, only=split)
         if split not in splits:
@@ -145,7 +152,7 @@ class DatasetSource:
         self.name, self._column = name, column
         self.skipped: Counter[str] = Counter()
         self._origin = f"column {column}, split {split} of {os.path.abspath(name) if os.path.isdir(name) else name}"
-        self._rows = undecoded(loaded.select_columns(column))
+        self._rows = require_own_files(undecoded(loaded.select_columns(column)), name)
 
     def items(self) -> list[InputItem]:
         """One item a row."""

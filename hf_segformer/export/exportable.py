@@ -1,10 +1,10 @@
-"""The network in the form that other runtimes take: the head folded once, BatchNorm merged, processing on demand.
+"""Network in the form that is exported: head folded, BatchNorm merged, image processing on demand.
 
-A model in training multiplies the head's matrices anew in every call, because its parameters change. One that leaves
-PyTorch does not: here the products are formed once, and BatchNorm's scale and shift, which are constants by then, go
-into them. What is left of the head is a matrix a stage, a sum and the classifier.
+A model in PyTorch multiplies the head's matrices in every call, because its parameters may change. For export the
+products are formed once, and BatchNorm's scale and shift, which are constants, are merged into them. The exported head
+is a matrix a stage, a sum and the classifier.
 
-Axes: B pictures, C bands, H W a picture's sides, h w those of what the network sees, D width of the head, K classes.
+Axes: B images, C channels, H W an image's sides, h w those of the network's input, D width of the head, K classes.
 """
 
 from collections.abc import Sequence
@@ -16,25 +16,26 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..dispatch_segformer import is_exactly, is_untouched
+from ..dispatch_segformer import altered
+from ..folding_segformer import fold, unfoldable
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..modeling_segformer import SegFormerDecodeHead, SegFormerForSemanticSegmentation
 from ..upsampling_segformer import upsample
 
-MIN_SIDE = 64  # pixels: below, torch.export can not tell a grid's side from 1
-_SOURCES = ("torch.nn.modules.", "transformers.activations", f"{__package__}.")
+MIN_SIDE = 64  # pixels: below, torch.export cannot distinguish a grid's side from 1
+_SOURCES = ("torch.nn.modules.", "transformers.activations", f"{__name__.partition('.')[0]}.")
 _LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.BatchNorm2d)
 
 
 class DeployedSegFormer(nn.Module):
-    """A segmentation model with the head's constants multiplied out; its logits are the model's.
+    """Segmentation model with the head's constants multiplied out; it gives the model's logits.
 
     Args:
-        model: is left as it is; weights are copied, in float32.
+        model: not modified; weights are copied, in float32.
 
     Raises:
-        ValueError: if the model is another one, or a layer is not what it seems (LoRA, quantisation, hooks): its
-            weights alone would not say what it computes.
+        ValueError: if the model is another one, or a layer is wrapped or changed (LoRA, quantisation, hooks), so that
+            its weights alone do not define the computation.
 
     Example:
         >>> import torch
@@ -51,10 +52,10 @@ class DeployedSegFormer(nn.Module):
         super().__init__()
         require_plain(model)
         self.encoder = deepcopy(model.segformer.encoder)
-        self.encoder.config._attn_implementation = "sdpa"  # deepcopy gave it a configuration of its own
+        self.encoder.config._attn_implementation = "sdpa"  # of the copy alone
         head = model.decode_head
         matrices, bias = merged_head(head)
-        # As convolutions: runtimes keep their layout from here to the classifier.
+        # As convolutions, so that runtimes keep one layout from here to the classifier.
         self.projections = nn.ModuleList(
             nn.Conv2d(matrix.shape[1], matrix.shape[0], 1, bias=stage == 0) for stage, matrix in enumerate(matrices)
         )
@@ -75,45 +76,45 @@ class DeployedSegFormer(nn.Module):
 
 @torch.no_grad()
 def merged_head(head: SegFormerDecodeHead) -> tuple[list[Tensor], Tensor]:
-    """Linear layers, fusing convolution and BatchNorm as one matrix (D, C) a stage, and a bias (D,).
+    """Merge linear layers, fusing convolution and BatchNorm into one matrix (D, C) a stage, and a bias (D,).
 
     The products are formed in float64, so that they are rounded once.
     """
     head = deepcopy(head).double()
-    matrices, bias = head.fold()
+    matrices, bias = fold(head)
     norm = head.batch_norm
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return [scale[:, None] * matrix for matrix in matrices], (bias - norm.running_mean) * scale + norm.bias
 
 
 def require_plain(model: nn.Module) -> None:
-    """Raise ValueError unless the model is a segmentation model whose every layer is just what its type says."""
+    """Raise ValueError unless the model is a segmentation model of unmodified layers."""
     if not isinstance(model, SegFormerForSemanticSegmentation):
         merge = ": merge_and_unload() gives the model itself" if hasattr(model, "merge_and_unload") else ""
         raise ValueError(
-            f"the model is a {type(model).__name__}, but SegFormerForSemanticSegmentation can be exported{merge}"
+            f"the model is a {type(model).__name__}; expected SegFormerForSemanticSegmentation for export{merge}"
         )
     for name, module in model.named_modules():
         if any(True for _ in module.parameters(recurse=False)):
-            is_known = any(is_exactly(module, kind) for kind in _LAYERS)
+            is_known = not all(altered(name, module, kind) for kind in _LAYERS)
         else:
-            is_known = type(module).__module__.startswith(_SOURCES) and is_untouched(module)
+            is_known = type(module).__module__.startswith(_SOURCES) and not altered(name, module, type(module))
         if not is_known:
             raise ValueError(
-                f"{name or 'the model'} is a {type(module).__name__} that does more, or other, than its weights say "
-                "(LoRA, quantisation, hooks): merge adapters (merge_and_unload) or load it in float32, then export"
+                f"{name or 'the model'} is a modified {type(module).__name__} (LoRA, quantisation, hooks); expected "
+                "plain layers for export: merge adapters (merge_and_unload), or load the model in float32"
             )
     head = model.decode_head
-    if type(head) is not SegFormerDecodeHead or not head.is_foldable() or head.batch_norm.running_mean is None:
-        raise ValueError("the decode head is not SegFormer's own any more, so that it can not be folded for export")
+    if type(head) is not SegFormerDecodeHead or unfoldable(head) or head.batch_norm.running_mean is None:
+        raise ValueError("the decode head is modified; expected SegFormer's own, which is folded for export")
 
 
-class PicturesToLabels(nn.Module):
-    """The network with what the image processor does before and after it: pictures -> label maps of their size.
+class SegFormerWithProcessing(nn.Module):
+    """Network with its pre- and post-processing: images -> segmentation maps of their size.
 
-    Pictures are uint8 (B, H, W, 3), as every decoder gives them. With another number of bands they are float32 in the
-    bands' own units. What can be in the graph is rescaling, normalising and, where the processor squashes pictures to
-    one size by PIL's bilinear filter, resizing; see `outside` for the rest.
+    Images are uint8 (B, H, W, 3), as decoders give them; with another number of channels they are float32 in the
+    channels' own units. The graph contains rescaling, normalisation and, where the processor squashes images to one
+    size by PIL's bilinear filter, resizing; see `resize_outside` for other processors.
 
     Args:
         deployed: the network.
@@ -124,7 +125,7 @@ class PicturesToLabels(nn.Module):
         super().__init__()
         self.deployed = deployed
         self.num_channels = len(processor.image_mean)
-        self.size = None if outside(processor) or not processor.do_resize else target_size(processor)
+        self.size = None if resize_outside(processor) or not processor.do_resize else target_size(processor)
         self.factor = processor.rescale_factor if processor.do_rescale else 1.0
         ones, zeros = [1.0] * self.num_channels, [0.0] * self.num_channels
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (zeros, ones)
@@ -133,39 +134,39 @@ class PicturesToLabels(nn.Module):
 
     @property
     def takes_bytes(self) -> bool:
-        """Whether pictures are uint8."""
+        """Return True if images are uint8."""
         return self.num_channels == 3
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """(B, H, W, C) -> int32 (B, H, W)."""
-        height, width = pictures.shape[1:3]
-        pixels = pictures.permute(0, 3, 1, 2).float()
+        height, width = images.shape[1:3]
+        pixels = images.permute(0, 3, 1, 2).float()
         if self.size is not None:
             pixels = resize(pixels, self.size, self.takes_bytes)
         logits = self.deployed((pixels * self.factor - self.mean) / self.std)
         logits = upsample(logits, (height, width))
-        labels = (logits[:, 0] > 0) if logits.shape[1] == 1 else logits.argmax(dim=1)
-        return labels.int()
+        segmentation = (logits[:, 0] > 0) if logits.shape[1] == 1 else logits.argmax(dim=1)
+        return segmentation.int()
 
 
-def outside(processor: SegFormerImageProcessor) -> str:
-    """Why pictures must be resized before they enter the graph; empty where they need not be."""
+def resize_outside(processor: SegFormerImageProcessor) -> str:
+    """Return the reason why images must be resized before they enter the graph; empty where they need not be."""
     if not processor.do_resize:
         return ""
     if processor.keep_ratio or "height" not in processor.size:
-        return "the processor keeps the picture's ratio, so that each picture has a size of its own"
+        return "the processor keeps the aspect ratio, so that each image has a size of its own"
     if processor.resample != Image.Resampling.BILINEAR:
         return f"the processor resizes by PIL's {Image.Resampling(processor.resample).name} filter, not BILINEAR"
     return ""
 
 
 def target_size(processor: SegFormerImageProcessor) -> tuple[int, int]:
-    """The one size (h, w) that the processor squashes pictures to."""
+    """Return the one size (h, w) that the processor squashes images to."""
     return processor._target_size(processor.size["height"], processor.size["width"])
 
 
 def resize(pixels: Tensor, size: Sequence[int], as_bytes: bool) -> Tensor:
-    """(B, C, H, W) -> (B, C, h, w) by PIL's bilinear filter: columns, then rows, and bytes rounded after each."""
+    """Resize (B, C, H, W) -> (B, C, h, w) by PIL's bilinear filter: columns, then rows, bytes rounded after each."""
     pixels = pixels @ resize_weights(pixels.shape[3], size[1]).t()
     pixels = (pixels + 0.5).floor() if as_bytes else pixels
     pixels = resize_weights(pixels.shape[2], size[0]) @ pixels
@@ -173,9 +174,9 @@ def resize(pixels: Tensor, size: Sequence[int], as_bytes: bool) -> Tensor:
 
 
 def resize_weights(num_old: int, num_new: int) -> Tensor:
-    """PIL's bilinear filter as a matrix (new, old): a triangle that is as wide as a new pixel, or as an old one.
+    """Compute PIL's bilinear filter as a matrix (new, old): a triangle as wide as the larger of a new and an old pixel.
 
-    Distances are whole numbers of halves of old times new pixels, so that no rounding spoils them in large pictures.
+    Distances are integers, in halves of old times new pixels, so that rounding does not spoil them in large images.
     """
     old, new = torch.arange(num_old), torch.arange(num_new)
     distance = ((2 * old + 1) * num_new - (2 * new + 1)[:, None] * num_old).abs().float()
@@ -184,20 +185,35 @@ def resize_weights(num_old: int, num_new: int) -> Tensor:
 
 
 def dynamic_axes(name: str) -> dict[str, dict[int, Dim]]:
-    """The axes of the graph's input that may have any length: of `pictures` or of `pixel_values`."""
-    height, width = (1, 2) if name == "pictures" else (2, 3)
+    """Return the dynamic axes of the graph's input, `images` or `pixel_values`."""
+    height, width = (1, 2) if name == "images" else (2, 3)
     return {name: {0: Dim("batch"), height: Dim("height", min=MIN_SIDE), width: Dim("width", min=MIN_SIDE)}}
 
 
-def trace(network: DeployedSegFormer | PicturesToLabels) -> ExportedProgram:
-    """The network's graph, for any number of pictures and any size from `MIN_SIDE` up."""
-    if isinstance(network, PicturesToLabels):
-        name, dtype = "pictures", torch.uint8 if network.takes_bytes else torch.float32
+def trace(network: DeployedSegFormer | SegFormerWithProcessing) -> ExportedProgram:
+    """Trace the network's graph, for any number of images of any size from `MIN_SIDE` up."""
+    if isinstance(network, SegFormerWithProcessing):
+        name, dtype = "images", torch.uint8 if network.takes_bytes else torch.float32
         example = torch.zeros(2, 96, 128, network.num_channels, dtype=dtype)
     else:
         name, example = "pixel_values", torch.zeros(2, network.encoder.config.num_channels, 96, 128)
     with torch.no_grad():
         program = torch.export.export(network, (example,), dynamic_shapes=dynamic_axes(name), strict=False)
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # where each line of code lay on this machine
+        node.meta.pop("stack_trace", None)  # paths of the source code on this machine
     return program
+
+
+__all__ = [
+    "MIN_SIDE",
+    "DeployedSegFormer",
+    "SegFormerWithProcessing",
+    "dynamic_axes",
+    "merged_head",
+    "require_plain",
+    "resize",
+    "resize_outside",
+    "resize_weights",
+    "target_size",
+    "trace",
+]

@@ -1,9 +1,9 @@
-"""The same answers elsewhere: a segmentation model as a file for ONNX Runtime, OpenVINO, torch.export, transformers.js.
+"""Export of a segmentation model to ONNX, OpenVINO, torch.export and transformers.js.
 
-A file counts as exported once it was read back by its own runtime and gave PyTorch's answers, at several sizes and
-numbers of pictures, on random pictures and on those that are given. How near they are is written beside it.
+A file counts as exported once it was read back by its own runtime and compared with PyTorch, at several sizes and batch
+sizes, on random images and on given ones. The figures are written beside it.
 
-Axes: B pictures, C bands, H W a picture's sides, K classes, h w sides of the logits.
+Axes: B images, C channels, H W an image's sides, K classes, h w sides of the logits.
 """
 
 import time
@@ -18,44 +18,40 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from ..conversion.convert import stock_config, stock_processor
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..files import write_json
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..modeling_segformer import SegFormerForSemanticSegmentation
 from ..version import __version__
-from .exportable import MIN_SIDE, DeployedSegFormer, PicturesToLabels, dynamic_axes, outside, trace
-from .quantization import KINDS, to_float16, to_int8
-from .runtimes import (
-    Runtime,
-    RuntimeModel,
-    onnx_runtime,
-    open_vino,
-    quiet,
-    require,
-    summarise,
-    torch_program,
+from .exportable import (
+    MIN_SIDE,
+    DeployedSegFormer,
+    SegFormerWithProcessing,
+    dynamic_axes,
+    resize_outside,
+    trace,
 )
-from .transformers_js import check_in_node
-from .verification import ReferenceOutputs, opened
+from .quantization import KINDS, to_float16, to_int8
+from .runtimes import Runtime, RuntimeModel, onnx_runtime, open_vino, quiet, require, torch_program
+from .transformers_js import FLOAT16, INT8, require_several_labels, write_configurations
+from .verification import ReferenceOutputs, read_if_path, summarise
 
 OPSET = 20  # the first with GELU as one operation
 TOLERANCE = 1e-4  # of the largest logit, in float32
-RESIZE_TOLERANCE = 2e-2  # likewise, where the graph resizes: PIL rounds half-way sums to the other grey level at times
-NEAR = 0.99  # share of equal labels below which a shorter type deserves a warning
-_FLOAT16, _INT8 = "model_fp16.onnx", "model_quantized.onnx"  # as transformers.js calls them
+RESIZE_TOLERANCE = 2e-2  # where the graph resizes: PIL rounds some half-way sums to the other grey level
+WARN_BELOW = 0.99  # pixel agreement of a shorter type
 
 
 def write_onnx(program: ExportedProgram, path: Path) -> None:
-    """An ONNX file with its weights inside.
+    """Write an ONNX file with its weights inside.
 
     Raises:
-        ValueError: if a package is missing, or the weights are more than the 2 GB that one file holds.
+        ValueError: if a package is missing, or the weights exceed the 2 GB of one file.
     """
     require("onnx", "onnxscript")
     import onnx
 
-    [name], [output] = program.graph_signature.user_inputs, ["labels" if _is_labelling(program) else "logits"]
+    [name], [output] = program.graph_signature.user_inputs, ["segmentation" if _has_processing(program) else "logits"]
     with quiet():
         exported = torch.onnx.export(
             program,
@@ -69,31 +65,40 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
         )
     graph = exported.model_proto
     for node in graph.graph.node:
-        node.ClearField("metadata_props")  # where each line of code lay on this machine
+        node.ClearField("metadata_props")  # paths of the source code on this machine
     if graph.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
-        raise ValueError(f"the model takes {graph.ByteSize():,} bytes, but an ONNX file holds 2 GB at most")
+        raise ValueError(f"the model takes {graph.ByteSize():,} bytes; expected at most 2 GB for an ONNX file")
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, path)
 
 
 def write_openvino(program: ExportedProgram, path: Path) -> None:
-    """OpenVINO's model.xml and the model.bin beside it, in float32."""
+    """Write OpenVINO's model.xml and the model.bin beside it, in float32.
+
+    The smallest side is part of the graph's input shape, so that OpenVINO refuses smaller images. It would otherwise
+    compute them without an error, and answer with the previous image's shape where a stage's grid becomes empty.
+    """
     require("openvino")
     import openvino
 
     with quiet():
         converted = openvino.convert_model(program)
+    [name] = program.graph_signature.user_inputs
+    shape = converted.inputs[0].get_partial_shape()
+    for axis, dim in dynamic_axes(name)[name].items():
+        shape[axis] = openvino.Dimension(max(dim.min, 1), -1)
+    converted.reshape(shape)
     openvino.save_model(converted, path, compress_to_fp16=False)
 
 
 def write_torch(program: ExportedProgram, path: Path) -> None:
-    """A file that torch.export.load reads."""
+    """Write a file for torch.export.load."""
     torch.export.save(program, path)
 
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of file: its name, what writes it and what runs it."""
+    """Export target: file name, writer, and the runtime that verifies it."""
 
     file: str
     write: Callable[[ExportedProgram, Path], None]
@@ -113,243 +118,258 @@ TARGETS: Mapping[str, Target] = {
 
 @dataclass(frozen=True, eq=False)
 class ExportConfig:
-    """What to export a model to, and what to compare on.
+    """Options of an export, and the data to verify it on.
 
     Args:
         target: one of `TARGETS`.
-        with_processing: pictures in, label maps out: see `PicturesToLabels`.
-        float16: an ONNX file in float16 beside the one in float32.
-        int8: "dynamic" or "static" for an ONNX file in eight bits beside it.
-        calibration: pictures from which static int8 learns the ranges of what flows through the network; paths, or
-            whatever the image processor takes.
-        pictures: to compare on, beside random ones; likewise.
-        labelled: rows with `image` and `label`, as `evaluation.evaluate` takes them, to measure mean IoU on, in PyTorch
+        include_processing: images in, segmentation maps out: see `SegFormerWithProcessing`.
+        float16: write an ONNX file in float16 beside the one in float32.
+        int8: "dynamic" or "static" writes an ONNX file in eight bits beside it.
+        calibration: images from which static int8 learns the ranges of activations; paths, or whatever the image
+            processor takes.
+        images: images to compare on, in addition to random ones; paths, or whatever the image processor takes.
+        dataset: rows with `image` and `label`, as `evaluation.evaluate` takes them, to measure mean IoU on, in PyTorch
             and in each file.
 
     Raises:
-        ValueError: if the target is unknown, or does not go with an option.
+        ValueError: if the target is unknown, or cannot be combined with an option.
     """
 
     target: str
-    with_processing: bool = False
+    include_processing: bool = False
     float16: bool = False
     int8: str | None = None
     calibration: Sequence[Any] = ()
-    pictures: Sequence[Any] = ()
-    labelled: Any = ()
+    images: Sequence[Any] = ()
+    dataset: Any = ()
 
     def __post_init__(self):
         if self.target not in TARGETS:
-            raise ValueError(f"target is {self.target!r}, but it must be one of {', '.join(TARGETS)}")
+            raise ValueError(f"target is {self.target!r}; expected one of {', '.join(TARGETS)}")
         if self.int8 is not None and self.int8 not in KINDS:
-            raise ValueError(f"int8 is {self.int8!r}, but it must be one of {', '.join(KINDS)}")
+            raise ValueError(f"int8 is {self.int8!r}; expected one of {', '.join(KINDS)}")
         is_short = self.float16 or self.int8 is not None
         if is_short and "onnx" not in TARGETS[self.target].file:
-            raise ValueError(f"float16 and int8 are made for onnx and transformers.js, not for {self.target}")
-        if is_short and self.with_processing:
-            raise ValueError("float16 and int8 are made of the network alone: leave the processing out of the graph")
-        if self.target == "transformers.js" and self.with_processing:
-            raise ValueError("transformers.js does the processing itself: leave it out of the graph")
-        if len(self.labelled) and self.with_processing:
-            raise ValueError("mean IoU is measured on logits: leave the processing out of the graph")
+            raise ValueError(
+                f"target is {self.target}; expected onnx or transformers.js (--to) for float16 (--fp16) and int8 "
+                "(--int8)"
+            )
+        if self.include_processing:
+            self._check_processing(is_short)
         if self.int8 == "static" and not self.calibration:
-            raise ValueError("static int8 needs pictures to calibrate on; dynamic int8 does not")
+            raise ValueError(
+                "int8 is static; expected images to calibrate on (--calibration-dir DIR), or dynamic (--int8 dynamic)"
+            )
         if self.int8 != "static" and self.calibration:
-            raise ValueError("pictures to calibrate on are for static int8 only")
+            raise ValueError(
+                f"int8 is {self.int8}; expected static (--int8 static) where images to calibrate on are given "
+                "(--calibration-dir)"
+            )
+
+    def _check_processing(self, is_short: bool) -> None:
+        without = "include_processing is set (--include-processing); leave it out"
+        if is_short:
+            raise ValueError(f"{without} for float16 (--fp16) and int8 (--int8), which convert the network alone")
+        if self.target == "transformers.js":
+            raise ValueError(f"{without} for transformers.js, which does the processing itself")
+        if len(self.dataset):
+            raise ValueError(f"{without} to measure mean IoU (--masks), which needs logits")
 
 
 def export_model(
     model: SegFormerForSemanticSegmentation,
     processor: SegFormerImageProcessor,
     folder: str | Path,
-    request: ExportConfig,
+    config: ExportConfig,
 ) -> dict[str, Any]:
-    """Write a model for another runtime, run it there, and compare.
+    """Write a model for another runtime, run it there, and compare it with PyTorch.
 
-    Beside the file lie export.json, which holds what is returned, and the configurations of model and processor. An
-    example is in docs/using.md, which the tests run: tracing a network takes seconds.
+    The folder also gets export.json, which holds what is returned, and the configurations of model and processor. An
+    example is in docs/guides/export.md, which the tests run: tracing a network takes seconds.
 
     Args:
-        model: is left as it is.
+        model: not modified.
         processor: its image processor.
-        folder: an empty one; the caller decides what becomes of it after an error.
-        request: what is wanted.
+        folder: an empty folder; the caller removes it after an error.
+        config: options.
 
     Returns:
-        How the graph is called and, by file, how near its answers are to PyTorch's.
+        The graph's inputs and outputs, whether it resizes, and by file, the parity with PyTorch.
 
     Raises:
-        ValueError: if something is in the folder, a package is missing, the model can not be exported, or its answers
-            elsewhere are others.
-        OSError: if a picture can not be read or a file not be written.
+        ValueError: if the folder is not empty, a package is missing, the model cannot be exported, or its outputs
+            differ from PyTorch's.
+        OSError: if an image cannot be read or a file cannot be written.
     """
-    began, folder, target = time.perf_counter(), Path(folder), TARGETS[request.target]
+    began, folder, target = time.perf_counter(), Path(folder), TARGETS[config.target]
     if any(folder.iterdir()):
-        raise ValueError(f"{folder} must be an empty folder, but it has files in it, which would be overwritten")
+        raise ValueError(f"{folder} holds files, which would be overwritten; expected an empty folder")
     require(*target.packages)
-    if request.target == "transformers.js" and model.config.num_labels == 1:
-        raise ValueError("the model has one label, and transformers.js takes the best of several: train it with two")
+    if config.target == "transformers.js":
+        require_several_labels(model)
     deployed = DeployedSegFormer(model)
-    network = PicturesToLabels(deployed, processor) if request.with_processing else deployed
+    network = SegFormerWithProcessing(deployed, processor) if config.include_processing else deployed
     reference = ReferenceOutputs(deepcopy(model).float().cpu().eval(), processor, network)
     path = folder / target.file
     path.parent.mkdir(exist_ok=True)
-    program = trace(network)
-    target.write(program, path)
-    figures = {path.name: _checked(path, target, reference, request)}
-    if request.float16:
-        to_float16(path, path.with_name(_FLOAT16))
-        figures[_FLOAT16] = _compared(path.with_name(_FLOAT16), target, reference, request)
-        figures[_FLOAT16]["half_arithmetic"] = in_half(deployed, reference, request)
-    if request.int8:
-        opened_ones = (opened(each, model.config.num_channels) for each in request.calibration)
-        inputs = (processor(each, return_tensors="pt").pixel_values for each in opened_ones)
-        to_int8(path, path.with_name(_INT8), inputs if request.int8 == "static" else None)
-        figures[_INT8] = {"kind": request.int8, **_compared(path.with_name(_INT8), target, reference, request)}
-    if len(request.labelled):
-        add_mean_iou(figures, path.parent, target, reference, request)
-    _write_configurations(model, processor, folder, request.target)
-    report = _describe(network, processor, request, target)
-    if request.target == "transformers.js":
-        files = [_FLOAT16] * request.float16 + [_INT8] * bool(request.int8)
-        report["node"] = check_in_node(folder, reference.model, processor, [path.name, *files])
+    target.write(trace(network), path)
+    figures = {path.name: _verified(path, target, reference, config)}
+    _write_short_types(path, figures, deployed, processor, reference, config)
+    if len(config.dataset):
+        add_mean_iou(figures, path.parent, target, reference, config)
+    if config.target == "transformers.js":
+        write_configurations(model, processor, folder)
+    else:
+        model.config.to_json_file(folder / "config.json")
+        processor.to_json_file(folder / "preprocessor_config.json")
+    report = _describe(network, processor, config, target)
     report |= {"files": figures, "seconds": round(time.perf_counter() - began, 1)}
     write_json(report, folder / "export.json")
     return report
 
 
-def _is_labelling(program: ExportedProgram) -> bool:
-    return program.graph_signature.user_inputs == ("pictures",)
+def _write_short_types(
+    path: Path,
+    figures: dict[str, dict[str, Any]],
+    deployed: DeployedSegFormer,
+    processor: SegFormerImageProcessor,
+    reference: ReferenceOutputs,
+    config: ExportConfig,
+) -> None:
+    """Convert the float32 file to the shorter types that are asked for, and compare them."""
+    target = TARGETS[config.target]
+    if config.float16:
+        to_float16(path, path.with_name(FLOAT16))
+        figures[FLOAT16] = _compared(path.with_name(FLOAT16), target, reference, config)
+        figures[FLOAT16]["half_arithmetic"] = in_half(deployed, reference, config)
+    if config.int8:
+        images = (read_if_path(each, reference.model.config.num_channels) for each in config.calibration)
+        inputs = (processor(each, return_tensors="pt").pixel_values for each in images)
+        to_int8(path, path.with_name(INT8), inputs if config.int8 == "static" else None)
+        figures[INT8] = {"kind": config.int8, **_compared(path.with_name(INT8), target, reference, config)}
 
 
-def _compared(path: Path, target: Target, reference: ReferenceOutputs, request: ExportConfig) -> dict[str, Any]:
-    """How near a file's answers are to PyTorch's."""
+def _has_processing(program: ExportedProgram) -> bool:
+    return program.graph_signature.user_inputs == ("images",)
+
+
+def _compared(path: Path, target: Target, reference: ReferenceOutputs, config: ExportConfig) -> dict[str, Any]:
+    """Compare a file's outputs with PyTorch's."""
     runtime = target.run(path)
-    agreements = [reference.agreement(runtime, *case) for case in reference.cases(request.pictures)]
+    reports = [reference.compare(runtime, *case) for case in reference.cases(config.images)]
     size = sum(each.stat().st_size for each in path.parent.glob(f"{path.stem}.*"))
-    figures = {"runtime": target.runtime, "bytes": size, **summarise(agreements)}
+    figures = {"runtime": target.runtime, "bytes": size, **summarise(reports)}
     if not figures["relative_error"] < float("inf"):
         raise ValueError(f"{path.name} in {target.runtime} gives other shapes, or numbers that are not finite")
     return figures
 
 
-def _checked(path: Path, target: Target, reference: ReferenceOutputs, request: ExportConfig) -> dict[str, Any]:
-    """`_compared` of a file in float32, which must agree."""
-    figures = _compared(path, target, reference, request)
+def _verified(path: Path, target: Target, reference: ReferenceOutputs, config: ExportConfig) -> dict[str, Any]:
+    """Compare a file in float32, and raise ValueError beyond the tolerance."""
+    figures = _compared(path, target, reference, config)
     tolerance = RESIZE_TOLERANCE if reference.resizes else TOLERANCE
     if not figures["relative_error"] <= tolerance:
         raise ValueError(
-            f"{path.name} in {target.runtime} lies {figures['relative_error']:.1e} of the largest logit off PyTorch's "
-            f"answers, but {tolerance:.0e} is allowed"
+            f"{path.name} in {target.runtime} differs from PyTorch by {figures['relative_error']:.1e} of the largest "
+            f"logit; expected at most {tolerance:.0e}"
         )
     return {**figures, "tolerance": tolerance}
 
 
-def in_half(deployed: nn.Module, reference: ReferenceOutputs, request: ExportConfig) -> dict[str, Any]:
-    """What arithmetic in float16 throughout makes of it: ONNX Runtime on a CPU computes much in float32."""
+def in_half(deployed: nn.Module, reference: ReferenceOutputs, config: ExportConfig) -> dict[str, Any]:
+    """Compare arithmetic in float16 throughout, as on a GPU: ONNX Runtime on a CPU computes much in float32."""
     half = deepcopy(deployed).half()
     with torch.no_grad():
-        agreements = [
-            reference.agreement(lambda inputs: half(inputs).float(), *case)
-            for case in reference.cases(request.pictures)
+        reports = [
+            reference.compare(lambda inputs: half(inputs).float(), *case) for case in reference.cases(config.images)
         ]
-    figures = summarise(agreements)
+    figures = summarise(reports)
     if not figures["relative_error"] < float("inf"):
-        raise ValueError("in float16 the network overflows: its logits are not finite; export it in float32")
-    return {name: figures[name] for name in ("max_error", "relative_error", "equal_labels")}
+        raise ValueError("the logits are not finite in float16: the network overflows; export it in float32")
+    return {name: figures[name] for name in ("max_error", "relative_error", "pixel_agreement")}
 
 
 def add_mean_iou(
-    figures: dict[str, dict[str, Any]], folder: Path, target: Target, reference: ReferenceOutputs, request: ExportConfig
+    figures: dict[str, dict[str, Any]], folder: Path, target: Target, reference: ReferenceOutputs, config: ExportConfig
 ) -> None:
-    """Mean IoU on the labelled pictures, of each file and of PyTorch's own."""
+    """Add mean IoU on the annotated images, of each file and of PyTorch, to the figures."""
     model, processor = reference.model, reference.processor
 
-    def judged(model: nn.Module) -> Evaluation:
-        return evaluate(model, processor, request.labelled, progress=False)
+    def evaluated(model: nn.Module) -> Evaluation:
+        return evaluate(model, processor, config.dataset, progress=False)
 
-    evaluation = judged(model)
+    evaluation = evaluated(model)
     if not evaluation.matrix.any():
-        raise ValueError("no pixel of the label maps counts, so that there is no mean IoU to compare")
+        raise ValueError("every pixel of the masks is ignored; expected at least one that counts for mean IoU")
     if evaluation.misses_its_class():
         raise ValueError(
-            f"no pixel of the label maps is of {evaluation.names[1]!r}: where 255 stands for it, give "
-            "--label-values 0 255"
+            f"no pixel of the masks is {evaluation.names[1]!r}: if 255 stands for it, give --label-values 0 255"
         )
     expected = evaluation.metrics["mean_iou"]
     for name, each in figures.items():
-        found = judged(RuntimeModel(target.run(folder / name), model.config)).metrics["mean_iou"]
-        each |= {"mean_iou": found, "mean_iou_in_pytorch": expected, "labelled_pictures": len(request.labelled)}
-
-
-def _write_configurations(
-    model: SegFormerForSemanticSegmentation, processor: SegFormerImageProcessor, folder: Path, target: str
-) -> None:
-    """Names of the classes and the processor's keywords, as this package or transformers.js reads them."""
-    if target == "transformers.js":
-        stock_config(model, "SegformerForSemanticSegmentation").to_json_file(folder / "config.json")
-        write_json(stock_processor(processor), folder / "preprocessor_config.json")
-    else:
-        model.config.to_json_file(folder / "config.json")
-        processor.to_json_file(folder / "preprocessor_config.json")
+        found = evaluated(RuntimeModel(target.run(folder / name), model.config)).metrics["mean_iou"]
+        each |= {"mean_iou": found, "mean_iou_in_pytorch": expected, "num_images": len(config.dataset)}
 
 
 def _describe(
-    network: DeployedSegFormer | PicturesToLabels,
+    network: DeployedSegFormer | SegFormerWithProcessing,
     processor: SegFormerImageProcessor,
-    request: ExportConfig,
+    config: ExportConfig,
     target: Target,
 ) -> dict[str, Any]:
-    """How the graph is called, and what wrote it."""
-    if isinstance(network, PicturesToLabels):
+    """Describe the graph's inputs and outputs, whether it resizes, and the versions that wrote it."""
+    if isinstance(network, SegFormerWithProcessing):
         dtype = "uint8" if network.takes_bytes else "float32"
-        called = {
-            "input": f"pictures, {dtype} (batch, height, width, {network.num_channels})",
-            "output": "labels, int32 (batch, height, width)",
-            "resize": f"inside, to {'x'.join(map(str, network.size))}"
-            if network.size
-            else outside(processor) or "none",
+        interface = {
+            "input": f"images, {dtype} (batch, height, width, {network.num_channels})",
+            "output": "segmentation, int32 (batch, height, width)",
+            "resize": _describe_resize(network, processor),
         }
     else:
         channels = network.encoder.config.num_channels
-        called = {
+        interface = {
             "input": f"pixel_values, float32 (batch, {channels}, height, width)",
             "output": f"logits, float32 (batch, {network.classifier.out_channels}, height / 4, width / 4), rounded up",
+            "resize": "not in the graph: the image processor of preprocessor_config.json resizes before it",
         }
     # By the modules: the package that brings one may have another name, such as onnxruntime-gpu.
     versions = {name: import_module(name).__version__ for name in ("torch", *target.packages)}
     return {
-        "target": request.target,
-        **called,
+        "target": config.target,
+        **interface,
         "sides": f"{MIN_SIDE} pixels and up",
         "versions": {"hf_segformer": __version__, **versions},
     }
 
 
+def _describe_resize(network: SegFormerWithProcessing, processor: SegFormerImageProcessor) -> str:
+    if network.size:
+        return f"in the graph, to {'x'.join(map(str, network.size))} (height x width)"
+    reason = resize_outside(processor)
+    return f"not in the graph: {reason}; resize images before it" if reason else "none: images keep their size"
+
+
 def format_report(report: Mapping[str, Any]) -> str:
-    """What `export_model` returned, for a terminal."""
-    lines = [f"takes {report['input']}", f"gives {report['output']}"]
-    if "resize" in report:
-        lines.append(f"resizing: {report['resize']}")
+    """Format the result of `export_model` for a terminal."""
+    lines = [
+        f"input: {report['input']}",
+        f"output: {report['output']}",
+        f"resizing: {report['resize']}",
+        f"sides: {report['sides']}",
+    ]
     for name, each in report["files"].items():
         lines.append(
-            f"{name} in {each['runtime']}: {each['equal_labels']:.3%} of the labels are PyTorch's, largest error "
+            f"{name} in {each['runtime']}: {each['pixel_agreement']:.3%} of the pixels as in PyTorch, largest error "
             f"{each['relative_error']:.1e} of the largest logit, {each['bytes'] / 1e6:,.1f} MB"
         )
         if "mean_iou" in each:
             lines[-1] += f", mean IoU {each['mean_iou']:.2%} (PyTorch {each['mean_iou_in_pytorch']:.2%})"
-        if each["equal_labels"] < NEAR:
+        if each["pixel_agreement"] < WARN_BELOW:
             lines.append(
-                f"warning: {name} gives other labels than PyTorch at {1 - each['equal_labels']:.1%} of the pixels"
+                f"warning: {name} predicts other classes than PyTorch for {1 - each['pixel_agreement']:.1%} of the "
+                "pixels"
             )
-    node = report.get("node", {})
-    if "not_run" in node:
-        lines.append(f"not run in Node: {node['not_run']}")
-    for name, each in node.get("files", {}).items():
-        lines.append(
-            f"{name} in transformers.js {node['version']}: {each['equal_labels']:.3%} of the labels are PyTorch's"
-        )
     return "\n".join(lines)
 
 
-__all__ = ["TARGETS", "ExportConfig", "export_model", "format_report"]
+__all__ = ["TARGETS", "ExportConfig", "Target", "export_model", "format_report"]

@@ -1,4 +1,4 @@
-"""ONNX files in shorter types: float16, and int8 by ONNX Runtime's quantisers."""
+"""Conversion of ONNX files to float16, and to int8 by ONNX Runtime's quantisers."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,12 +9,12 @@ from torch import Tensor
 from .runtimes import quiet, require
 
 KINDS = ("dynamic", "static")
-# What a sum over channels could lose in float16: kernels that do not widen by themselves overflow at 65,504.
+# Sums over channels, which overflow at 65,504 in kernels that accumulate in float16.
 _FULL = ("LayerNormalization", "Softmax")
 
 
 def to_float16(source: Path, destination: Path) -> None:
-    """Weights and arithmetic in float16, but for LayerNorm and softmax; inputs and outputs stay float32."""
+    """Convert weights and arithmetic to float16, except LayerNorm and softmax; inputs and outputs stay float32."""
     require("onnx", "onnxruntime")
     import onnx
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
@@ -24,7 +24,7 @@ def to_float16(source: Path, destination: Path) -> None:
         converted = convert_float_to_float16(
             onnx.load(source), keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FULL]
         )
-    converted.graph.ClearField("value_info")  # says float16 of what stays float32; whoever needs types infers them
+    converted.graph.ClearField("value_info")  # wrong for tensors that stay float32; runtimes infer types
     _keep_first(converted.graph.node)
     OnnxModel(converted).topological_sort()  # the casts of inputs were added last
     onnx.checker.check_model(converted, full_check=True)
@@ -32,7 +32,7 @@ def to_float16(source: Path, destination: Path) -> None:
 
 
 def _keep_first(nodes: Any) -> None:
-    """Drop casts that are there already: the converter adds one for each layer that a weight is shared by."""
+    """Drop duplicate casts: the converter adds one for each layer that shares a weight."""
     seen: set[str] = set()
     for node in list(nodes):
         if node.op_type == "Cast" and node.output[0] in seen:
@@ -41,16 +41,16 @@ def _keep_first(nodes: Any) -> None:
 
 
 def to_int8(source: Path, destination: Path, calibration: Iterable[Tensor] | None = None) -> None:
-    """Weights in eight bits, with a scale a channel.
+    """Quantise weights to eight bits, with a scale a channel.
 
-    Without pictures to calibrate on, what flows into a product is quantised by its own range at run time (dynamic).
-    This is done for matrix products only: ONNX Runtime's convolutions of that kind are slower than float32. With
-    pictures, ranges are those that were seen on them (static), and convolutions are quantised, too.
+    Dynamic quantisation, without calibration images, quantises the activations of matrix products by their range at run
+    time; ONNX Runtime's dynamic convolutions are slower than float32 and left alone. Static quantisation takes the
+    ranges from calibration images, and quantises convolutions, too.
 
     Args:
         source: an ONNX file in float32.
         destination: file to write.
-        calibration: pixel values, each (B, C, H, W), of which one at a time is held; None for dynamic.
+        calibration: pixel values, each (B, C, H, W), read one at a time; None for dynamic.
     """
     require("onnx", "onnxruntime")
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
@@ -72,7 +72,7 @@ def to_int8(source: Path, destination: Path, calibration: Iterable[Tensor] | Non
 
 
 def _reader(inputs: Iterable[Tensor]) -> Any:
-    """What ONNX Runtime takes pictures to calibrate on from."""
+    """Wrap calibration inputs for ONNX Runtime."""
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
@@ -84,3 +84,6 @@ def _reader(inputs: Iterable[Tensor]) -> Any:
             return None if pixel_values is None else {"pixel_values": pixel_values.numpy()}
 
     return Reader()
+
+
+__all__ = ["KINDS", "to_float16", "to_int8"]

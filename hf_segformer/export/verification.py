@@ -1,99 +1,190 @@
-"""What an exported file is compared with: PyTorch's own logits, on random pictures and on those that are given.
+"""Parity of exported files with PyTorch, on random images and on given ones.
 
-Axes: B pictures, C bands, H W a picture's sides, K classes, h w sides of the logits.
+Axes: B images, C channels, H W an image's sides, K classes, h w sides of the logits.
 """
 
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..data.decoding import read_picture
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..modeling_segformer import SegFormerForSemanticSegmentation
-from .exportable import MIN_SIDE, DeployedSegFormer, PicturesToLabels, target_size
-from .runtimes import ParityReport, Runtime, smooth_pictures
+from ..upsampling_segformer import upsample, upsample_argmax
+from .exportable import MIN_SIDE, DeployedSegFormer, SegFormerWithProcessing, target_size
+from .runtimes import Runtime
 
-_SIZES = ((1, 64, 96), (2, 101, 67), (3, 96, 131))  # pictures, height, width
+_SIZES = ((1, 64, 96), (2, 101, 67), (3, 96, 131))  # images, height, width
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Difference between a runtime's outputs and PyTorch's on one batch of inputs.
+
+    Attributes:
+        shape: of the inputs.
+        max_error: largest difference of a logit. For segmentation maps: the largest gap, in PyTorch, between the logit
+            of a pixel's predicted class and the pixel's best logit.
+        relative_error: the largest error relative to the largest logit.
+        pixel_agreement: share of the pixels with the same predicted class, at the inputs' height and width.
+    """
+
+    shape: tuple[int, ...]
+    max_error: float
+    relative_error: float
+    pixel_agreement: float
+
+    @classmethod
+    def of_logits(cls, shape: Sequence[int], found: Tensor, expected: Tensor, size: Sequence[int]) -> "ParityReport":
+        """Compare logits (B, K, h, w) of inputs of this shape with sides `size`."""
+        if found.shape != expected.shape or not found.isfinite().all():
+            return cls(tuple(shape), math.inf, math.inf, 0.0)
+        classes = upsample_argmax(found.float(), size), upsample_argmax(expected, size)
+        return cls._of(shape, (found - expected).abs().max(), expected, *classes)
+
+    @classmethod
+    def of_segmentation(
+        cls, shape: Sequence[int], found: Tensor, expected: Tensor, size: Sequence[int]
+    ) -> "ParityReport":
+        """Compare segmentation maps (B, H, W) with logits (B, K, h, w)."""
+        logits = upsample(expected, size)
+        if logits.shape[1] == 1:
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        if found.shape != (len(logits), *size) or found.min() < 0 or found.max() >= logits.shape[1]:
+            return cls(tuple(shape), math.inf, math.inf, 0.0)
+        gap = logits.amax(1) - logits.gather(1, found.long()[:, None])[:, 0]
+        return cls._of(shape, gap.max(), expected, found, logits.argmax(1))
+
+    @classmethod
+    def _of(
+        cls, shape: Sequence[int], error: Tensor, logits: Tensor, found: Tensor, expected: Tensor
+    ) -> "ParityReport":
+        relative = error / logits.abs().max().clamp(min=1e-30)
+        equal = (found == expected).double().mean()
+        return cls(tuple(shape), error.item(), relative.item(), equal.item())
+
+
+def summarise(reports: Iterable[ParityReport]) -> dict[str, Any]:
+    """Summarise reports: the worst errors, the agreement over all pixels, and the single comparisons."""
+    reports = list(reports)
+    pixels = [math.prod(each.shape) for each in reports]
+    equal = sum(each.pixel_agreement * number for each, number in zip(reports, pixels, strict=True)) / sum(pixels)
+    return {
+        "max_error": max(each.max_error for each in reports),
+        "relative_error": max(each.relative_error for each in reports),
+        "pixel_agreement": equal,
+        "compared": [
+            {"shape": list(each.shape), "relative_error": each.relative_error, "pixel_agreement": each.pixel_agreement}
+            for each in reports
+        ],
+    }
+
+
+def smooth_images(num: int, height: int, width: int, num_channels: int, seed: int = 0) -> list[Any]:
+    """Generate random images with more structure than noise: large blobs, small ones, and a little grain.
+
+    Returns:
+        PIL images, or with another number of channels than three float arrays (H, W, C) within 0 to 255.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers = [
+        upsample(
+            torch.randn(num, num_channels, -(-height // cell) + 1, -(-width // cell) + 1, generator=generator),
+            (height, width),
+        )
+        for cell in (48, 12, 1)
+    ]
+    pixels = 127.5 + 70 * layers[0] + 30 * layers[1] + 5 * layers[2]
+    arrays = pixels.clamp(0, 255).round().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(array.astype(np.uint8)) if num_channels == 3 else array for array in arrays]
 
 
 class ReferenceOutputs:
-    """PyTorch's answers: what goes into a graph, and the logits that belong to it.
+    """PyTorch's logits, with the inputs of the exported graph that belong to them.
 
     Args:
         model: in float32, on the CPU, in evaluation mode.
         processor: its image processor.
-        network: that was exported.
+        network: the exported network.
 
     Raises:
-        ValueError: if what the processor makes of pictures is too small for a graph.
+        ValueError: if the processor resizes images below the graph's smallest side.
     """
 
     def __init__(
         self,
         model: SegFormerForSemanticSegmentation,
         processor: SegFormerImageProcessor,
-        network: DeployedSegFormer | PicturesToLabels,
+        network: DeployedSegFormer | SegFormerWithProcessing,
     ):
         self.model, self.processor = model, processor
-        self.is_labelling = isinstance(network, PicturesToLabels)
-        self.resizes = isinstance(network, PicturesToLabels) and network.size is not None
+        self.has_processing = isinstance(network, SegFormerWithProcessing)
+        self.resizes = isinstance(network, SegFormerWithProcessing) and network.size is not None
         native = target_size(processor) if "height" in processor.size else (256, 320)
         self._native = (max(native[0], MIN_SIDE), max(native[1], MIN_SIDE))
         resized = processor._target_size(*self._native)
         if min(resized) < MIN_SIDE and not self.resizes:
             raise ValueError(
-                f"the image processor makes {resized[0]}x{resized[1]} of a picture, but sides must be {MIN_SIDE} at "
-                "least to enter a graph: give it a larger size, or let the graph resize (with processing)"
+                f"the image processor resizes images to {resized[0]}x{resized[1]}; expected sides of {MIN_SIDE} pixels "
+                "or more for a graph: set a larger size in preprocessor_config.json, or let the graph resize "
+                "(include_processing, --include-processing)"
             )
 
     def cases(self, given: Sequence[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs of the graph and logits (B, K, h, w), of random pictures of several sizes and of those given.
+        """Yield inputs of the graph and logits (B, K, h, w), for random images of several sizes and for given ones.
 
         Raises:
-            ValueError: if a given one does not fit the model, or is too small for a graph.
-            OSError: if a file can not be read.
+            ValueError: if a given image does not fit the model, or is too small for a graph.
+            OSError: if a file cannot be read.
         """
         num_channels = self.model.config.num_channels
         for seed, (num, height, width) in enumerate(_SIZES):
-            pictures = smooth_pictures(num, height, width, num_channels, seed)
-            yield self._case(pictures, at_own_size=not self.resizes)
-        yield self._case(smooth_pictures(1, *self._native, num_channels, len(_SIZES)))
-        for picture in given:
-            inputs, logits = self._case([opened(picture, num_channels)])
-            height, width = inputs.shape[1:3] if self.is_labelling else inputs.shape[2:]
+            images = smooth_images(num, height, width, num_channels, seed)
+            yield self._case(images, at_own_size=not self.resizes)
+        yield self._case(smooth_images(1, *self._native, num_channels, len(_SIZES)))
+        for image in given:
+            inputs, logits = self._case([read_if_path(image, num_channels)])
+            height, width = inputs.shape[1:3] if self.has_processing else inputs.shape[2:]
             if min(height, width) < MIN_SIDE:
-                name = picture if isinstance(picture, str | os.PathLike) else "a picture to compare on"
+                name = image if isinstance(image, str | os.PathLike) else "an image to compare on"
                 raise ValueError(
-                    f"{name} enters the graph at {height}x{width} pixels, but sides must be {MIN_SIDE} at least"
+                    f"{name} enters the graph at {height}x{width} pixels; expected sides of {MIN_SIDE} or more"
                 )
             yield inputs, logits
 
     @torch.no_grad()
-    def _case(self, pictures: Sequence[Any], at_own_size: bool = False) -> tuple[Tensor, Tensor]:
-        inputs, logits = self._inputs_and_logits(pictures, {"do_resize": False} if at_own_size else {})
+    def _case(self, images: Sequence[Any], at_own_size: bool = False) -> tuple[Tensor, Tensor]:
+        inputs, logits = self._inputs_and_logits(images, {"do_resize": False} if at_own_size else {})
         return inputs.contiguous(), logits
 
-    def _inputs_and_logits(self, pictures: Sequence[Any], resized: dict[str, bool]) -> tuple[Tensor, Tensor]:
-        pixels = self.processor(pictures, return_tensors="pt", **resized).pixel_values
-        if not self.is_labelling:
+    def _inputs_and_logits(self, images: Sequence[Any], resized: dict[str, bool]) -> tuple[Tensor, Tensor]:
+        pixels = self.processor(images, return_tensors="pt", **resized).pixel_values
+        if not self.has_processing:
             return pixels, self.model(pixels).logits
         if self.resizes:
             resized = {"do_resize": False}
-        raw = self.processor(pictures, return_tensors="pt", do_rescale=False, do_normalize=False, **resized)
+        raw = self.processor(images, return_tensors="pt", do_rescale=False, do_normalize=False, **resized)
         inputs = raw.pixel_values.permute(0, 2, 3, 1)
         return inputs.byte() if len(self.processor.image_mean) == 3 else inputs, self.model(pixels).logits
 
-    def agreement(self, runtime: Runtime, inputs: Tensor, logits: Tensor) -> ParityReport:
-        """Of what the runtime makes of these inputs."""
+    def compare(self, runtime: Runtime, inputs: Tensor, logits: Tensor) -> ParityReport:
+        """Compare a runtime's outputs for these inputs with PyTorch's logits."""
         found = runtime(inputs)
-        if self.is_labelling:
-            return ParityReport.of_labels(inputs.shape, found, logits, inputs.shape[1:3])
+        if self.has_processing:
+            return ParityReport.of_segmentation(inputs.shape, found, logits, inputs.shape[1:3])
         return ParityReport.of_logits(inputs.shape, found, logits, inputs.shape[2:])
 
 
-def opened(picture: Any, num_channels: int) -> Any:
-    """The picture of a file, of any kind that labelled pictures may have; anything else as it is."""
-    return read_picture(os.fspath(picture), num_channels) if isinstance(picture, str | os.PathLike) else picture
+def read_if_path(image: Any, num_channels: int) -> Any:
+    """Read an image from a file of any kind that batch inference reads; return anything else as it is."""
+    return read_picture(os.fspath(image), num_channels) if isinstance(image, str | os.PathLike) else image
+
+
+__all__ = ["ParityReport", "ReferenceOutputs", "read_if_path", "smooth_images", "summarise"]

@@ -1,1 +1,1 @@
-"""Publishing on the Hugging Face Hub: model card, push and Space."""
+"""Publishing on the Hugging Face Hub: model card, push, Space and example images."""

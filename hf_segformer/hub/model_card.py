@@ -1,6 +1,6 @@
-"""The model card: rendered from the files that lie beside the weights, never typed in.
+"""Model card, rendered from the files beside the weights.
 
-`model_card.md` is its template. What was not measured is left out, so a bare folder of weights gets a short card; and a
+`model_card.md` is its template. Sections without data are left out, so a bare folder of weights gets a short card; a
 card that somebody wrote or edited is kept.
 """
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration_segformer import VARIANTS, SegFormerConfig
-from ..conversion.checkpoints import read_json
-from ..training.run_record import is_hub_id
+from ..conversion.checkpoints import read_config, read_shards_of
+from ..files import read_json, resolve_inside
 
-PICTURES = ("prediction.png", "confusion.png", "curve.png")
+IMAGES = ("prediction.png", "confusion.png", "curve.png")
 MODEL_TYPES = ("hf_segformer", "segformer")
 
 _SCORES = {"mean_iou": "Mean IoU", "mean_accuracy": "Mean accuracy", "overall_accuracy": "Pixel accuracy"}
@@ -25,9 +25,11 @@ _PIPELINES = {
     "encoder": "image-feature-extraction",
 }
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+_HALF = ("float16", "bfloat16")
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _TEMPLATE = "model_card.md"
 _SEAL = re.compile(r"\n<!-- Rendered by hf_segformer ([0-9a-f]{16}); once edited it is kept as it is. -->\n\Z")
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _DRAFT = "generated automatically according to the information the Trainer had access to"
 
 
@@ -35,16 +37,17 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
     """Write FOLDER/README.md, unless there is one that somebody wrote or edited.
 
     Args:
-        folder: of `save_pretrained`. Read are config.json, the weights' headers, and where they exist metrics.json,
+        folder: of `save_pretrained`. Read are config.json, the weights' headers, and if present metrics.json,
             training.json, prediction.png, confusion.png and curve.png.
-        repo_id: by what the card says to load the model; by the folder's name without it.
+        repo_id: repository from which the card's usage code loads the model; the folder without it.
 
     Returns:
         the card's path.
 
     Raises:
-        ValueError: if config.json is another network's, or a file is damaged; the message names it.
-        OSError: if there is no config.json or no weights, or a file can not be written.
+        ValueError: if config.json is another network's, or a file is damaged or a link out of the folder; the message
+            names it.
+        OSError: if there is no config.json or no weights, or a file cannot be written.
 
     Example:
         >>> from hf_segformer.hub.model_card import write_card
@@ -57,34 +60,39 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
 
 
 def card_text(folder: str | Path, *, repo_id: str | None = None) -> str:
-    """The card that somebody wrote or edited, if the folder has one, or else a new one; see `write_card`."""
-    path = Path(folder) / "README.md"
+    """Return the card that somebody wrote or edited, if the folder has one, or else a new one; see `write_card`."""
+    path = resolve_inside(folder, "README.md")
     if path.is_file() and not _is_rendered(text := path.read_text(encoding="utf-8")):
         return text
     return _render(Path(folder), repo_id)
 
 
+def is_hub_id(name: Any) -> bool:
+    """Return True if a value can be the name of a repository on the Hub, `owner/name`."""
+    return isinstance(name, str) and _HUB_ID.fullmatch(name) is not None
+
+
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """What config.json says.
+    """Read config.json.
 
     Raises:
-        ValueError: if it is damaged or another network's.
+        ValueError: if it is damaged, another network's, or a link out of the folder.
         OSError: if there is none.
     """
-    path = folder / "config.json"
+    path = resolve_inside(folder, "config.json")
     if not path.is_file():
-        raise OSError(f"{folder} holds no config.json: give a folder that save_pretrained wrote")
+        raise OSError(f"{folder} holds no config.json; expected a folder that save_pretrained wrote")
     config = read_json(path)
     if config.get("model_type") not in MODEL_TYPES:
-        raise ValueError(f"{path} has model_type {config.get('model_type')!r}, but SegFormer's is 'hf_segformer'")
+        raise ValueError(f"{path} has model_type {config.get('model_type')!r}; expected 'hf_segformer' or 'segformer'")
     return config
 
 
 def read_weights(folder: Path) -> tuple[int, str]:
-    """Number of parameters and their type, by the headers of the folder's *.safetensors.
+    """Count the parameters and name their type, by the headers of the folder's *.safetensors.
 
     Returns:
-        parameters without the statistics that BatchNorm keeps; the type's name, empty if there are several.
+        number of parameters, without BatchNorm's running statistics; name of the type, empty if there are several.
 
     Raises:
         ValueError: if a file is damaged or cut short, or one of several is missing.
@@ -96,7 +104,7 @@ def read_weights(folder: Path) -> tuple[int, str]:
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="numpy") as file:
-                for key in file.keys():  # noqa: SIM118 (a file is no dictionary)
+                for key in file.keys():  # noqa: SIM118 (a file is not a dictionary)
                     if key.endswith(_BUFFERS):
                         continue
                     tensor, product = file.get_slice(key), 1
@@ -112,26 +120,22 @@ def read_weights(folder: Path) -> tuple[int, str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The file of the weights, or all that its index names.
+    """List the file of the weights, or all that its index names.
 
     Raises:
-        ValueError: if one is missing.
-        OSError: if there are none.
+        ValueError: if the index names a file elsewhere, or a file is a link out of the folder.
+        OSError: if one is missing.
     """
-    index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
+        return [resolve_inside(folder, "model.safetensors")]
+    index = resolve_inside(folder, "model.safetensors.index.json")
     if not index.is_file():
-        raise OSError(f"{folder} holds no model.safetensors: give a folder that save_pretrained wrote")
-    paths = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
-    for path in paths:
-        if not path.is_file():
-            raise ValueError(f"{index} names {path.name}, which is not there: save the model again")
-    return paths
+        raise OSError(f"{folder} holds no model.safetensors; expected a folder that save_pretrained wrote")
+    return read_shards_of(index)
 
 
 def _is_rendered(text: str) -> bool:
-    """Whether a card is as it was rendered here, or the Trainer's draft, which says itself that it is one."""
+    """Return True if a card is unchanged since it was rendered here, or is the Trainer's generated draft."""
     seal = _SEAL.search(text)
     if seal is None:
         return _DRAFT in " ".join(text.split())
@@ -145,34 +149,40 @@ def _digest(text: str) -> str:
 def _render(folder: Path, repo_id: str | None) -> str:
     import jinja2
 
-    beside = Path(__file__).parents[1] / _TEMPLATE  # in a wheel; in a checkout it lies at the root
+    beside = Path(__file__).parents[1] / _TEMPLATE  # in a wheel; in a checkout it is at the root
     template = beside if beside.is_file() else Path(__file__).parents[2] / _TEMPLATE
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {
         "percent": lambda share: "" if share is None else f"{100 * share:.1f}",
         "thousands": lambda number: f"{number:,}",
     }
-    text = environment.from_string(template.read_text(encoding="utf-8")).render(_words(folder, repo_id))
+    content = environment.from_string(template.read_text(encoding="utf-8"))
+    try:
+        text = content.render(_values(folder, repo_id))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and str(folder) in str(error):
+            raise
+        raise ValueError(f"{folder}: metrics.json or training.json holds values of wrong types ({error})") from error
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     return f"{text}\n<!-- Rendered by hf_segformer {_digest(text)}; once edited it is kept as it is. -->\n"
 
 
-def _words(folder: Path, repo_id: str | None) -> dict[str, Any]:
-    """What the template is filled with; names and titles that users gave are safe in Markdown."""
+def _values(folder: Path, repo_id: str | None) -> dict[str, Any]:
+    """Collect the template's values; names and titles that users gave are safe in Markdown."""
     has_code = bool(read_model_config(folder).get("auto_map"))
-    config, (parameters, dtype) = SegFormerConfig.from_pretrained(folder), read_weights(folder)
+    config, (parameters, dtype) = read_config(folder), read_weights(folder)
     metrics, training = (
-        read_json(path) if path.is_file() else {} for path in (folder / "metrics.json", folder / "training.json")
+        read_json(resolve_inside(folder, name)) if (folder / name).is_file() else {}
+        for name in ("metrics.json", "training.json")
     )
-    architecture = (config.architectures or [""])[0]
-    kind = next((kind for end, kind in _KINDS.items() if architecture.endswith(end)), "encoder")
-    variant = _variant(config)
+    kind, variant = _kind(folder), _variant(config)
     names = [] if kind == "encoder" else [config.id2label[index] for index in range(config.num_labels)]
     data, results = training.get("dataset") or {}, _results(metrics, training)
     plain_title = (
         repo_id.split("/")[-1] if repo_id else " ".join(["SegFormer", variant, *_on(data.get("title"))]).strip()
     )
-    channels, source = config.num_channels, repo_id or folder.resolve().name
+    channels = config.num_channels
+    source = repo_id or (folder.as_posix() if _is_below(folder) else folder.resolve().name)
     return {
         "metadata": _metadata(plain_title, _PIPELINES[kind], data, training, results),
         "title": in_markdown(plain_title),
@@ -181,10 +191,10 @@ def _words(folder: Path, repo_id: str | None) -> dict[str, Any]:
         "size": f"{parameters:,} parameters"
         + (f" in {dtype}" if dtype else "")
         + (f", for images of {channels} channel{'s' if channels != 1 else ''}" if channels != 3 else ""),
-        "origin": _origin(training),
         "names": [in_markdown(name) for name in names],
-        "usage": _usage(kind, source),
-        "remote_usage": _remote_usage(kind, source, repo_id is not None) if has_code else "",
+        "usage": _usage(kind, source, dtype),
+        "remote_usage": _remote_usage(kind, source, dtype, repo_id is not None) if has_code else "",
+        "is_half": dtype in _HALF,
         "on_hub": repo_id is not None,
         "terms": in_markdown((data.get("terms") or "").rstrip(". ")),
         "scores": [(title, results[key]) for key, title in _SCORES.items() if results.get(key) is not None],
@@ -192,16 +202,28 @@ def _words(folder: Path, repo_id: str | None) -> dict[str, Any]:
         "classes": [row for row in results.get("classes", ()) if row["iou"] is not None],
         "absent": [row["name"] for row in results.get("classes", ()) if row["iou"] is None],
         "has_pixels": all(row.get("pixels") is not None for row in results.get("classes", ())),
-        "pictures": [name for name in PICTURES if (folder / name).is_file()],
-        "course": _course(training),
+        "images": [name for name in IMAGES if (folder / name).is_file()],
+        "training_data": _training_data(data),
+        "start": _start(training),
+        "steps": _steps(training),
         "settings": _settings(training),
         "has_recipe": bool(training.get("recipe")),
         "environment": _environment(training),
     }
 
 
+def _kind(folder: Path) -> str:
+    architectures = read_model_config(folder).get("architectures") or [""]
+    return next((kind for end, kind in _KINDS.items() if str(architectures[0]).endswith(end)), "encoder")
+
+
+def _is_below(folder: Path) -> bool:
+    """Return True if a path, as given, leads from the working folder downwards."""
+    return not folder.is_absolute() and ".." not in folder.parts and bool(folder.parts)
+
+
 def in_markdown(text: Any) -> str:
-    r"""Text of a user on one line, in which nothing is read as Markdown or HTML.
+    r"""Escape a user's text, on one line, so that nothing in it is read as Markdown or HTML.
 
     Example:
         >>> from hf_segformer.hub.model_card import in_markdown
@@ -212,7 +234,7 @@ def in_markdown(text: Any) -> str:
 
 
 def _variant(config: SegFormerConfig) -> str:
-    """`"B0"` to `"B5"`, or nothing where the shape is no published one."""
+    """Return `"B0"` to `"B5"`, or `""` where the shape is no published one."""
     for name, shape in VARIANTS.items():
         if all(list(getattr(config, key)) == shape[key] for key in ("hidden_sizes", "depths")):
             return name.upper() if config.decoder_hidden_size == shape["decoder_hidden_size"] else ""
@@ -258,25 +280,30 @@ def _metadata(title: str, pipeline: str, data: dict, training: dict, results: di
 
 
 def _results(metrics: dict, training: dict) -> dict[str, Any]:
-    """What metrics.json says, or else what the Trainer's own evaluation did."""
+    """Return the contents of metrics.json, or else the Trainer's own evaluation."""
     results = dict(metrics or training.get("evaluation") or {})
     if "classes" in results:
         results["classes"] = [row | {"name": in_markdown(row["name"])} for row in results["classes"]]
     return results
 
 
-def _origin(training: dict) -> str:
-    base, data = training.get("base_model"), training.get("dataset") or {}
-    model = (training.get("recipe") or {}).get("model") or {}
-    start = ""
-    if is_hub_id(base):
-        start = f" from [{in_markdown(base)}](https://huggingface.co/{base})"
-    elif model.get("variant") and not model.get("checkpoint"):
-        start = " from scratch"
+def _training_data(data: dict) -> str:
     title = in_markdown(data.get("title") or "")
     images = f"{_number(data['images'])} images" if data.get("images") else ""
     of = " of ".join(part for part in (images, title) if part)
-    return f"It was trained{start}{f' on {of}' if of else ''}." if start or of else ""
+    hub_id = data.get("hub_id")
+    link = f" ([{in_markdown(hub_id)}](https://huggingface.co/datasets/{hub_id}))" if is_hub_id(hub_id) else ""
+    return f"{of}{link}." if of or link else ""
+
+
+def _start(training: dict) -> str:
+    """Describe the weights that training began with, if they are known."""
+    base, model = training.get("base_model"), (training.get("recipe") or {}).get("model") or {}
+    if is_hub_id(base):
+        return f"Training started from [{in_markdown(base)}](https://huggingface.co/{base})."
+    if model.get("variant") and not model.get("checkpoint"):
+        return "The model was trained from scratch."
+    return ""
 
 
 def _evaluated(results: dict) -> str:
@@ -288,37 +315,44 @@ def _evaluated(results: dict) -> str:
     if results.get("step"):
         sentences.append(f"This is the Trainer's evaluation at step {_number(results['step'])}.")
     if method:
-        window = method.get("sliding_window")
-        how = f"by a window of {window} pixels that moves by {method.get('stride')}" if window else "of whole images"
-        ways = ["mirrored too"] if method.get("flip") else []
+        window = method.get("sliding_window") or method.get("window")
+        how = "whole images"
+        if window:
+            how = f"a sliding window of {_number(window)} pixels with a stride of {_number(method['stride'])}"
+        augmentations = ["horizontal flips"] if method.get("flip") else []
         scales = method.get("scales") or [1.0]
         if list(scales) != [1.0]:
-            ways.append(f"at the scales {', '.join(f'{scale:g}' for scale in scales)}")
-        sentences.append(f"Predictions are made {how}{''.join(f', {way}' for way in ways)}.")
+            augmentations.append(f"the scales {', '.join(f'{scale:g}' for scale in scales)}")
+        averaged = f", averaged over {' and '.join(augmentations)} (test-time augmentation)" if augmentations else ""
+        sentences.append(f"Predictions are made on {how}{averaged}.")
     return " ".join(sentences)
 
 
-def _course(training: dict) -> str:
+def _steps(training: dict) -> str:
     steps, epochs, batch = (training.get(key) for key in ("steps", "epochs", "batch_size"))
     if not steps:
         return ""
-    text = f"It was trained for {_number(steps)} steps"
+    text = f"Training took {_number(steps)} steps"
     text += f" of {_number(batch)} image{'s' if batch != 1 else ''}" if batch else ""
     text += f", {epochs:,.4g} epoch{'s' if epochs != 1 else ''}" if epochs else ""
     return f"{text}."
 
 
 def _settings(training: dict) -> str:
-    """The recipe as TOML, or else the Trainer's arguments."""
+    """Format the recipe as TOML, or else the Trainer's arguments."""
     recipe = training.get("recipe")
-    tables = {name: _toml(values) for name, values in recipe.items()} if recipe else {}
     if recipe:
-        return "\n\n".join(f"[{name}]\n{text}" for name, text in tables.items() if text)
+        tables = {name: _toml(values) for name, values in recipe.items()}
+        return "\n\n".join(f"[{_toml_key(name)}]\n{text}" for name, text in tables.items() if text)
     return _toml(training.get("arguments") or {})
 
 
 def _toml(values: dict[str, Any]) -> str:
-    return "\n".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
+    return "\n".join(f"{_toml_key(key)} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[\w-]+", key) else json.dumps(key, ensure_ascii=False)  # on one line in any case
 
 
 def _environment(training: dict) -> list[tuple[str, str]]:
@@ -342,37 +376,52 @@ def _number(value: float) -> str:
 
 
 _CLASSES = {"segmentation": "ForSemanticSegmentation", "classification": "ForImageClassification", "encoder": "Model"}
-_ANSWERS = {
-    "segmentation": "[labels] = processor.post_process_semantic_segmentation(outputs, [image.size[::-1]])",
+_RESULTS = {
+    "segmentation": "[segmentation] = processor.post_process_semantic_segmentation(outputs, [image.size[::-1]])",
     "classification": "label = model.config.id2label[outputs.logits.argmax().item()]",
     "encoder": "features = outputs.last_hidden_state",
 }
 
 
-def _usage(kind: str, source: str) -> str:
-    """Five lines of Python that load the model and use it on an image."""
+def _usage(kind: str, source: str, dtype: str) -> str:
+    """Write the Python lines that load the model and use it on an image."""
     name, where = f"SegFormer{_CLASSES[kind]}", json.dumps(source, ensure_ascii=False)
+    options = ", dtype=torch.float32" if dtype in _HALF else ""
     lines = [
+        *(["import torch"] if dtype in _HALF else []),
         f"from hf_segformer import {name}, SegFormerImageProcessor",
-        f"model = {name}.from_pretrained({where}).eval()",
+        "",
+        f"model = {name}.from_pretrained({where}{options}).eval()",
         f"processor = SegFormerImageProcessor.from_pretrained({where})",
-        'outputs = model(**processor(image, return_tensors="pt"))  # image: a picture opened by Pillow',
-        _ANSWERS[kind],
+        'outputs = model(**processor(image, return_tensors="pt"))  # image: a PIL image',
+        _RESULTS[kind],
     ]
     return "\n".join(lines)
 
 
-def _remote_usage(kind: str, source: str, on_hub: bool) -> str:
-    """The same without the package: by the code that lies beside the weights."""
+def _remote_usage(kind: str, source: str, dtype: str, on_hub: bool) -> str:
+    """Write the same lines for the code beside the weights, without the package."""
     name, where = f"AutoModel{_CLASSES[kind].removeprefix('Model')}", json.dumps(source, ensure_ascii=False)
     pins = ', "revision": "COMMIT", "code_revision": "COMMIT"' if on_hub else ""
+    number_type = ", dtype=torch.float32" if dtype in _HALF else ""
     lines = [
+        *(["import torch"] if dtype in _HALF else []),
         f"from transformers import AutoImageProcessor, {name}",
+        "",
         f'options = {{"trust_remote_code": True{pins}}}',
-        f"model = {name}.from_pretrained({where}, **options).eval()",
+        f"model = {name}.from_pretrained({where}, **options{number_type}).eval()",
         f"processor = AutoImageProcessor.from_pretrained({where}, **options)",
     ]
     return "\n".join(lines)
 
 
-__all__ = ["card_text", "in_markdown", "write_card"]
+__all__ = [
+    "IMAGES",
+    "card_text",
+    "in_markdown",
+    "is_hub_id",
+    "read_model_config",
+    "read_weights",
+    "weight_files",
+    "write_card",
+]

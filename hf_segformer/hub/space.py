@@ -1,7 +1,7 @@
-"""A model's page as a Hugging Face Space: `segformer push --app`.
+"""Publication of a model's page as a Hugging Face Space: `segformer push --with-space`.
 
-A Space brings its own copy of this package, so that it runs what its author ran, whether or not that version can be
-installed from anywhere, and pins the packages it needs to those that are installed here.
+A Space brings its own copy of this package, so that it runs the author's version whether or not that can be installed
+from anywhere, and pins the packages it needs to the versions that are installed here.
 """
 
 import sys
@@ -15,14 +15,14 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from packaging.requirements import Requirement
 
-from .push import checked_files, in_one_line, push_folder
+from .push import checked_files, one_line_errors, push_folder
 
 _PACKAGE = "hf_segformer"
 _DISTRIBUTION = "hf-segformer"
-_MARK = "made by `segformer push --app`"
+_MARK = "made by `segformer push --with-space`"
 _APP = '''"""The page of {repo_id}, {mark}."""
 
-from ..app.server import serve
+from hf_segformer.app.server import serve
 
 serve("{repo_id}", revision="{oid}", host="0.0.0.0", port=7860)
 '''
@@ -35,14 +35,14 @@ app_file: app.py
 models:
 - {repo_id}
 license: apache-2.0
-short_description: Drop a picture, see its classes
+short_description: Drop an image, see its classes
 ---
 
 The page of [{repo_id}](https://huggingface.co/{repo_id}), {mark}. It shows revision `{oid}`.
 """
 
 
-def push_folder_with_app(
+def push_folder_with_space(
     folder: str | Path,
     repo_id: str,
     *,
@@ -52,39 +52,38 @@ def push_folder_with_app(
 ) -> tuple[CommitInfo, CommitInfo, bool]:
     """Publish a model's folder, and a Space of the same name that shows exactly this revision.
 
-    What can be wrong with either is looked for before anything is made. The two are different repositories, so the Hub
-    can not take both in one step: where the second fails, the model stays, the Space is as it was, and the error says
-    so.
+    Both are checked before anything is created. They are different repositories, so the Hub cannot take both in one
+    step: where the second fails, the model stays, the Space is as it was, and the error says so.
 
     Args:
-        folder: see `publishing.push_folder`.
+        folder: see `push.push_folder`.
         repo_id: `"owner/name"` of both; a Space that exists gets a new revision.
-        private: make both private. A new Space of a model that is private already is private, whatever is said here.
+        private: create both as private. A new Space of a model that is private already is private in any case.
         revision: branch of the model's repository.
         token: with the right to write; by default the one that is signed in.
 
     Returns:
-        The model's commit and the Space's, and whether the Space needs a secret HF_TOKEN to read the model, which is
-        private or gated.
+        The model's commit, the Space's commit, and True if the Space needs a secret HF_TOKEN to read the model, which
+        is private or gated.
 
     Raises:
-        ValueError: see `push_folder`; or there is a Space of that name with something else in it.
+        ValueError: see `push_folder`; or a Space of that name holds something else.
         OSError: see `push_folder`; or a package that the Space needs is not installed here.
     """
     checked_files(Path(folder), repo_id, token)
     space_files(repo_id, "")
     api = HfApi(token=token)
-    with in_one_line(repo_id):
+    with one_line_errors(repo_id):
         _known_space(api, repo_id)
     commit = push_folder(folder, repo_id, private=private, revision=revision, token=token)
-    with in_one_line(repo_id, f"{repo_id} is published as {commit.commit_url}, but its page is not"):
+    with one_line_errors(repo_id, f"{repo_id} is published as {commit.commit_url}, but its page is not"):
         model = api.model_info(repo_id)
         page = _push_space(api, repo_id, commit.oid, private=bool(private or model.private))
     return commit, page, bool(model.private or model.gated)
 
 
 def space_files(repo_id: str, oid: str) -> dict[str, bytes]:
-    """All files of a Space by name: its card, the program, what it needs, and this package's modules.
+    """Collect the files of a Space by name: its card, the program, its requirements and this package's modules.
 
     Args:
         repo_id: of the model.
@@ -106,28 +105,28 @@ def space_files(repo_id: str, oid: str) -> dict[str, bytes]:
 
 
 def _requirements() -> list[str]:
-    """What this package needs, at the versions that are installed; Gradio comes with the Space."""
+    """List this package's requirements at the versions that are installed; Gradio comes with the Space."""
     try:
         needed = [Requirement(line) for line in requires(_DISTRIBUTION) or ()]
     except PackageNotFoundError as error:
-        raise OSError(f"{_DISTRIBUTION} is not installed, so what it needs is not known: pip install .") from error
+        raise OSError(f"{_DISTRIBUTION} is not installed, so its requirements are unknown: pip install .") from error
     names = [each.name for each in needed if each.marker is None or each.marker.evaluate({"extra": ""})]
     return [f"{name}=={_version(name)}" for name in names]
 
 
 def _version(name: str, extra: str | None = None) -> str:
     try:
-        return version(name).split("+")[0]  # of a build for one processor the version that all can install
+        return version(name).split("+")[0]  # without the local part, such as +cpu, which not everybody can install
     except PackageNotFoundError as error:
         wanted = f"'{_DISTRIBUTION}[{extra}]'" if extra else name
         raise OSError(f"the Space needs {name}, which is not installed here: pip install {wanted}") from error
 
 
 def _known_space(api: HfApi, repo_id: str) -> SpaceInfo | None:
-    """The Space of that name, or None.
+    """Return the Space of that name, or None.
 
     Raises:
-        ValueError: if something else is in it.
+        ValueError: if it holds another program.
     """
     try:
         info = api.space_info(repo_id)
@@ -150,7 +149,7 @@ def _push_space(api: HfApi, repo_id: str, oid: str, private: bool) -> CommitInfo
     before = {file.rfilename for file in (known.siblings or ())} if known else set()
     outdated = sorted(name for name in before - files.keys() if name.startswith(f"{_PACKAGE}/"))
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-    with _made(api, repo_id, private, exists=known is not None):
+    with _created(api, repo_id, private, exists=known is not None):
         return api.create_commit(
             repo_id,
             [*operations, *(CommitOperationDelete(name) for name in outdated)],
@@ -160,17 +159,17 @@ def _push_space(api: HfApi, repo_id: str, oid: str, private: bool) -> CommitInfo
 
 
 @contextmanager
-def _made(api: HfApi, repo_id: str, private: bool, exists: bool) -> Iterator[None]:
-    """Make the Space if there is none, and take it away again if the rest fails."""
+def _created(api: HfApi, repo_id: str, private: bool, exists: bool) -> Iterator[None]:
+    """Create the Space if it does not exist, and delete it again if the block fails."""
     if not exists:
         api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private)
     try:
         yield
     except BaseException:
         if not exists:
-            with suppress(Exception):  # the error that led here is the one to tell
+            with suppress(Exception):  # the error that led here is the one to report
                 api.delete_repo(repo_id, repo_type="space")
         raise
 
 
-__all__ = ["push_folder_with_app", "space_files"]
+__all__ = ["push_folder_with_space", "space_files"]

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..conversion.checkpoints import read_json
 from ..data.sources import DatasetSource, FileSource, InputItem
-from ..files import is_full, remove_stale_partials, write_json
+from ..files import is_full, read_json, remove_stale_partials, write_json
 from ..locks import locked_folder
 from ..progress import Progress
 from .distributed import DistributedContext

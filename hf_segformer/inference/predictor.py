@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import InferenceOptions
-from ..conversion.convert import load_segmentation
+from ..conversion.loading import load_segmentation
 from ..image_io_segformer import DECODE_ERRORS, read_image
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..visualization import BACKGROUND_COLOR, Color, default_palette, palette_for

@@ -69,7 +69,7 @@ class Segmenter:
 
     @property
     def batch_size(self) -> int:
-        """Most images that the network sees at once: one with a sliding window, whose logits have the size of the image."""
+        """Largest number of images at once; 1 with a sliding window, whose logits are as large as the image."""
         return 1 if self.options.sliding_window else self.options.batch_size
 
     @property

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.sources import InputItem
-from ..files import atomic_write, named, partial_path
+from ..files import atomic_write, named, partial_path, resolve_inside
 from ..visualization import Color, Stretch, displayable, overlay, with_legend
 from .pipeline import Prepared
 from .predictor import Prediction, SegFormerPredictor
@@ -205,7 +205,7 @@ class PngWriter:
         self._items, self._origin_of = arguments.items, arguments.origin_of
         self._stretch = Stretch.of_processor(predictor.processor)
         self._clear = [_index_of(name, self.names) for name in self.outputs.clear]
-        self._record, self._lock = self.out / f".{RECORD}.{rank:05d}", threading.Lock()
+        self._record, self._lock = resolve_inside(self.out, f".{RECORD}.{rank:05d}"), threading.Lock()
 
     def pending(self, rank: int, num_processes: int) -> tuple[int, list[InputItem]]:
         """See `Writer`: each n-th item is this process's, and finished where its mask and its line in a record exist.
@@ -295,7 +295,7 @@ class PngWriter:
         return self._path(name).exists() or self._path(name, _RASTER_MASK).exists()
 
     def _path(self, name: str, suffix: str = _MASK) -> Path:
-        return self.out / f"{name}_{suffix}"
+        return resolve_inside(self.out, f"{name}_{suffix}")
 
     def _overlay(self, prepared: Prepared, segmentation: np.ndarray) -> Image.Image:
         image = displayable(prepared.image, self._stretch)

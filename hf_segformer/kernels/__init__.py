@@ -1,39 +1,43 @@
-"""Kernels for the GPU, in Triton, and the table through which the shipped files find them.
+"""Triton kernels for GPUs, which fill their rows of the dispatch table.
 
-Each operation has a plain twin in the shipped files, its ground truth. Kernels have passed Triton's interpreter and
-compiler but never run on a GPU: until they have (`python -m benchmarks.gpu`), they run only where the user says so, by
-`enable()` or HF_SEGFORMER_KERNELS=1. Triton is imported then, not before.
+Each operation has a reference in the shipped files. The kernels pass Triton's interpreter and compiler but have never
+run on a GPU: until they have (`python -m benchmarks.gpu`), they run only on request, by `enable()` or
+HF_SEGFORMER_KERNELS=1. Triton is imported then, not before.
 """
 
 import importlib
 import os
+from collections.abc import Collection
 from importlib.util import find_spec
 
 import torch
 
-from ..dispatch_segformer import KERNELS
+from ..dispatch_segformer import implement
 
-ON_BY_DEFAULT = False  # until a GPU has shown the kernels right: docs/gpu.md says how
+ON_BY_DEFAULT = False  # until a GPU has shown that the kernels are right: docs/gpu.md describes how
 
-_MODULES = {
-    "upsample_argmax": "argmax",
-    "upsample_cross_entropy": "cross_entropy",
-    "depthwise_gelu": "depthwise_gelu",
-    "upsample_sum": "decode_head",
-    "upsample_sum_relu": "decode_head",
+# Operation and row of the dispatch table that each kernel fills.
+ROWS = {
+    "depthwise_gelu": ("mix_ffn", "triton_depthwise_gelu"),
+    "upsample_sum_relu": ("decode_head", "triton_upsample_sum_relu"),
+    "upsample_sum": ("decode_head", "triton_upsample_sum"),
+    "upsample_cross_entropy": ("upsample_cross_entropy", "triton_cross_entropy"),
+    "upsample_argmax": ("upsample_argmax", "triton_argmax"),
 }
 
 
-def enable(device: str = "cuda") -> None:
+def enable(device: str = "cuda", without: Collection[str] = ()) -> None:
     """Let kernels run in this process and in those that it starts, wherever fast paths may.
 
-    It sets HF_SEGFORMER_KERNELS, which is the same switch. `set_fast_paths(False)` and HF_SEGFORMER_PLAIN=1 win.
+    Sets HF_SEGFORMER_KERNELS, which is the same switch. `set_fast_paths(False)` and HF_SEGFORMER_PLAIN=1 take
+    precedence.
 
     Args:
         device: kind of device; "cpu" is for tests, with TRITON_INTERPRET=1 set before Python starts.
+        without: names of kernels to leave out, keys of `ROWS`.
 
     Raises:
-        ValueError: if Triton is missing, or the device is a CPU without its interpreter.
+        ValueError: if Triton is missing, or the device is a CPU without Triton's interpreter.
     """
     if find_spec("triton") is None:
         raise ValueError("kernels need Triton, which is not installed: pip install triton")
@@ -41,23 +45,25 @@ def enable(device: str = "cuda") -> None:
         raise ValueError(
             "kernels run on a CPU only in Triton's interpreter: set TRITON_INTERPRET=1 before Python starts"
         )
-    for name, module in _MODULES.items():
-        KERNELS[device, name] = getattr(importlib.import_module(f".{module}", __name__), name)
+    implementations = importlib.import_module(".implementations", __name__).IMPLEMENTATIONS
+    for name, (op, row) in ROWS.items():
+        implement(op, row, *(implementations[name] if name not in without else (None, None)), device=device)
     if device == "cuda":
         os.environ["HF_SEGFORMER_KERNELS"] = "1"
 
 
 def disable() -> None:
-    """Take all kernels out of the table again."""
-    KERNELS.clear()
+    """Empty the kernels' rows of the dispatch table."""
+    for op, row in ROWS.values():
+        implement(op, row, None, None, device="cuda")
     os.environ["HF_SEGFORMER_KERNELS"] = "0"
 
 
 def enable_if_wanted() -> None:
-    """What happens when the package is imported: kernels where the environment, or the default, asks for them."""
+    """Enable kernels if the environment or the default asks for them; called when the package is imported."""
     wanted = os.environ.get("HF_SEGFORMER_KERNELS", "1" if ON_BY_DEFAULT else "0") not in ("", "0")
     if wanted and find_spec("triton") is not None and torch.cuda.is_available():
         enable()
 
 
-__all__ = ["disable", "enable"]
+__all__ = ["disable", "enable", "enable_if_wanted"]

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dispatch_segformer import once_differentiable
+from ..cpu_runtime_segformer import once_differentiable
 from .bilinear import both_rows, first_new, scale_of, taps
 from .launch import Launch, accumulator, power_of_2
 
@@ -140,8 +140,8 @@ def _block(num_classes: int, width: int, new_width: int) -> tuple[int, int, int]
     return block_x, block_k, min(max(int((block_x - spare) / ratio) - 1, 1), 64)
 
 
-def _fits(num_classes: int, width: int, new_width: int) -> bool:
-    """Whether a tile is small enough; widths may be symbols, as while compiling for any size."""
+def fits(num_classes: int, width: int, new_width: int) -> bool:
+    """Return True if a tile is small enough; widths may be symbols, as while compiling for any size."""
     most_columns = _LARGEST_TILE // power_of_2(num_classes)
     return most_columns >= 8 and 2 * new_width <= (most_columns - 1) * width
 
@@ -228,13 +228,11 @@ def upsample_cross_entropy(
     weight: Tensor | None,
     label_smoothing: float,
     with_gradient: bool,
-) -> Tensor | None:
-    """The mean over the pixels that count, 0 where there is none; None where a patch would not fit into registers.
+) -> Tensor:
+    """Average the losses over the pixels that count, 0 if there are none.
 
-    Arguments are those of `sum_cross_entropy`; without `weight` all classes weigh 1.
+    Arguments are those of `sum_cross_entropy`; without `weight` all classes weigh 1. The sizes must pass `fits`.
     """
-    if not _fits(logits.shape[1], logits.shape[3], labels.shape[2]):
-        return None
     dtype = torch.promote_types(logits.dtype, torch.float32)
     weight = logits.new_ones(logits.shape[1], dtype=dtype) if weight is None else weight.to(logits.device, dtype)
     total, number, _ = sum_cross_entropy(logits, labels, weight, ignore_index, label_smoothing, with_gradient)

@@ -19,13 +19,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dispatch_segformer import once_differentiable
+from ..cpu_runtime_segformer import once_differentiable
 from .bilinear import both_rows, first_new, scale_of, taps
 from .launch import Launch, accumulator, power_of_2
 
 _COLUMNS = 16  # of a block
 _CHANNELS = 128  # of a block
-_MOST_STAGES = 4
+MOST_STAGES = 4
 
 
 @triton.jit
@@ -124,7 +124,7 @@ def plan(maps: Sequence[Tensor], scale: Tensor | None, shift: Tensor | None, out
     """The launch that adds up maps (B, h', w', D) into `out` (B, h, w, D)."""
     batch, height, width, dim = out.shape
     block_d = min(power_of_2(dim), _CHANNELS)
-    lower = [*maps[1:], *[maps[0]] * (_MOST_STAGES - len(maps))]
+    lower = [*maps[1:], *[maps[0]] * (MOST_STAGES - len(maps))]
     sizes = [side for stage in lower for side in stage.shape[1:3]]
     factors = (out, out) if scale is None or shift is None else (scale, shift)
     return Launch(

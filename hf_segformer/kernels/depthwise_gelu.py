@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dispatch_segformer import once_differentiable
+from ..cpu_runtime_segformer import once_differentiable
 from .launch import Launch, accumulator, power_of_2
 
 _CHANNELS = 64  # of a block: 128 bytes of 16-bit floats, a whole line of the cache

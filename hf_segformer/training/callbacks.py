@@ -1,4 +1,4 @@
-"""What may cut a run short, and how it ends then."""
+"""Callbacks that end a run early: on a signal, or before non-finite gradients reach the weights."""
 
 import signal
 import threading
@@ -10,61 +10,65 @@ from transformers import Trainer, TrainerCallback
 
 
 class StopAfterStep(TrainerCallback):
-    """Ctrl-C, or SIGTERM from a scheduler, ends the step at hand, saves a checkpoint and stops the training.
+    """On Ctrl-C, or a scheduler's SIGTERM, finishes the current step, saves a checkpoint and stops the training.
 
-    A second Ctrl-C stops at once. With several processes all stop after the same step, whichever was told.
+    A second Ctrl-C stops at once. With several processes all stop after the same step, whichever got the signal.
 
     Args:
-        trainer: whose training it is; it must be given this callback, too.
+        trainer: the Trainer that this callback is added to.
 
     Attributes:
-        stopped: whether that happened.
+        stopped: True after a signal stopped the training.
     """
 
     def __init__(self, trainer: Trainer):
         self.accelerator, self.stopped = trainer.accelerator, False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Listen; only a process's main thread can."""
+        """Install signal handlers; only a process's main thread can."""
         if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+            signals = (signal.SIGINT, signal.SIGTERM)
+            self.handlers = {number: signal.signal(number, self._request_stop) for number in signals}
 
-    def _hear(self, number: int, frame: Any) -> None:
-        if get_worker_info() is not None:  # a loader's worker hears Ctrl-C too, and must serve until the step is done
+    def _request_stop(self, number: int, frame: Any) -> None:
+        if get_worker_info() is not None:  # a loader's worker gets Ctrl-C too, and must serve until the step is done
             return
-        self.unlisten()
+        self.restore_handlers()
         self.accelerator.set_trigger()
         if self.accelerator.is_main_process:
             print("\nStopping after this step, with a checkpoint; Ctrl-C again stops at once.", flush=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look whether any process was told to stop."""
+        """Stop if any process got a signal."""
         if self.accelerator.check_trigger():
             self.stopped = control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Listen no more."""
-        self.unlisten()
+        """Restore the signal handlers."""
+        self.restore_handlers()
 
-    def unlisten(self) -> None:
-        """Give the signals back to whoever had them; to be called after an error, too, which has no `on_train_end`."""
+    def restore_handlers(self) -> None:
+        """Restore the signal handlers; to be called after an error too, which has no `on_train_end`."""
         for number, handler in self.__dict__.pop("handlers", {}).items():
             signal.signal(number, handler)
 
 
 class StopAtNonFinite(TrainerCallback):
-    """Ends a run before gradients that are no numbers reach the weights."""
+    """Ends a run before infinite or NaN gradients reach the weights."""
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Look at every gradient.
+        """Check every gradient.
 
         Raises:
-            ValueError: if one is infinite or NaN. (With fp16 that is expected: the scaler passes over such a step.)
+            ValueError: if one is infinite or NaN. (With fp16 that is expected: the scaler skips such a step.)
         """
         sums = [parameter.grad.sum() for parameter in model.parameters() if parameter.grad is not None]
         if not args.fp16 and sums and not torch.stack(sums).sum().isfinite():
             raise ValueError(
-                f"the loss of step {state.global_step + 1} has gradients that are infinite or NaN; the weights are "
-                "still good, but nothing can be learnt: lower trainer.learning_rate or set trainer.max_grad_norm=1, "
-                "then go on with --resume or start anew"
+                f"the loss of step {state.global_step + 1} has infinite or NaN gradients; the weights are still good, "
+                "but cannot be trained any further: lower trainer.learning_rate or set trainer.max_grad_norm=1, then "
+                "go on with --resume or start anew"
             )
+
+
+__all__ = ["StopAfterStep", "StopAtNonFinite"]

@@ -1,7 +1,7 @@
-"""From a recipe's `[data]` to pictures with label maps, and the processor that the model is saved with.
+"""Data of a run: the images and masks of a recipe's `[data]`, and the processor that the model is saved with.
 
-Nothing is decoded before it is asked for; `hf_segformer/reader.py` then does it, and `training/check.py` reads
-everything once before a training. Axes: C bands, H W pixels, K classes.
+Nothing is decoded before it is used; `data_checks.py` reads everything once before a training. Axes: C bands, H W
+pixels, K classes.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from PIL import Image
 
 from hf_segformer import SegFormerImageProcessor
 
+from ..config import DataConfig, check_palette
 from ..data.decoding import LabelMapping, RowReader, array_dtype, class_values, file_name
 from ..visualization import Color, default_palette
-from .data_recipe import DataRecipe, check_palette
 from .sources import open_source
 
 _NUM_MEASURED = 100
@@ -24,17 +24,17 @@ _NUM_MEASURED = 100
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains on and is judged by.
+    """Training and evaluation data with their classes.
 
-    A row has the columns `image`, a Pillow picture or, with other than one or three bands, an array (C, H, W), and
-    `label`, uint8 (H, W): 0..K-1, and 255 for what does not count. A single class has the labels 0 and 1.
+    A row has the columns `image`, a Pillow image or, with other than one or three bands, an array (C, H, W), and
+    `label`, integers (H, W): 0..K-1, or the ignore index. A single class has the labels 0 and 1.
 
     Args:
-        train: a `Dataset`, or an `IterableDataset`, which is shuffled.
-        evaluation: pictures that are never trained on.
-        names: of the K classes.
+        train: a `Dataset`, or a shuffled `IterableDataset`.
+        evaluation: images that are never trained on.
+        names: names of the K classes.
         palette: one colour a class.
-        processor: prepares whole pictures for evaluation and later use.
+        processor: prepares whole images for evaluation and inference.
     """
 
     train: Dataset | IterableDataset
@@ -45,15 +45,15 @@ class Data:
 
     @property
     def is_stream(self) -> bool:
-        """Whether `train` has neither length nor indices."""
+        """Return True if `train` has neither length nor indices."""
         return not isinstance(self.train, Dataset)
 
     def describe(self, split: str, index: int) -> str:
-        """What a message calls a picture: its file, where it has one, with split and row.
+        """Name an image in messages: its file, where it has one, with split and row.
 
         Args:
             split: `"train"` or `"evaluation"`.
-            index: of the row.
+            index: number of the row.
         """
         place = f"{split} row {index}"
         if split == "train" and self.is_stream:
@@ -62,51 +62,51 @@ class Data:
         return f"{path} ({place})" if path else place
 
 
-def load_data(recipe: DataRecipe, num_channels: int = 3) -> Data:
-    """Find or draw the pictures that a recipe names.
+def load_data(config: DataConfig, num_channels: int = 3) -> Data:
+    """Find or generate the images and masks of a recipe.
 
-    Shapes are evaluated as they are. Real pictures are evaluated whole, their shorter side resized to
-    `recipe.eval_size`, sides rounded up to multiples of 32, as the paper does (section 4.1). Pictures of other than
-    three bands are normalised by mean and standard deviation of up to a hundred training pictures, in their own units.
+    Shapes are evaluated as they are. Real images are evaluated whole, their shorter side resized to
+    `config.eval_size`, sides rounded up to multiples of 32, as the paper does (section 4.1). Images of other than
+    three bands are normalised by mean and standard deviation of up to a hundred training images, in their own units.
 
     Args:
-        recipe: the table `[data]`.
+        config: the table `[data]`.
         num_channels: bands C.
 
     Raises:
-        ValueError: if the data do not fit the recipe, or nobody names the classes.
-        OSError: if folders or files are missing or can not be read.
+        ValueError: if the data do not fit the recipe, or there are no class names.
+        OSError: if folders or files are missing or cannot be read.
 
     Example:
+        >>> from hf_segformer.config import DataConfig
         >>> from hf_segformer.training.data import load_data
-        >>> from hf_segformer.training.data_recipe import DataRecipe
-        >>> data = load_data(DataRecipe("shapes", image_size=32, num_train=2, num_eval=1))
+        >>> data = load_data(DataConfig("shapes", image_size=32, num_train=2, num_eval=1))
         >>> data.train[1]["label"].shape
         (32, 32)
     """
-    source = open_source(recipe)
-    names = tuple(recipe.names) or source.names
+    source = open_source(config)
+    names = tuple(config.names) or source.names
     if not names:
         raise ValueError(
-            f"nobody names the classes of {recipe.root}: set data.names, or put classes.json beside the data, "
+            f"the classes of {config.root} have no names: set data.names, or put classes.json beside the data, "
             '{"names": ["road", ...]}'
         )
-    values = class_values(len(names), recipe.reduce_labels, recipe.label_values)
-    ignore = {*recipe.ignore, *((0,) if recipe.reduce_labels else ()), *source.ignore}
+    values = class_values(len(names), config.reduce_labels, config.label_values)
+    ignore = {*config.ignore_values, *((0,) if config.reduce_labels else ()), *source.ignore_values}
     reader = RowReader(
         num_channels,
         LabelMapping(values, tuple(sorted(ignore))),
         *(array_dtype(source.evaluation.features[column]) for column in ("image", "label")),
     )
-    train = source.train.map(_Row(reader)) if recipe.streaming else source.train.with_transform(reader)
+    train = source.train.map(_Row(reader)) if config.streaming else source.train.with_transform(reader)
     evaluation = source.evaluation.with_transform(reader)
-    processor = _processor(recipe, num_channels, train, evaluation)
-    return Data(train, evaluation, names, _palette(recipe, names, source.palette), processor)
+    processor = _processor(config, num_channels, train, evaluation)
+    return Data(train, evaluation, names, _palette(config, names, source.palette), processor)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A reader for `IterableDataset.map`, which gives single rows."""
+    """A reader for `IterableDataset.map`, which passes single rows."""
 
     reader: RowReader
 
@@ -115,17 +115,17 @@ class _Row:
         return {"image": image, "label": label}
 
 
-def _palette(recipe: DataRecipe, names: Sequence[str], own: tuple[Color, ...]) -> tuple[Color, ...]:
-    if recipe.palette:
-        check_palette("data.palette", recipe.palette, len(names))
-        return tuple((red, green, blue) for red, green, blue in recipe.palette)
+def _palette(config: DataConfig, names: Sequence[str], own: tuple[Color, ...]) -> tuple[Color, ...]:
+    if config.palette:
+        check_palette("data.palette", config.palette, len(names))
+        return tuple((red, green, blue) for red, green, blue in config.palette)
     return own if len(own) == len(names) else tuple(default_palette(len(names)))
 
 
-def _processor(recipe: DataRecipe, num_channels: int, train: Any, evaluation: Dataset) -> SegFormerImageProcessor:
+def _processor(config: DataConfig, num_channels: int, train: Any, evaluation: Dataset) -> SegFormerImageProcessor:
     size: dict[str, Any] = {"do_resize": False}
-    if recipe.eval_size or recipe.source != "shapes":
-        edge = recipe.eval_size or min(_bands(evaluation[0]["image"]).shape[1:])
+    if config.eval_size or config.source != "shapes":
+        edge = config.eval_size or min(_bands(evaluation[0]["image"]).shape[1:])
         size = {"size": {"shortest_edge": edge}, "keep_ratio": True, "size_divisor": 32}
     if num_channels == 3:
         return SegFormerImageProcessor(**size)
@@ -134,12 +134,12 @@ def _processor(recipe: DataRecipe, num_channels: int, train: Any, evaluation: Da
 
 
 def _bands(image: Image.Image | np.ndarray) -> np.ndarray:
-    """A row's picture as an array (C, H, W)."""
+    """A row's image as an array (C, H, W)."""
     return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1) if isinstance(image, Image.Image) else image
 
 
 def _measure(train: Any) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each band over the first pictures of a stream, or some of the whole data set."""
+    """Mean and standard deviation of each band over the first images of a stream, or some of the whole data set."""
     if isinstance(train, Dataset):
         rows = train.select(np.linspace(0, len(train) - 1, min(_NUM_MEASURED, len(train))).astype(int))
     else:
@@ -151,3 +151,6 @@ def _measure(train: Any) -> tuple[list[float], list[float]]:
     mean = sums[1] / sums[0]
     std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0))
     return mean.tolist(), np.where(std > 0, std, 1.0).tolist()  # a band that never varies is only centred
+
+
+__all__ = ["Data", "load_data"]

@@ -1,4 +1,4 @@
-"""Looks at data before a training does: faults, shares of classes, and what the model will be fed.
+"""Checks of the data before a training: faults, class shares, and a figure of the model's input.
 
 Axes: C bands, H W pixels, K classes, L labels that occur: K, or 2 for a single class.
 """
@@ -29,15 +29,15 @@ _NUM_SHOWN, _MAX_FAULTS = 5, 50
 
 
 def check_data(data: Data, num_classes: int, quiet: bool = False) -> np.ndarray:
-    """Read every picture and label map once, and count the pixels of each class.
+    """Read every image and mask once, and count the pixels of each class.
 
-    Of a stream only the first 1,000 samples are read. That a picture for evaluation is trained on is said, not raised:
-    empty tiles are alike, too.
+    Of a stream only the first 1,000 samples are read. An evaluation image that is trained on is reported, not refused:
+    empty tiles are equal too.
 
     Args:
         data: what `load_data` gives.
-        num_classes: K.
-        quiet: without bars and remarks, as in all processes but the first.
+        num_classes: number of classes K.
+        quiet: print neither progress nor remarks, as in all processes but the main one.
 
     Returns:
         int64 (2, L + 1): rows are training and evaluation, columns the labels, the last one ignored pixels.
@@ -46,10 +46,10 @@ def check_data(data: Data, num_classes: int, quiet: bool = False) -> np.ndarray:
         ValueError: if something is wrong; the message names the first files and what is wrong with each.
 
     Example:
-        >>> from hf_segformer.training.data_checks import check_data
+        >>> from hf_segformer.config import DataConfig
         >>> from hf_segformer.training.data import load_data
-        >>> from hf_segformer.training.data_recipe import DataRecipe
-        >>> data = load_data(DataRecipe("shapes", image_size=32, num_train=4, num_eval=2))
+        >>> from hf_segformer.training.data_checks import check_data
+        >>> data = load_data(DataConfig("shapes", image_size=32, num_train=4, num_eval=2))
         >>> check_data(data, num_classes=7).sum(axis=1).tolist()
         [4096, 2048]
     """
@@ -57,7 +57,7 @@ def check_data(data: Data, num_classes: int, quiet: bool = False) -> np.ndarray:
     counts = np.zeros((2, num_labels + 1), dtype=np.int64)
     faults: list[str] = []
     seen: dict[bytes, str] = {}
-    twins = []
+    duplicates = []
     for row, split in enumerate(SPLITS):
         for place, found in _results(data, split, num_labels, quiet):
             if isinstance(found, str):
@@ -70,13 +70,13 @@ def check_data(data: Data, num_classes: int, quiet: bool = False) -> np.ndarray:
             if split == "train":
                 seen[digest] = place
             elif digest in seen:
-                twins.append(f"{place} is the same as {seen[digest]}")
+                duplicates.append(f"{place} is the same as {seen[digest]}")
     if faults:
         raise ValueError(_summary(faults))
     if data.is_stream and not quiet:
         print(f"Of the stream only the first {_NUM_STREAMED:,} samples were checked and counted.")
-    if twins and not quiet:
-        print(f"{len(twins)} pictures for evaluation are trained on, {twins[0]} first: the numbers will flatter.")
+    if duplicates and not quiet:
+        print(f"{len(duplicates)} evaluation image(s) are trained on, {duplicates[0]} first: metrics will be too high.")
     _check_counts(counts, data.names)
     return counts
 
@@ -84,7 +84,7 @@ def check_data(data: Data, num_classes: int, quiet: bool = False) -> np.ndarray:
 def _results(
     data: Data, split: str, num_labels: int, quiet: bool
 ) -> Iterator[tuple[str, tuple[np.ndarray, bytes] | str]]:
-    """For each picture what it is called, and its counts and checksum or what is wrong with it."""
+    """For each image its name, and its counts and checksum or its fault."""
 
     def examine(row: dict[str, Any]) -> tuple[np.ndarray, bytes]:
         counts = np.bincount(row["label"].ravel(), minlength=IGNORE_INDEX + 1)
@@ -99,7 +99,7 @@ def _results(
             return str(error)
 
     rows = getattr(data, split)
-    bar = {"desc": f"checking {split}", "unit": "picture", "leave": False, "disable": quiet}
+    bar = {"desc": f"checking {split}", "unit": "image", "leave": False, "disable": quiet}
     if not isinstance(rows, Dataset):
         place = split
         try:
@@ -122,27 +122,27 @@ def _summary(faults: Sequence[str]) -> str:
         return faults[0]
     number = f"{len(faults)} or more" if len(faults) == _MAX_FAULTS else str(len(faults))
     rest = f"; and {len(faults) - _NUM_SHOWN} more" if len(faults) > _NUM_SHOWN else ""
-    return f"{number} pictures have faults: {'; '.join(faults[:_NUM_SHOWN])}{rest}"
+    return f"{number} images have faults: {'; '.join(faults[:_NUM_SHOWN])}{rest}"
 
 
 def _check_counts(counts: np.ndarray, names: Sequence[str]) -> None:
-    """Raise a ValueError if there is nothing to learn from, or nothing to judge by."""
+    """Raise ValueError if no pixel counts in training or in evaluation."""
     for split, (*labels, ignored) in zip(SPLITS, counts.tolist(), strict=True):
         if not any(labels):
-            raise ValueError(f"all pixels of {split} are ignored: data.ignore and data.label_values say what counts")
+            raise ValueError(f"all pixels of {split} are ignored: check data.ignore_values and data.label_values")
         if len(labels) == 2 and ignored and not labels[1]:
             raise ValueError(
-                f"no pixel of {split} is {names[-1]!r}, and {ignored / (labels[0] + ignored):.1%} are ignored: where "
-                f"255 stands for {names[-1]!r}, set data.label_values=[0, 255]"
+                f"no pixel of {split} is {names[-1]!r}, and {ignored / (labels[0] + ignored):.1%} are ignored; if 255 "
+                f"stands for {names[-1]!r}, set data.label_values=[0, 255]"
             )
 
 
 def format_counts(counts: np.ndarray, names: Sequence[str]) -> str:
-    """Shares of pixels by class, in percent, as a table; a class that never occurs has a dash.
+    """Format shares of pixels by class, in percent, as a table; a class that never occurs has a dash.
 
     Args:
         counts: what `check_data` gives.
-        names: of the K classes.
+        names: names of the K classes.
 
     Example:
         >>> import numpy as np
@@ -152,7 +152,7 @@ def format_counts(counts: np.ndarray, names: Sequence[str]) -> str:
           road      100.000      50.000
           car             -      50.000
           ignored    10.000           -
-        Shares of classes are of the pixels that count, that of ignored ones is of all.
+        Class shares are of the pixels that count, the ignored share is of all pixels.
     """
     shown = (f"not {names[0]}", names[0]) if len(names) == 1 else names
     valid, total = counts[:, :-1].sum(axis=1), counts.sum(axis=1)
@@ -164,22 +164,22 @@ def format_counts(counts: np.ndarray, names: Sequence[str]) -> str:
     for name, *values in zip((*shown, "ignored"), *shares, strict=True):
         train, evaluation = (f"{value:.3f}" if value else "-" for value in values)
         lines.append(f"  {name:{width}}  {train:>8}  {evaluation:>10}")
-    return "\n".join([*lines, "Shares of classes are of the pixels that count, that of ignored ones is of all."])
+    return "\n".join([*lines, "Class shares are of the pixels that count, the ignored share is of all pixels."])
 
 
 def check_classes(names: Sequence[str], checkpoint_id2label: Mapping[Any, str]) -> str | None:
     """Compare the data's classes with those of a checkpoint whose head would be kept.
 
     Args:
-        names: of the data's classes.
-        checkpoint_id2label: of the checkpoint's config; its own names only, not Transformers' `LABEL_0`.
+        names: class names of the data.
+        checkpoint_id2label: `id2label` of the checkpoint's config; Transformers' own `LABEL_0` are no names.
 
     Returns:
-        what is worth saying, or None.
+        a remark to print, or None.
 
     Raises:
-        ValueError: if there are as many classes with other names or in another order: a head would be kept that means
-            something else.
+        ValueError: if there are as many classes with other names or in another order: the head that would be kept has
+            other meanings.
 
     Example:
         >>> from hf_segformer.training.data_checks import check_classes
@@ -195,7 +195,7 @@ def check_classes(names: Sequence[str], checkpoint_id2label: Mapping[Any, str]) 
     kind = "in another order" if sorted(own) == sorted(names) else "by other names"
     raise ValueError(
         f"the checkpoint has as many classes as the data, but {kind}: its {', '.join(own)}; the data's "
-        f"{', '.join(names)}. Where they mean the same, set data.names to the checkpoint's; else start from a "
+        f"{', '.join(names)}. If they mean the same, set data.names to the checkpoint's; else start from a "
         "checkpoint without a head (segformer convert --encoder-only)"
     )
 
@@ -207,17 +207,17 @@ def show_batch(
     processor: SegFormerImageProcessor,
     path: str | Path,
 ) -> None:
-    """Write a PNG of what the model is fed: each picture, its labels laid over it, and the labels alone.
+    """Write a PNG of the model's input: each image, its mask laid over it, and the mask alone.
 
     Args:
         samples: `pixel_values` (C, H, W) and `labels` (H, W) of each, as `TrainDataset` gives them.
-        names: of the K classes.
+        names: names of the K classes.
         palette: one colour a class.
-        processor: by which the pictures were normalised.
-        path: of the file.
+        processor: the images were normalised by it.
+        path: the PNG file.
 
     Raises:
-        OSError: if it can not be written.
+        OSError: if it cannot be written.
     """
     names, palette = list(names), list(palette)
     if len(names) == 1:
@@ -225,14 +225,14 @@ def show_batch(
     rows, captions = [], []
     for sample in samples:
         labels = np.asarray(sample["labels"])
-        picture = _picture(np.asarray(sample["pixel_values"]), processor)
-        rows.append([picture, overlay(picture, labels, palette), colorize(labels, palette)])
+        image = _denormalized(np.asarray(sample["pixel_values"]), processor)
+        rows.append([image, overlay(image, labels, palette), colorize(labels, palette)])
         captions.append(_caption(labels, names))
-    figure(rows, ("picture", "labels over it", "labels"), names, palette, captions).save(path, "PNG")
+    figure(rows, ("image", "mask over it", "mask"), names, palette, captions).save(path, "PNG")
 
 
-def _picture(pixels: np.ndarray, processor: SegFormerImageProcessor) -> Image.Image:
-    """Undo the normalisation; other than three bands are shown by the first three, or the first, stretched."""
+def _denormalized(pixels: np.ndarray, processor: SegFormerImageProcessor) -> Image.Image:
+    """Undo the normalisation; of other than three bands the first three, or the first, are shown with a stretch."""
     if processor.do_normalize:
         mean, std = (np.asarray(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
         pixels = pixels * std + mean
@@ -247,9 +247,12 @@ def _picture(pixels: np.ndarray, processor: SegFormerImageProcessor) -> Image.Im
 
 
 def _caption(labels: np.ndarray, names: Sequence[str]) -> str:
-    """The classes that fill most of a picture."""
+    """Size and largest classes of an image."""
     shares = np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1) / labels.size
     order = [int(label) for label in np.argsort(-shares[: len(names)], kind="stable")[:4] if shares[label] >= 0.005]
     parts = [f"{names[label]} {shares[label]:.0%}" for label in order]
     parts += [f"ignored {shares[IGNORE_INDEX]:.0%}"] if shares[IGNORE_INDEX] >= 0.005 else []
     return f"{labels.shape[0]}x{labels.shape[1]}: {', '.join(parts)}"
+
+
+__all__ = ["check_classes", "check_data", "format_counts", "show_batch"]

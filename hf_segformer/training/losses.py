@@ -1,7 +1,7 @@
-"""Losses for segmentation and sums of them; set one by `model.loss_function = SegmentationLoss(...)`.
+"""Segmentation losses and weighted sums of them; set one by `model.loss_function = SegmentationLoss(...)`.
 
-Axes: B pictures, K classes, h w logits, H W pixels of the label maps. One logit is two classes, background at log odds
-0 and foreground, so that every term below is binary, too.
+Axes: B images, K classes, h w sides of the logits, H W sides of the masks. One logit is two classes, background at log
+odds 0 and foreground, so that every term below is binary too.
 """
 
 import math
@@ -16,7 +16,7 @@ from ..upsampling_segformer import at_least_float32, check_labels, upsample, ups
 
 
 class SegmentationLoss(LossConfig):
-    """Weighted sum of segmentation losses, of logits that are upsampled once to the masks' size.
+    """Weighted sum of segmentation losses on logits that are upsampled once to the masks' size.
 
     Arguments and errors are those of `LossConfig`. Where no pixel counts, the loss is 0 with zero gradient.
 
@@ -29,7 +29,7 @@ class SegmentationLoss(LossConfig):
     """
 
     def __call__(self, logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
-        """The loss of a batch, in float32 at least.
+        """Compute the loss of a batch, at least in float32.
 
         Args:
             logits: (B, K, h, w).
@@ -37,7 +37,7 @@ class SegmentationLoss(LossConfig):
             ignore_index: label of pixels that do not count.
 
         Raises:
-            ValueError: if labels do not fit, or class weights are not as many as classes or still a scheme.
+            ValueError: if labels do not fit, or class weights are still a scheme or not one for each class.
         """
         num_classes = max(logits.shape[1], 2)
         if not (self.ohem or self.dice or self.focal):
@@ -56,13 +56,13 @@ class SegmentationLoss(LossConfig):
         class_weights = self._class_weights(num_classes, logits)
         counted = labels != ignore_index
         targets = labels.where(counted, 0)
-        log_likelihood = log_probabilities.gather(1, targets[:, None])[:, 0]  # (B, H, W), of the right class
+        log_likelihood = log_probabilities.gather(1, targets[:, None])[:, 0]  # (B, H, W), of the true class
         weights = class_weights[targets] * counted
         total = logits.new_zeros(())
         if self.cross_entropy:
             losses = -log_likelihood
             if self.label_smoothing:
-                # As in PyTorch, the part that is spread has the weights of all classes, not that of the right one.
+                # As in PyTorch, the part that is spread has the weights of all classes, not that of the true one.
                 spread = -(log_probabilities * class_weights[:, None, None]).sum(1) / num_classes * counted
                 losses = (1 - self.label_smoothing) * losses * weights + self.label_smoothing * spread
             else:
@@ -72,7 +72,7 @@ class SegmentationLoss(LossConfig):
             kept = weights * self._is_hard(log_likelihood, counted)
             total = total + self.ohem * _divide((-log_likelihood * kept).sum(), kept.sum())
         if self.focal:
-            # Of a power below 1 the slope at 0 is infinite.
+            # A power below 1 has an infinite slope at 0.
             wrong = (-torch.expm1(log_likelihood)).clamp(min=1e-12)
             losses = -(wrong**self.focal_gamma) * log_likelihood * weights
             total = total + self.focal * _divide(losses.sum(), weights.sum())
@@ -88,11 +88,13 @@ class SegmentationLoss(LossConfig):
             return logits.new_ones(num_classes)
         if isinstance(self.class_weights, str):
             raise ValueError(
-                f"loss.class_weights is still the scheme {self.class_weights!r}: turn it into numbers by "
-                "hf_segformer.training.losses.class_weights(pixel_counts, scheme)"
+                f"loss.class_weights is {self.class_weights!r}; expected numbers, which "
+                "hf_segformer.training.losses.class_weights(pixel_counts, scheme) computes"
             )
         if len(self.class_weights) != num_classes:
-            raise ValueError(f"loss.class_weights has {len(self.class_weights)} numbers for {num_classes} classes")
+            raise ValueError(
+                f"loss.class_weights has {len(self.class_weights)} numbers; expected {num_classes}, one for each class"
+            )
         return logits.new_tensor(self.class_weights)
 
     @torch.no_grad()
@@ -112,9 +114,9 @@ def _divide(total: Tensor, number: Tensor) -> Tensor:
 def _dice_losses(
     log_probabilities: Tensor, log_likelihood: Tensor, targets: Tensor, counted: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(K,) losses, and which classes the label maps hold."""
+    """Return (K,) losses and a mask of the classes that the labels hold."""
     num_images, num_classes, height, _ = log_probabilities.shape
-    # Sums of a row first: one running sum of millions of float32 loses what it adds.
+    # Sums of a row first: one running sum of millions of float32 loses its small terms.
     rows = log_likelihood.new_zeros(num_images, height, num_classes)
     overlap = rows.scatter_add(2, targets, log_likelihood.exp() * counted).sum((0, 1))
     true = rows.scatter_add(2, targets, counted.to(rows.dtype)).sum((0, 1))
@@ -123,14 +125,14 @@ def _dice_losses(
 
 
 def class_weights(counts: Sequence[float], scheme: str) -> list[float]:
-    """Weights that lift rare classes, scaled so that the mean over all pixels is 1.
+    """Compute weights that lift rare classes, scaled so that the mean over all pixels is 1.
 
     Args:
-        counts: pixels of each class.
+        counts: number of pixels of each class.
         scheme: `"median_frequency"` (Eigen and Fergus 2015: the median class's share of the pixels by a class's own,
-            here of all pictures, not only of those that hold the class), `"log"` (Paszke et al. 2016:
-            1 / ln(1.02 + share)) or `"inverse_sqrt"` (1 / sqrt(share)). A class without a pixel gets 0: there is
-            nothing to lift, and by any of these it would weigh most.
+            here of all images, not only of those that hold the class), `"log"` (Paszke et al. 2016:
+            1 / ln(1.02 + share)) or `"inverse_sqrt"` (1 / sqrt(share)). A class without a pixel gets
+            0: there is nothing to lift, and by any of these it would weigh most.
 
     Raises:
         ValueError: if the scheme is unknown, or there is no pixel.
@@ -143,10 +145,12 @@ def class_weights(counts: Sequence[float], scheme: str) -> list[float]:
     check_class_weight_scheme(scheme)
     total = float(sum(counts))
     if not total > 0:
-        raise ValueError("there is no pixel of any class to compute class weights from")
+        raise ValueError("all pixel counts are 0; expected a pixel of at least one class to compute class weights from")
     shares = [float(count) / total for count in counts]
     if scheme == "median_frequency":
-        weights = [1 / share if share else 0.0 for share in shares]  # the median is a factor, which scaling settles
+        weights = [
+            1 / share if share else 0.0 for share in shares
+        ]  # the median is a common factor, removed by the scaling
     elif scheme == "log":
         weights = [1 / math.log(1.02 + share) if share else 0.0 for share in shares]
     else:

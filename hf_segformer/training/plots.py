@@ -1,23 +1,34 @@
-"""The course of a training run as a picture: loss and mean IoU over the steps. Only Pillow."""
+"""Plots of a run's loss and mean IoU and of a confusion matrix, by matplotlib (the extra `plots`).
+
+Figures are drawn off screen by the Agg backend, without pyplot and its global state.
+"""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image
 
-_PAPER, _INK, _FAINT, _GRID = (255, 255, 255), (32, 33, 36), (95, 99, 104), (228, 230, 234)
-_BLUE, _PALE_BLUE, _ORANGE = (33, 84, 196), (190, 206, 240), (214, 96, 20)
-_SCALE = 3  # drawn larger and reduced, since Pillow's lines have hard edges
-_WIDTH, _HEIGHT = 620, 400
-_LEFT, _TOP, _RIGHT, _BOTTOM = 66, 52, 26, 54
+from ..files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_BLUE, _PALE_BLUE, _ORANGE, _FAINT = "#2154c4", "#becef0", "#d66014", "#5f6368"
+_PANEL = (6.2, 4.0)  # inches
+_DPI = 100
 _PEAK = 3  # a loss so many times higher than 97 % of them runs out of the panel
+_NUMBERED_CLASSES = 20  # up to which cells have room for their number
 
-Point = tuple[float, float]
+_Points = list[tuple[float, float]]
 
 
 def draw_curve(curve: Sequence[dict[str, Any]]) -> Image.Image:
-    """Loss and mean IoU over the steps of a training run, one panel each.
+    """Plot loss and mean IoU over the steps of a training run, one panel each.
 
     The loss as logged is pale; the strong line is its running mean, where there are points enough to need one.
 
@@ -25,10 +36,11 @@ def draw_curve(curve: Sequence[dict[str, Any]]) -> Image.Image:
         curve: rows with `step` and any of `loss`, `eval_loss` and `eval_mean_iou`, as in training.json.
 
     Returns:
-        RGB picture, 620 x 400 pixels a panel.
+        RGB image, 620 x 400 pixels a panel.
 
     Raises:
         ValueError: if no row holds any of them.
+        ImportError: if matplotlib is not installed.
 
     Example:
         >>> from hf_segformer.training.plots import draw_curve
@@ -37,121 +49,174 @@ def draw_curve(curve: Sequence[dict[str, Any]]) -> Image.Image:
     """
     loss, eval_loss = _points(curve, "loss"), _points(curve, "eval_loss")
     iou = [(step, 100 * share) for step, share in _points(curve, "eval_mean_iou")]
-    panels = []
+    panels: list[Callable[[Axes], None]] = []
     if loss or eval_loss:
-        panels.append(_loss_panel(loss, eval_loss))
+        panels.append(lambda axes: _draw_loss(axes, loss, eval_loss))
     if iou:
-        panels.append(_iou_panel(iou))
+        panels.append(lambda axes: _draw_iou(axes, iou))
     if not panels:
-        raise ValueError("the curve has neither loss nor eval_mean_iou in any row, so there is nothing to draw")
-    picture = Image.new("RGB", (_WIDTH * len(panels), _HEIGHT), _PAPER)
-    for index, panel in enumerate(panels):
-        picture.paste(panel.picture.resize((_WIDTH, _HEIGHT), Image.Resampling.LANCZOS), (index * _WIDTH, 0))
-    return picture
+        raise ValueError("the curve has neither a loss nor a mean IoU; expected rows with step and loss")
+    figure = _figure(_PANEL[0] * len(panels), _PANEL[1])
+    for index, draw in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), index + 1)
+        draw(axes)
+        axes.set_xlabel("step", color=_FAINT, loc="right")
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", alpha=0.3)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    return _render(figure)
 
 
-class _Panel:
-    """A plot's frame with its axes; points are in units of the data.
+def draw_confusion(matrix: Any, names: Sequence[str]) -> Image.Image:
+    """Plot a confusion matrix: the predictions for each class's pixels, in percent.
+
+    Rows are true classes and add up to 100 %, so that rare classes are seen as well as common ones. Few classes have
+    numbers in their cells, many have colours alone. A row without pixels is blank.
 
     Args:
-        title: what the vertical axis shows.
-        last_step: end of the horizontal axis.
-        top: least end of the vertical axis, which starts at 0.
-    """
+        matrix: (K, K + 1) counts as `metrics.confusion_matrix` gives them, an array or a tensor on the CPU. The last
+            column, predictions that are no class, is drawn if there are any.
+        names: of the K classes.
 
-    def __init__(self, title: str, last_step: float, top: float):
-        self.picture = Image.new("RGB", (_WIDTH * _SCALE, _HEIGHT * _SCALE), _PAPER)
-        self.draw = ImageDraw.Draw(self.picture)
-        self.last_step, ticks = max(last_step, 1), round_ticks(top)
-        self.top = ticks[-1]
-        self.text(_LEFT, 26, title, _INK, 17, "ls")
-        for tick in ticks:
-            self.line([(0, tick), (self.last_step, tick)], _GRID, 1)
-            self.text(_LEFT - 9, self.place((0, tick))[1] / _SCALE, f"{tick:g}", _FAINT, 14, "rm")
-        for tick in round_ticks(self.last_step):
-            if tick <= self.last_step:
-                left, bottom = (side / _SCALE for side in self.place((tick, 0)))
-                self.line([(tick, 0), (tick, -0.014 * self.top)], _FAINT, 1)
-                self.text(left, bottom + 10, f"{tick:,g}" if tick < 1e6 else f"{tick / 1e6:g}M", _FAINT, 14, "mt")
-        self.line([(0, 0), (self.last_step, 0)], _FAINT, 1)
-        self.text(_WIDTH - _RIGHT, _HEIGHT - 10, "step", _FAINT, 14, "rs")
+    Returns:
+        RGB image.
 
-    def place(self, point: Point) -> Point:
-        """Where a point lies in the picture; what is beyond the axis lies on its end."""
-        step, value = point
-        left = _LEFT + step / self.last_step * (_WIDTH - _LEFT - _RIGHT)
-        up = min(max(value, 0), self.top) / self.top * (_HEIGHT - _TOP - _BOTTOM)
-        return left * _SCALE, (_HEIGHT - _BOTTOM - up) * _SCALE
-
-    def line(self, points: Sequence[Point], color: tuple[int, int, int], width: float, dots: bool = False) -> None:
-        """Points joined by lines, each marked by a dot if asked for, or if it is alone."""
-        places = [self.place(point) for point in points]
-        self.draw.line(places, fill=color, width=round(width * _SCALE), joint="curve")
-        for left, top in places if dots or len(places) == 1 else ():
-            self.draw.circle((left, top), 3.4 * _SCALE, fill=color)
-
-    def text(self, left: float, top: float, text: str, color: tuple[int, int, int], size: int, anchor: str) -> None:
-        """Words at a place in pixels of the finished picture."""
-        font = ImageFont.load_default(size * _SCALE)
-        self.draw.text((left * _SCALE, top * _SCALE), text, fill=color, font=font, anchor=anchor)
-
-    def legend(self, entries: Sequence[tuple[str, tuple[int, int, int]]]) -> None:
-        """Names of the lines, at the top right."""
-        right = float(_WIDTH - _RIGHT)
-        for name, color in reversed(entries):
-            width = ImageFont.load_default(14 * _SCALE).getlength(name) / _SCALE
-            self.text(right - width, 26, name, color, 14, "ls")
-            right -= width + 18
-
-
-def round_ticks(top: float) -> list[float]:
-    """Three to six round numbers from 0 up, the last not below `top`.
+    Raises:
+        ValueError: if the matrix does not fit the names.
+        ImportError: if matplotlib is not installed.
 
     Example:
-        >>> from hf_segformer.training.plots import round_ticks
-        >>> round_ticks(73)
-        [0, 20, 40, 60, 80]
+        >>> from hf_segformer.training.plots import draw_confusion
+        >>> draw_confusion([[90, 10, 0], [5, 5, 0]], ["ground", "path"]).mode
+        'RGB'
     """
-    top = max(top, 1e-9)
-    power = 10.0 ** math.floor(math.log10(top))
-    step = next(factor * power for factor in (0.2, 0.25, 0.5, 1, 2) if top / (factor * power) <= 5)
-    count = math.ceil(round(top / step, 9))
-    ticks = [round(index * step, 12) for index in range(count + 1)]
-    return [int(tick) if tick == int(tick) else tick for tick in ticks]
+    counts, columns = np.asarray(matrix), [*names, "none"]
+    if counts.shape != (len(names), len(names) + 1):
+        raise ValueError(
+            f"the matrix is {counts.shape}; expected {(len(names), len(names) + 1)} for {len(names)} names: a row and "
+            "a column for each, and a column for predictions that are no class"
+        )
+    shares = 100 * row_shares(counts)
+    if not counts[:, -1].any():
+        shares, columns = shares[:, :-1], columns[:-1]
+    has_numbers = len(names) <= _NUMBERED_CLASSES
+    cell, size = (0.42, 10) if has_numbers else (0.14, 7)
+    label = 0.012 * size * max(map(len, columns)) + 0.6
+    width, height = cell * len(columns) + label + 0.4, cell * len(names) + label + 0.8
+    figure = _figure(max(width, 4.0), max(height, 3.0))
+    axes = figure.add_subplot()
+    image = axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", vmin=0, vmax=100)
+    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
+    axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.set_title("predicted", color=_FAINT, fontsize=10)
+    axes.set_ylabel("true", color=_FAINT)
+    figure.colorbar(image, ax=axes, orientation="horizontal", label="% of the row's pixels", pad=0.06, aspect=40)
+    if has_numbers:
+        for (row, column), share in np.ndenumerate(shares):
+            if share >= 0.5:  # NaN is not
+                color = "white" if share > 55 else "black"
+                axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=color, fontsize=8)
+    return _render(figure)
 
 
-def _loss_panel(loss: Sequence[Point], eval_loss: Sequence[Point]) -> _Panel:
-    mean = _running_mean(loss)
-    ordered = sorted(value for _, value in loss)
-    usual = ordered[: math.ceil(0.97 * len(loss))]
-    highest = usual if loss and ordered[-1] > _PEAK * usual[-1] else ordered  # a peak would flatten all else
-    top = max([*highest[-1:], *(value for _, value in eval_loss)])
-    panel = _Panel("Loss", max(step for step, _ in [*loss, *eval_loss]), top)
+def row_shares(counts: np.ndarray) -> np.ndarray:
+    """Divide each row by its sum; a row of zeros becomes NaN.
+
+    Example:
+        >>> import numpy as np
+        >>> from hf_segformer.training.plots import row_shares
+        >>> row_shares(np.array([[1, 3], [0, 0]])).tolist()
+        [[0.25, 0.75], [nan, nan]]
+    """
+    totals = counts.sum(axis=1, keepdims=True).astype(float)
+    totals[totals == 0] = np.nan
+    return counts / totals
+
+
+def save_plot(path: str | Path, draw: Callable[..., Image.Image], *values: Any) -> bool:
+    """Draw to a PNG file, or print one line and leave it out where matplotlib is not installed.
+
+    Args:
+        path: the file; an older one is replaced or removed.
+        draw: `draw_curve` or `draw_confusion`.
+        *values: its arguments.
+
+    Returns:
+        True if it was drawn.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    if find_spec("matplotlib") is None:
+        Path(path).unlink(missing_ok=True)
+        print(f"{path} is left out: plots need matplotlib, pip install 'hf-segformer[plots]'")
+        return False
+    with atomic_write(path) as partial:
+        draw(*values).save(partial, "PNG")
+    return True
+
+
+def _figure(width: float, height: float) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'hf-segformer[plots]'") from error
+    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+
+
+def _render(figure: "Figure") -> Image.Image:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def _draw_loss(axes: "Axes", loss: _Points, eval_loss: _Points) -> None:
+    mean = running_mean(loss)
     if loss:
         if mean != loss:
-            panel.line(loss, _PALE_BLUE, 1.2)
-        panel.line(mean, _BLUE, 2.4)
+            axes.plot(*zip(*loss, strict=True), color=_PALE_BLUE, linewidth=1)
+        axes.plot(*zip(*mean, strict=True), color=_BLUE, marker="o" if len(loss) == 1 else None, label="training")
     if eval_loss:
-        panel.line(eval_loss, _ORANGE, 2, dots=True)
-    panel.legend([("training", _BLUE)] * bool(loss) + [("evaluation", _ORANGE)] * bool(eval_loss))
-    return panel
+        axes.plot(*zip(*eval_loss, strict=True), color=_ORANGE, marker="o", label="evaluation")
+    axes.set_title("Loss", loc="left")
+    axes.set_ylim(top=1.05 * loss_limit([value for _, value in loss], [value for _, value in eval_loss]))
+    if loss and eval_loss:
+        axes.legend(frameon=False)
 
 
-def _iou_panel(iou: Sequence[Point]) -> _Panel:
+def _draw_iou(axes: "Axes", iou: _Points) -> None:
     step, best = max(iou, key=lambda point: point[1])
-    panel = _Panel("Mean IoU, %", max(step for step, _ in iou), best * 1.08)
-    panel.line(iou, _ORANGE, 2.4, dots=True)
-    left, top = (side / _SCALE for side in panel.place((step, best)))
-    panel.text(left, top - 9, f"{best:.1f}", _INK, 15, "rs" if left > _WIDTH / 2 else "ls")
-    return panel
+    axes.plot(*zip(*iou, strict=True), color=_ORANGE, marker="o")
+    axes.annotate(f"{best:.1f}", (step, best), xytext=(0, 6), textcoords="offset points", ha="center")
+    axes.set_title("Mean IoU, %", loc="left")
+    axes.set_ylim(top=1.15 * max(best, 1e-9))
 
 
-def _points(curve: Sequence[dict[str, Any]], key: str) -> list[Point]:
+def loss_limit(losses: Sequence[float], eval_losses: Sequence[float] = ()) -> float:
+    """Upper end of the loss axis: the highest loss, unless a few peaks are `_PEAK` times higher than 97 % of them.
+
+    Example:
+        >>> from hf_segformer.training.plots import loss_limit
+        >>> loss_limit([90.0] + [2.0] * 99), loss_limit([5.0] + [2.0] * 99)
+        (2.0, 5.0)
+    """
+    ordered = sorted(losses)
+    usual = ordered[: math.ceil(0.97 * len(ordered))]
+    highest = usual if ordered and ordered[-1] > _PEAK * usual[-1] else ordered
+    return max([*highest[-1:], *eval_losses, 1e-9])
+
+
+def _points(curve: Sequence[dict[str, Any]], key: str) -> _Points:
     return [(row["step"], row[key]) for row in curve if row.get(key) is not None and math.isfinite(row[key])]
 
 
-def _running_mean(points: Sequence[Point]) -> list[Point]:
-    """Each point's mean with its neighbours, a fiftieth of all on either side; at the ends with fewer."""
+def running_mean(points: _Points) -> _Points:
+    """Mean of each point with its neighbours, a fiftieth of all on either side; with fewer at the ends."""
     reach = len(points) // 50
     means = []
     for index, (step, _) in enumerate(points):
@@ -161,4 +226,4 @@ def _running_mean(points: Sequence[Point]) -> list[Point]:
     return means
 
 
-__all__ = ["draw_curve", "round_ticks"]
+__all__ = ["draw_confusion", "draw_curve", "loss_limit", "row_shares", "running_mean", "save_plot"]

@@ -1,75 +1,69 @@
-"""Recipes: TOML files that say all about a training run, a table for each of its parts.
+"""Recipes: TOML files that describe a training run, a table for each of its parts.
 
-A recipe is checked whole before anything heavy is imported: a misspelt name or a value of the wrong kind is told within
-a second, not after the data are read. For that the known names are read from the classes' source, as importing
-`TrainingArguments` takes many seconds.
+A recipe is checked completely before anything heavy is imported: a misspelt name or a value of the wrong type is
+reported within a second, not after the data are read. The options' names and types are those of the dataclasses in
+config.py; those of `TrainingArguments` and `SegFormerConfig`, whose import takes seconds, are read from their source.
 """
 
 import ast
 import importlib.util
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .data_recipe import DataRecipe
+from ..config import AugmentationConfig, DataConfig, InferenceOptions, LoraConfig, LossConfig, OptimizerConfig
+from ..files import resolve_inside
+from .arguments import check_recipe_arguments
 
-# TrainingArguments that are part of how the program works: label maps need them so, and the card comes last.
-_SETTLED = ("trainer.batch_eval_metrics", "trainer.remove_unused_columns")
-_LATER = ("trainer.push_to_hub",)
+if TYPE_CHECKING:
+    from .losses import SegmentationLoss
+
+_OPTIONS = {
+    "data": DataConfig,
+    "augmentation": AugmentationConfig,
+    "loss": LossConfig,
+    "optimizer": OptimizerConfig,
+    "evaluation": InferenceOptions,
+    "lora": LoraConfig,
+}
 _LEAST = {
     "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "dataloader_num_workers": 0,
     "learning_rate": 0,
     "weight_decay": 0,
 }
+# PyTorch's loader refuses these without workers, by names that are not a recipe's.
+_NEED_WORKERS = ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context")
+_NEAR = 0.7  # similarity from which on a known name is suggested for a misspelt one
 
-
-@dataclass(frozen=True)
-class LoraRecipe:
-    """The table `[lora]`: train low-rank adapters (PEFT) and the head, and merge them at the end.
-
-    Args:
-        rank: of the adapters; 0 trains all weights instead.
-        alpha: their scale is alpha / rank.
-        dropout: on what goes into them.
-        target_modules: names of the layers that get one.
-
-    Raises:
-        ValueError: if a value is out of range; the message names it as `lora.name`.
-    """
-
-    rank: int = 0
-    alpha: int = 16
-    dropout: float = 0.0
-    target_modules: list[str] = field(default_factory=lambda: ["query", "value"])
-
-    def __post_init__(self):
-        if self.rank < 0:
-            raise ValueError(f"lora.rank is {self.rank}, but it must be at least 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout is {self.dropout}, but it must lie in [0, 1)")
-        if not self.target_modules:
-            raise ValueError("lora.target_modules is empty: name the layers that get an adapter")
+_Known = dict[str, dict[str, ast.expr]]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole recipe, its names and types checked.
+    """A recipe whose names, types and values are checked.
 
     Args:
+        name: the file's name without suffix.
         tables: all of it, as TOML tables; a table that the file leaves out is empty.
-        data: the pictures.
+        data: source of images and masks.
+        augmentation: augmentation of training images.
+        optimizer: parameter groups and schedule.
+        evaluation: inference options of every evaluation.
         lora: the adapters.
     """
 
+    name: str
     tables: dict[str, dict[str, Any]]
-    data: DataRecipe
-    lora: LoraRecipe
+    data: DataConfig
+    augmentation: AugmentationConfig
+    optimizer: OptimizerConfig
+    evaluation: InferenceOptions
+    lora: LoraConfig
 
     @property
     def model(self) -> dict[str, Any]:
@@ -81,55 +75,33 @@ class Recipe:
         """Keywords of `TrainingArguments`."""
         return self.tables["trainer"]
 
-    # What follows imports PyTorch, and raises a ValueError where a value is out of range.
-
     @property
-    def augmentation(self):
-        """The table `[augmentation]` as an `AugmentationConfig`."""
-        from ..config import AugmentationConfig
-
-        return AugmentationConfig(**self.tables["augmentation"])
-
-    @property
-    def loss(self):
-        """The table `[loss]` as a `SegmentationLoss`."""
+    def loss(self) -> "SegmentationLoss":
+        """The table `[loss]` as a `SegmentationLoss`; this imports PyTorch."""
         from .losses import SegmentationLoss
 
         return SegmentationLoss(**self.tables["loss"])
 
-    @property
-    def optimization(self):
-        """The table `[optimizer]` as an `OptimizerConfig`."""
-        from ..config import OptimizerConfig
 
-        return OptimizerConfig(**self.tables["optimizer"])
-
-    @property
-    def evaluation(self):
-        """The table `[evaluation]` as `InferenceOptions`."""
-        from ..config import InferenceOptions
-
-        return InferenceOptions(**self.tables["evaluation"])
-
-
-def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe, set what the command line says otherwise, and check every name and type.
+def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe, apply the command line's overrides, and check every name, type and value.
 
     Args:
-        path: the TOML file; `base = "other.toml"` at its top takes over the tables of a file beside it.
+        source: name of a recipe of this package, such as `camvid_b0`, or path of a TOML file. `base = "other.toml"` at
+            the file's top inherits the tables of a file beside it.
         overrides: `table.key=value`, where value is written as in TOML; a string needs no quotes.
 
     Raises:
-        ValueError: if a table or key is unknown (the message gives the nearest right one), a value is of the wrong
+        ValueError: if a table or key is unknown (the message gives the nearest known one), a value is of the wrong
             type or out of range, or the file is not TOML.
-        OSError: if the file, or a folder that it names, is not there.
+        OSError: if the file, or a folder that it names, does not exist.
 
     Example:
         >>> from hf_segformer.training.recipe import read_recipe
-        >>> read_recipe("configuration/shapes_b0.toml", ["trainer.max_steps=24"]).trainer["max_steps"]
+        >>> read_recipe("shapes_b0", ["trainer.max_steps=24"]).trainer["max_steps"]
         24
     """
-    path = Path(path)
+    path = find_recipe(source)
     known = _known_fields()
     tables: dict[str, dict[str, Any]] = {table: {} for table in known}
     for file in _with_bases(path):
@@ -146,44 +118,91 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             raise ValueError(f"{path} does not set {table}.{key}")
     _check_model(path, tables["model"])
     _check_trainer(tables["trainer"])
-    data = DataRecipe(**tables["data"])
-    data.check_root()
-    if data.streaming and tables["trainer"].get("max_steps", 0) <= 0:
-        raise ValueError("data.streaming is set, but nobody knows how long a stream is: set trainer.max_steps")
-    return Recipe(tables, data, LoraRecipe(**tables["lora"]))
+    LossConfig(**tables["loss"])
+    options = {table: _OPTIONS[table](**tables[table]) for table in _OPTIONS if table != "loss"}
+    recipe = Recipe(path.stem, tables, **options)
+    recipe.data.check_root()
+    if recipe.data.streaming and recipe.trainer.get("max_steps", 0) <= 0:
+        raise ValueError("data.streaming is set, but a stream has no length: set trainer.max_steps")
+    if recipe.lora.rank and not recipe.model.get("checkpoint"):
+        raise ValueError("lora.rank is set, but adapters cannot train a random encoder: set model.checkpoint")
+    return recipe
+
+
+def recipe_folder() -> Path:
+    """The folder of this package's recipes: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "configuration"
+    return installed if installed.is_dir() else package.parent / "configuration"
+
+
+def list_recipes() -> dict[str, str]:
+    """Names of this package's recipes with the first line of their description."""
+    files = sorted(recipe_folder().glob("*.toml"))
+    return {file.stem: file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in files}
+
+
+def find_recipe(source: str | Path) -> Path:
+    """Return the file of a recipe's name or path.
+
+    Raises:
+        FileNotFoundError: if there is none; the message gives the nearest known one.
+    """
+    path = Path(source)
+    is_name = path.suffix != ".toml" and path.name == str(source)
+    if is_name and not path.is_file():
+        path = recipe_folder() / f"{source}.toml"
+    if not path.is_file():
+        near = get_close_matches(path.stem, [other.stem for other in path.parent.glob("*.toml")], n=1, cutoff=_NEAR)
+        known = "`segformer train --list` names the recipes" if is_name else "expected a TOML file"
+        meant = (near[0] if is_name else path.parent / f"{near[0]}.toml") if near else None
+        raise FileNotFoundError(f"there is no recipe {source}: {f'did you mean {meant}?' if near else known}")
+    return path
 
 
 def _with_bases(path: Path) -> list[Path]:
-    """A recipe after those that it builds on."""
+    """A recipe after those that it inherits from."""
     files = [path]
     while base := _read_tables(files[0]).get("base"):
         if not isinstance(base, str):
-            raise ValueError(f"{files[0]}: base is {base!r}, but it must be the name of a recipe beside it")
-        files.insert(0, files[0].parent / base)
+            raise ValueError(f"{files[0]}: base is {base!r}; expected the name of a recipe beside it")
+        if Path(base).name != base:
+            raise ValueError(f"{files[0]}: base is {base!r}; expected the name of a recipe beside it")
+        files.insert(0, find_recipe(resolve_inside(files[0].parent, base)))
         if files[0] in files[1:]:
-            raise ValueError(f"{files[1]} builds on itself: base = {base!r}")
+            raise ValueError(f"{files[1]} inherits from itself: base = {base!r}")
     return files
 
 
 def _check_model(path: Path, table: dict[str, Any]) -> None:
     checkpoint = table.get("checkpoint", "")
     if checkpoint:
-        # What a repository's name can not look like must be there.
-        if (checkpoint.count("/") != 1 or checkpoint[0] in "./~") and not Path(checkpoint).exists():
-            raise FileNotFoundError(f"there is no {checkpoint}, which model.checkpoint names")
+        is_hub_name = checkpoint.count("/") == 1 and checkpoint[0] not in "./~"
+        if not is_hub_name and not Path(checkpoint).exists():
+            raise FileNotFoundError(
+                f"model.checkpoint is {checkpoint}, which does not exist; expected a folder or a Hub repository"
+            )
     elif "variant" not in table:
         raise ValueError(f"{path} names no model: set model.variant (b0 to b5) or model.checkpoint")
     elif table["variant"] not in (variants := _variants()):
-        raise ValueError(f"unknown model.variant {table['variant']!r}, {_hint(table['variant'], variants)}")
+        raise ValueError(f"model.variant is {table['variant']!r}; expected one of {', '.join(variants)}")
 
 
 def _check_trainer(table: dict[str, Any]) -> None:
-    """What `TrainingArguments` lets pass, and a Trainer stumbles over."""
+    """Check values that `TrainingArguments` accepts and a Trainer fails on."""
     for name, least in _LEAST.items():
         if table.get(name, least) < least:
-            raise ValueError(f"trainer.{name} is {table[name]}, but it must be at least {least}")
+            raise ValueError(f"trainer.{name} is {table[name]}; expected at least {least}")
     if table.get("max_steps") == 0:
-        raise ValueError("trainer.max_steps is 0: set a number of steps, or -1 for trainer.num_train_epochs")
+        raise ValueError("trainer.max_steps is 0; expected a number of steps, or -1 for trainer.num_train_epochs")
+    for name in _NEED_WORKERS:
+        if table.get(name) and not table.get("dataloader_num_workers"):
+            value = str(table[name]).lower()
+            remedy = f"set trainer.{name}=false" if value == "true" else f"leave trainer.{name} out"
+            raise ValueError(
+                f"trainer.{name} is {value}; expected at least one worker, but trainer.dataloader_num_workers is 0: "
+                f"set it to 1, or {remedy}"
+            )
 
 
 def _variants() -> list[str]:
@@ -193,11 +212,6 @@ def _variants() -> list[str]:
 
 
 def _read_tables(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        near = get_close_matches(path.stem, [other.stem for other in path.parent.glob("*.toml")], n=1)
-        raise FileNotFoundError(
-            f"there is no recipe {path}" + (f": did you mean {path.parent / near[0]}.toml?" if near else "")
-        )
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -208,38 +222,51 @@ def _parse_override(text: str) -> tuple[str, str, Any]:
     name, equals, literal = text.partition("=")
     table, dot, key = name.strip().partition(".")
     if not (equals and dot and table and key):
-        raise ValueError(f"can not read {text!r}: a value is set as table.key=value, for example trainer.max_steps=24")
+        raise ValueError(f"override {text!r} is not readable; expected table.key=value, such as trainer.max_steps=24")
     try:
         value = tomllib.loads(f"value = {literal}")["value"]
     except tomllib.TOMLDecodeError as error:
         if literal.strip()[:1] in ("[", "{", '"', "'"):
-            raise ValueError(f"can not read the value of {text!r} as TOML: {error}") from error
+            raise ValueError(f"the value of {text!r} is not TOML: {error}") from error
         value = literal.strip()
     return table, key, value
 
 
-def _check_table(where: str, table: str, values: Any, known: dict[str, dict[str, ast.expr]]) -> None:
+def _check_table(where: str, table: str, values: Any, known: _Known) -> None:
     if table not in known:
-        raise ValueError(f"{where}: unknown table {table!r}, {_hint(table, known)}")
+        raise ValueError(f"{where}: unknown table {table!r}; {_nearest(table, known)}")
     if not isinstance(values, dict):
-        raise ValueError(f"{where}: {table} is {values!r}, but it must be a table, [{table}]")
+        raise ValueError(f"{where}: {table} is {values!r}; expected a table, [{table}]")
     for key, value in values.items():
-        name = f"{table}.{key}"
         if key not in known[table]:
-            raise ValueError(
-                f"{where}: unknown key {name!r}, {_hint(name, [f'{table}.{key}' for key in known[table]])}"
-            )
-        if name in _SETTLED:
-            raise ValueError(f"{where}: {name} is settled by the program, leave it out")
-        if name in _LATER:
-            raise ValueError(f"{where}: {name} is left out: publish what was trained by `segformer push`")
+            raise ValueError(f"{where}: unknown key '{table}.{key}'; {_nearest_key(table, key, known)}")
         if not _matches(value, known[table][key]):
             wanted = ast.unparse(known[table][key])
-            raise ValueError(f"{where}: {name} is {value!r} ({type(value).__name__}), but it must be {wanted}")
+            raise ValueError(f"{where}: {table}.{key} is {value!r} ({type(value).__name__}); expected {wanted}")
+    if table == "trainer":
+        check_recipe_arguments(values)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = get_close_matches(name, names, n=1, cutoff=_NEAR)
+    return f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"
+
+
+def _nearest_key(table: str, key: str, known: _Known) -> str:
+    """A hint at a key that is spelt nearly so, or that has the word: of the table first, then of any other."""
+    others = [other for other in known if other not in (table, "trainer")]
+    for each in (table, *others, "trainer"):
+        near = get_close_matches(key, known[each], n=1, cutoff=_NEAR)
+        near += [name for name in known[each] if set(key.split("_")) <= set(name.split("_"))]
+        near += [name for name in known[each] if len(key) > 4 and name.startswith(key)]
+        if near:
+            return f"did you mean '{each}.{near[0]}'?"
+    names = known[table]
+    return f"expected one of {', '.join(names)}" if len(names) < 30 else f"docs/training.md lists the keys of [{table}]"
 
 
 def _matches(value: Any, annotation: ast.expr) -> bool:
-    """Whether a TOML value is of an annotated type; enumerations are checked later, by who knows their values."""
+    """Return True if a TOML value is of an annotated type; enumerations are checked later, by the class they are of."""
     if isinstance(annotation, ast.BinOp):
         return _matches(value, annotation.left) or _matches(value, annotation.right)
     if isinstance(annotation, ast.Subscript):
@@ -249,29 +276,29 @@ def _matches(value: Any, annotation: ast.expr) -> bool:
     return type(value).__name__ == name or (name == "float" and type(value) is int)
 
 
-def _known_fields() -> dict[str, dict[str, ast.expr]]:
+def _known_fields() -> _Known:
     """For each table its keys, and for each of these the annotation of its type."""
-    text, ours = ast.Name("str"), Path(__file__).parents[1]
+    text = ast.Name("str")
+    model = _declared(Path(__file__).parents[1] / "configuration_segformer.py", "SegFormerConfig")
+    arguments = _declared(_package("transformers") / "training_args.py", "TrainingArguments")
     return {
-        "model": {
-            "variant": text,
-            "checkpoint": text,
-            **_declared(ours / "configuration_segformer.py", "SegFormerConfig"),
-        },
-        "data": _declared(ours / "training" / "data_recipe.py", "DataRecipe"),
-        "augmentation": _declared(ours / "config.py", "AugmentationConfig"),
-        "loss": _declared(ours / "config.py", "LossConfig"),
-        "optimizer": _declared(ours / "config.py", "OptimizerConfig"),
-        "evaluation": _declared(ours / "config.py", "InferenceOptions"),
-        "lora": _declared(ours / "training" / "recipe.py", "LoraRecipe"),
-        "trainer": _declared(_package("transformers") / "training_args.py", "TrainingArguments"),
+        "model": {"variant": text, "checkpoint": text, **model},
+        **{table: _annotations(options) for table, options in _OPTIONS.items()},
+        "trainer": arguments,
     }
+
+
+def _annotations(options: type) -> dict[str, ast.expr]:
+    """The annotated fields of a dataclass."""
+    types = {field.name: field.type for field in fields(options)}  # type: ignore[arg-type]
+    texts = {name: kind.__name__ if isinstance(kind, type) else str(kind) for name, kind in types.items()}
+    return {name: ast.parse(text, mode="eval").body for name, text in texts.items()}
 
 
 def _package(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise ValueError(f"the package {name} is not installed: run `make install`")
+        raise ValueError(f"the package {name} is not installed: pip install {name}")
     return Path(spec.origin).parent
 
 
@@ -286,5 +313,4 @@ def _declared(source: Path, class_name: str) -> dict[str, ast.expr]:
     }
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
-    return f"did you mean {get_close_matches(name, known, n=1, cutoff=0)[0]!r}?"
+__all__ = ["Recipe", "find_recipe", "list_recipes", "read_recipe", "recipe_folder"]

@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, and a picture of what the model sees."""
+"""Report of a run: progress bar, metrics.json and figures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,20 +12,21 @@ from ..evaluation.evaluate import Evaluation
 from ..evaluation.metrics import confusion_matrix, scores
 from ..files import write_json
 from ..inference.segmenter import predict
-from ..visualization import Color, Stretch, colorize, displayable, draw_confusion, figure
+from ..visualization import Color, Stretch, colorize, displayable, figure
 from .data import Data
+from .plots import draw_confusion, save_plot
 from .recipe import Recipe
 
 _NUM_DRAWN = 4
 
-Sample = tuple[Image.Image | np.ndarray, np.ndarray, np.ndarray]  # picture, true and predicted label map (H, W)
+Sample = tuple[Image.Image | np.ndarray, np.ndarray, np.ndarray]  # image, mask and prediction (H, W)
 
 
 class ProgressBar(ProgressCallback):
-    """The Trainer's bar with the newest numbers at its end, where the original prints a dictionary for each."""
+    """The Trainer's progress bar with the newest numbers at its end; the original prints a dictionary for each."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Show the loss, and mean IoU once there is one."""
+        """Show the loss, and mean IoU once it is known."""
         if self.training_bar is None or not logs:
             return
         shown = {"loss": logs.get("loss"), "mIoU": logs.get("eval_mean_iou")}
@@ -37,21 +38,21 @@ def write_evaluation(evaluation: Evaluation, recipe: Recipe, folder: Path) -> No
     """Write `metrics.json` and `confusion.png`.
 
     Raises:
-        OSError: if they can not be written.
+        OSError: if they cannot be written.
     """
     data = recipe.data
     split = f"{100 * data.eval_share:g} % of {data.train_split}" if data.eval_share else data.eval_split_name
     write_json(evaluation.to_json(data.title or data.source, split, recipe.evaluation), folder / "metrics.json")
-    draw_confusion(evaluation.matrix, evaluation.names).save(folder / "confusion.png")
+    save_plot(folder / "confusion.png", draw_confusion, evaluation.matrix, evaluation.names)
 
 
 def spread(length: int, count: int = _NUM_DRAWN) -> list[int]:
-    """Up to `count` indices, spread evenly."""
+    """Return up to `count` indices, spread evenly."""
     return np.linspace(0, length - 1, min(count, length)).astype(int).tolist()
 
 
 def predict_some(model: PreTrainedModel, data: Data) -> list[Sample]:
-    """A few pictures of the evaluation data, with what the model predicts at its processor's size."""
+    """Predict a few images of the evaluation data, whole and once."""
     rows = [data.evaluation[index] for index in spread(len(data.evaluation))]
     return [
         (row["image"], row["label"], predict(model, data.processor, row["image"], row["label"].shape).cpu().numpy())
@@ -60,25 +61,36 @@ def predict_some(model: PreTrainedModel, data: Data) -> list[Sample]:
 
 
 def draw_predictions(samples: Sequence[Sample], names: Sequence[str], palette: Sequence[Color]) -> Image.Image:
-    """A figure with picture, truth and prediction in a row, and the share of right pixels below.
+    """Draw image, mask and prediction in a row for each sample, with the share of correct pixels below.
 
     Args:
-        samples: of each row.
-        names: of the K classes.
+        samples: one for each row.
+        names: names of the K classes.
         palette: one colour a class.
     """
     names, palette = with_background(names, palette)
     stretch = Stretch.of_images(image for image, _, _ in samples)
     rows, captions = [], []
-    for image, truth, prediction in samples:
-        rows.append([displayable(image, stretch), colorize(truth, palette), colorize(prediction, palette)])
-        share = scores(confusion_matrix(prediction, truth, len(names)))["overall_accuracy"]
-        captions.append(f"{100 * share:.1f} % of the pixels are right")
-    return figure(rows, ("picture", "truth", "prediction"), names, palette, captions)
+    for image, mask, prediction in samples:
+        rows.append([displayable(image, stretch), colorize(mask, palette), colorize(prediction, palette)])
+        share = scores(confusion_matrix(prediction, mask, len(names)))["overall_accuracy"]
+        captions.append(f"{100 * share:.1f} % of the pixels are correct")
+    return figure(rows, ("image", "mask", "prediction"), names, palette, captions)
 
 
 def with_background(names: Sequence[str], palette: Sequence[Color]) -> tuple[list[str], list[Color]]:
-    """Names and colours of the labels: a single class has two, 0 and 1."""
+    """Return names and colours of the labels; a single class has two labels, 0 and 1."""
     if len(names) == 1:
         return ["background", *names], [(214, 209, 196), *palette]
     return [*names], [*palette]
+
+
+__all__ = [
+    "ProgressBar",
+    "Sample",
+    "draw_predictions",
+    "predict_some",
+    "spread",
+    "with_background",
+    "write_evaluation",
+]

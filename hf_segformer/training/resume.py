@@ -1,16 +1,17 @@
-"""Which checkpoint a run can go on from: the newest one that is whole.
+"""The newest whole checkpoint of a run.
 
-A run that is cut off while it writes leaves a checkpoint that looks like one and fails, or worse, on loading.
+A run that is cut off while it writes leaves a checkpoint that looks like one and fails, or worse, when it is loaded.
 """
 
 import json
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-# The Trainer writes its state last; without the others it could not go on where it was.
+# The Trainer writes its state last; without the others a run cannot go on from where it was.
 _NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
@@ -21,7 +22,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_whole_checkpoint(folder: Path) -> Path:
-    """Find the newest checkpoint that is whole, and say which newer ones are not.
+    """Find the newest checkpoint that is whole, and print which newer ones are not.
 
     Args:
         folder: the run's `trainer.output_dir`.
@@ -34,13 +35,13 @@ def newest_whole_checkpoint(folder: Path) -> Path:
         defect = find_defect(checkpoint)
         if defect is None:
             return checkpoint
-        print(f"Passing over {checkpoint}, which is broken: {defect}")
+        print(f"Skipping {checkpoint}, which is broken: {defect}")
     found = f"none of its {len(checkpoints)} is whole" if checkpoints else "it holds none"
     raise ValueError(f"no checkpoint in {folder} to resume from, {found}: run without --resume to start anew")
 
 
 def find_defect(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every file is opened, and read through where it has a checksum."""
+    """Return the first defect of a checkpoint, or None: every file is opened, and read where it has a checksum."""
     names = {path.name for path in checkpoint.iterdir()}
     adapters = any(name.startswith("adapter_") for name in names)
     needed = [*_NEEDED, "adapter_config.json" if adapters else "config.json"]
@@ -58,6 +59,21 @@ def find_defect(checkpoint: Path) -> str | None:
             except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
                 return f"{path.name} does not open ({error})"
     return None
+
+
+def read_run_id(checkpoint: Path) -> str | None:
+    """Return the identity of the run that wrote a checkpoint; None where it has none."""
+    callbacks = read_json_or_empty(checkpoint / "trainer_state.json").get("stateful_callbacks") or {}
+    return callbacks.get("SegFormerTrainer", {}).get("attributes", {}).get("run_id")
+
+
+def read_json_or_empty(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty where the file is missing, cut off or holds something else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _open(path: Path) -> None:
@@ -80,3 +96,6 @@ def _open(path: Path) -> None:
 
 def _step(checkpoint: Path) -> str:
     return checkpoint.name.removeprefix("checkpoint-")
+
+
+__all__ = ["find_defect", "list_checkpoints", "newest_whole_checkpoint", "read_json_or_empty", "read_run_id"]

@@ -1,4 +1,4 @@
-"""One training run, from a recipe to a folder with a model that was loaded again and checked."""
+"""A training run, from a recipe to a folder with a model that was loaded again and checked."""
 
 import errno
 import re
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForSemanticSegmentation,
-    ProgressCallback,
     TrainerState,
     TrainingArguments,
     logging,
@@ -23,134 +22,142 @@ from transformers import (
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 
+from ..config import LoraConfig
 from ..configuration_segformer import VARIANTS
-from ..conversion.checkpoints import read_json
-from ..data.transforms import EpochSampler, EvalDataset, TrainDataset, TrainStream, collate
+from ..data.transforms import EpochSampler, TrainDataset, TrainStream
 from ..evaluation.evaluate import evaluate
-from ..evaluation.metrics import SegmentationMetrics
+from ..files import read_json
 from ..hub.model_card import write_card
 from .callbacks import StopAfterStep, StopAtNonFinite
 from .data import Data, load_data
 from .data_checks import check_classes, check_data, format_counts, show_batch
 from .losses import SegmentationLoss, class_weights
-from .recipe import LoraRecipe, Recipe
-from .report import ProgressBar, draw_predictions, predict_some, spread, write_evaluation
-from .resume import list_checkpoints, newest_whole_checkpoint
-from .run_record import build_run_record, write_training
-from .tracking import LogPredictions
-from .trainer import SegFormerTrainer
+from .recipe import Recipe
+from .recipe_trainer import RecipeTrainer
+from .report import draw_predictions, predict_some, spread, write_evaluation
+from .resume import newest_whole_checkpoint
+from .run_folder import RunFolder
+from .run_record import build_run_record, write_run_record
 
-# What PyTorch's zip writer and safetensors say of it; their errors have no number.
+# Messages of PyTorch's zip writer and of safetensors; their errors have no number.
 _FULL_DISK = re.compile(r"PytorchStreamWriter|inline_container|iostream error|os error (28|27|122)\b|No space left")
 
 
-def fine_tune(recipe: Recipe, resume: bool = False) -> Path:
+def fine_tune(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Path:
     """Check the data, train, evaluate, save, load again, check and draw.
 
     Args:
-        recipe: what to do.
+        recipe: description of the run.
         resume: go on from the newest whole checkpoint in `trainer.output_dir`.
+        overwrite: if that folder holds a finished run, move it away and take its place.
 
     Returns:
-        that folder; it holds the final model and its processor, its card, `metrics.json`, `training.json` and pictures.
+        that folder; it holds the final model and its processor, its card, `metrics.json`, `training.json` and figures.
 
     Raises:
-        ValueError: if the recipe's values, the data or the checkpoints do not fit, or training came to nothing.
-        OSError: if files are missing or can not be read or written.
+        ValueError: if the recipe's values, the data or the checkpoints do not fit, another run uses the folder, or not
+            one step was trained.
+        OSError: if files are missing or cannot be read or written.
         KeyboardInterrupt: if it was stopped; there is a checkpoint then.
     """
-    if recipe.lora.rank and not recipe.model.get("checkpoint"):
-        raise ValueError("lora.rank is set, but adapters can not make up for a random encoder: set model.checkpoint")
     arguments = training_arguments(recipe)
-    folder = Path(arguments.output_dir)
-    checkpoint = newest_whole_checkpoint(folder) if resume else None
-    # Wrong values are told before pictures are drawn or read.
-    config, loss, _, _, _ = (
-        fresh_config(recipe.model),
-        recipe.loss,
-        recipe.augmentation,
-        recipe.optimization,
-        recipe.evaluation,
-    )
-    data = load_data(recipe.data, config.num_channels)
+    folder, is_main = Path(arguments.output_dir), arguments.process_index == 0
+    with RunFolder(folder, is_owner=is_main) as run:
+        checkpoint = newest_whole_checkpoint(folder) if resume else None
+        if checkpoint is not None:
+            run.check_checkpoint(checkpoint)
+        elif is_main:
+            run.check_free(overwrite)
+        data, loss = _prepare_data(recipe, arguments, checkpoint)
+        set_seed(arguments.seed)
+        model = build_model(recipe.model, data.names)
+        model.config.palette = [list(color) for color in data.palette]  # colours of its segmentation maps
+        if checkpoint is not None:
+            check_resumable(checkpoint, model.config, recipe.lora)
+        if is_main:
+            if checkpoint is None and (archive := run.archive_previous_run()):
+                print(f"{folder} held an earlier run, which is now {archive} (--resume would have gone on with it)")
+            announce(model, data, arguments, checkpoint)
+        trainer = build_trainer(model, arguments, recipe, loss, data)
+        if checkpoint is not None and is_finished(checkpoint, arguments):
+            restore_finished_run(trainer, checkpoint)
+        else:
+            with translate_disk_full(folder):
+                train(trainer, checkpoint)
+        finish(trainer, recipe, data, folder)
+    return folder
+
+
+def _prepare_data(recipe: Recipe, arguments: TrainingArguments, checkpoint: Path | None) -> tuple[Data, Any]:
+    """Load and check the data before an earlier run is archived; the loss has numbers for class weights."""
     is_main = arguments.process_index == 0
-    if recipe.model.get("checkpoint") and (told := check_classes(data.names, config.id2label)) and is_main:
-        print(told)
+    config, loss = fresh_config(recipe.model), recipe.loss
+    data = load_data(recipe.data, config.num_channels)
+    if recipe.model.get("checkpoint") and (remark := check_classes(data.names, config.id2label)) and is_main:
+        print(remark)
     if checkpoint is None or isinstance(loss.class_weights, str):
         counts = check_data(data, len(data.names), quiet=not is_main)
         if is_main:
             print(format_counts(counts, data.names), end="\n\n")
         if isinstance(loss.class_weights, str):
             loss = replace(loss, class_weights=class_weights(counts[0, :-1].tolist(), loss.class_weights))
-    if not data.is_stream:  # of which a thousand rows would be fetched for one
-        first_samples(data, recipe, 1)  # what does not go together is told before an earlier run is put aside
+    if not data.is_stream:  # a stream would fetch a thousand rows for one
+        first_samples(data, recipe, 1)
     check_best_metric(arguments, data.names)
-    set_seed(arguments.seed)
-    model = build_model(recipe.model, data.names)
-    model.config.palette = [list(color) for color in data.palette]  # for label maps, once it is trained
-    if checkpoint is not None:
-        check_resumable(checkpoint, model.config, recipe.lora)
-    if is_main:
-        if checkpoint is None:
-            archive_previous_run(folder)
-        announce(model, data, arguments, checkpoint)
-    trainer = build_trainer(model, arguments, recipe, loss, data)
-    if checkpoint is not None and is_finished(checkpoint, arguments):
-        take_over(trainer, checkpoint)
-    else:
-        with translate_disk_full(folder):
-            train(trainer, checkpoint)
-    finish(trainer, recipe, data, folder)
-    return folder
+    return data, loss
 
 
-def inspect_data(recipe: Recipe, check: bool, picture: Path | None) -> None:
+def inspect_data(recipe: Recipe, check: bool, figure: Path | None) -> None:
     """Look at the data as a run would, and train nothing.
 
     Args:
-        recipe: whose data.
-        check: whether to read all of it and print the share of each class.
-        picture: file to draw the first training batch to.
+        recipe: description of the run.
+        check: read all of the data and print the share of each class.
+        figure: file to draw the first training batch to.
 
     Raises:
         ValueError: if something is wrong with the data.
-        OSError: if files are missing or can not be read or written.
+        OSError: if files are missing or cannot be read or written.
     """
     config = fresh_config(recipe.model)
     data = load_data(recipe.data, config.num_channels)
     if check:
         print(format_counts(check_data(data, len(data.names)), data.names))
-    if picture is not None:
+    if figure is not None:
         batch = first_samples(data, recipe, training_arguments(recipe).train_batch_size)
-        show_batch(batch, data.names, data.palette, data.processor, picture)
-        print(f"{picture}  what the model is fed")
+        show_batch(batch, data.names, data.palette, data.processor, figure)
+        print(f"{figure}  the model's input in the first step")
 
 
-def train(trainer: SegFormerTrainer, checkpoint: Path | None) -> None:
-    """Train to the end, or until somebody stops it.
+def train(trainer: RecipeTrainer, checkpoint: Path | None) -> None:
+    """Train to the end, or until a signal stops it.
 
     Raises:
-        ValueError: if not one step was taken.
-        KeyboardInterrupt: after a checkpoint was saved, if it was stopped.
+        ValueError: if not one step was trained.
+        KeyboardInterrupt: after a checkpoint was saved, if a signal stopped it.
     """
     stop = StopAfterStep(trainer)
     trainer.add_callback(stop)
     trainer.add_callback(StopAtNonFinite())
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except Exception:
+    except Exception as error:
         print(file=sys.stderr)  # ends the line of the progress bar
+        message = str(error)
+        if "Original Traceback" in message:  # of a loader's worker
+            message = re.split(rf"^(?:[\w.]+\.)?{type(error).__name__}: ", message, flags=re.MULTILINE)[-1]
+            raise type(error)(" ".join(message.split())) from error
         raise
     finally:
-        stop.unlisten()
+        stop.restore_handlers()
     if stop.stopped:
         raise KeyboardInterrupt
     if not trainer.state.global_step:
         raise ValueError("nothing was trained: no batch was full, and trainer.dataloader_drop_last drops all others")
 
 
-def finish(trainer: SegFormerTrainer, recipe: Recipe, data: Data, folder: Path) -> None:
-    """Save, evaluate, load again and compare; write numbers, pictures and the card."""
+def finish(trainer: RecipeTrainer, recipe: Recipe, data: Data, folder: Path) -> None:
+    """Save, evaluate, load again and compare; write metrics, figures, the run record and the card."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if recipe.lora.rank:
         model = model.merge_and_unload()
@@ -160,24 +167,24 @@ def finish(trainer: SegFormerTrainer, recipe: Recipe, data: Data, folder: Path) 
     evaluation = evaluate(model, data.processor, data.evaluation, recipe.evaluation, names=data.names)
     if not trainer.is_world_process_zero():
         return
-    print(f"\nOn {evaluation.num_images} pictures that it was not trained on, in percent:\n")
+    print(f"\nOn {evaluation.num_images} images that it was not trained on, in percent:\n")
     print(evaluation.format_table())
     write_evaluation(evaluation, recipe, folder)
     samples = predict_some(check_saved(model, data, folder), data)
     draw_predictions(samples, data.names, data.palette).save(folder / "prediction.png")
-    facts = build_run_record(trainer, recipe=recipe.tables, title=recipe.data.title, terms=recipe.data.terms)
-    write_training(folder, facts)
+    record = build_run_record(trainer, recipe=recipe.tables, title=recipe.data.title, terms=recipe.data.terms)
+    write_run_record(folder, record)
     write_card(folder)
     print("\nThe model was loaded again from its folder by AutoModelForSemanticSegmentation and predicts the same.")
-    print(f"  {folder / 'prediction.png'}  picture, truth and prediction")
-    print(f"  {folder / 'metrics.json'}  the numbers above")
-    print(f"  {folder / 'README.md'}  the model's card, for publishing")
+    print(f"  {folder / 'prediction.png'}  image, mask and prediction")
+    print(f"  {folder / 'metrics.json'}  the metrics above")
+    print(f"  {folder / 'README.md'}  the model card")
     print(f"  {folder}  the model, for from_pretrained")
 
 
 @contextmanager
 def translate_disk_full(folder: Path) -> Iterator[None]:
-    """Turns what PyTorch, safetensors and Python say of a full disk into one sentence.
+    """Turn the errors of PyTorch, safetensors and Python on a full disk into one line.
 
     Raises:
         OSError: names the folder.
@@ -189,25 +196,26 @@ def translate_disk_full(folder: Path) -> Iterator[None]:
         if not full and not _FULL_DISK.search(str(error)):
             raise
         raise OSError(
-            f"{folder} can not be written to, its disk is full: checkpoints that were finished are still good; make "
+            f"{folder} cannot be written to, its disk is full: checkpoints that were finished are still good; make "
             "room, then go on with --resume"
         ) from error
 
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
-    """The recipe's `[trainer]`, and what label maps need beside it.
+    """The recipe's `[trainer]` with the defaults of segmentation.
 
     Raises:
-        ValueError: if a value is impossible.
+        ValueError: if a value is out of range.
     """
-    logging.disable_progress_bar()  # those of reading and writing weights, which would tear the one of the training
+    logging.disable_progress_bar()  # those of reading and writing weights, which would break up the training's
     defaults = {
-        "remove_unused_columns": False,  # the transforms need the pictures
-        "batch_eval_metrics": True,  # a matrix of counts is kept, never the logits of all pictures
+        "remove_unused_columns": False,  # the transforms need the images
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": not torch.accelerator.is_available(),  # else bf16 is refused there
     }
+    if recipe.trainer.get("load_best_model_at_end"):
+        defaults["metric_for_best_model"] = "mean_iou"
     return TrainingArguments(**{**defaults, **recipe.trainer})
 
 
@@ -215,25 +223,42 @@ def fresh_config(table: dict[str, Any], **labels: Any) -> SegFormerConfig:
     """The configuration of the recipe's `[model]`.
 
     Raises:
-        ValueError: if a value is impossible.
-        OSError: if the checkpoint can not be read.
+        ValueError: if a value is out of range.
+        OSError: if the checkpoint cannot be read.
     """
     fields = {key: value for key, value in table.items() if key not in ("variant", "checkpoint")}
     if table.get("checkpoint"):
-        return SegFormerConfig.from_pretrained(table["checkpoint"], **fields, **labels)
+        return SegFormerConfig.from_pretrained(locate_checkpoint(table["checkpoint"]), **fields, **labels)
     return SegFormerConfig.from_variant(table["variant"], **fields, **labels)
 
 
+def locate_checkpoint(source: str) -> Path:
+    """The local path of `model.checkpoint`, downloaded if it is a Hub repository.
+
+    Raises:
+        OSError: if there is no such folder or repository, or the Hub cannot be reached; one line with the remedy.
+    """
+    from ..conversion.checkpoints import locate
+
+    try:
+        return locate(source)
+    except OSError as error:
+        raise OSError(
+            f"model.checkpoint is {source}, which cannot be loaded ({' '.join(str(error).split())}); expected a folder "
+            "with a model, or a Hub repository and a network"
+        ) from error
+
+
 def build_model(table: dict[str, Any], names: Sequence[str]) -> SegFormerForSemanticSegmentation:
-    """A fresh network of a variant, or the weights of a checkpoint with a head for these classes.
+    """Build a fresh network of a variant, or load a checkpoint with a head for these classes.
 
     Args:
         table: the recipe's `[model]`; with `checkpoint` its `variant` is not used.
-        names: of the classes.
+        names: class names.
 
     Raises:
-        ValueError: if a value is impossible, or the checkpoint holds no SegFormer encoder of its config's shape.
-        OSError: if the checkpoint can not be read.
+        ValueError: if a value is out of range, or the checkpoint holds no SegFormer encoder of its config's shape.
+        OSError: if the checkpoint cannot be read.
     """
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     source = table.get("checkpoint")
@@ -241,31 +266,35 @@ def build_model(table: dict[str, Any], names: Sequence[str]) -> SegFormerForSema
         return SegFormerForSemanticSegmentation(fresh_config(table, **labels))
     fields = {key: value for key, value in table.items() if key not in ("variant", "checkpoint")}
     model, found = SegFormerForSemanticSegmentation.from_pretrained(
-        source, ignore_mismatched_sizes=True, output_loading_info=True, **fields, **labels
+        locate_checkpoint(source), ignore_mismatched_sizes=True, output_loading_info=True, **fields, **labels
     )
     fresh = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
     lost = sorted(key for key in fresh if key.startswith("segformer."))
     if lost:
-        raise ValueError(f"{source} does not fit: {len(lost)} weights of the encoder are not in it, {lost[0]} first")
+        raise ValueError(f"model.checkpoint {source} lacks {len(lost)} weights of the encoder, {lost[0]} first")
+    if not Path(source).exists():
+        model.config._name_or_path = source  # the run record names a repository, never a cache folder
     return model
 
 
 def check_best_metric(arguments: TrainingArguments, names: Sequence[str]) -> None:
-    """See that the evaluation gives the number by which the best checkpoint is to be told.
+    """Check that evaluation measures the metric that chooses the best checkpoint.
 
     Raises:
         ValueError: if it does not; the Trainer would say so after the first evaluation.
     """
-    wanted = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
+    if arguments.metric_for_best_model is None:
+        return
+    wanted = arguments.metric_for_best_model.removeprefix("eval_")
     shown = ("background", *names) if len(names) == 1 else names
     by_class = [f"{kind}_{name}" for kind in ("iou", "accuracy") for name in shown]
-    known = ["loss", "mean_iou", "mean_accuracy", "overall_accuracy", *by_class]
+    known = ["mean_iou", "mean_accuracy", "overall_accuracy", *by_class]
     if wanted not in known:
-        raise ValueError(f"trainer.metric_for_best_model is {wanted!r}, but it must be one of {', '.join(known)}")
+        raise ValueError(f"trainer.metric_for_best_model is {wanted!r}; expected one of {', '.join(known)}")
 
 
-def check_resumable(checkpoint: Path, config: SegFormerConfig, recipe: LoraRecipe) -> None:
-    """See that a checkpoint holds the network, or the adapters, that the recipe describes.
+def check_resumable(checkpoint: Path, config: SegFormerConfig, recipe: LoraConfig) -> None:
+    """Check that a checkpoint holds the network, or the adapters, that the recipe describes.
 
     Raises:
         ValueError: if it does not.
@@ -273,7 +302,7 @@ def check_resumable(checkpoint: Path, config: SegFormerConfig, recipe: LoraRecip
     path = checkpoint / "adapter_config.json"
     if path.is_file() != bool(recipe.rank):
         kind = "adapters" if path.is_file() else "a whole network"
-        raise ValueError(f"{checkpoint} holds {kind}, but lora.rank is {recipe.rank}: resume what was started")
+        raise ValueError(f"{checkpoint} holds {kind}, but lora.rank is {recipe.rank}; expected the recipe of its run")
     if recipe.rank:
         adapters = read_json(path)
         saved = (adapters.get("r"), adapters.get("lora_alpha"), sorted(adapters.get("target_modules") or ()))
@@ -285,55 +314,37 @@ def check_resumable(checkpoint: Path, config: SegFormerConfig, recipe: LoraRecip
         pairs = [(name, getattr(network, name), getattr(config, name)) for name in fields]
     for name, found, wanted in pairs:
         if found != wanted:
-            raise ValueError(
-                f"{checkpoint} has {name} {found}, but the recipe asks for {wanted}: resume what was started"
-            )
-
-
-def archive_previous_run(folder: Path) -> None:
-    """Rename the folder of an earlier run, so that runs never mix and none is lost.
-
-    Raises:
-        ValueError: if the folder holds something else than a run.
-    """
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not (list_checkpoints(folder) or (folder / "config.json").is_file()):
-        raise ValueError(f"{folder} holds files, but no earlier run: give another trainer.output_dir")
-    numbers = (number for number in count(1) if not folder.with_name(f"{folder.name}.{number}").exists())
-    aside = folder.with_name(f"{folder.name}.{next(numbers)}")
-    folder.rename(aside)
-    print(f"{folder} held an earlier run, which is now {aside} (--resume would have gone on with it)")
+            raise ValueError(f"the recipe's {name} is {wanted}; expected {found}, as in {checkpoint}")
 
 
 def is_finished(checkpoint: Path, arguments: TrainingArguments) -> bool:
-    """Whether a checkpoint is the last of its run; the Trainer would take one more step."""
+    """Return True if a checkpoint is the last of its run; the Trainer would take one more step."""
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if arguments.max_steps > 0:
         return state.global_step >= arguments.max_steps
     return (state.epoch or 0) >= arguments.num_train_epochs
 
 
-def take_over(trainer: SegFormerTrainer, checkpoint: Path) -> None:
-    """Give the trainer the weights and the log of a finished run."""
+def restore_finished_run(trainer: RecipeTrainer, checkpoint: Path) -> None:
+    """Load weights and log of a finished run into the trainer."""
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     trainer._load_from_checkpoint(best if best and Path(best).is_dir() else str(checkpoint))
 
 
-def with_adapters(model: SegFormerForSemanticSegmentation, recipe: LoraRecipe):
-    """The model with low-rank adapters (PEFT), and its head trained whole.
+def with_adapters(model: SegFormerForSemanticSegmentation, recipe: LoraConfig):
+    """Wrap the model with low-rank adapters (PEFT); its head is trained whole.
 
     Raises:
         ValueError: if PEFT is not installed, or no layer has such a name.
     """
     try:
-        from peft import LoraConfig, get_peft_model
+        import peft
     except ImportError as error:
         raise ValueError("lora.rank is set, but PEFT is not installed: pip install peft") from error
-    return get_peft_model(
+    return peft.get_peft_model(
         model,
-        LoraConfig(
+        peft.LoraConfig(
             r=recipe.rank,
             lora_alpha=recipe.alpha,
             lora_dropout=recipe.dropout,
@@ -344,13 +355,13 @@ def with_adapters(model: SegFormerForSemanticSegmentation, recipe: LoraRecipe):
 
 
 def train_samples(data: Data, recipe: Recipe) -> TrainDataset | TrainStream:
-    """Training samples as the recipe varies them."""
+    """Training samples with the recipe's augmentation."""
     kind = TrainStream if data.is_stream else TrainDataset
     return kind(data.train, recipe.augmentation, data.processor, recipe.data.seed)
 
 
 def first_samples(data: Data, recipe: Recipe, number: int) -> list[dict[str, torch.Tensor]]:
-    """As many samples as there are, up to a number, as an epoch might begin."""
+    """Up to `number` samples, as an epoch might begin."""
     samples = train_samples(data, recipe)
     if isinstance(samples, TrainStream):
         return list(islice(samples, number))
@@ -363,38 +374,26 @@ def build_trainer(
     recipe: Recipe,
     loss: SegmentationLoss,
     data: Data,
-) -> SegFormerTrainer:
-    """A Trainer on the recipe's data, with its loss, and with IoU by class as its metric."""
+) -> RecipeTrainer:
+    """Build a Trainer on the recipe's data, with its loss and its evaluation."""
     model.loss_function = loss
-    metrics = SegmentationMetrics(data.names)
-    trainer = SegFormerTrainer(
-        model=with_adapters(model, recipe.lora) if recipe.lora.rank else model,
-        args=arguments,
-        data_collator=collate,
-        train_dataset=train_samples(data, recipe),
-        eval_dataset=EvalDataset(data.evaluation, data.processor),
-        processing_class=data.processor,
-        compute_metrics=metrics,
-        preprocess_logits_for_metrics=metrics.preprocess_logits,
-        optimization=recipe.optimization,
+    return RecipeTrainer(
+        with_adapters(model, recipe.lora) if recipe.lora.rank else model,
+        arguments,
+        data,
+        train_samples(data, recipe),
+        recipe,
     )
-    trainer.add_callback(LogPredictions(trainer, data))
-    if not arguments.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(ProgressBar())
-    return trainer
 
 
 def announce(model, data: Data, arguments: TrainingArguments, checkpoint: Path | None) -> None:
-    """Say what is going to happen."""
+    """Print what the run trains, on which data and where."""
     length = f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs"
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
     print(f"Model    SegFormer, {model.num_parameters():,} parameters, {len(data.names)} classes")
-    count = "a stream of" if data.is_stream else len(data.train)
-    print(f"Data     {count} pictures to train on, {len(data.evaluation)} others to evaluate on")
-    print(
-        f"Training {length} of {batch} pictures on {arguments.device}" + (f", from {checkpoint}" if checkpoint else "")
-    )
+    number = "a stream of" if data.is_stream else len(data.train)
+    print(f"Data     {number} images to train on, {len(data.evaluation)} others to evaluate on")
+    print(f"Training {length} of {batch} images on {arguments.device}" + (f", from {checkpoint}" if checkpoint else ""))
     print(f"Folder   {arguments.output_dir}\n", flush=True)
 
 
@@ -407,7 +406,7 @@ def check_saved(
         the loaded model.
 
     Raises:
-        ValueError: if the loaded model's logits are not those of the trained one.
+        ValueError: if the loaded model's logits differ from those of the trained one.
     """
     loaded = AutoModelForSemanticSegmentation.from_pretrained(folder).to(trained.device).eval()
     processor = SegFormerImageProcessor.from_pretrained(folder)
@@ -419,3 +418,25 @@ def check_saved(
         if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3):
             raise ValueError(f"the model loaded from {folder} does not predict what the trained one does")
     return loaded
+
+
+__all__ = [
+    "build_model",
+    "build_trainer",
+    "check_best_metric",
+    "check_resumable",
+    "check_saved",
+    "fine_tune",
+    "finish",
+    "first_samples",
+    "fresh_config",
+    "inspect_data",
+    "is_finished",
+    "locate_checkpoint",
+    "restore_finished_run",
+    "train",
+    "train_samples",
+    "training_arguments",
+    "translate_disk_full",
+    "with_adapters",
+]

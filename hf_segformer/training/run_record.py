@@ -1,6 +1,6 @@
-"""What is known of a training run: gathered from its Trainer, and kept as training.json and curve.png.
+"""Run record: the facts of a training run that its model card shows, kept as training.json and curve.png.
 
-The model card tells it; nothing in it says where the run lay or who made it.
+It holds nothing about places on the machine or the people who ran it.
 """
 
 import math
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_json
+from ..hub.model_card import is_hub_id
 from ..version import __version__
-from .plots import draw_curve
+from .plots import draw_curve, save_plot
 
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-# Where a run lay on somebody's machine, and what it signed in with, is no part of a recipe.
+# Paths and credentials of the machine are left out of the record.
 _PRIVATE = ("root", "output_dir", "logging_dir", "hub_token", "push_to_hub", "hub_model_id", "report_to", "run_name")
 _ARGUMENTS = ("learning_rate", "weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "seed")
 _SWITCHES = ("bf16", "fp16", "gradient_checkpointing", "torch_compile")
@@ -36,36 +36,39 @@ def build_run_record(
     base_model: str | None = None,
     license: str | None = None,
 ) -> dict[str, Any]:
-    """What is known of a training run: its arguments, course, length, machine and versions.
+    """Collect arguments, loss curve, length, machine and versions of a training run.
 
-    Names of machines, folders and tokens are not among it.
+    Names of machines, folders and tokens are left out.
 
     Args:
         trainer: any `Trainer` that has trained.
-        recipe: the run's tables; those of `training.finetune`.
+        recipe: the run's tables, if it followed a recipe.
         title: name of the training data.
-        terms: under which they may be used.
-        hub_id: their repository on the Hub.
-        num_images: that were trained on; by default the length of the training data, if they have one.
+        terms: terms of use of the training data.
+        hub_id: the data's repository on the Hub.
+        num_images: number of training images; by default the length of the training data, if they have one.
         base_model: repository of the weights that training began with; by default where the model came from, if that
             was the Hub.
         license: of the model, in the Hub's words.
 
     Returns:
-        what training.json holds; what is not known is left out.
+        the content of training.json; unknown facts are left out.
     """
     arguments, state = trainer.args, trainer.state
     has_length = hasattr(trainer.train_dataset, "__len__")
     if num_images is None and has_length:
         num_images = len(trainer.train_dataset)
     origin = base_model or getattr(trainer.model.config, "_name_or_path", "") or ""
-    batch_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    per_process = (
+        getattr(state, "train_batch_size", None) or arguments.train_batch_size
+    )  # auto_find_batch_size lowers it
+    batch_size = per_process * arguments.gradient_accumulation_steps * arguments.world_size
     hours = max((row["hours"] for row in state.log_history if "hours" in row), default=None)
-    facts = {
+    record = {
         "recipe": _without_private(recipe or {}),
         "arguments": _arguments(trainer),
         "steps": state.global_step,
-        "epochs": round(state.epoch or 0, 3) if has_length else None,  # of a stream nobody knows
+        "epochs": round(state.epoch or 0, 3) if has_length else None,  # a stream has no length
         "hours": hours and round(hours, 4),
         "batch_size": batch_size,
         "hardware": _hardware(arguments),
@@ -77,33 +80,28 @@ def build_run_record(
         "evaluation": _last_evaluation(trainer),
         "curve": [row for row in map(_curve_row, state.log_history) if len(row) > 1],
     }
-    return _known(facts)
+    return _known(record)
 
 
-def write_training(folder: str | Path, facts: dict[str, Any]) -> None:
+def write_run_record(folder: str | Path, record: dict[str, Any]) -> None:
     """Write training.json, and curve.png if there is a curve to draw.
 
     Args:
-        folder: where the model lies.
-        facts: see `build_run_record`.
+        folder: the model's folder.
+        record: what `build_run_record` gives.
 
     Raises:
-        OSError: if a file can not be written.
+        OSError: if a file cannot be written.
     """
     folder = Path(folder)
-    write_json(facts, folder / "training.json")
+    write_json(record, folder / "training.json")
     (folder / "curve.png").unlink(missing_ok=True)
-    if any("loss" in row or "eval_mean_iou" in row for row in facts.get("curve", ())):
-        draw_curve(facts["curve"]).save(folder / "curve.png")
-
-
-def is_hub_id(name: Any) -> bool:
-    """Whether it can be the name of a repository on the Hub, `owner/name`."""
-    return isinstance(name, str) and _HUB_ID.fullmatch(name) is not None
+    if any("loss" in row or "eval_mean_iou" in row for row in record.get("curve", ())):
+        save_plot(folder / "curve.png", draw_curve, record["curve"])
 
 
 def _known(values: dict[str, Any]) -> dict[str, Any]:
-    """Without what is empty or None."""
+    """Drop what is empty or None."""
     return {key: value for key, value in values.items() if value not in (None, "", [], {}, 0)}
 
 
@@ -116,7 +114,7 @@ def _without_private(recipe: dict[str, dict[str, Any]]) -> dict[str, dict[str, A
 
 
 def _is_local(value: Any) -> bool:
-    """Whether a value names a place on this machine."""
+    """Return True if a value is a path on this machine."""
     return (
         isinstance(value, str)
         and ("/" in value or "\\" in value)
@@ -127,13 +125,13 @@ def _is_local(value: Any) -> bool:
 def _arguments(trainer: Any) -> dict[str, Any]:
     values = {name: getattr(trainer.args, name) for name in _ARGUMENTS}
     values |= {name: True for name in _SWITCHES if getattr(trainer.args, name, False)}
-    values = {name: getattr(value, "value", value) for name, value in values.items()}  # an enum's own word
-    optimization = getattr(trainer, "optimization", None)
-    return values | (asdict(optimization) if optimization else {})
+    values = {name: getattr(value, "value", value) for name, value in values.items()}  # the value of an enumeration
+    config = getattr(trainer, "optimizer_config", None)
+    return values | (asdict(config) if config else {})
 
 
 def _last_evaluation(trainer: Any) -> dict[str, Any]:
-    """The Trainer's own evaluation of the weights that it holds now, if it made one."""
+    """The Trainer's own evaluation of its current weights, if it made one."""
     state = trainer.state
     step = state.global_step
     if trainer.args.load_best_model_at_end and state.best_global_step:
@@ -147,7 +145,7 @@ def _last_evaluation(trainer: Any) -> dict[str, Any]:
     for index, name in sorted(trainer.model.config.id2label.items()):
         shares = {key: _of_class(row, key, index, name) for key in ("iou", "accuracy")}
         classes.append({"name": name, **shares})
-    # Where no class has a number, the metric gave none by class.
+    # A metric without numbers by class leaves them all None.
     return {
         "step": step,
         **results,
@@ -156,7 +154,7 @@ def _last_evaluation(trainer: Any) -> dict[str, Any]:
 
 
 def _of_class(row: dict[str, Any], key: str, index: int, name: str) -> float | None:
-    """A class's number in a row of the log, from `SegmentationMetrics` or `MeanIoU`."""
+    """Metric of one class in a row of the log, from `SegmentationMetrics` or `MeanIoU`."""
     column = row.get(f"eval_per_category_{key}") or []
     value = row.get(f"eval_{key}_{name}", column[index] if index < len(column) else None)
     return value if _is_number(value) else None
@@ -196,4 +194,4 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-__all__ = ["build_run_record", "is_hub_id", "write_training"]
+__all__ = ["build_run_record", "write_run_record"]

@@ -1,62 +1,120 @@
-"""The Trainer with the optimiser, the schedule and the samples of the paper's recipe, and with our model card."""
+"""`Trainer` with the optimizer, schedule and samples of the paper's recipe, exact metrics, and our model card."""
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..config import OptimizerConfig
 from ..data.transforms import EpochSampler, EvalDataset, TrainDataset, TrainStream
+from ..evaluation.metrics import SegmentationMetrics
 from ..hub.model_card import write_card
-from .run_record import build_run_record, write_training
+from .arguments import check_arguments
+from .collect import Collector
+from .run_folder import RunFolder
+from .run_record import build_run_record, write_run_record
 
 _ENCODER_LAYER = re.compile(r"encoder\.(patch_embeddings|block|layer_norm)\.(\d+)\.(\d+)?")
 _WARMUP_START = 1e-6
+_STATE = "SegFormerTrainer"  # key of our part of trainer_state.json, beside the callbacks' states
 
 
 class SegFormerTrainer(Trainer):
-    """A `Trainer` that optimises as the paper's code does and writes our model card; else it is one.
+    """A `Trainer` for segmentation as in the paper's code, exact in any number of processes.
 
-    - Two learning rates, the head's ten times the encoder's; no weight decay on LayerNorms, on all else there is.
+    - Two learning rates, the head's ten times the encoder's; weight decay on everything but LayerNorms.
     - Linear warm-up (`TrainingArguments.warmup_steps`) times polynomial decay, step i of T at
-      base (1 - i / T)^power. Another `lr_scheduler_type` than the default is used as Transformers has it.
-    - From a `TrainDataset` samples are drawn so that a resumed run sees what an unbroken one would have seen.
+      base (1 - i / T)^power. An `lr_scheduler_type` other than the default is Transformers' own.
+    - From a `TrainDataset` samples are drawn so that a resumed run sees what an uninterrupted one would have seen.
+    - With `SegmentationMetrics`, each process counts its images in a confusion matrix and only the matrices are
+      reduced: images may differ in size, their number need not divide by that of the processes, and the result equals
+      that of one process.
+    - One batch is evaluated before the first step, so that what fails in evaluation fails at once.
+    - One run at a time trains in `output_dir`.
 
     Args:
         *args: as for `Trainer`.
-        optimization: see `OptimizerConfig`.
+        optimizer_config: parameter groups and schedule.
         **kwargs: as for `Trainer`.
+
+    Raises:
+        ValueError: if an argument cannot work for segmentation; the message names it with the remedy.
     """
 
     optimizer: torch.optim.Optimizer | None
     lr_scheduler: Any
 
-    def __init__(self, *args: Any, optimization: OptimizerConfig | None = None, **kwargs: Any):
+    def __init__(self, *args: Any, optimizer_config: OptimizerConfig | None = None, **kwargs: Any):
+        self.optimizer_config = optimizer_config or OptimizerConfig()
+        self.run_id: str | None = None
+        self._collector: Collector | None = None
         super().__init__(*args, **kwargs)
-        self.optimization = optimization or OptimizerConfig()
-        if self.optimization.freeze_encoder:
-            for name, parameter in self.model.named_parameters():
+        self._check_arguments()
+        if self.model_init is None:
+            self._freeze(self.model)
+        self.add_callback(Stopwatch())
+        self.add_callback(_StartOfRun(self))
+
+    def _check_arguments(self) -> None:
+        """Refuse at construction what would fail, or do nothing, later."""
+        arguments = self.args
+        check_arguments(arguments)
+        if arguments.lr_scheduler_type == "linear" and arguments.lr_scheduler_kwargs:
+            raise ValueError(
+                f"lr_scheduler_kwargs is {arguments.lr_scheduler_kwargs} for the paper's schedule; expected "
+                "OptimizerConfig(power=...), in a recipe optimizer.power"
+            )
+        strategy = getattr(arguments, "train_sampling_strategy", "random")
+        if isinstance(self.train_dataset, TrainDataset) and strategy != "random":
+            raise ValueError(f"train_sampling_strategy is {strategy!r}; expected 'random' for a TrainDataset")
+
+    def _freeze(self, model: nn.Module) -> None:
+        if self.optimizer_config.freeze_encoder:
+            for name, parameter in model.named_parameters():
                 if _ENCODER_LAYER.search(name):
                     parameter.requires_grad_(False)
-        self.add_callback(Stopwatch())
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Build the optimiser of `TrainingArguments.optim` with the paper's parameter groups.
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Build a model by `model_init`, its encoder frozen where the optimizer's configuration says so."""
+        model = super().call_model_init(trial)
+        self._freeze(model)
+        return model
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer.train` does, as the only run in `output_dir`.
 
         Raises:
-            ValueError: if that optimiser makes groups of its own.
+            ValueError: if another run is training in that folder; the message names its owner.
+        """
+        with RunFolder(self.args.output_dir, is_owner=self.is_world_process_zero()) as run:
+            run.keep_identity()
+            self.run_id = run.id
+            return super().train(*args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build the optimizer of `TrainingArguments.optim` with the paper's parameter groups.
+
+        Raises:
+            ValueError: if that optimizer makes groups of its own.
         """
         if self.optimizer is None:
             model = self.model if model is None else model
             kind, keywords = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
             if not isinstance(kind, type) or {"params", "model", "optimizer_dict"} & keywords.keys():
-                raise ValueError(f"optim {self.args.optim} makes parameter groups of its own: train by a plain Trainer")
-            groups = parameter_groups(model, self.args.learning_rate, self.args.weight_decay, self.optimization)
+                raise ValueError(
+                    f"optim is {self.args.optim}, which makes its own parameter groups; expected one that takes the "
+                    "paper's, such as adamw_torch"
+                )
+            groups = parameter_groups(model, self.args.learning_rate, self.args.weight_decay, self.optimizer_config)
             self.optimizer = kind(groups, **keywords)
         return self.optimizer
 
@@ -68,7 +126,7 @@ class SegFormerTrainer(Trainer):
             poly_lr_with_warmup,
             num_steps=num_training_steps,
             num_warmup_steps=self.args.get_warmup_steps(num_training_steps),
-            power=self.optimization.power,
+            power=self.optimizer_config.power,
         )
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
         self._created_lr_scheduler = True
@@ -86,7 +144,7 @@ class SegFormerTrainer(Trainer):
         dataset: Any = None,
         dataset_args: Any = None,
     ) -> None:
-        """Write our card into `output_dir`, from what was measured; `push_to_hub` calls it and passes its keywords on.
+        """Write our card into `output_dir` from the run record; `push_to_hub` calls it and passes its keywords on.
 
         Args:
             language: not used.
@@ -105,17 +163,32 @@ class SegFormerTrainer(Trainer):
             hub_id, title = (
                 names if isinstance(names, str) or not names else names[0] for names in (dataset_tags, dataset)
             )
-            facts = build_run_record(self, title=title, hub_id=hub_id, license=license, base_model=finetuned_from)
-            write_training(self.args.output_dir, facts)
+            record = build_run_record(self, title=title, hub_id=hub_id, license=license, base_model=finetuned_from)
+            write_run_record(self.args.output_dir, record)
         write_card(self.args.output_dir, repo_id=self.hub_model_id)
 
     def get_train_dataloader(self):
-        """The training batches."""
-        return _seeded_apart(super().get_train_dataloader())
+        """Return the training batches."""
+        return _with_own_generator(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None):
-        """The evaluation batches."""
-        return _seeded_apart(super().get_eval_dataloader(eval_dataset))
+        """Return the evaluation batches; none is dropped."""
+        with self._nothing_dropped():
+            return _with_own_generator(super().get_eval_dataloader(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any):
+        """Return the batches of a data set to predict; none is dropped."""
+        with self._nothing_dropped():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _nothing_dropped(self) -> Iterator[None]:
+        """Suspend `dataloader_drop_last`, which would shorten evaluation too."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def _get_train_sampler(self, train_dataset: Any = None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -124,12 +197,110 @@ class SegFormerTrainer(Trainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return EpochSampler(len(dataset), seed, lambda: int(self.state.epoch or 0))
 
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Evaluate or predict; with `SegmentationMetrics` only losses and confusion matrices leave a process.
 
-def _seeded_apart(loader: Any):
+        Predictions, which `Trainer.predict` returns, are segmentation maps (H, W) in the data set's order: one array
+        where all have one size, else a list. Without labels they have the prepared images' size.
+        """
+        arguments = (dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if not self._counts_matrices() or prediction_loss_only or self.args.prediction_loss_only:
+            return super().evaluation_loop(*arguments)
+        collector = Collector(self.accelerator, self.compute_metrics, keeps_maps=description == "Prediction")
+        self._collector = collector
+        try:
+            output = super().evaluation_loop(*arguments)
+        finally:
+            self._collector = None
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in collector.metrics().items()}
+        predictions, labels = collector.gather_maps()
+        return output._replace(predictions=predictions, label_ids=labels, metrics={**metrics, **output.metrics})
+
+    def _counts_matrices(self) -> bool:
+        """Return True if evaluation needs no user's function on gathered logits."""
+        if isinstance(self.compute_metrics, SegmentationMetrics):
+            return True
+        owner = getattr(self.preprocess_logits_for_metrics, "__self__", None)
+        return self.compute_metrics is None and isinstance(owner, SegmentationMetrics)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """Predict one batch; where matrices are counted, logits and labels stay in this process."""
+        if self._collector is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
+        self._collector.add(logits, labels, inputs["pixel_values"].shape[-2:])
+        return loss, None, None
+
+    def try_evaluation(self) -> None:
+        """Evaluate one batch of each evaluation data set and drop the result: what fails in evaluation fails now."""
+        datasets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        for dataset in datasets.values():
+            if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+                continue
+            inputs = self._first_batch(dataset)
+            collector = Collector(self.accelerator, self.compute_metrics) if self._counts_matrices() else None
+            self._collector = collector
+            try:
+                self.prediction_step(self.model, inputs, prediction_loss_only=self.compute_metrics is None)
+            finally:
+                self._collector = None
+            if collector is not None:
+                collector.metrics()
+
+    def _first_batch(self, dataset: Any) -> dict[str, Any]:
+        """This process's first evaluation batch, without a loader whose workers would have to be stopped."""
+        import datasets
+
+        if isinstance(dataset, datasets.Dataset):
+            dataset = self._remove_unused_columns(dataset, description="evaluation")
+        size, rank = self.args.eval_batch_size, self.args.process_index
+        samples = [dataset[index % len(dataset)] for index in range(size * rank, size * (rank + 1))]
+        return self._get_collator_with_removed_columns(self.data_collator, "evaluation")(samples[: len(dataset)])
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        pending = self.accelerator.gather(self._tr_loss.detach()).mean().item()
+        self.state.stateful_callbacks[_STATE] = {
+            "args": {},
+            "attributes": {
+                "run_id": self.run_id,
+                "pending_loss": pending,
+                "last_logged_step": self._globalstep_last_logged,
+            },
+        }
+        super()._save_checkpoint(model, trial)
+
+    def _restore_pending_loss(self) -> None:
+        """Go on with the sum of losses since the last log, which an uninterrupted run would still hold."""
+        saved = saved_state(self.state)
+        if "pending_loss" in saved and saved["last_logged_step"] < self.state.global_step:
+            self._tr_loss.fill_(saved["pending_loss"])
+            self._globalstep_last_logged = saved["last_logged_step"]
+            self._total_loss_scalar -= saved["pending_loss"]  # train_loss is the mean of this call's steps alone
+
+
+def saved_state(state: Any) -> dict[str, Any]:
+    """Our part of a checkpoint's `TrainerState`: `run_id`, `pending_loss`, `last_logged_step`; empty if it has none."""
+    return (state.stateful_callbacks or {}).get(_STATE, {}).get("attributes", {})
+
+
+def _with_own_generator(loader: Any):
     """Give a loader of our samples, for which workers draw nothing, its own source of the workers' seeds.
 
-    It draws one whenever workers start. Those that live on start once, but in a resumed run again: drawn from the
-    global generator this would shift every drop path after it.
+    It draws one whenever workers start. Persistent ones start once, but in a resumed run again: drawn from the global
+    generator this would shift every drop path after it.
     """
     base = getattr(loader, "base_dataloader", loader)
     if isinstance(base.dataset, TrainDataset | TrainStream | EvalDataset):
@@ -137,31 +308,46 @@ def _seeded_apart(loader: Any):
     return loader
 
 
+class _StartOfRun(TrainerCallback):
+    """Restores what the Trainer forgets on a resume, and tries one evaluation batch before the first step."""
+
+    def __init__(self, trainer: SegFormerTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Restore, then evaluate one batch without a trace in weights or random numbers."""
+        self.trainer._restore_pending_loss()
+        if args.eval_strategy != "no":
+            model.eval()
+            with torch.random.fork_rng(devices=[]):
+                self.trainer.try_evaluation()
+
+
 class Stopwatch(TrainerCallback):
-    """Notes the hours of training in each row of the log, over all the runs that a run was resumed from."""
+    """Adds the hours of training to each row of the log, over all the runs that a run was resumed from."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start from what earlier runs took."""
+        """Start from the hours of earlier runs."""
         self.start = time.monotonic() - 3600 * max((row.get("hours", 0.0) for row in state.log_history), default=0.0)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Add `hours` to the newest row, but for an evaluation without training."""
+        """Add `hours` to the newest row, except for an evaluation without training."""
         if hasattr(self, "start") and state.log_history:
             state.log_history[-1]["hours"] = (time.monotonic() - self.start) / 3600
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop: what comes after is no training."""
+        """Stop: what follows is not training."""
         del self.start
 
 
 def poly_lr_with_warmup(step: int, num_steps: int, num_warmup_steps: int, power: float) -> float:
-    """The factor on the learning rate in a step, as mmcv's poly policy with linear warm-up has it.
+    """Learning rate factor of a step: mmcv's poly policy with linear warm-up.
 
     Args:
         step: from 0.
         num_steps: T, of the whole run.
-        num_warmup_steps: over which a second factor rises from 1e-6 to 1.
-        power: of the decay.
+        num_warmup_steps: steps over which a second factor rises from 1e-6 to 1.
+        power: exponent of the decay.
 
     Example:
         >>> from hf_segformer.training.trainer import poly_lr_with_warmup
@@ -174,14 +360,14 @@ def poly_lr_with_warmup(step: int, num_steps: int, num_warmup_steps: int, power:
     return factor
 
 
-def parameter_groups(model: nn.Module, lr: float, weight_decay: float, how: OptimizerConfig) -> list[dict[str, Any]]:
-    """Trainable parameters, grouped by learning rate and weight decay.
+def parameter_groups(model: nn.Module, lr: float, weight_decay: float, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Group trainable parameters by learning rate and weight decay.
 
     Args:
         model: any SegFormer model, wrapped by PEFT or not.
         lr: learning rate of the encoder's last block.
         weight_decay: of everything but LayerNorms.
-        how: see `OptimizerConfig`.
+        config: multipliers of the learning rate.
 
     Returns:
         groups with `params`, `lr` and `weight_decay`, in order of learning rate.
@@ -196,16 +382,19 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float, how: Opti
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (_lr_multiplier(name, depths, how), 0.0 if name in undecayed else weight_decay)
+            key = (_lr_multiplier(name, depths, config), 0.0 if name in undecayed else weight_decay)
             groups.setdefault(key, []).append(parameter)
     return [{"params": groups[key], "lr": lr * key[0], "weight_decay": key[1]} for key in sorted(groups, reverse=True)]
 
 
-def _lr_multiplier(name: str, depths: list[int], how: OptimizerConfig) -> float:
-    """Of a parameter, by the number of blocks that come after its layer."""
+def _lr_multiplier(name: str, depths: list[int], config: OptimizerConfig) -> float:
+    """Learning rate multiplier of a parameter, by the number of blocks after its layer."""
     found = _ENCODER_LAYER.search(name)
     if found is None:
-        return how.head_lr_multiplier
+        return config.head_lr_multiplier
     kind, stage, block = found[1], int(found[2]), int(found[3] or 0)
     layer = sum(depths[:stage]) + {"patch_embeddings": 0, "block": block + 1, "layer_norm": depths[stage]}[kind]
-    return how.layer_lr_decay ** (sum(depths) - layer)
+    return config.layer_lr_decay ** (sum(depths) - layer)
+
+
+__all__ = ["SegFormerTrainer", "Stopwatch", "parameter_groups", "poly_lr_with_warmup", "saved_state"]

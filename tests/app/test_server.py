@@ -55,7 +55,7 @@ def one_line(err):
 def command(folder, *options, **environment):
     """`segformer app`, in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "hf_segformer.cli.main", "app", str(folder), "--device", "cpu", *options],
+        [sys.executable, "-m", "hf_segformer", "app", str(folder), "--device", "cpu", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -64,6 +64,7 @@ def command(folder, *options, **environment):
 
 
 @NEEDS_GRADIO
+@pytest.mark.slow
 def test_gradio_is_restricted_to_this_machine(folder):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GRADIO_SHARE": "true", "GRADIO_ANALYTICS_ENABLED": "True"}
     Image.new("RGB", (90, 60)).save(folder / "street.png")
@@ -82,8 +83,8 @@ def test_gradio_is_restricted_to_this_machine(folder):
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1"])
 def test_impossible_port_is_refused(port, folder, capsys):
-    assert main(["app", str(folder), "--port", port]) == 1
-    assert f"--port is {port}, but it must be 1 to 65535" in one_line(capsys.readouterr().err)
+    assert main(["app", str(folder), "--port", port]) == 2
+    assert f"--port: got '{port}'; expected a whole number from 1 to 65535" in one_line(capsys.readouterr().err)
 
 
 @NEEDS_GRADIO
@@ -107,6 +108,7 @@ def test_without_gradio_one_line_says_what_to_install(folder, capsys, monkeypatc
 
 
 @NEEDS_GRADIO
+@pytest.mark.slow
 def test_taken_port_is_refused_and_ctrl_c_leaves_nothing(folder, tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()

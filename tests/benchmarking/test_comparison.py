@@ -8,36 +8,31 @@ import torch
 from benchmarks import __main__ as all_rows
 from benchmarks import profile, report
 from benchmarks import record as records
-from benchmarks.goals import GOALS, Goal, memory, share_of_peak, speed
+from benchmarks.comparisons import COMPARISONS, Comparison
+from benchmarks.goals import GOALS, Goal, goal_table, memory
 from benchmarks.record import Options, Record, file_of, main, read_records, replace_row
 from benchmarks.report import SCRIPTS, write_page
 from hf_segformer import SegFormerConfig
 from hf_segformer.benchmarking.comparison import (
     DisagreementError,
     Measurement,
-    OtherLoad,
-    Task,
-    Timing,
     compare,
-    format_measurements,
-    gradient_difference,
-    interleaved_timing,
     largest_difference,
-    measure,
-    peak_memory,
     require_agreement,
-    run_model,
 )
+from hf_segformer.benchmarking.memory import peak_memory
+from hf_segformer.benchmarking.tasks import Task, format_measurements, gradient_difference, measure, run_model
+from hf_segformer.benchmarking.timing import OtherLoad, Timing, interleaved_timing
 from hf_segformer.cli.main import main as segformer
-from tests.cli.test_main import assert_one_line
+from tests.support.commands import assert_one_line, assert_usage_error
 
 MEBIBYTE = 2**20
 
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch):
-    monkeypatch.setattr("hf_segformer.benchmarking.comparison._PAUSE", 0.0)
-    monkeypatch.setattr("hf_segformer.benchmarking.comparison._RETRY", 0.0)
+    monkeypatch.setattr("hf_segformer.benchmarking.timing._PAUSE", 0.0)
+    monkeypatch.setattr("hf_segformer.benchmarking.timing._RETRY", 0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +116,7 @@ def test_a_system_that_does_not_tell_is_neither_quiet_nor_disturbed():
 
 def test_own_work_is_not_taken_for_that_of_others(monkeypatch):
     times = {"busy": 0.0, "own": 0.0, "now": 0.0}
-    monkeypatch.setattr("hf_segformer.benchmarking.comparison._busy_seconds", lambda: times["busy"])
+    monkeypatch.setattr("hf_segformer.benchmarking.timing._busy_seconds", lambda: times["busy"])
     monkeypatch.setattr("time.process_time", lambda: times["own"])
     monkeypatch.setattr("time.perf_counter", lambda: times["now"])
     monkeypatch.setattr("os.cpu_count", lambda: 2)
@@ -160,6 +155,7 @@ def build_allocation(mebibytes):
     return lambda: torch.ones(mebibytes * MEBIBYTE, dtype=torch.uint8)
 
 
+@pytest.mark.slow
 def test_memory_is_what_the_call_needs_at_its_peak():
     found = peak_memory(partial(build_allocation, 64))
     if found is None:
@@ -172,11 +168,11 @@ def test_both_networks_agree_with_their_statistics_and_a_wrong_one_is_noticed(ti
     [first, ours] = measure(task, rounds=1, load=Others(0), memory_of=())
     assert (first.difference, first.memory) == (None, None)
     assert ours.difference < 1e-5
-    forget = Task.ours
-    monkeypatch.setattr(Task, "theirs", lambda self: self.ours())
-    monkeypatch.setattr(Task, "ours", lambda self: _without_statistics(forget(self)))
-    right = forget(task)
-    monkeypatch.setattr(Task, "theirs", lambda self: right)
+    build = Task.build_hf_segformer
+    monkeypatch.setattr(Task, "build_transformers", lambda self: self.build_hf_segformer())
+    monkeypatch.setattr(Task, "build_hf_segformer", lambda self: _without_statistics(build(self)))
+    right = build(task)
+    monkeypatch.setattr(Task, "build_transformers", lambda self: right)
     with pytest.raises(DisagreementError, match="hf_segformer differs"):
         measure(task, rounds=1, load=Others(0), memory_of=())
 
@@ -185,7 +181,7 @@ def test_a_training_step_is_timed_with_gradients_on_every_parameter(tiny_config)
     task = Task(tiny_config(), 2, 64, 96, is_training=True)
     found = measure(task, rounds=1, load=Others(0), memory_of=())
     assert found[1].difference < 1e-4
-    model = task.ours()
+    model = task.build_hf_segformer()
     assert run_model(model, task)().requires_grad is False
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -198,14 +194,14 @@ def _without_statistics(model):
 def test_gradients_agree_and_a_wrong_one_is_noticed(tiny_config, monkeypatch):
     task = Task(tiny_config(), 2, 64, 96, is_training=True)
     assert gradient_difference(task) < 1e-4
-    right = Task.ours
+    right = Task.build_hf_segformer
 
     def wrong(self):
         model = right(self)
         model.segformer.encoder.block[0][0].mlp.dense1.weight.register_hook(lambda gradient: 1.5 * gradient)
         return model
 
-    monkeypatch.setattr(Task, "ours", wrong)
+    monkeypatch.setattr(Task, "build_hf_segformer", wrong)
     assert gradient_difference(task) > 1e-3
 
 
@@ -286,20 +282,25 @@ def row_of(**milliseconds):
     return {name: record_of(candidate=name, milliseconds=value) for name, value in milliseconds.items()}
 
 
-def test_ratios_are_those_of_the_fastest_on_either_side():
-    row = row_of(mine=10.0, also_mine=8.0, other=40.0, another=24.0)
-    assert speed(row, ("mine", "also_mine"), ("other", "another")) == 3
-    assert speed(row, ("mine",), ("absent",)) is None
+def comparison_of(ours, others):
+    return Comparison("", "inference", "b0", ours, others)
 
 
-def test_memory_is_our_share_and_the_goal_is_not_to_exceed_it():
+def test_speed_compares_the_fastest_on_either_side():
+    results = {"inference": {"b0": row_of(mine=10.0, also_mine=8.0, other=40.0, another=24.0)}}
+    assert comparison_of(("mine", "also_mine"), ("other", "another")).speed(results) == 3
+    assert comparison_of(("mine",), ("absent",)).speed(results) is None
+    assert comparison_of(("mine",), ("other",)).speed({}) is None
+
+
+def test_memory_is_a_share_and_its_goal_an_upper_bound():
     row = {name: record_of(candidate=name, memory=size * MEBIBYTE) for name, size in (("a", 10), ("b", 40))}
-    assert memory(row, ("a",), ("b",)) == 0.25
-    goal = Goal("", "inference", "b0", 0.25, memory)
+    assert comparison_of(("a",), ("b",)).memory({"inference": {"b0": row}}) == 0.25
+    goal = Goal("b0", 0.25, memory)
     assert goal.is_reached(0.25)
     assert not goal.is_reached(0.26)
-    assert Goal("", "inference", "b0", 6).is_reached(6)
-    assert not Goal("", "inference", "b0", 6).is_reached(5.99)
+    assert Goal("b0", 6).is_reached(6)
+    assert not Goal("b0", 6).is_reached(5.99)
 
 
 def test_the_share_of_the_peak_is_one_of_rates():
@@ -308,28 +309,31 @@ def test_the_share_of_the_peak_is_one_of_rates():
         "compiled": record_of(candidate="compiled", milliseconds=10.0, gigaflop=8.0),
         "matrix product": record_of(candidate="matrix product", milliseconds=10.0, gigaflop=16.0),
     }
-    assert share_of_peak(row, ("eager", "compiled"), ()) == 0.5
+    assert comparison_of(("eager", "compiled"), ()).share_of_peak({"inference": {"b0": row}}) == 0.5
 
 
-def test_every_goal_has_a_row_that_measures_it():
-    for goal in GOALS:
-        assert goal.row in SCRIPTS[goal.script], goal
+def test_every_comparison_has_a_row_that_measures_it():
+    for comparison in COMPARISONS.values():
+        assert comparison.row in SCRIPTS[comparison.script], comparison
+    assert {goal.name for goal in GOALS} <= COMPARISONS.keys()
 
 
-def test_the_page_says_what_was_reached_what_was_not_and_what_is_missing(tmp_path):
+def test_the_page_shows_results_and_the_goals_what_is_missing(tmp_path):
     pytest.importorskip("matplotlib")
     for row, ours in (("b0", 50.0), ("b2", 200.0)):
         records_of_row = [record_of(row, "transformers", 400.0), record_of(row, "hf_segformer", ours)]
         replace_row(tmp_path / "inference.csv", records_of_row)
-    replace_row(tmp_path / "bfloat16.csv", [Record("b0", "hf_segformer bfloat16", note="no AMX")])
+    replace_row(tmp_path / "inference.csv", [Record("b0_bfloat16", "hf_segformer bfloat16", note="no AMX")])
     write_page(tmp_path / "page.md", tmp_path)
     page = (tmp_path / "page.md").read_text()
     commit = records.machine()["commit"]
-    assert f"| B0, 1x3x512x512, eager | 6.00x | 8.00x | reached | `{commit}` |" in page
-    assert f"| B2, 1x3x512x512, eager | 9.00x | 2.00x | **not reached** | `{commit}` |" in page
-    assert "| B5, 1x3x512x512, eager | 4.20x |  | not measured |  |" in page
-    assert "| B0, bfloat16 autocast, against float32 | 1.80x |  | no AMX |  |" in page
-    assert f"Of {len(GOALS)} goals 2 were measured here, and 1 reached" in page
+    assert "| B0, 1x3x512x512 | 50.0 | 400.0 | 8.00x |  |" in page
+    assert "B5" not in page
+    goals = goal_table(report.read_results(tmp_path))
+    assert f"| B0, 1x3x512x512 | 6.00x | 8.00x | reached | `{commit}` |" in goals
+    assert f"| B2, 1x3x512x512 | 9.00x | 2.00x | **not reached** | `{commit}` |" in goals
+    assert "| B5, 1x3x512x512 | 4.20x |  | not measured |  |" in goals
+    assert "| B0, bfloat16 autocast, against float32 | 1.80x |  | no AMX |  |" in goals
     assert (tmp_path / "speed.png").stat().st_size > 1000
 
 
@@ -381,8 +385,9 @@ def test_options_limit_the_rounds_of_a_row_and_never_add_any():
 # --- segformer bench --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bench_prints_a_table(capsys, monkeypatch):
-    monkeypatch.setattr("hf_segformer.benchmarking.comparison.OtherLoad", lambda: Others(0.0))
+    monkeypatch.setattr("hf_segformer.benchmarking.timing.OtherLoad", lambda: Others(0.0))
     arguments = ["--size", "32x32", "--no-compile", "--repeats", "1", "--threads", "1", "--num-labels", "5"]
     assert segformer(["bench", "b0", *arguments]) == 0
     title, header, theirs, ours, *_ = capsys.readouterr().out.splitlines()
@@ -426,14 +431,23 @@ def test_a_table_has_a_line_for_each_candidate_and_size():
     ("arguments", "words"),
     [
         (["b9"], ["b9"]),
-        (["b0", "--size", "512"], ["512", "HEIGHTxWIDTH"]),
-        (["b0", "--size", "16x64"], ["16x64", "32"]),
-        (["b0", "--batch", "0"], ["--batch", "0"]),
-        (["b0", "--threads", "-1"], ["--threads", "-1"]),
-        (["b0", "--repeats", "0"], ["--repeats"]),
         (["b0", "--device", "abacus"], ["abacus"]),
     ],
 )
-def test_wrong_input_of_bench_gets_one_line(arguments, words, capsys):
+def test_bench_errors_are_one_line(arguments, words, capsys):
     assert segformer(["bench", *arguments]) == 1
     assert_one_line(capsys.readouterr().err, *words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--size", "512"], ["512", "HEIGHTxWIDTH"]),
+        (["--size", "16x64"], ["16x64", "32"]),
+        (["--batch-size", "0"], ["--batch-size", "0"]),
+        (["--threads", "-1"], ["--threads", "-1"]),
+        (["--repeats", "0"], ["--repeats"]),
+    ],
+)
+def test_wrong_usage_of_bench_exits_with_2(arguments, words, capsys):
+    assert_usage_error(["bench", "b0", *arguments], capsys, *words)

@@ -1,10 +1,10 @@
-"""The command `segformer`, through `main` and as a process of its own."""
+"""The command `segformer`: parser, errors, `info` and `convert`."""
 
 import json
 import os
 import subprocess
 import sys
-from importlib.metadata import entry_points
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,11 @@ import transformers
 from transformers import AutoModelForSemanticSegmentation
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerModel
-from hf_segformer.cli.main import COMMANDS, build_parser, main
+from hf_segformer.cli.main import COMMANDS, build_parser, parse
+from hf_segformer.cli.options import value_range
 from hf_segformer.image_processing_segformer import SegFormerImageProcessor
 from hf_segformer.version import __version__
+from tests.support.commands import assert_one_line, assert_usage_error, run
 
 
 @pytest.fixture
@@ -33,23 +35,6 @@ def weights(model, tmp_path):
     return tmp_path / "weights.pth"
 
 
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
-
-
-def assert_one_line(stderr, *words):
-    """One line on stderr, from the program, that holds every word."""
-    assert stderr.startswith("segformer: ")
-    assert stderr.count("\n") == 1
-    for word in words:
-        assert str(word) in stderr
-
-
-def test_the_command_is_installed():
-    (script,) = entry_points(group="console_scripts", name="segformer")
-    assert script.load() is main
-
-
 def test_info_prints_the_table(capsys):
     assert run("info", "b0", "--size", "128x128") == 0
     stdout = capsys.readouterr().out
@@ -57,7 +42,7 @@ def test_info_prints_the_table(capsys):
     assert "decode head" in stdout
 
 
-def test_info_takes_another_number_of_labels(capsys):
+def test_info_replaces_the_number_of_labels(capsys):
     assert run("info", "b0", "--num-labels", 150) == 0
     assert "3,752,694" in capsys.readouterr().out
 
@@ -66,12 +51,10 @@ def test_info_takes_another_number_of_labels(capsys):
     ("arguments", "words"),
     [
         (["info", "b7"], ["'b7'", "known are b0, b1, b2, b3, b4, b5"]),
-        (["info", "b0", "--size", "128"], ["'128'", "HEIGHTxWIDTH", "512x512"]),
         (["info", "b0", "--size", "4x128"], ["4x128", "at least"]),
-        (["info", "b0", "--num-labels", "0"], ["num_labels", "0"]),
     ],
 )
-def test_info_refuses_in_one_line(arguments, words, capsys):
+def test_info_errors_are_one_line(arguments, words, capsys):
     assert run(*arguments) == 1
     assert_one_line(capsys.readouterr().err, *words)
 
@@ -88,7 +71,7 @@ def test_convert_writes_a_checkpoint_that_from_pretrained_loads(model, weights, 
     assert os.listdir(destination.parent) == ["converted"]
 
 
-def test_convert_takes_bands_and_an_empty_folder(weights, tmp_path):
+def test_convert_adapts_channels_and_fills_an_empty_folder(weights, tmp_path):
     destination = tmp_path / "converted"
     destination.mkdir()
     assert run("convert", weights, destination, "--num-channels", 4) == 0
@@ -96,7 +79,7 @@ def test_convert_takes_bands_and_an_empty_folder(weights, tmp_path):
     assert len(SegFormerImageProcessor.from_pretrained(destination).image_mean) == 4
 
 
-def test_convert_leaves_the_head_out_when_asked(weights, tmp_path, capsys):
+def test_convert_encoder_only_drops_the_head(weights, tmp_path, capsys):
     assert run("convert", weights, tmp_path / "encoder", "--encoder-only") == 0
     assert "SegFormerModel: depths [1, 1, 1, 1]" in capsys.readouterr().out
     config = SegFormerConfig.from_pretrained(tmp_path / "encoder")
@@ -105,7 +88,7 @@ def test_convert_leaves_the_head_out_when_asked(weights, tmp_path, capsys):
 
 
 @torch.no_grad()
-def test_convert_to_transformers_writes_what_its_own_model_loads(model, tmp_path, capsys):
+def test_convert_to_transformers_loads_in_its_own_model(model, tmp_path, capsys):
     model.save_pretrained(tmp_path / "ours")
     SegFormerImageProcessor(size=64).save_pretrained(tmp_path / "ours")
     assert run("convert", tmp_path / "ours", tmp_path / "theirs", "--to", "transformers") == 0
@@ -118,17 +101,17 @@ def test_convert_to_transformers_writes_what_its_own_model_loads(model, tmp_path
     assert processor["size"] == {"height": 64, "width": 64}
 
 
-def test_convert_never_writes_into_what_is_there(weights, tmp_path, capsys):
+def test_convert_refuses_existing_files_and_folders(weights, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").write_text("mine")
-    assert run("convert", weights, tmp_path / "full") == 1
+    assert run("convert", weights, tmp_path / "full") == 2
     assert_one_line(capsys.readouterr().err, tmp_path / "full", "a new or an empty folder")
-    assert run("convert", weights, weights) == 1
+    assert run("convert", weights, weights) == 2
     assert_one_line(capsys.readouterr().err, weights, "is a file")
     assert os.listdir(tmp_path / "full") == ["precious.txt"]
 
 
-def test_a_conversion_that_fails_leaves_nothing_behind(weights, tmp_path, capsys, monkeypatch):
+def test_a_failed_conversion_leaves_nothing_behind(weights, tmp_path, capsys, monkeypatch):
     broken = tmp_path / "broken.pth"
     broken.write_bytes(weights.read_bytes()[:5000])
     assert run("convert", broken, tmp_path / "deep" / "converted") == 1
@@ -147,8 +130,8 @@ def test_a_conversion_that_fails_leaves_nothing_behind(weights, tmp_path, capsys
     assert os.listdir(tmp_path / "empty") == []
 
 
-def test_a_folder_that_can_not_be_replaced_is_filled(weights, tmp_path, monkeypatch):
-    """The current one, a link, and one whose parent is not ours to write to (a mounted disk, say)."""
+def test_a_folder_that_cannot_be_replaced_is_filled(weights, tmp_path, monkeypatch):
+    """The current folder, a link, and a mount point, whose parent may not be writable."""
     for name in ("here", "mounted/disk"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "mounted")
@@ -166,7 +149,7 @@ def test_a_folder_that_can_not_be_replaced_is_filled(weights, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("source", ["missing.pth", "./missing", "a/b/c", "nobody/missing.safetensors"])
-def test_a_source_that_does_not_exist_is_named_without_asking_the_hub(source, tmp_path, capsys):
+def test_a_missing_source_is_named_without_asking_the_hub(source, tmp_path, capsys):
     assert run("convert", source, tmp_path / "converted") == 1
     assert_one_line(capsys.readouterr().err, "no such file or folder", Path(source))
     assert os.listdir(tmp_path) == []
@@ -178,7 +161,7 @@ def test_a_web_address_is_named_as_given(tmp_path, capsys):
     assert_one_line(capsys.readouterr().err, source, "owner/name")
 
 
-def test_debug_shows_where_an_error_comes_from_before_and_after_the_command(capsys):
+def test_debug_prints_a_traceback_before_or_after_the_command(capsys):
     for arguments in (["--debug", "info", "b7"], ["info", "b7", "--debug"]):
         assert run(*arguments) == 1
         assert "Traceback" in capsys.readouterr().err
@@ -186,7 +169,7 @@ def test_debug_shows_where_an_error_comes_from_before_and_after_the_command(caps
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_an_error_of_many_lines_becomes_one(tmp_path, capsys):
+def test_a_multi_line_error_becomes_one_line(tmp_path, capsys):
     SegFormerConfig().save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(values | {"depths": "many"}))
@@ -197,20 +180,36 @@ def test_an_error_of_many_lines_becomes_one(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["convrt", "a", "b"], "unknown command 'convrt': did you mean 'convert'?"),
-        (["--debug", "inof"], "unknown command 'inof': did you mean 'info'?"),
-        (["dance"], "unknown command 'dance': known are "),
-        ([], "required: COMMAND"),
-        (["convert", "a"], "required: destination"),
-        (["convert", "a", "b", "--to", "keras"], "invalid choice: 'keras'"),
-        (["convert", "a", "b", "--num-channels", "many"], "invalid int value: 'many'"),
+        (["convrt", "a", "b"], ["unknown command 'convrt'; did you mean 'convert'?"]),
+        (["--debug", "inof"], ["unknown command 'inof'; did you mean 'info'?"]),
+        (["dance"], ["unknown command 'dance'; expected one of ", "predict"]),
+        ([], ["required: COMMAND", "(see segformer --help)"]),
+        (["convert", "a"], ["required: destination", "(see segformer convert --help)"]),
+        (["convert", "a", "b", "--to", "keras"], ["invalid choice: 'keras'"]),
+        (["convert", "a", "b", "--num-channels", "many"], ["--num-channels: got 'many'; expected a whole number"]),
+        (["convert", "a", "b", "c"], ["unexpected argument 'c'"]),
+        (["info", "b0", "--siz", "64x64"], ["unknown option '--siz'; did you mean '--size'?"]),
+        (["info", "b0", "--quux=1"], ["unknown option '--quux' (see segformer info --help)"]),
+        (["predict", "m", "a.png", "--out", "o", "-o", "p"], ["unknown option '--out'; did you mean '--output-dir'?"]),
     ],
 )
-def test_wrong_usage_exits_with_2_and_says_what_is_right(arguments, words, capsys):
-    with pytest.raises(SystemExit) as caught:
-        run(*arguments)
-    assert caught.value.code == 2
-    assert words in capsys.readouterr().err
+def test_wrong_usage_exits_with_2_and_names_the_remedy(arguments, words, capsys):
+    assert_usage_error(arguments, capsys, *words)
+
+
+@pytest.mark.parametrize("size", ["512", "512x", "x512", "512x512x3", "-8x64", "8.5x64", " 8x64", "axb", "", "²x8"])
+def test_malformed_sizes_are_refused(size, capsys):
+    assert_usage_error(["info", "b0", f"--size={size}"], capsys, "expected HEIGHTxWIDTH in pixels, such as 512x512")
+
+
+def test_sizes_are_height_by_width(capsys):
+    assert run("info", "b0", "--size", "64X128") == 0
+    assert capsys.readouterr().out.startswith("64x128 pixels")
+
+
+def test_options_may_stand_between_arguments():
+    arguments = parse(["predict", "-o", "out", "model", "a.png", "--flip", "b.png"])
+    assert (arguments.model, arguments.inputs, arguments.flip) == ("model", ["a.png", "b.png"], True)
 
 
 def test_every_command_has_its_function_and_help():
@@ -221,7 +220,7 @@ def test_every_command_has_its_function_and_help():
 
 
 def test_an_interrupt_ends_without_a_traceback(monkeypatch, capsys):
-    def interrupt(source):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("hf_segformer.benchmarking.cost.load_config", interrupt)
@@ -230,23 +229,72 @@ def test_an_interrupt_ends_without_a_traceback(monkeypatch, capsys):
 
 
 def test_the_version_is_the_packages(capsys):
-    with pytest.raises(SystemExit) as caught:
-        run("--version")
-    assert caught.value.code == 0
+    assert run("--version") == 0
     assert capsys.readouterr().out == f"segformer {__version__}\n"
 
 
-def test_as_a_process_it_survives_a_reader_that_leaves():
+def test_bench_explains_which_fast_paths_run(capsys):
+    assert run("bench", "b0", "--explain", "--size", "64x96", "--size", "32x32", "--threads", 1) == 0
+    first, second = capsys.readouterr().out.split("\n\n")
+    assert first.startswith("64x96, batch of 1, cpu, inference\n")
+    paths = dict(line.split(maxsplit=1) for line in first.splitlines()[1:])
+    assert paths.keys() == {"mix_ffn", "attention", "decode_head", "upsample_cross_entropy", "upsample_argmax"}
+    assert not paths["decode_head"].startswith("reference")
+    assert second.startswith("32x32")
+    assert run("bench", "b0", "--explain", "--size", "64x96", "--train", "--threads", 1) == 0
+    assert "training step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["0", "1000"], [0, 1000]),
+        (["-1000", "400.5"], [-1000, 400.5]),
+        (["percentiles", "2", "98"], {"percentiles": [2, 98]}),
+        (["window", "40", "400"], {"center": 40, "width": 400}),
+    ],
+)
+def test_value_range_has_three_forms(words, expected):
+    arguments = parse(["predict", "m", "a.png", "-o", "out", "--value-range", *words, "--flip"])
+    assert value_range(arguments.value_range) == expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["5", "5 5", "1 2 3", "percentiles 2 101", "percentiles 2", "window 40 0", "nan 1", "0 inf", "window a b"],
+)
+def test_wrong_value_ranges_are_refused(words, capsys):
+    words = words.split()
+    assert_usage_error(["predict", "m", "a.png", "-o", "out", "--value-range", *words], capsys, *words, "CENTER WIDTH")
+
+
+def test_evaluate_names_keys_of_the_recipe_that_exist():
+    from hf_segformer.cli.evaluate import _IN_RECIPE
+    from hf_segformer.config import DataConfig, InferenceOptions
+
+    known = {f"data.{each.name}" for each in fields(DataConfig)}
+    known |= {f"evaluation.{each.name}" for each in fields(InferenceOptions)}
+    assert set(_IN_RECIPE.values()) <= known
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_ends_the_process_silently():
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "hf_segformer.cli.main", "info", "b0"]
+    command = [sys.executable, "-m", "hf_segformer", "info", "b0"]
     left = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (left.returncode, left.stderr) == (1, "")
 
 
-def test_what_the_system_refuses_is_told_without_its_number(tmp_path, capsys):
-    taken, folder = tmp_path / "taken", str(tmp_path)
-    taken.write_text("a file")
-    assert main(["evaluate", "b0", "--images", folder, "--labels", folder, "--out", str(taken)]) == 1
-    assert capsys.readouterr().err == f"segformer: {taken}: File exists\n"
+def test_system_errors_are_shown_without_their_number(tmp_path, capsys):
+    (tmp_path / "taken").write_text("a file")
+    folder = str(tmp_path)
+    assert run("evaluate", "b0", "--images", folder, "--masks", folder, "-o", tmp_path / "taken") == 2
+    message = f"{tmp_path}/taken cannot be written to ({tmp_path}/taken: Not a directory)"
+    assert_one_line(capsys.readouterr().err, message, "--output-dir")
+
+
+def test_an_output_folder_is_checked_and_not_created(tmp_path):
+    assert run("evaluate", "nothing", "--images", tmp_path, "--masks", tmp_path, "-o", tmp_path / "out") == 1
+    assert os.listdir(tmp_path) == []

@@ -14,7 +14,7 @@ from hf_segformer.config import InferenceOptions
 from hf_segformer.data.pairing import decode_dataset, open_split, pair_images_and_masks, pictures_in
 from hf_segformer.evaluation.evaluate import evaluate
 from hf_segformer.inference.segmenter import predict
-from tests.cli.test_main import assert_one_line, run
+from tests.support.commands import assert_one_line, run
 
 HEIGHT, WIDTH = 40, 56
 
@@ -44,7 +44,7 @@ def pairs_of(root, **suffixes):
 
 
 def judge(folder, root, *options):
-    pairs = ("--images", root / "images", "--labels", root / "labels", "--label-suffix", "_labels")
+    pairs = ("--images", root / "images", "--masks", root / "labels", "--mask-suffix", "_labels")
     return run("evaluate", folder, *pairs, "--device", "cpu", *options)
 
 
@@ -72,7 +72,7 @@ def test_all_without_a_partner_are_told_in_one_line(labelled):
 
 def test_evaluate_prints_and_writes_what_the_loop_counts(folder, labelled, capsys):
     out = labelled / "out"
-    assert judge(folder, labelled, "--out", out, "--flip", "--title", "Streets") == 0
+    assert judge(folder, labelled, "--output-dir", out, "--flip", "--title", "Streets") == 0
     table = capsys.readouterr().out
     assert "LABEL_4" in table
     found = json.loads((out / "metrics.json").read_text())
@@ -99,7 +99,7 @@ def test_a_data_set_gives_what_its_folders_give(folder, labelled, capsys):
     datasets.DatasetDict({"test": data}).save_to_disk(labelled / "data")
     assert judge(folder, labelled) == 0
     of_folders = capsys.readouterr().out
-    columns = ("--image-column", "photo", "--label-column", "mask")
+    columns = ("--image-column", "photo", "--mask-column", "mask")
     assert run("evaluate", folder, "--dataset", labelled / "data", "--split", "test", *columns, "--device", "cpu") == 0
     assert capsys.readouterr().out == of_folders
     with pytest.raises(ValueError, match=r"no split 'validation', it has 'test': set --split"):
@@ -113,7 +113,7 @@ def test_a_binary_model_is_judged_on_two_values(tiny_config, labelled, capsys):
     for row in pairs_of(labelled):
         Image.fromarray((np.asarray(Image.open(row["label"])) > 2).astype(np.uint8) * 255).save(row["label"])
     assert judge(labelled / "binary", labelled) == 0
-    warning = "no pixel of 'LABEL_0': where 255 stands for it, it did not count, give --label-values 0 255"
+    warning = "no mask has a pixel of 'LABEL_0'; if 255 stands for it, add --label-values 0 255"
     assert warning in capsys.readouterr().err
     assert judge(labelled / "binary", labelled, "--label-values", 0, 255) == 0
     captured = capsys.readouterr()
@@ -169,12 +169,8 @@ def test_what_is_wrong_with_a_pair_is_one_line_that_names_the_file(damage, words
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--window", 3], ["--window is 3"]),
-        (["--scales", -1], ["--scales is [-1.0]"]),
         (["--device", "tpu"], ["device is 'tpu'"]),
-        (["--dataset", "a/b"], ["--images DIR and --labels DIR, or by --dataset NAME"]),
         (["--label-values", 0, 1], ["--label-values has 2 entries, but 5 are needed"]),
-        (["--out", "/dev/null/results"], ["/dev/null/results"]),
     ],
 )
 def test_wrong_options_are_one_line(options, words, folder, labelled, capsys):
@@ -182,9 +178,23 @@ def test_wrong_options_are_one_line(options, words, folder, labelled, capsys):
     assert_one_line(capsys.readouterr().err, *words)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--sliding-window", 3], ["--sliding-window is 3"]),
+        (["--scales", -1], ["--scales is [-1.0]"]),
+        (["--dataset", "a/b"], ["--images DIR and --masks DIR or by --dataset NAME"]),
+        (["--output-dir", "/dev/null/results"], ["/dev/null/results"]),
+    ],
+)
+def test_wrong_usage_exits_with_2(options, words, folder, labelled, capsys):
+    assert judge(folder, labelled, *options) == 2
+    assert_one_line(capsys.readouterr().err, *words)
+
+
 def test_a_full_disk_is_one_line_and_leaves_earlier_results(folder, labelled, capsys, monkeypatch):
     out = labelled / "out"
-    assert judge(folder, labelled, "--out", out) == 0
+    assert judge(folder, labelled, "--output-dir", out) == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
     def full(path, *_, **__):
@@ -199,7 +209,7 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results(folder, labelled, ca
         with monkeypatch.context() as patch:
             patch.setattr(owner, method, fails)
             capsys.readouterr()
-            assert judge(folder, labelled, "--out", out, "--flip") == 1
+            assert judge(folder, labelled, "--output-dir", out, "--flip") == 1
         assert_one_line(capsys.readouterr().err.splitlines()[-1].lstrip("\r") + "\n", "No space left", file)
         assert (out / file).read_bytes() == before[file]
     assert {path.name for path in out.iterdir()} == before.keys()
@@ -233,7 +243,11 @@ def test_pictures_of_any_shape_get_a_label_map_of_their_size(tiny_config, keywor
         ("config.json", b"[]", ["config.json holds a list"]),
         ("preprocessor_config.json", b"{", ["model"]),
         ("preprocessor_config.json", b'{"image_mean": "grey"}', ["image_mean"]),
-        ("preprocessor_config.json", b'{"image_mean": [0.5], "image_std": [0.5]}', ["has 1 entries", "takes 3 bands"]),
+        (
+            "preprocessor_config.json",
+            b'{"image_mean": [0.5], "image_std": [0.5]}',
+            ["has 1 entries", "expected one a channel, 3"],
+        ),
     ],
 )
 def test_a_bad_model_folder_is_one_line(spoiled, content, words, folder, labelled, capsys):
@@ -247,5 +261,5 @@ def test_a_bad_model_folder_is_one_line(spoiled, content, words, folder, labelle
 
 
 def test_debug_shows_where_an_error_comes_from(folder, labelled, capsys):
-    assert judge(folder, labelled, "--window", 3, "--debug") == 1
+    assert judge(folder, labelled, "--sliding-window", 3, "--debug") == 2
     assert "Traceback" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from training.evaluate import main
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.config import InferenceOptions
@@ -21,7 +22,6 @@ from hf_segformer.evaluation.metrics import confusion_matrix, scores
 from hf_segformer.files import write_json
 from hf_segformer.inference.segmenter import predict
 from tests.support.tiny import TINY
-from training.evaluate import main
 
 ROOT = Path(__file__).parents[2]
 K = 5
@@ -270,6 +270,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_exactly_the_result_of_one(model, processor, tmp_path):
     data = [{name: torch.tensor(np.asarray(value)) for name, value in row.items()} for row in rows(5)]
     for name in ("image", "label"):

@@ -1,4 +1,4 @@
-"""Exported files give PyTorch's answers in their own runtimes, at any size, and what can not be exported is refused."""
+"""Exports: parity in their own runtimes at any size, refusals, and the report."""
 
 import json
 import os
@@ -21,29 +21,23 @@ from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegF
 from hf_segformer.cli.main import main
 from hf_segformer.data.pairing import decode_dataset, pair_images_and_masks, pictures_in
 from hf_segformer.evaluation.evaluate import evaluate
-from hf_segformer.export.exportable import DeployedSegFormer, PicturesToLabels, resize, trace
+from hf_segformer.export.exportable import DeployedSegFormer, SegFormerWithProcessing, resize, trace
 from hf_segformer.export.exporters import (
     TARGETS,
     ExportConfig,
+    _describe,
     add_mean_iou,
     export_model,
     format_report,
     in_half,
 )
 from hf_segformer.export.quantization import to_int8
-from hf_segformer.export.runtimes import (
-    ParityReport,
-    RuntimeModel,
-    onnx_runtime,
-    open_vino,
-    smooth_pictures,
-    torch_program,
-)
-from hf_segformer.export.verification import ReferenceOutputs
+from hf_segformer.export.runtimes import RuntimeModel, onnx_runtime, open_vino, torch_program
+from hf_segformer.export.verification import ParityReport, ReferenceOutputs, smooth_images
 from hf_segformer.upsampling_segformer import upsample
 from tests.support.tiny import TINY, assert_same, logits_of
 
-SIZES = [(1, 64, 64), (3, 101, 67), (2, 75, 160)]  # pictures, height, width
+SIZES = [(1, 64, 64), (3, 101, 67), (2, 75, 160)]  # images, height, width
 
 
 def build(**overrides):
@@ -70,7 +64,7 @@ def processor():
 
 @pytest.fixture(scope="module", autouse=True)
 def _trace_once():
-    """Tracing takes seconds, and all that is exported here is the one model, alone or with the one processor."""
+    """Share the traces, which take seconds: one model is exported here, alone or with one processor."""
     programs = {}
 
     def trace_once(network):
@@ -89,27 +83,27 @@ def rows_of(folder):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Two folders, of pictures and of label maps."""
+    """Two folders, of images and of masks."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "images").mkdir()
     (folder / "labels").mkdir()
-    for index, picture in enumerate(smooth_pictures(2, 80, 112, 3, seed=5)):
-        picture.save(folder / "images" / f"{index}.png")
+    for index, image in enumerate(smooth_images(2, 80, 112, 3, seed=5)):
+        image.save(folder / "images" / f"{index}.png")
         Image.fromarray(np.full((80, 112), index, dtype=np.uint8)).save(folder / "labels" / f"{index}.png")
     return folder
 
 
 @pytest.fixture(scope="module")
 def onnx_folder(model, processor, data, tmp_path_factory):
-    """model.onnx with all that may lie beside it, and the figures."""
+    """model.onnx with every file that may be beside it, and the figures."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name)
     folder = tmp_path_factory.mktemp("onnx")
-    pictures, labelled = pictures_in(data / "images"), rows_of(data)
-    request = ExportConfig(
-        "onnx", float16=True, int8="static", calibration=pictures, pictures=pictures, labelled=labelled
+    images, dataset = pictures_in(data / "images"), rows_of(data)
+    export_config = ExportConfig(
+        "onnx", float16=True, int8="static", calibration=images, images=images, dataset=dataset
     )
-    figures = export_model(model, processor, folder, request)
+    figures = export_model(model, processor, folder, export_config)
     assert json.loads((folder / "export.json").read_text()) == figures
     return folder, figures
 
@@ -177,13 +171,13 @@ def without_statistics():
     [
         (wrapped_in_lora, "PeftModel.*merge_and_unload"),
         (with_lora_inside, "query.*LoRA.*merge_and_unload"),
-        (hooked, r"dense1 is a Linear.*hooks"),
+        (hooked, r"dense1 is a modified Linear.*hooks"),
         (parametrized, r"linear_c\.0\.proj"),
-        (without_statistics, "can not be folded"),
-        (lambda: build().segformer, "SegFormerModel, but SegFormerForSemanticSegmentation"),
+        (without_statistics, "the decode head is modified"),
+        (lambda: build().segformer, "SegFormerModel; expected SegFormerForSemanticSegmentation"),
     ],
 )
-def test_a_layer_that_is_not_what_it_seems_is_refused(make, words):
+def test_a_modified_layer_is_refused(make, words):
     with pytest.raises(ValueError, match=words):
         DeployedSegFormer(make())
 
@@ -214,28 +208,28 @@ def test_resizing_in_the_graph_is_pils_but_for_one_grey_level(old):
         ({"size": 64, "resample": Image.Resampling.BICUBIC}, 3, 5),
     ],
 )
-def test_processing_in_the_graph_gives_the_processors_labels(keywords, bands, num_labels):
+def test_processing_in_the_graph_gives_the_processors_predictions(keywords, bands, num_labels):
     model, processor = build(num_channels=bands, num_labels=num_labels), SegFormerImageProcessor(**keywords)
     with torch.no_grad():  # so that a single label is given to some pixels
         model.decode_head.classifier.bias -= logits_of(model, torch.randn(1, bands, 64, 96)).mean()
-    network = PicturesToLabels(DeployedSegFormer(model), processor)
+    network = SegFormerWithProcessing(DeployedSegFormer(model), processor)
     reference = ReferenceOutputs(model, processor, network)
-    cases = list(reference.cases(smooth_pictures(2, 100, 150, bands, seed=3)))
+    cases = list(reference.cases(smooth_images(2, 100, 150, bands, seed=3)))
     assert len({tuple(inputs.shape) for inputs, _ in cases}) >= 3
     for inputs, logits in cases:
         assert inputs.dtype == (torch.uint8 if bands == 3 else torch.float32)
-        agreement = reference.agreement(network, inputs, logits)
+        agreement = reference.compare(network, inputs, logits)
         assert agreement.relative_error < (1e-2 if network.size else 1e-5)
-        assert agreement.equal_labels > 0.995
+        assert agreement.pixel_agreement > 0.995
     assert len(network(cases[1][0]).unique()) > 1
 
 
-def test_a_picture_in_a_labelling_graph_gives_what_post_processing_gives(model, processor):
-    [picture] = smooth_pictures(1, 150, 200, 3)
-    pixels = processor(picture, return_tensors="pt").pixel_values
+def test_processing_in_the_graph_equals_post_processing(model, processor):
+    [image] = smooth_images(1, 150, 200, 3)
+    pixels = processor(image, return_tensors="pt").pixel_values
     outputs = {"logits": logits_of(model, pixels)}
     [expected] = processor.post_process_semantic_segmentation(outputs, target_sizes=[(150, 200)])
-    found = PicturesToLabels(DeployedSegFormer(model), processor)(torch.from_numpy(np.array(picture))[None])
+    found = SegFormerWithProcessing(DeployedSegFormer(model), processor)(torch.from_numpy(np.array(image))[None])
     assert found.shape == (1, 150, 200)
     assert (found[0] == expected).double().mean() > 0.999
 
@@ -243,7 +237,7 @@ def test_a_picture_in_a_labelling_graph_gives_what_post_processing_gives(model, 
 # --- Each runtime -----------------------------------------------------------------------------------------------------
 
 
-def test_onnx_takes_any_size_and_says_nothing_of_this_machine(onnx_folder, model):
+def test_onnx_takes_any_size_and_contains_no_paths(onnx_folder, model):
     onnx = pytest.importorskip("onnx")
     folder, figures = onnx_folder
     assert_agrees(onnx_runtime(folder / "model.onnx"), model)
@@ -260,7 +254,7 @@ def test_onnx_takes_any_size_and_says_nothing_of_this_machine(onnx_folder, model
     assert [each["shape"] for each in figures["files"]["model.onnx"]["compared"]][-2:] == [[1, 3, 64, 96]] * 2
 
 
-def test_float16_keeps_norms_and_softmax_full_and_says_how_near_it_is(onnx_folder, model):
+def test_float16_keeps_norms_and_softmax_in_float32_and_reports_parity(onnx_folder, model):
     onnx = pytest.importorskip("onnx")
     folder, figures = onnx_folder
     weights = onnx.load(folder / "model_fp16.onnx").graph.initializer
@@ -277,7 +271,7 @@ def test_float16_keeps_norms_and_softmax_full_and_says_how_near_it_is(onnx_folde
     assert each["bytes"] < 0.7 * figures["files"]["model.onnx"]["bytes"]
 
 
-def test_static_int8_quantises_convolutions_too_and_is_judged_on_labels(onnx_folder, model, processor, data):
+def test_static_int8_quantises_convolutions_and_reports_mean_iou(onnx_folder, model, processor, data):
     folder, figures = onnx_folder
     kinds = operations(folder / "model_quantized.onnx")
     assert kinds["QuantizeLinear"] > 10
@@ -289,7 +283,7 @@ def test_static_int8_quantises_convolutions_too_and_is_judged_on_labels(onnx_fol
     assert figures["files"]["model.onnx"]["mean_iou_in_pytorch"] == evaluate(model, processor, rows).metrics["mean_iou"]
     quantised = RuntimeModel(onnx_runtime(folder / "model_quantized.onnx"), model.config)
     assert each["mean_iou"] == evaluate(quantised, processor, rows).metrics["mean_iou"]
-    assert each["labelled_pictures"] == 2
+    assert each["num_images"] == 2
 
 
 def test_dynamic_int8_quantises_products_by_their_own_range(onnx_folder, model, tmp_path):
@@ -303,10 +297,10 @@ def test_dynamic_int8_quantises_products_by_their_own_range(onnx_folder, model, 
     assert 0 < (found - expected).abs().max() < 0.3 * expected.abs().max()
 
 
-def test_pictures_to_calibrate_on_are_not_held_all_at_once(onnx_folder, tmp_path):
+def test_calibration_images_are_read_one_at_a_time(onnx_folder, tmp_path):
     seen = []
 
-    def pictures():
+    def images():
         for _ in range(4):
             pixels = torch.randn(1, 3, 64, 96)
             seen.append(weakref.ref(pixels))
@@ -314,7 +308,7 @@ def test_pictures_to_calibrate_on_are_not_held_all_at_once(onnx_folder, tmp_path
             del pixels
             assert sum(each() is not None for each in seen) <= 1
 
-    to_int8(onnx_folder[0] / "model.onnx", tmp_path / "static.onnx", pictures())
+    to_int8(onnx_folder[0] / "model.onnx", tmp_path / "static.onnx", images())
     assert len(seen) == 4
 
 
@@ -327,13 +321,62 @@ def test_openvino_takes_any_size(model, processor, tmp_path):
     assert figures["files"]["model.xml"]["bytes"] > 4 * weights  # in float32
 
 
-def test_openvino_takes_pictures_and_gives_label_maps(model, processor, tmp_path):
+def test_openvino_refuses_smaller_images_and_is_right_afterwards(model, processor, tmp_path):
+    """Unbounded, it answered a 20x33 image with the previous one's shape."""
     pytest.importorskip("openvino")
-    figures = export_model(model, processor, tmp_path, ExportConfig("openvino", with_processing=True))
-    assert figures["input"] == "pictures, uint8 (batch, height, width, 3)"
-    pictures = torch.stack([torch.from_numpy(np.array(each)) for each in smooth_pictures(2, 70, 131, 3, seed=9)])
-    found = open_vino(tmp_path / "model.xml")(pictures)
-    expected = PicturesToLabels(DeployedSegFormer(model), processor)(pictures)
+    for name, include_processing in (("network", False), ("processing", True)):
+        (tmp_path / name).mkdir()
+        export_model(model, processor, tmp_path / name, ExportConfig("openvino", include_processing=include_processing))
+        run = open_vino(tmp_path / name / "model.xml")
+        for height, width in ((63, 96), (96, 20), (20, 33), (1, 1)):
+            small = torch.zeros(1, height, width, 3).byte() if include_processing else torch.zeros(1, 3, height, width)
+            with pytest.raises(RuntimeError, match="64"):
+                run(small)
+    assert_agrees(open_vino(tmp_path / "network" / "model.xml"), model)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_int8_takes_any_size_and_batch(kind, onnx_folder, model, tmp_path):
+    calibration = (torch.randn(2, 3, 96, 128) for _ in range(2)) if kind == "static" else None
+    to_int8(onnx_folder[0] / "model.onnx", tmp_path / "int8.onnx", calibration)
+    run = onnx_runtime(tmp_path / "int8.onnx")
+    for num, height, width in SIZES:
+        pixels = torch.randn(num, 3, height, width)
+        found, expected = run(pixels), logits_of(model, pixels)
+        assert found.shape == expected.shape
+        assert (found - expected).abs().max() < 0.5 * expected.abs().max()
+        one_by_one = torch.cat([run(each[None]) for each in pixels])
+        assert (found - one_by_one).abs().max() < 0.5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("keywords", "include_processing", "words"),
+    [
+        ({"size": 64}, False, "not in the graph: the image processor"),
+        ({"size": 64}, True, "in the graph, to 64x64"),
+        ({"size": {"shortest_edge": 64}, "keep_ratio": True}, True, "not in the graph: the processor keeps the aspect"),
+        ({"do_resize": False}, True, "none: images keep their size"),
+    ],
+)
+def test_the_report_says_whether_the_graph_resizes(keywords, include_processing, words, model, tmp_path):
+    target = replace(TARGETS["torch"], write=lambda program, path: path.write_text(""), run=lambda path: None)
+    config = ExportConfig("torch", include_processing=include_processing)
+    deployed, processor = DeployedSegFormer(model), SegFormerImageProcessor(**keywords)
+    network = SegFormerWithProcessing(deployed, processor) if include_processing else deployed
+    report = {**_describe(network, processor, config, target), "files": {}}
+    assert words in report["resize"]
+    assert f"resizing: {report['resize']}" in format_report(report)
+    assert "sides: 64 pixels and up" in format_report(report)
+
+
+def test_openvino_maps_images_to_segmentation_maps(model, processor, tmp_path):
+    pytest.importorskip("openvino")
+    figures = export_model(model, processor, tmp_path, ExportConfig("openvino", include_processing=True))
+    assert figures["input"] == "images, uint8 (batch, height, width, 3)"
+    assert figures["resize"] == "in the graph, to 64x96 (height x width)"
+    images = torch.stack([torch.from_numpy(np.array(each)) for each in smooth_images(2, 70, 131, 3, seed=9)])
+    found = open_vino(tmp_path / "model.xml")(images)
+    expected = SegFormerWithProcessing(DeployedSegFormer(model), processor)(images)
     assert found.dtype == torch.int32
     assert (found == expected).double().mean() > 0.999
 
@@ -344,23 +387,26 @@ def test_openvino_takes_pictures_and_gives_label_maps(model, processor, tmp_path
 @pytest.mark.parametrize(
     ("keywords", "words"),
     [
-        ({"target": "tensorrt"}, "'tensorrt', but it must be one of onnx, openvino, torch, transformers.js"),
-        ({"target": "onnx", "int8": "both"}, "'both', but it must be one of dynamic, static"),
-        ({"target": "torch", "float16": True}, "not for torch"),
-        ({"target": "openvino", "int8": "dynamic"}, "not for openvino"),
-        ({"target": "onnx", "int8": "dynamic", "with_processing": True}, "of the network alone"),
-        ({"target": "transformers.js", "with_processing": True}, "does the processing itself"),
-        ({"target": "onnx", "labelled": [{}], "with_processing": True}, "measured on logits"),
-        ({"target": "onnx", "int8": "static"}, "needs pictures to calibrate on"),
-        ({"target": "onnx", "int8": "dynamic", "calibration": ["a.png"]}, "for static int8 only"),
+        ({"target": "tensorrt"}, "'tensorrt'; expected one of onnx, openvino, torch, transformers.js"),
+        ({"target": "onnx", "int8": "both"}, "'both'; expected one of dynamic, static"),
+        ({"target": "torch", "float16": True}, r"torch; expected onnx or transformers.js \(--to\)"),
+        ({"target": "openvino", "int8": "dynamic"}, "openvino; expected onnx"),
+        (
+            {"target": "onnx", "int8": "dynamic", "include_processing": True},
+            r"\(--include-processing\); leave it out .*\(--int8\)",
+        ),
+        ({"target": "transformers.js", "include_processing": True}, "does the processing itself"),
+        ({"target": "onnx", "dataset": [{}], "include_processing": True}, "to measure mean IoU"),
+        ({"target": "onnx", "int8": "static"}, "--calibration-dir DIR"),
+        ({"target": "onnx", "int8": "dynamic", "calibration": ["a.png"]}, "expected static"),
     ],
 )
-def test_what_does_not_go_together_is_refused(keywords, words):
+def test_options_that_exclude_each_other_are_refused(keywords, words):
     with pytest.raises(ValueError, match=words):
         ExportConfig(**keywords)
 
 
-def test_a_missing_package_is_named_with_what_installs_it(model, processor, tmp_path, monkeypatch):
+def test_a_missing_package_is_named_with_its_installation(model, processor, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ValueError, match=r"openvino is not installed: pip install 'hf-segformer\[export\]'"):
         export_model(model, processor, tmp_path, ExportConfig("openvino"))
@@ -373,10 +419,10 @@ def test_a_package_may_come_under_another_name(model, processor, tmp_path, monke
     assert export_model(model, processor, tmp_path, ExportConfig("torch"))["versions"]["renamed"] == "7.1"
 
 
-def test_one_label_is_nothing_for_transformers_js(processor, tmp_path):
+def test_one_label_is_refused_for_transformers_js(processor, tmp_path):
     for name in TARGETS["transformers.js"].packages:
         pytest.importorskip(name)
-    with pytest.raises(ValueError, match="one label"):
+    with pytest.raises(ValueError, match="has 1 label"):
         export_model(build(num_labels=1), processor, tmp_path, ExportConfig("transformers.js"))
 
 
@@ -385,29 +431,29 @@ def test_float16_that_overflows_is_refused(model, processor):
     with torch.no_grad():
         model.decode_head.classifier.weight *= 1e6
     deployed = DeployedSegFormer(model)
-    with pytest.raises(ValueError, match="in float16 the network overflows"):
+    with pytest.raises(ValueError, match="not finite in float16"):
         in_half(deployed, ReferenceOutputs(model, processor, deployed), ExportConfig("onnx", float16=True))
 
 
-def test_a_picture_that_is_too_small_for_the_graph_is_named(model, tmp_path):
+def test_an_image_below_the_smallest_side_is_named(model, tmp_path):
     processor = SegFormerImageProcessor(do_resize=False)
     reference = ReferenceOutputs(model, processor, DeployedSegFormer(model))
     Image.new("RGB", (90, 40)).save(tmp_path / "small.png")
-    for picture, name in ((tmp_path / "small.png", "small.png"), (Image.new("RGB", (90, 40)), "a picture to compare")):
-        with pytest.raises(ValueError, match=rf"{name}.* at 40x90 pixels, but sides must be 64 at least"):
-            list(reference.cases([picture]))
+    for image, name in ((tmp_path / "small.png", "small.png"), (Image.new("RGB", (90, 40)), "an image to compare")):
+        with pytest.raises(ValueError, match=rf"{name}.* at 40x90 pixels; expected sides of 64"):
+            list(reference.cases([image]))
 
 
 @pytest.mark.parametrize("keywords", [{"size": 32}, {"size": {"shortest_edge": 48}, "keep_ratio": True}])
-def test_a_processor_that_makes_pictures_too_small_for_a_graph_is_told(keywords, model):
+def test_a_processor_that_resizes_below_the_smallest_side_is_refused(keywords, model):
     processor, deployed = SegFormerImageProcessor(**keywords), DeployedSegFormer(model)
-    with pytest.raises(ValueError, match=r"processor makes (32x32|48x60) of a picture, but sides must be 64"):
+    with pytest.raises(ValueError, match=r"resizes images to (32x32|48x60); expected sides of 64 pixels"):
         ReferenceOutputs(model, processor, deployed)
     if "keep_ratio" not in keywords:  # the graph resizes
-        ReferenceOutputs(model, processor, PicturesToLabels(deployed, processor))
+        ReferenceOutputs(model, processor, SegFormerWithProcessing(deployed, processor))
 
 
-def test_files_of_bands_are_compared_on_like_any_labelled_picture(tmp_path):
+def test_files_of_many_channels_can_be_compared_on(tmp_path):
     model = build(num_channels=5)
     processor = SegFormerImageProcessor(size=64, image_mean=[0.5] * 5, image_std=[0.3] * 5, do_rescale=False)
     bands = np.random.default_rng(0).random((5, 70, 90), dtype=np.float32)
@@ -417,21 +463,21 @@ def test_files_of_bands_are_compared_on_like_any_labelled_picture(tmp_path):
     assert torch.equal(inputs, processor(bands, return_tensors="pt").pixel_values)
 
 
-def test_label_maps_without_a_pixel_that_counts_are_told(model, processor, tmp_path):
-    [picture] = smooth_pictures(1, 80, 112, 3)
-    labelled = [{"image": picture, "label": np.full((80, 112), 255, dtype=np.uint8)}]
-    with pytest.raises(ValueError, match="no pixel of the label maps counts"):
-        export_model(model, processor, tmp_path, ExportConfig("torch", labelled=labelled))
+def test_masks_that_are_ignored_throughout_are_refused(model, processor, tmp_path):
+    [image] = smooth_images(1, 80, 112, 3)
+    dataset = [{"image": image, "label": np.full((80, 112), 255, dtype=np.uint8)}]
+    with pytest.raises(ValueError, match="every pixel of the masks is ignored"):
+        export_model(model, processor, tmp_path, ExportConfig("torch", dataset=dataset))
 
 
-def test_masks_of_0_and_255_are_not_taken_for_masks_of_nothing(processor, tmp_path):
+def test_masks_of_0_and_255_get_the_option_for_them(processor, tmp_path):
     model = build(num_labels=1)
     mask = np.zeros((80, 112), dtype=np.uint8)
     mask[:40] = 255
-    request = ExportConfig("torch", labelled=[{"image": smooth_pictures(1, 80, 112, 3)[0], "label": mask}])
+    export_config = ExportConfig("torch", dataset=[{"image": smooth_images(1, 80, 112, 3)[0], "label": mask}])
     reference = ReferenceOutputs(model, processor, DeployedSegFormer(model))
-    with pytest.raises(ValueError, match="is of 'LABEL_0': where 255 stands for it, give --label-values 0 255"):
-        add_mean_iou({}, tmp_path, TARGETS["torch"], reference, request)
+    with pytest.raises(ValueError, match="is 'LABEL_0': if 255 stands for it, give --label-values 0 255"):
+        add_mean_iou({}, tmp_path, TARGETS["torch"], reference, export_config)
 
 
 @pytest.fixture
@@ -445,16 +491,14 @@ def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
-def test_the_command_writes_a_torch_program_for_any_size_and_says_how_near_it_is(
-    checkpoint, model, data, tmp_path, capsys
-):
+def test_the_command_writes_a_torch_program_for_any_size_and_reports_parity(checkpoint, model, data, tmp_path, capsys):
     destination = tmp_path / "exported"
-    images = ("--images", data / "images", "--labels", data / "labels", "--label-values", *range(5))
+    images = ("--images", data / "images", "--masks", data / "labels", "--label-values", *range(5))
     assert run("export", checkpoint, destination, "--to", "torch", *images) == 0
     assert sorted(os.listdir(destination)) == ["config.json", "export.json", "model.pt2", "preprocessor_config.json"]
     printed = capsys.readouterr().out
-    assert "takes pixel_values, float32 (batch, 3, height, width)" in printed
-    assert "model.pt2 in torch.export: 100.000% of the labels are PyTorch's" in printed
+    assert "input: pixel_values, float32 (batch, 3, height, width)" in printed
+    assert "model.pt2 in torch.export: 100.000% of the pixels as in PyTorch" in printed
     assert "mean IoU" in printed
     assert "warning" not in printed
     assert printed.endswith(f"written to {destination}\n")
@@ -463,9 +507,9 @@ def test_the_command_writes_a_torch_program_for_any_size_and_says_how_near_it_is
     assert SegFormerImageProcessor.from_pretrained(destination).size == {"height": 64, "width": 96}
 
 
-def test_a_file_with_other_answers_is_refused_and_leaves_nothing(checkpoint, model, tmp_path, capsys, monkeypatch):
+def test_a_file_with_other_outputs_is_refused_and_removed(checkpoint, model, tmp_path, capsys, monkeypatch):
     deployed = DeployedSegFormer(model)
-    for wrong, words in ((0.01, "of the largest logit off PyTorch's"), (float("nan"), "not finite")):
+    for wrong, words in ((0.01, "differs from PyTorch by"), (float("nan"), "not finite")):
         target = replace(
             TARGETS["torch"],
             write=lambda program, path: path.write_text("a file"),
@@ -483,12 +527,9 @@ def test_a_file_with_other_answers_is_refused_and_leaves_nothing(checkpoint, mod
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--to", "torch", "--labels", "labels"], "--images DIR"),
         (["--to", "torch", "--images", "empty"], "holds no pictures"),
         (["--to", "torch", "--images", "nowhere"], "nowhere"),
-        (["--to", "torch", "--images", "images", "--labels", "others"], "1.png"),
-        (["--to", "torch", "--fp16"], "not for torch"),
-        (["--to", "torch", "--label-values", "0", "255"], "--labels DIR"),
+        (["--to", "torch", "--images", "images", "--masks", "others"], "1.png"),
     ],
 )
 def test_the_command_refuses_in_one_line(arguments, words, data, tmp_path, capsys, monkeypatch):
@@ -506,9 +547,9 @@ def test_the_command_refuses_in_one_line(arguments, words, data, tmp_path, capsy
 
 def test_a_destination_with_files_is_left_alone(checkpoint, model, processor, capsys):
     before = (checkpoint / "config.json").read_text()
-    assert run("export", checkpoint, checkpoint, "--to", "torch") == 1
+    assert run("export", checkpoint, checkpoint, "--to", "torch") == 2
     assert "a new or an empty folder" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="must be an empty folder"):
+    with pytest.raises(ValueError, match="expected an empty folder"):
         export_model(model, processor, checkpoint, ExportConfig("torch"))
     assert (checkpoint / "config.json").read_text() == before
 
@@ -516,33 +557,33 @@ def test_a_destination_with_files_is_left_alone(checkpoint, model, processor, ca
 # --- The figures ------------------------------------------------------------------------------------------------------
 
 
-def test_agreement_counts_labels_at_the_pictures_size():
+def test_pixel_agreement_is_at_the_size_of_the_image():
     logits = torch.randn(1, 3, 4, 5)
     other = logits.clone()
     other[0, :, 0, 0] = logits[0, :, 0, 0].flip(0)
     same = ParityReport.of_logits((1, 3, 16, 20), logits, logits, (16, 20))
-    assert (same.max_error, same.equal_labels) == (0, 1)
+    assert (same.max_error, same.pixel_agreement) == (0, 1)
     differs = ParityReport.of_logits((1, 3, 16, 20), other, logits, (16, 20))
     assert differs.max_error == pytest.approx((other - logits).abs().max().item())
     large = [upsample(each, (16, 20)).argmax(1) for each in (other, logits)]
-    assert differs.equal_labels == pytest.approx((large[0] == large[1]).double().mean().item())
-    assert differs.equal_labels < 1
+    assert differs.pixel_agreement == pytest.approx((large[0] == large[1]).double().mean().item())
+    assert differs.pixel_agreement < 1
 
 
-def test_agreement_of_label_maps_is_by_how_much_a_label_is_not_the_best():
+def test_the_error_of_a_segmentation_map_is_the_gap_to_the_best_logit():
     logits = torch.tensor([1.0, 3.0, 2.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
     found = torch.ones(1, 8, 8, dtype=torch.int32)
-    assert ParityReport.of_labels((1, 8, 8, 3), found, logits, (8, 8)).max_error == 0
+    assert ParityReport.of_segmentation((1, 8, 8, 3), found, logits, (8, 8)).max_error == 0
     found[0, 0, 0] = 2
-    agreement = ParityReport.of_labels((1, 8, 8, 3), found, logits, (8, 8))
-    assert (agreement.max_error, agreement.equal_labels) == (1, 63 / 64)
+    agreement = ParityReport.of_segmentation((1, 8, 8, 3), found, logits, (8, 8))
+    assert (agreement.max_error, agreement.pixel_agreement) == (1, 63 / 64)
     found[0, 0, 0] = 3
-    assert ParityReport.of_labels((1, 8, 8, 3), found, logits, (8, 8)).relative_error == float("inf")
+    assert ParityReport.of_segmentation((1, 8, 8, 3), found, logits, (8, 8)).relative_error == float("inf")
 
 
-def test_a_file_that_often_disagrees_is_warned_of(onnx_folder):
+def test_low_pixel_agreement_gives_a_warning(onnx_folder):
     figures = deepcopy(onnx_folder[1])
-    figures["files"] = {"model_quantized.onnx": {**figures["files"]["model_quantized.onnx"], "equal_labels": 0.9}}
-    assert "warning: model_quantized.onnx gives other labels than PyTorch at 10.0% of the pixels" in format_report(
+    figures["files"] = {"model_quantized.onnx": {**figures["files"]["model_quantized.onnx"], "pixel_agreement": 0.9}}
+    assert "warning: model_quantized.onnx predicts other classes than PyTorch for 10.0% of the pixels" in format_report(
         figures
     )

@@ -1,4 +1,4 @@
-"""A folder for transformers.js: in Node its pipeline gives PyTorch's labels."""
+"""A folder for transformers.js: its pipeline in Node gives PyTorch's predictions."""
 
 import json
 import shutil
@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
-from hf_segformer.export.exporters import ExportConfig, export_model, format_report
-from hf_segformer.export.runtimes import smooth_pictures
-from hf_segformer.export.transformers_js import check_in_node, expected_labels, native_size
+from hf_segformer.export.exporters import ExportConfig, export_model
+from hf_segformer.export.verification import smooth_images
+from tests.support.node import check_in_node, expected_segmentation, native_size
 from tests.support.tiny import TINY, logits_of
 
 NODE = Path(__file__).resolve().parents[2] / ".cache" / "node"  # `make test-browser` installs the package there
@@ -36,26 +36,25 @@ def processor():
 
 @pytest.fixture(scope="module")
 def exported(model, processor, tmp_path_factory):
-    """The folder and the figures, as the command makes them where Node finds the package."""
+    """An exported folder, and its parity in Node."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name)
     folder = tmp_path_factory.mktemp("exported")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(NODE)
-        figures = export_model(model, processor, folder, ExportConfig("transformers.js", float16=True, int8="dynamic"))
-    return folder, figures
+    export_model(model, processor, folder, ExportConfig("transformers.js", float16=True, int8="dynamic"))
+    files = ["model.onnx", "model_fp16.onnx", "model_quantized.onnx"]
+    return folder, check_in_node(folder, model, processor, files, working_folder=NODE)
 
 
 @pytest.mark.browser
 def test_the_pipeline_gives_pytorchs_labels(exported, model, processor):
     folder, figures = exported
-    shares = {name: each["equal_labels"] for name, each in figures["node"]["files"].items()}
+    shares = {name: each["pixel_agreement"] for name, each in figures["files"].items()}
     assert shares["model.onnx"] > 0.9999
     assert shares["model_fp16.onnx"] > 0.99
     assert 0.9 < shares["model_quantized.onnx"] <= 1
-    assert "model.onnx in transformers.js 4." in format_report(figures)
-    [picture] = smooth_pictures(1, 96, 128, 3, seed=7)
-    assert len(expected_labels(model, processor, picture).unique()) > 2
+    assert figures["version"].startswith("4.")
+    [picture] = smooth_images(1, 96, 128, 3, seed=7)
+    assert len(expected_segmentation(model, processor, picture).unique()) > 2
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "segformer"
     assert config["id2label"]["2"] == "house"
@@ -67,23 +66,23 @@ def test_other_labels_and_a_broken_file_are_refused(exported, model, processor, 
     folder = exported[0]
     other = deepcopy(model)
     torch.nn.init.normal_(other.decode_head.classifier.weight)
-    with pytest.raises(ValueError, match=r"in transformers\.js .* of the labels differ"):
+    with pytest.raises(ValueError, match=r"in transformers\.js .* of the pixels differ"):
         check_in_node(folder, other, processor, ["model.onnx"], working_folder=NODE)
     shutil.copytree(folder, tmp_path / "broken")
     (tmp_path / "broken" / "onnx" / "model.onnx").write_bytes(b"no model")
-    with pytest.raises(ValueError, match=r"transformers\.js can not run the exported files"):
+    with pytest.raises(ValueError, match=r"transformers\.js cannot run the exported files"):
         check_in_node(tmp_path / "broken", model, processor, ["model.onnx"], working_folder=NODE)
 
 
 @pytest.mark.browser
-def test_a_missing_package_is_told(model, processor, tmp_path):
+def test_a_missing_package_is_reported(model, processor, tmp_path):
     told = check_in_node(tmp_path, model, processor, ["model.onnx"], working_folder=tmp_path)
     assert told == {
         "not_run": "Node finds no @huggingface/transformers from here: npm install @huggingface/transformers"
     }
 
 
-def test_without_node_it_is_told(model, processor, tmp_path, monkeypatch):
+def test_missing_node_is_reported(model, processor, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert check_in_node(tmp_path, model, processor, ["model.onnx"]) == {"not_run": "node is not installed"}
 
@@ -96,12 +95,12 @@ def test_without_node_it_is_told(model, processor, tmp_path, monkeypatch):
         ({"shortest_edge": 64, "longest_edge": 70}, (64, 70)),
     ],
 )
-def test_a_picture_of_native_size_is_left_as_it_is(size, expected):
+def test_an_image_of_native_size_is_not_resized(size, expected):
     processor = SegFormerImageProcessor(size=size)
     assert native_size(processor) == processor._target_size(*expected) == expected
 
 
-def test_a_node_that_never_ends_is_told_in_words(model, processor, tmp_path, monkeypatch):
+def test_a_node_that_never_ends_is_an_error(model, processor, tmp_path, monkeypatch):
     def never_ends(command, **options):
         raise subprocess.TimeoutExpired(command, options["timeout"])
 

@@ -1,10 +1,12 @@
-"""The model card: measured numbers only, nothing that a name could break, and no edit ever lost."""
+"""Model card: measured numbers only, escaped names, and edits that are kept."""
 
 import json
+import re
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 from transformers import TrainingArguments
 
 from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor, SegFormerModel
@@ -72,7 +74,7 @@ def test_a_bare_folder_gets_a_card_without_empty_fields(folder):
         "tags": ["hf_segformer", "segformer", "semantic-segmentation"],
     }
     headings = [line for line in card.text.splitlines() if line.startswith("## ")]
-    assert headings == ["## How to use it", "## What it is for, and what not"]
+    assert headings == ["## Model description", "## Intended uses & limitations"]
     for word in ("None", "N/A", "nan", "{{", "![", "trained from", "size B"):
         assert word not in card.text
 
@@ -125,25 +127,34 @@ def test_names_of_users_break_neither_metadata_nor_tables(measured):
 
 def test_a_class_that_is_nowhere_is_named_and_has_no_row(measured):
     text = card_of(measured).text
-    assert "no part of the means: never seen." in text
+    assert "not part of the means: never seen." in text
     assert "| never seen |" not in text
 
 
-def test_what_was_measured_is_told_in_the_text(measured):
+def test_measurements_are_in_the_text(measured):
     text = card_of(measured).text
+    headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert headings == [
+        "Model description",
+        "Intended uses & limitations",
+        "Training data",
+        "Training procedure",
+        "Evaluation results",
+        "Environment",
+    ]
     for words in (
         "| 70.1 % | 80.0 % | 93.0 % |",
         "1,234,567",
         "Measured on 1,010 images",
-        "whole images, mirrored too",
-        "9,000 steps of 8 images, 196.2 epochs",
+        "Predictions are made on whole images, averaged over horizontal flips (test-time augmentation).",
+        "Training took 9,000 steps of 8 images, 196.2 epochs.",
         "dice = 1.0",
         "A processor, 2 threads",
         "Processes: 2",
         "1.7 hours",
         "research only",
         "torch 2.13.0",
-        "![Loss and mean IoU over the steps of training](curve.png)",
+        "![Loss and mean IoU over the training steps](curve.png)",
     ):
         assert words in text
     assert "prediction.png" not in text
@@ -164,17 +175,18 @@ def test_the_lines_to_load_name_the_repository_or_else_the_folder(folder):
     assert '"trust_remote_code": True, "revision": "COMMIT", "code_revision": "COMMIT"' in text
 
 
-def test_the_lines_to_load_run(folder, monkeypatch):
-    import re
-
-    from PIL import Image
-
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_usage_code_runs_in_float32(dtype, folder, monkeypatch):
+    """A half-precision checkpoint on a CPU included."""
+    SegFormerForSemanticSegmentation.from_pretrained(folder).to(dtype).save_pretrained(folder)
     monkeypatch.chdir(folder.parent)
     code = re.findall(r"^```python\n(.*?)^```", card_of(folder).text, flags=re.MULTILINE | re.DOTALL)[0]
-    assert len(code.splitlines()) == 5
+    assert ("dtype=torch.float32" in code) == (dtype != torch.float32)
+    assert len(code.splitlines()) <= 7
     values = {"image": Image.new("RGB", (90, 70))}
     exec(compile(code, "card", "exec"), values)
-    assert values["labels"].shape == (70, 90)
+    assert values["model"].dtype == torch.float32
+    assert values["segmentation"].shape == (70, 90)
 
 
 def test_an_encoder_is_no_segmentation_model(tiny_config, tmp_path):
@@ -194,9 +206,33 @@ def test_a_rendered_card_follows_the_numbers_and_an_edited_one_is_kept(measured)
     path = write_card(measured)
     (measured / "metrics.json").write_text(json.dumps(METRICS | {"mean_iou": 0.9}))
     assert "| 90.0 %" in write_card(measured).read_text()
-    edited = path.read_text().replace("## Results", "## My results")
+    edited = path.read_text().replace("## Evaluation results", "## My results")
     path.write_text(edited)
     assert write_card(measured).read_text() == edited
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"mean_iou": 0.5, "classes": [{"name": "a", "iou": "<b>", "accuracy": 0.5}]},
+        {"mean_iou": 0.5, "method": {"sliding_window": "<script>", "stride": 1}},
+        {"mean_iou": 0.5, "method": [1]},
+        {"classes": 3},
+        {"mean_iou": "high"},
+    ],
+)
+def test_metrics_of_strange_values_are_refused(values, folder):
+    (folder / "metrics.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=re.escape(str(folder))):
+        write_card(folder)
+
+
+def test_a_recipe_cannot_leave_its_code_block(folder):
+    key = "a\n```\n<script>alert(1)</script>\n```"
+    write_training(folder, {"steps": 3, "recipe": {key: {key: key}}})
+    lines = card_of(folder).text.splitlines()
+    assert not [line for line in lines if line.startswith("<script>")]
+    assert sum(line.startswith("```") for line in lines) % 2 == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`segformer push --app`: a model and its page as a Space, on a Hub of the loop-back interface."""
+"""`segformer push --with-space`: a model and its page as a Space, on a Hub of the loop-back interface."""
 
 import importlib.util
 import subprocess
@@ -8,8 +8,7 @@ from importlib.metadata import version
 import pytest
 from huggingface_hub import RepoCard
 
-from tests.hub.test_push import assert_refused, run_command
-from tests.hub.test_remote_code import SEGMENTATION
+from tests.support.hub import SEGMENTATION, WITH_SPACE, assert_refused, run_command
 from tests.support.hub_server import Blob, LoopbackHub, Repository
 from tests.support.remote_code import Client, save
 
@@ -40,7 +39,7 @@ def space_of(hub, repo_id):
 
 
 def test_the_page_is_published_beside_the_model_and_shows_just_that_revision(hub, author, folder):
-    status, out, err = author(run_command, folder, "me/streets", "--app")
+    status, out, err = author(run_command, folder, "me/streets", WITH_SPACE)
     assert (status, err) == (0, "")
     oid = hub.repositories["me/streets"].branches["main"]
     assert f"its page is {hub.url}/spaces/me/streets" in out
@@ -56,9 +55,10 @@ def test_the_page_is_published_beside_the_model_and_shows_just_that_revision(hub
     assert not [line for line in needed if line.startswith(("gradio", "hf-segformer", "pytest"))]
 
 
+@pytest.mark.slow
 def test_the_space_runs_by_its_own_copy_of_the_package(hub, author, folder, tmp_path):
-    """What would run there is run here, but for the page itself, which would stay."""
-    author(run_command, folder, "me/runs", "--app")
+    """The Space's program runs here, without serving."""
+    author(run_command, folder, "me/runs", WITH_SPACE)
     space = tmp_path / "space"
     for name, blob in space_of(hub, "me/runs").files().items():
         (space / name).parent.mkdir(parents=True, exist_ok=True)
@@ -79,10 +79,10 @@ def test_the_space_runs_by_its_own_copy_of_the_package(hub, author, folder, tmp_
 
 
 def test_a_second_push_is_a_new_revision_without_modules_that_are_gone(hub, author, folder):
-    author(run_command, folder, "me/again", "--app")
+    author(run_command, folder, "me/again", WITH_SPACE)
     space = space_of(hub, "me/again")
     space.commit("main", {**space.files(), "hf_segformer/old.py": Blob(b""), "notes.txt": Blob(b"mine")})
-    author(run_command, folder, "me/again", "--app")
+    author(run_command, folder, "me/again", WITH_SPACE)
     files = space_of(hub, "me/again").files()
     assert "hf_segformer/old.py" not in files
     assert "notes.txt" in files
@@ -90,7 +90,7 @@ def test_a_second_push_is_a_new_revision_without_modules_that_are_gone(hub, auth
 
 
 def test_a_private_model_has_a_private_page_and_a_word_on_its_secret(hub, author, folder):
-    status, out, _ = author(run_command, folder, "me/secret", "--app", "--private")
+    status, out, _ = author(run_command, folder, "me/secret", WITH_SPACE, "--private")
     assert status == 0
     assert "secret HF_TOKEN" in out
     assert space_of(hub, "me/secret").private
@@ -104,14 +104,14 @@ def test_a_model_that_is_private_or_gated_already_decides_for_its_page(hub, auth
         author(run_command, folder, f"me/{name}")
     hub.repositories["me/mine"].private = hub.repositories["me/gated"].gated = True
     for name, private, needs_token in (("mine", True, True), ("gated", False, True), ("open", False, False)):
-        status, out, _ = author(run_command, folder, f"me/{name}", "--app")
+        status, out, _ = author(run_command, folder, f"me/{name}", WITH_SPACE)
         assert status == 0
         assert space_of(hub, f"me/{name}").private == private
         assert ("secret HF_TOKEN" in out) == needs_token
 
 
 def test_names_that_yaml_takes_for_numbers_are_names(hub, author, folder):
-    author(run_command, folder, "me/1.0", "--app")
+    author(run_command, folder, "me/1.0", WITH_SPACE)
     assert RepoCard(space_of(hub, "me/1.0").files()["README.md"].content.decode()).data.to_dict()["title"] == "1.0"
 
 
@@ -119,47 +119,49 @@ def test_a_space_with_another_program_is_left_alone_and_nothing_published(hub, a
     hub.repositories["spaces/me/other"] = Repository("spaces/me/other")
     space_of(hub, "me/other").commit("main", {"app.py": Blob(b"print('mine')")})
     before = dict(space_of(hub, "me/other").branches)
-    assert_refused(author, folder, "me/other", "Space me/other with another program", options=("--app",))
+    assert_refused(author, folder, "me/other", "Space me/other with another program", options=(WITH_SPACE,))
     assert space_of(hub, "me/other").branches == before
     assert "me/other" not in hub.repositories
 
 
 def test_a_space_that_is_still_empty_is_filled(hub, author, folder):
     hub.repositories["spaces/me/empty"] = Repository("spaces/me/empty")
-    assert author(run_command, folder, "me/empty", "--app")[0] == 0
+    assert author(run_command, folder, "me/empty", WITH_SPACE)[0] == 0
     assert "app.py" in space_of(hub, "me/empty").files()
 
 
 @pytest.mark.parametrize("step", ["commit", "preupload"])
-def test_a_page_that_can_not_be_published_is_taken_away_and_told(step, hub, author, folder):
+def test_a_failed_space_is_deleted_and_reported(step, hub, author, folder):
     repo_id = f"me/no-{step}"
     hub.fail(f"POST /api/spaces/.*/{step}/", 503, times=30)
-    assert_refused(author, folder, repo_id, f"{repo_id} is published as", "its page is not", "503", options=("--app",))
+    assert_refused(
+        author, folder, repo_id, f"{repo_id} is published as", "its page is not", "503", options=(WITH_SPACE,)
+    )
     assert hub.serve_all() < 30
     assert f"spaces/{repo_id}" not in hub.repositories
     assert "model.safetensors" in hub.repositories[repo_id].files()
-    assert author(run_command, folder, repo_id, "--app")[0] == 0
+    assert author(run_command, folder, repo_id, WITH_SPACE)[0] == 0
     assert "app.py" in space_of(hub, repo_id).files()
 
 
 def test_a_page_that_was_there_stays_when_its_next_revision_fails(hub, author, folder):
-    author(run_command, folder, "me/stays", "--app")
+    author(run_command, folder, "me/stays", WITH_SPACE)
     before = dict(space_of(hub, "me/stays").branches)
     hub.fail("POST /api/spaces/.*/commit/", 500, times=30)
-    assert_refused(author, folder, "me/stays", "its page is not", options=("--app",))
+    assert_refused(author, folder, "me/stays", "its page is not", options=(WITH_SPACE,))
     hub.serve_all()
     assert space_of(hub, "me/stays").branches == before
 
 
-def test_a_model_that_can_not_be_published_leaves_no_page(hub, author, folder):
+def test_a_failed_model_push_leaves_no_space(hub, author, folder):
     hub.fail("POST /api/models/.*/commit/", 503, times=30)
-    assert_refused(author, folder, "me/nothing", "nothing was published", options=("--app",))
+    assert_refused(author, folder, "me/nothing", "nothing was published", options=(WITH_SPACE,))
     assert hub.serve_all() < 30
     assert not {"me/nothing", "spaces/me/nothing"} & hub.repositories.keys()
 
 
 def fetch(repo_id, revision=None):
-    """What the page of a repository downloads; or the error's words."""
+    """Download the files of a repository's page; returns their names, or the error."""
     from hf_segformer.app.server import _fetched
 
     try:
@@ -169,7 +171,7 @@ def fetch(repo_id, revision=None):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_page_fetches_model_card_and_pictures_but_no_checkpoints(hub, author, folder):
+def test_a_page_fetches_model_card_and_images_but_no_checkpoints(hub, author, folder):
     author(run_command, folder, "me/fetched")
     hub.repositories["me/fetched"].commit(
         "main",
@@ -187,7 +189,8 @@ def test_a_page_fetches_model_card_and_pictures_but_no_checkpoints(hub, author, 
         assert author(fetch, "me/fetched", revision) == sorted(wanted)
 
 
-def test_a_model_that_may_not_be_read_is_told_with_what_helps(hub, author, folder, tmp_path):
+@pytest.mark.slow
+def test_a_model_that_may_not_be_read_is_named_with_the_remedy(hub, author, folder, tmp_path):
     author(run_command, folder, "me/hidden", "--private")
     stranger = Client(tmp_path / "stranger", hub.url, has_plugin=True)
     try:

@@ -1,6 +1,7 @@
-"""Kernels: the table is empty unless asked; in Triton's interpreter they give what their plain twins give."""
+"""Kernels: off unless requested; in Triton's interpreter they equal their reference."""
 
 import os
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -9,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_segformer import dispatch_segformer, set_fast_paths
-from hf_segformer import kernels as ops
-from hf_segformer.dispatch_segformer import KERNELS, kernel
+from hf_segformer import kernels
+from hf_segformer.dispatch_segformer import TABLE, record_fast_paths, run_fast
 from hf_segformer.upsampling_segformer import check_labels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "dtype", "options"), CASES)
-def test_a_kernel_gives_what_its_plain_twin_gives(interpreter, name, dtype, options):
+def test_a_kernel_equals_its_reference(interpreter, name, dtype, options):
     found, tolerance = interpreter(check, name, dtype, options)
     assert found <= tolerance
 
@@ -122,14 +122,14 @@ def test_a_check_sees_a_single_element_that_a_kernel_left_out(interpreter, name,
 
 
 def _seams():
-    """Every seam with kernels and plain; how often the table was asked, and the differences."""
+    """Return which implementations ran with and without kernels, and the differences from the reference."""
     from torch import nn
 
     from benchmarks.gpu_checks import difference
     from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, upsample_argmax, upsample_cross_entropy
     from hf_segformer import set_fast_paths as switch
-    from hf_segformer.dispatch_segformer import KERNELS
-    from hf_segformer.kernels import enable
+    from hf_segformer.dispatch_segformer import record_fast_paths
+    from hf_segformer.kernels import disable, enable
 
     tiny = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1, 1, 2, 2]}
     torch.manual_seed(0)
@@ -142,24 +142,20 @@ def _seams():
     features = [torch.randn(1, side, 4 >> i, 8 >> i) for i, side in enumerate((8, 8, 16))] + [torch.randn(1, 16, 1, 1)]
 
     def run(mode):
-        switch(mode != "plain")
-        loss = upsample_cross_entropy(logits, labels)
-        [gradient] = torch.autograd.grad(loss, logits)
-        mixed = model.segformer.encoder.block[0][0].mlp(tokens, 2, 3)
-        with torch.no_grad():
-            head = model.decode_head.eval()(features)
-        return [loss, gradient, upsample_argmax(logits, (12, 16)), mixed, head]
+        switch(mode != "reference")
+        with record_fast_paths() as calls:
+            loss = upsample_cross_entropy(logits, labels)
+            [gradient] = torch.autograd.grad(loss, logits)
+            mixed = model.segformer.encoder.block[0][0].add_mix_ffn(tokens, 2, 3)
+            with torch.no_grad():
+                head = model.decode_head.eval()(features)
+            classes = upsample_argmax(logits, (12, 16))
+        return sorted({name for _, name, _ in calls}), [loss, gradient, classes, mixed, head]
 
-    plain = run("plain")
+    _, reference = run("reference")
     enable("cpu")
-    called = []
-    for key, function in list(KERNELS.items()):
-        KERNELS[key] = lambda *a, _f=function, _n=key[1]: called.append(_n) or _f(*a)
-    kernels = run("kernels")
-    names, called[:] = sorted(set(called)), []
-    run("plain")
-    number = len(called)
-    enable("cpu")
+    names, found = run("kernels")
+    names_when_off, _ = run("reference")
     whole = torch.compile(
         lambda logits, labels: upsample_cross_entropy(logits, labels),
         fullgraph=True,
@@ -168,15 +164,15 @@ def _seams():
     switch(True)
     loss = whole(logits, labels)
     [gradient] = torch.autograd.grad(loss, logits)
-    compiled = [difference(loss, plain[0]), difference(gradient, plain[1])]
-    KERNELS.clear()
-    return names, number, [difference(a, b) for a, b in zip(kernels, plain, strict=True)], compiled
+    compiled = [difference(loss, reference[0]), difference(gradient, reference[1])]
+    disable()
+    return names, names_when_off, [difference(a, b) for a, b in zip(found, reference, strict=True)], compiled
 
 
-def test_the_seams_call_kernels_where_they_are_on_and_plain_mode_wins(interpreter):
-    names, calls_in_plain_mode, differences, compiled = interpreter(_seams)
-    assert names == ["depthwise_gelu", "upsample_argmax", "upsample_cross_entropy", "upsample_sum_relu"]
-    assert calls_in_plain_mode == 0
+def test_the_table_runs_kernels_where_they_are_on(interpreter):
+    names, names_when_off, differences, compiled = interpreter(_seams)
+    assert names == ["triton_argmax", "triton_cross_entropy", "triton_depthwise_gelu", "triton_upsample_sum_relu"]
+    assert names_when_off == [""]
     assert max(differences) < 1e-5
     assert max(compiled) < 1e-5
 
@@ -203,10 +199,15 @@ def test_operations_are_registered_as_pytorch_wants_them(interpreter):
         assert set(result.values()) == {"SUCCESS"}
 
 
-def test_the_table_is_empty_unless_asked():
-    assert KERNELS == {}
-    assert not ops.ON_BY_DEFAULT
-    assert kernel("upsample_argmax", torch.zeros(1)) is None
+def rows_of_kernels():
+    return [row for rows in TABLE.values() for row in rows if row.name.startswith("triton")]
+
+
+@pytest.mark.slow
+def test_kernels_are_off_unless_requested():
+    assert len(rows_of_kernels()) == len(kernels.ROWS) == 5
+    assert all(row.bind is row.run is None and row.device == "cuda" for row in rows_of_kernels())
+    assert not kernels.ON_BY_DEFAULT
     code = "import sys, hf_segformer; print([name for name in sys.modules if name.startswith('hf_segformer.kernels.')])"
     for value in ("0", "1"):  # without a GPU nothing happens, whatever the environment says
         environment = {**os.environ, "HF_SEGFORMER_KERNELS": value}
@@ -217,25 +218,44 @@ def test_the_table_is_empty_unless_asked():
         )
 
 
-def test_the_lookup_refuses_what_a_kernel_can_not_take(monkeypatch):
-    monkeypatch.setitem(KERNELS, ("cpu", "some"), len)
-    tensor = torch.zeros(2)
-    assert kernel("some", tensor) is len
-    assert kernel("other", tensor) is None
-    for other in (torch.zeros(2, device="meta"), torch.zeros(0), torch.zeros(2, dtype=torch.long)):
-        assert kernel("some", tensor, other) is None
+def _refusals():
+    """Return the reasons why argmax by a kernel refuses some tensors, and the implementation for others."""
+    from hf_segformer import set_fast_paths
+    from hf_segformer.kernels import disable, enable
+
+    def outcome(tensor, size=(3, 3)):
+        with record_fast_paths() as calls:
+            run_fast("upsample_argmax", None, tensor, size, False)
+        return calls[0][1:]
+
+    set_fast_paths(True)
+    enable("cpu", without=["upsample_cross_entropy"])
+    logits = torch.zeros(1, 2, 2, 2)
+    found = [outcome(logits), outcome(logits[:0]), outcome(torch.zeros(1, 1, 2, 2))]
+    image = torch.zeros(1).expand(1, 2, 1 << 15, 1 << 15)
+    found.append(outcome(image, image.shape[-2:]))
     with torch.autograd.forward_ad.dual_level():
-        assert kernel("some", tensor) is None
-    monkeypatch.setenv("HF_SEGFORMER_PLAIN", "0")
+        found.append(outcome(logits))
     set_fast_paths(False)
-    assert kernel("some", tensor) is None
+    found.append(outcome(logits))
+    set_fast_paths(True)
+    with record_fast_paths() as calls:
+        run_fast("upsample_cross_entropy", None, logits, torch.zeros(1, 4, 4, dtype=torch.long), 255, None, 0.0)
+    disable()
+    return found, calls
 
 
-def test_the_lookup_refuses_pictures_that_32_bits_can_not_count(monkeypatch):
-    monkeypatch.setitem(KERNELS, ("cpu", "some"), len)
-    picture = torch.zeros(1).expand(1, 1 << 16, 1 << 15)
-    assert kernel("some", picture) is None
-    assert kernel("some", picture[:, 1:].expand(3, -1, -1)) is len  # many of them may be larger together
+def test_kernels_refuse_tensors_that_they_cannot_take(interpreter):
+    found, loss = interpreter(_refusals)
+    assert found == [
+        ("triton_argmax", ""),
+        ("", "a tensor is empty"),
+        ("", "there is one logit"),
+        ("", "an image has more elements than 32 bits can count"),
+        ("", "forward-mode differentiation is active"),
+        ("", "fast paths are switched off (set_fast_paths, HF_SEGFORMER_PLAIN)"),
+    ]
+    assert loss == [("upsample_cross_entropy", "cpu_bands", "")]
 
 
 def test_tensors_of_one_call_must_be_on_one_device():
@@ -247,43 +267,47 @@ def test_tensors_of_one_call_must_be_on_one_device():
         launch.run()
 
 
-@pytest.fixture
-def head(model, monkeypatch):
-    """A decode head of 16 bits, features for it, and what its kernel was called with."""
-    calls = []
-    monkeypatch.setitem(KERNELS, ("cpu", "upsample_sum_relu"), lambda *given: calls.append(given) or given[0][0])
-    head = model.decode_head.bfloat16()
-    for tensor in (head.batch_norm.weight, head.batch_norm.running_mean, head.batch_norm.running_var):
-        tensor.data.uniform_(0.5, 2)
-    return head, [torch.randn(1, n, 8 >> i, 8 >> i).bfloat16() for i, n in enumerate((8, 8, 16, 16))], calls
+def _merged_batch_norm():
+    """Return scale and shift that a head of 16 bits passes to its kernel, those of float64, and a changed head."""
+    from unittest import mock
 
+    from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
+    from hf_segformer.folding_segformer import fold
+    from hf_segformer.kernels import disable, enable, implementations
+    from tests.support.tiny import TINY
 
-@torch.no_grad()
-def test_batch_norm_is_merged_in_32_bits_as_it_would_be_computed(head):
-    head, features, calls = head
-    head(features)
-    [(_, scale, shift)] = calls
-    norm = head.batch_norm
-    expected = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    torch.testing.assert_close(scale.double(), expected, rtol=1e-6, atol=0)
-    expected = (head.fold()[1] - norm.running_mean).double() * expected + norm.bias.double()
-    torch.testing.assert_close(shift.double(), expected, rtol=1e-5, atol=1e-6)
-
-
-@torch.no_grad()
-def test_a_dropout_that_was_replaced_is_called_beside_kernels_too(head):
     class AlwaysOn(torch.nn.Module):
         def forward(self, features):
             return features + 1
 
-    head, features, calls = head
-    before = head(features)
-    head.dropout = AlwaysOn().eval()
-    assert (head(features) - before).abs().max() > 0
-    assert len(calls) == 1
+    torch.manual_seed(0)
+    head = SegFormerForSemanticSegmentation(SegFormerConfig(**TINY, num_labels=5)).eval().decode_head.bfloat16()
+    norm, calls = head.batch_norm, []
+    for tensor in (norm.weight, norm.running_mean, norm.running_var):
+        tensor.data.uniform_(0.5, 2)
+    features = tuple(torch.randn(1, n, 8 >> i, 8 >> i).bfloat16() for i, n in enumerate((8, 8, 16, 16)))
+    keep = mock.patch.object(
+        implementations, "upsample_sum_relu", lambda maps, *factors: calls.append(factors) or maps[0]
+    )
+    enable("cpu")
+    with torch.no_grad(), keep, record_fast_paths() as names:
+        head(features)
+        head.dropout = AlwaysOn().eval()
+        head(features)
+    disable()
+    factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    shift = (fold(head)[1] - norm.running_mean).double() * factor + norm.bias.double()
+    return calls[0], (factor.detach(), shift.detach()), [name for _, name, _ in names]
 
 
-def test_labels_are_not_looked_at_while_a_cuda_graph_is_captured(monkeypatch):
+def test_batch_norm_is_merged_in_float32_unless_a_module_was_replaced(interpreter):
+    (scale, shift), (expected_scale, expected_shift), names = interpreter(_merged_batch_norm)
+    torch.testing.assert_close(scale.double(), expected_scale, rtol=1e-6, atol=0)
+    torch.testing.assert_close(shift.double(), expected_shift, rtol=1e-5, atol=1e-6)
+    assert names == ["triton_upsample_sum_relu", "triton_upsample_sum"]
+
+
+def test_label_values_are_not_checked_while_a_cuda_graph_is_captured(monkeypatch):
     class OnGPU(torch.Tensor):
         is_cuda = True
 
@@ -295,20 +319,17 @@ def test_labels_are_not_looked_at_while_a_cuda_graph_is_captured(monkeypatch):
             check_labels(labels, (1, 2, 2), 3, 255)
 
 
-def test_shipped_files_do_not_import_the_package_of_kernels():
+def test_shipped_files_do_not_import_kernels():
     for path in ROOT.glob("hf_segformer/*_segformer.py"):
-        assert "import" not in [
-            line.split()[0] for line in path.read_text().splitlines() if ".ops" in line and line.split()
-        ]
-    assert dispatch_segformer.KERNELS is KERNELS
+        assert not re.search(r"^\s*(from|import)\b.*kernels", path.read_text(), re.MULTILINE), path
 
 
-def test_enabling_says_what_is_missing(monkeypatch):
+def test_enabling_names_what_is_missing(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     pytest.importorskip("triton")
     with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
-        ops.enable("cpu")
-    monkeypatch.setattr(ops, "find_spec", lambda name: None)
+        kernels.enable("cpu")
+    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install triton"):
-        ops.enable()
-    assert KERNELS == {}
+        kernels.enable()
+    assert all(row.bind is None for row in rows_of_kernels())

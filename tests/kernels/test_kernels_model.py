@@ -1,17 +1,20 @@
-"""Whole models with kernels, in Triton's interpreter: what the plain model gives, however the model is run."""
+"""Whole models with kernels, in Triton's interpreter: eager, compiled, exported and under autocast."""
 
+import json
 import os
 import subprocess
 import sys
 from contextlib import contextmanager
-from unittest import mock
 
+import pytest
 import torch
 from torch import nn
 
-from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, cpu_encoder_segformer, set_fast_paths
-from hf_segformer.dispatch_segformer import KERNELS
+from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, set_fast_paths
+from hf_segformer.dispatch_segformer import record_fast_paths
 from hf_segformer.upsampling_segformer import reference_cross_entropy, upsample_cross_entropy
+
+pytestmark = pytest.mark.slow
 
 TINY = {
     "hidden_sizes": [8, 8, 16, 16],
@@ -22,28 +25,34 @@ TINY = {
     "drop_path_rate": 0.0,
     "num_labels": 3,
 }
-IN_TRAINING = {"depthwise_gelu", "upsample_cross_entropy", "upsample_sum"}
-AT_INFERENCE = {"depthwise_gelu", "upsample_sum_relu"}
+IN_TRAINING = {"triton_depthwise_gelu", "triton_cross_entropy", "triton_upsample_sum"}
+AT_INFERENCE = {"triton_depthwise_gelu", "triton_upsample_sum_relu"}
 
 
 @contextmanager
 def kernels():
-    """Kernels on; gives the names of those that the table was asked for and that were called."""
-    from hf_segformer.kernels import enable
+    """Switch kernels on; yield the recorded calls of the dispatch table."""
+    from hf_segformer.kernels import disable, enable
 
-    called = set()
     set_fast_paths(True)
     enable("cpu")
-    for key, function in list(KERNELS.items()):
-        KERNELS[key] = lambda *arguments, _function=function, _name=key[1]: called.add(_name) or _function(*arguments)
     try:
-        yield called
+        with record_fast_paths() as calls:
+            yield calls
     finally:
-        KERNELS.clear()
+        disable()
+
+
+def kernels_of(calls):
+    """Return the names of the kernels that ran, and forget them."""
+    names = {name for _, name, _ in calls if name.startswith("triton")}
+    calls.clear()
+    return names
 
 
 @contextmanager
-def plain():
+def reference():
+    """Switch fast paths off."""
     set_fast_paths(False)
     yield
     set_fast_paths(True)
@@ -87,20 +96,18 @@ def assert_same(found, expected):
 
 def _compile():
     images, labels = batch()
-    with plain():
+    with reference():
         logits, gradients = infer(build_model(), images), train(build_model(), images, labels)
-    on_a_gpu = mock.patch.object(cpu_encoder_segformer, "is_compiled_and_full", lambda *_: False)  # noqa: PT008 - traced by dynamo, which knows no mock
-    with on_a_gpu, kernels() as called:  # a CPU's fast encoder would come first
+    with kernels() as calls:
         model = build_model()
         whole = torch.compile(model, fullgraph=True, backend="aot_eager")
         assert_same(infer(model, images, whole), logits)
-        assert called == AT_INFERENCE
-        called.clear()
+        assert kernels_of(calls) == AT_INFERENCE
         assert_same(train(model, images, labels, whole), gradients)
-        assert called == IN_TRAINING
+        assert kernels_of(calls) == IN_TRAINING
 
 
-def test_a_compiled_model_is_one_graph_and_gives_what_the_plain_one_gives(interpreter):
+def test_a_compiled_model_is_one_graph_and_equals_the_reference(interpreter):
     interpreter(_compile)
 
 
@@ -120,8 +127,7 @@ def _compile_loss_for_any_size():
     whole = torch.compile(
         lambda logits, labels: upsample_cross_entropy(logits, labels), fullgraph=True, dynamic=True, backend=look
     )
-    with kernels() as called:
-        called.add("upsample_cross_entropy")  # compiled code would be made anew when this changes
+    with kernels():
         for size in ((6, 7), (5, 4), (4, 4)):
             assert_same(loss_and_gradient(whole, size), loss_and_gradient(reference_cross_entropy, size))
     [graph] = graphs
@@ -134,19 +140,19 @@ def test_one_compilation_of_the_loss_serves_any_size(interpreter):
 
 def _export():
     images, _ = batch()
-    with plain():
+    with reference():
         logits = infer(build_model(), images)
-    with kernels() as called:
+    with kernels() as calls:
         for strict in (False, True):
             program = torch.export.export(build_model().eval(), (images,), strict=strict)
-            assert not called
+            assert not kernels_of(calls)
             assert "hf_segformer" not in str(program.graph)
             assert_same(program.module()(images).logits, logits)
         assert_same(infer(build_model(), images), logits)
-        assert called == {"upsample_sum_relu"}  # the rest is a fast path of the CPU here
+        assert kernels_of(calls) == AT_INFERENCE
 
 
-def test_an_export_falls_back_to_the_plain_version(interpreter):
+def test_an_export_falls_back_on_the_reference(interpreter):
     interpreter(_export)
 
 
@@ -157,14 +163,14 @@ def _autocast():
         gradients = train(build_model(), images, labels)
         return infer(build_model(), images), torch.cat([gradient.flatten() for gradient in gradients.values()])
 
-    with plain():
+    with reference():
         exact = both()
     with torch.autocast("cpu", torch.bfloat16):
-        with plain():
+        with reference():
             rounded = both()
-        with kernels() as called:
+        with kernels() as calls:
             found = both()
-    assert called == IN_TRAINING | AT_INFERENCE
+    assert kernels_of(calls) == IN_TRAINING | AT_INFERENCE
     return [
         [((a - b).norm() / b.norm()).item() for a, b in zip(results, exact, strict=True)]
         for results in (found, rounded)
@@ -178,20 +184,23 @@ def test_autocast_with_kernels_is_as_exact_as_without(interpreter):
 
 
 STRANGER = """
-import sys
+import json, sys
 sys.modules["hf_segformer"] = None
 import torch
 from transformers import AutoModelForSemanticSegmentation
 model = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1], trust_remote_code=True)
-[paths] = [module for name, module in sys.modules.items() if name.endswith(".dispatch_segformer")]
-assert paths.__name__.startswith("transformers_modules"), paths
-assert paths.KERNELS == {} and paths.kernel("upsample_argmax", torch.zeros(1)) is None
-assert not any(".ops." in name and "segformer" in name for name in sys.modules), "kernels"
-torch.save(model.eval()(torch.load(sys.argv[2])).logits.detach(), sys.argv[2])
+[dispatch] = [module for name, module in sys.modules.items() if name.endswith(".dispatch_segformer")]
+assert dispatch.__name__.startswith("transformers_modules"), dispatch
+assert all(row.run is None for rows in dispatch.TABLE.values() for row in rows if row.name.startswith("triton"))
+assert not any("kernels" in name and "segformer" in name for name in sys.modules), "kernels"
+model, images = model.eval(), torch.load(sys.argv[2])
+with torch.no_grad():
+    print(json.dumps(dispatch.explain_fast_paths(model, images)))
+torch.save(model(images).logits.detach(), sys.argv[2])
 """
 
 
-def test_code_that_came_with_a_checkpoint_has_an_empty_table_and_stays_plain(tmp_path):
+def test_a_checkpoints_copy_has_a_table_of_its_own_without_kernels(tmp_path):
     model, (images, _) = build_model(), batch()
     model.save_pretrained(tmp_path / "model")
     torch.save(images, tmp_path / "tensor.pt")
@@ -199,4 +208,7 @@ def test_code_that_came_with_a_checkpoint_has_an_empty_table_and_stays_plain(tmp
     command = [sys.executable, "-c", STRANGER, "model", "tensor.pt"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    explained = json.loads(result.stdout.splitlines()[-1])
+    assert set(explained.values()) == {"cpu_strips", "cpu_bands"}
+    assert len(explained) == 5
     assert_same(torch.load(tmp_path / "tensor.pt"), infer(model, images))

@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
 from hf_segformer.modeling_segformer import SegFormerDecodeHead
+from tests.support.fast_paths import assert_near, fast, reference, switched
 from tests.support.tiny import TINY
-from tests.support.twins import assert_near, fast, plain, switched
 
 WIDTHS = TINY["hidden_sizes"]
 # Float32: some thousand products and sums, each off by half a step; a ReLU's input within that of 0 may fall on
@@ -39,7 +39,7 @@ def head():
 
 
 def make_head(dtype=torch.float64, dropout=0.0, momentum=0.1, **options):
-    """A head with lively statistics, in training mode; options are those of BatchNorm."""
+    """Return a head with random statistics in training mode; options are those of BatchNorm."""
     head = SegFormerDecodeHead(SegFormerConfig(**TINY, num_labels=5, classifier_dropout_prob=dropout))
     head.batch_norm = nn.BatchNorm2d(TINY["decoder_hidden_size"], momentum=momentum, **options)
     with torch.no_grad():
@@ -59,7 +59,7 @@ def features_of(batch=2, grids=HALVING, dtype=torch.float64, layout=torch.channe
 
 
 def run(head, features, call=None, buffers=True):
-    """Everything that comes of a copy of the head: logits, gradients, buffers. `call` runs it some other way."""
+    """Return logits, gradients and buffers of a copy of the head; `call` runs it in another way."""
     head = copy.deepcopy(head)
     given = [feature.clone().requires_grad_() for feature in features]
     logits = call(head, tuple(given)) if call else head(tuple(given))
@@ -72,10 +72,10 @@ def run(head, features, call=None, buffers=True):
     return found
 
 
-def assert_twins(head, features, tolerance=1e-9, chosen=fast, **options):
-    """Forward, gradients and buffers of the two agree; `chosen` says whether only the fast path may run."""
+def assert_equals_reference(head, features, tolerance=1e-9, chosen=fast, **options):
+    """Compare forward, gradients and buffers with the reference; `chosen` is the context of the other run."""
     torch.manual_seed(3)
-    with plain():
+    with reference():
         expected = run(head, features, **options)
     torch.manual_seed(3)
     with chosen():
@@ -111,7 +111,7 @@ def either():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("batch", [1, 2, 3])
 @pytest.mark.parametrize("grids", GRIDS.values(), ids=GRIDS)
-def test_training_equals_the_plain_head(grids, batch, dtype):
+def test_training_equals_the_reference(grids, batch, dtype):
     if batch == 1 and grids[0] == (1, 1):
         for enabled in (False, True):
             with switched(enabled), pytest.raises(ValueError, match="more than 1 value per channel"):
@@ -119,7 +119,7 @@ def test_training_equals_the_plain_head(grids, batch, dtype):
         return
     # Of few values a variance is small, and what is divided by it is rounding's.
     tolerance = TOLERANCE[dtype] * (50 if batch * grids[0][0] * grids[0][1] < 8 else 1)
-    assert_twins(make_head(dtype), features_of(batch, grids, dtype), tolerance)
+    assert_equals_reference(make_head(dtype), features_of(batch, grids, dtype), tolerance)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -132,7 +132,7 @@ def test_training_equals_the_plain_head(grids, batch, dtype):
 def test_any_grids_and_layouts_give_the_same(grids, batch, training, layout):
     if training and batch * grids[0][0] * grids[0][1] < 4:
         return
-    assert_twins(make_head().train(training), features_of(batch, grids, layout=layout), 1e-8, chosen=either)
+    assert_equals_reference(make_head().train(training), features_of(batch, grids, layout=layout), 1e-8, chosen=either)
 
 
 @pytest.mark.parametrize(
@@ -150,17 +150,17 @@ def test_any_grids_and_layouts_give_the_same(grids, batch, training, layout):
 @pytest.mark.parametrize("training", [False, True])
 def test_any_batch_norm_gives_the_same(training, options):
     head = make_head(**options).train(training)
-    expected, found = assert_twins(head, features_of(), chosen=either)
+    expected, found = assert_equals_reference(head, features_of(), chosen=either)
     if training and options.get("track_running_stats", True):
         assert found["batch_norm.num_batches_tracked"] == 1
         assert not torch.equal(found["batch_norm.running_mean"], head.batch_norm.running_mean)
         assert torch.equal(found["batch_norm.num_batches_tracked"], expected["batch_norm.num_batches_tracked"])
 
 
-def test_statistics_of_several_batches_are_those_of_the_plain_head(head):
+def test_statistics_of_several_batches_equal_the_reference(head):
     heads = copy.deepcopy(head), head
     batches = [features_of(batch) for batch in (2, 1, 3)]
-    for chosen, each in zip((plain, fast), heads, strict=True):
+    for chosen, each in zip((reference, fast), heads, strict=True):
         with chosen():
             for features in batches:
                 each(tuple(features)).sum().backward()
@@ -178,17 +178,17 @@ def test_a_mean_far_from_zero_costs_no_variance():
             linear.proj.bias.fill_(3e3)
     with switched(False):
         expected = copy.deepcopy(head).double()(tuple(feature.double() for feature in features)).float()
-        plain_error = (copy.deepcopy(head)(tuple(features)) - expected).abs().max()
+        reference_error = (copy.deepcopy(head)(tuple(features)) - expected).abs().max()
     with switched(True):
         error = (head(tuple(features)) - expected).abs().max()
-    assert error <= 4 * plain_error + 1e-5
+    assert error <= 4 * reference_error + 1e-5
 
 
 @pytest.mark.parametrize("affine", [False, True])
 def test_frozen_statistics_stay_and_gradients_are_right(affine):
     head = make_head(affine=affine)
     head.batch_norm.eval()
-    _, found = assert_twins(head, features_of(), chosen=either)
+    _, found = assert_equals_reference(head, features_of(), chosen=either)
     for name, buffer in head.batch_norm.named_buffers():
         assert torch.equal(found[f"batch_norm.{name}"], buffer)
 
@@ -207,11 +207,11 @@ FROZEN = {
 
 @pytest.mark.parametrize("names", FROZEN.values(), ids=FROZEN)
 @pytest.mark.parametrize("training", [False, True])
-def test_frozen_parameters_get_no_gradient_and_others_the_right_one(training, names):
+def test_frozen_parameters_get_no_gradient(training, names):
     head = make_head().train(training)
     for name, parameter in head.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(names)))
-    _, found = assert_twins(head, features_of(), chosen=either)
+    _, found = assert_equals_reference(head, features_of(), chosen=either)
     for name, parameter in head.named_parameters():
         assert (found[f"gradient of {name}"] is None) == (not parameter.requires_grad), name
 
@@ -224,7 +224,7 @@ def test_features_without_gradient_get_none(training, wanting):
     def call(head, features):
         return head(tuple(each if index in wanting else each.detach() for index, each in enumerate(features)))
 
-    _, found = assert_twins(make_head().train(training), features_of(), chosen=either, call=call)
+    _, found = assert_equals_reference(make_head().train(training), features_of(), chosen=either, call=call)
     for index in range(4):
         assert (found[f"stage {index}"] is not None) == (index in wanting)
 
@@ -234,7 +234,7 @@ def test_gradients_accumulate():
         head(features).square().sum().backward()
         return head(features)
 
-    assert_twins(make_head(), features_of(), call=twice)
+    assert_equals_reference(make_head(), features_of(), call=twice)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -244,7 +244,7 @@ def test_one_batch_may_be_back_propagated_twice(training):
         logits.square().sum().backward(retain_graph=True)
         return logits
 
-    assert_twins(make_head().train(training), features_of(), chosen=either, call=call)
+    assert_equals_reference(make_head().train(training), features_of(), chosen=either, call=call)
 
 
 def test_gradients_may_be_asked_of_some_tensors_only(head):
@@ -255,7 +255,7 @@ def test_gradients_may_be_asked_of_some_tensors_only(head):
         wanted = [given[1], head.classifier.weight, head.linear_c[3].proj.weight]
         return torch.autograd.grad(head(given).sin().sum(), wanted)
 
-    with plain():
+    with reference():
         expected = of(copy.deepcopy(head))
     with fast():
         found = of(copy.deepcopy(head))
@@ -284,7 +284,7 @@ def test_a_second_derivative_of_the_head_is_right_or_refused(head):
         (logits.sum() + gradient.square().sum()).backward()
         return head.classifier.weight.grad
 
-    with plain():
+    with reference():
         expected = penalty(copy.deepcopy(head))
     with switched(True):
         try:
@@ -302,7 +302,7 @@ def test_threads_do_not_add_to_the_same_rows_at_once(num_threads):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(num_threads)
-        _, first = assert_twins(head, features)
+        _, first = assert_equals_reference(head, features)
         with fast():
             for _ in range(4):
                 again = run(head, features)
@@ -314,7 +314,7 @@ def test_threads_do_not_add_to_the_same_rows_at_once(num_threads):
 # Dropout
 
 
-def test_dropout_drops_whole_channels_of_a_picture():
+def test_dropout_drops_whole_channels_of_an_image():
     """What reaches the classifier is looked at through its gradient: a dropped channel gives it none."""
     head, features = make_head(dropout=0.5), features_of()
     with switched(True):
@@ -325,22 +325,22 @@ def test_dropout_drops_whole_channels_of_a_picture():
             assert 0 < gone.sum() < len(gone)
 
 
-def test_dropout_draws_the_plain_head_s_mask():
-    assert_twins(make_head(dropout=0.3), features_of(3))
+def test_dropout_draws_the_mask_of_the_reference():
+    assert_equals_reference(make_head(dropout=0.3), features_of(3))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 1.0])
 def test_nothing_or_everything_may_be_dropped(dropout):
     head = make_head()
     head.dropout.p = dropout
-    _, found = assert_twins(head, features_of(), chosen=either)
+    _, found = assert_equals_reference(head, features_of(), chosen=either)
     assert found["gradient of classifier.weight"].any() == (dropout == 0)
 
 
 def test_dropout_alone_in_evaluation_mode_is_none():
     head = make_head(dropout=0.5)
     head.dropout.eval()
-    assert_twins(head, features_of())
+    assert_equals_reference(head, features_of())
 
 
 # Inference
@@ -349,13 +349,13 @@ def test_dropout_alone_in_evaluation_mode_is_none():
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("grids", GRIDS.values(), ids=GRIDS)
-def test_inference_equals_the_plain_head(grids, dtype, guard):
+def test_inference_equals_the_reference(grids, dtype, guard):
     head = make_head(dtype).eval()
     for batch in (1, 3):
         for layout in (torch.contiguous_format, torch.channels_last):
             features = tuple(features_of(batch, grids, dtype, layout))
             with guard():
-                with plain():
+                with reference():
                     expected = head(features)
                 with fast():
                     found = head(features)
@@ -371,9 +371,9 @@ def test_an_empty_batch_gives_no_logits(head):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("training", [False, True])
-def test_short_floats_are_no_further_off_than_plain(training, dtype):
+def test_short_floats_are_as_accurate_as_the_reference(training, dtype):
     head, features = make_head(torch.float32).train(training), features_of(dtype=torch.float32)
-    with plain():
+    with reference():
         expected = run(head, features)
         usual = run(copy.deepcopy(head).to(dtype), [feature.to(dtype) for feature in features])
     with switched(True):
@@ -382,14 +382,14 @@ def test_short_floats_are_no_further_off_than_plain(training, dtype):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_autocast_is_no_further_off_than_plain(training):
+def test_autocast_is_as_accurate_as_the_reference(training):
     head, features = make_head(torch.float32).train(training), features_of(dtype=torch.float32)
 
     def mixed(head, features):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return head(features)
 
-    with plain():
+    with reference():
         expected = run(head, features)
         usual = run(head, features, call=mixed)
     with switched(True):
@@ -410,7 +410,7 @@ def assert_as_near(found, usual, expected):
         assert error <= 1.5 * usual_error + flips, name
 
 
-# Layers that are more than they were
+# Changed layers
 
 
 def doubling(layer):
@@ -444,8 +444,8 @@ LAYERS = ["linear_c.0", "linear_c.2.proj", "linear_fuse", "batch_norm", "dropout
 @pytest.mark.parametrize("change", [doubling, halving, replaced_forward, subclassed, weight_normed])
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("training", [False, True])
-def test_a_changed_layer_has_its_say(training, name, change):
-    """Both ways agree, and not because both forgot the change."""
+def test_a_changed_layer_is_called(training, name, change):
+    """Fast paths and reference agree, and the change has an effect."""
     if change is weight_normed and name in ("linear_c.0", "dropout", "batch_norm"):
         return
     features, unchanged = tuple(features_of()), make_head().train(training)
@@ -493,16 +493,16 @@ def test_lora_takes_part(training, targets, tiny_config):
         if "lora_B" in name:
             nn.init.normal_(parameter)
     head = adapted.base_model.model.decode_head
-    _, found = assert_twins(head, features_of(), chosen=either)
+    _, found = assert_equals_reference(head, features_of(), chosen=either)
     adapters = [name for name in found if name.startswith("gradient") and "lora" in name]
     assert adapters
     assert all(found[name].abs().max() > 0 for name in adapters)
 
 
-def test_synchronised_batch_norm_takes_the_plain_path(head):
+def test_synchronized_batch_norm_takes_the_fold(head):
     for training in (False, True):
         # It can not synchronise on a CPU, but alone it need not.
-        assert_twins(
+        assert_equals_reference(
             nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(head)).train(training), features_of(), chosen=either
         )
 
@@ -522,7 +522,7 @@ def in_place(parameter):
 
 @pytest.mark.parametrize("change", [through_data, with_other_memory, in_place])
 @pytest.mark.parametrize("training", [False, True])
-def test_nothing_is_remembered_between_calls(training, change, head):
+def test_nothing_is_cached_between_calls(training, change, head):
     features = tuple(features_of())
     head.train(training)
     with torch.set_grad_enabled(training):
@@ -533,7 +533,7 @@ def test_nothing_is_remembered_between_calls(training, change, head):
                 before = copy_of_call(head, features)
                 change(tensor)
                 found = copy_of_call(head, features)
-            with plain():
+            with reference():
                 expected = copy_of_call(head, features)
             assert_near(found, expected, 1e-9)
             if not (training and name.endswith("proj.bias")):
@@ -559,11 +559,11 @@ def test_checkpointing_the_head_gives_the_same_gradients(use_reentrant):
         return checkpoint(lambda *given: head(given), *features, use_reentrant=use_reentrant)
 
     # Statistics may be updated twice: how much of the forward runs again is PyTorch's affair.
-    assert_twins(make_head(dropout=0.3), features_of(), call=call, buffers=False)
+    assert_equals_reference(make_head(dropout=0.3), features_of(), call=call, buffers=False)
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_what_was_given_is_not_changed(training, head):
+def test_inputs_are_not_modified(training, head):
     features = features_of()
     copies = [feature.clone() for feature in features]
     parameters = copy.deepcopy(dict(head.named_parameters()))

@@ -1,5 +1,12 @@
-"""Matrix products by oneDNN against PyTorch's own: values, gradients, and where each of them computes."""
+"""Runtime of the CPU's fast paths: products by oneDNN against PyTorch's own, threads, memory."""
 
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
 from unittest import mock
 
 import pytest
@@ -7,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from hf_segformer import cpu_runtime_segformer
-from hf_segformer.cpu_runtime_segformer import find_onednn, linear, multiply_over_rows
-from tests.support.twins import assert_near
+from hf_segformer.cpu_runtime_segformer import find_onednn, linear, multiply_over_rows, parallel_for
+from tests.support.fast_paths import assert_near
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}
 SHAPES = [(1, 1, 1), (7, 5, 3), (64, 3, 130), (33, 150, 16)]  # rows, columns, outputs
@@ -85,3 +92,157 @@ def test_onednn_takes_float32_without_a_gradient():
     assert find_onednn("no_such_operation", tokens.detach()) is None
     with mock.patch.object(torch.backends, "mkldnn", mock.Mock(enabled=False)):
         assert find_onednn("_linear_pointwise", tokens.detach()) is None
+
+
+# Threads
+
+
+def test_work_is_shared_out_and_threads_are_put_back(num_threads):
+    for number in (1, 2, 4):
+        num_threads(number)
+        done, inside, workers = [], set(), set()
+
+        def work(items, done=done, inside=inside, workers=workers):
+            workers.add(threading.get_ident())
+            for item in items:
+                inside.add(torch.get_num_threads())
+                done.append((item, torch.is_grad_enabled()))
+
+        parallel_for(work, list(range(50)))
+        assert sorted(done) == [(item, False) for item in range(50)]
+        assert inside == {1}
+        assert len(workers) <= number
+        assert torch.get_num_threads() == number
+        assert torch.is_grad_enabled()
+
+
+def default_threads():
+    """The number that a new thread gets."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_calls_that_overlap_leave_every_thread_its_number(num_threads):
+    """A thread that is born while others share work would begin, and end, with the one core of a worker."""
+    num_threads(2)
+    has_begun, may_end, seen = threading.Event(), threading.Event(), []
+
+    def first(items):
+        for _ in items:
+            has_begun.set()
+            may_end.wait(10)
+
+    def second():
+        parallel_for(lambda items: [may_end.set() for _ in items], range(2))
+        early.join()
+        seen.append(torch.get_num_threads())
+
+    early = threading.Thread(target=parallel_for, args=(first, range(2)))
+    early.start()
+    assert has_begun.wait(10)
+    late = threading.Thread(target=second)
+    late.start()
+    late.join(20)
+    assert seen == [2]
+    assert default_threads() == torch.get_num_threads() == 2
+
+
+def test_ctrl_c_while_waiting_stops_the_others_and_puts_threads_back(num_threads):
+    num_threads(2)
+    caller, done, is_working = threading.get_ident(), [], threading.Event()
+
+    def work(items):
+        if threading.get_ident() == caller:
+            is_working.wait(10)
+            return
+        for item in items:
+            done.append(item)
+            is_working.set()
+            time.sleep(0.3)
+
+    def press():
+        is_working.wait(10)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press).start()
+    with pytest.raises(KeyboardInterrupt):
+        parallel_for(work, range(1000))
+    assert done == [0]
+    assert default_threads() == torch.get_num_threads() == 2
+
+
+def test_a_thread_that_can_not_start_is_told_and_threads_are_put_back(num_threads, monkeypatch):
+    num_threads(2)
+
+    class NoneLeft(threading.Thread):
+        def start(self):
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(cpu_runtime_segformer, "Thread", NoneLeft)
+    with pytest.raises(RuntimeError, match="can't start"):
+        parallel_for(list, range(4))
+    monkeypatch.undo()
+    assert default_threads() == torch.get_num_threads() == 2
+
+
+def test_there_may_be_nothing_to_share():
+    parallel_for(lambda items: list(items), [])
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_an_error_in_a_thread_reaches_the_caller(number, num_threads):
+    num_threads(number)
+    done = []
+
+    def work(items):
+        for item in items:
+            if item == 3:
+                raise KeyError("number three")
+            done.append(item)
+
+    with pytest.raises(KeyError, match="number three"):
+        parallel_for(work, list(range(1000)))
+    assert torch.get_num_threads() == number
+    assert torch.is_grad_enabled()
+    assert len(done) < 1000 - 1
+    parallel_for(lambda items: done.extend(items), ["again"])
+    assert done[-1] == "again"
+
+
+def test_modes_of_the_caller_hold_in_every_thread(num_threads):
+    num_threads(3)
+    logits, found = torch.randn(2, 3), []
+
+    def work(items):
+        for _ in items:
+            found.append((torch.is_inference_mode_enabled(), (logits @ logits.T).dtype))
+
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        parallel_for(work, list(range(40)))
+    # Autocast is a thread's own: what is computed must not depend on which thread does it.
+    assert set(found) == {(True, torch.float32)}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_a_network_does_not_hand_its_memory_back_and_fetch_it_again():
+    program = """
+import resource
+import torch
+from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    model(images)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.set_num_threads(2)
+model, images = SegFormerForSemanticSegmentation(SegFormerConfig(num_labels=150)).eval(), torch.randn(1, 3, 512, 512)
+with torch.inference_mode():
+    print(sorted(faults() for _ in range(9))[4])
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert int(found.stdout) < 500  # pages; some 8,000 where each layer's memory is fetched anew

@@ -55,7 +55,7 @@ class Page:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def wait(self, condition, what: str):
-        """What the condition gives once it is true."""
+        """Wait until the condition returns a true value, and return it."""
         end = time.monotonic() + _PATIENCE
         while time.monotonic() < end:
             try:
@@ -146,7 +146,7 @@ def browser(downloads: Path) -> Iterator[Page]:
 def served(folder: Path) -> Iterator[str]:
     """`segformer app FOLDER` in a process of its own; gives the page's address."""
     page = subprocess.Popen(
-        [sys.executable, "-m", "hf_segformer.cli.main", "app", str(folder), "--device", "cpu"],
+        [sys.executable, "-m", "hf_segformer", "app", str(folder), "--device", "cpu"],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},

@@ -27,7 +27,8 @@ from transformers.utils import logging
 
 from hf_segformer import SegFormerImageProcessor
 from hf_segformer.conversion.checkpoints import read_checkpoint, read_config
-from hf_segformer.conversion.convert import convert_checkpoint, load_segmentation
+from hf_segformer.conversion.convert import convert_checkpoint
+from hf_segformer.conversion.loading import load_segmentation
 from hf_segformer.data.decoding import LabelMapping, RowReader
 from hf_segformer.geo.rasters import is_raster
 from hf_segformer.image_io_segformer import read_mask

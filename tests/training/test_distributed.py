@@ -1,96 +1,42 @@
-"""Two processes against one: the same weights, the same evaluation, and runs that go on after a signal."""
+"""Two processes against one: equal weights, equal metrics, and runs that resume after a signal."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from accelerate.commands.config.config_args import load_config_from_file
-from PIL import Image
-from safetensors.torch import load_file
-from transformers import TrainingArguments
 
-from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
-from hf_segformer.config import AugmentationConfig
-from hf_segformer.data.transforms import EvalDataset, TrainDataset, collate
-from hf_segformer.evaluation.metrics import SegmentationMetrics
+from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
+from hf_segformer.training.evaluation import evaluate_recipe
+from hf_segformer.training.recipe import read_recipe
 from hf_segformer.training.resume import newest_whole_checkpoint
-from hf_segformer.training.trainer import SegFormerTrainer
+from tests.support.distributed import tiny_trainer, unequal_rows
 from tests.support.tiny import TINY
+from tests.support.training import (
+    ENVIRONMENT,
+    LAUNCH,
+    LONG,
+    ROOT,
+    assert_same_weights,
+    launch,
+    paired_folders,
+    train_command,
+)
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
-
-ROOT = Path(__file__).parents[2]
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "ACCELERATE_USE_CPU": "true",
-    "PYTHONPATH": str(ROOT),
-}
-NAMES = ("road", "car", "boat")
-
-
-def rows(number):
-    """Pictures without a pixel that does not count, so that every batch has equally many that do."""
-    generator = torch.Generator().manual_seed(3)
-    return [
-        {
-            "image": Image.fromarray(torch.randint(256, (40, 56, 3), generator=generator, dtype=torch.uint8).numpy()),
-            "label": Image.fromarray(torch.randint(3, (40, 56), generator=generator, dtype=torch.uint8).numpy()),
-        }
-        for _ in range(number)
-    ]
-
-
-def tiny_trainer(folder, chance, **arguments):
-    """A Trainer of 6 steps, 3 to the epoch with 4 pictures a step; without chance BatchNorm only scales."""
-    torch.manual_seed(0)
-    rates = dict.fromkeys(("drop_path_rate", "classifier_dropout_prob"), 0.3 if chance else 0.0)
-    model = SegFormerForSemanticSegmentation(SegFormerConfig(**TINY, num_labels=3, **rates))
-    if not chance:
-        norm = model.decode_head.batch_norm.eval()
-        norm.train = lambda mode=True: norm
-    processor = SegFormerImageProcessor(do_resize=False)
-    settings = {
-        "max_steps": 6,
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 2,
-        "learning_rate": 1e-3,
-        "save_steps": 4,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "remove_unused_columns": False,
-        "batch_eval_metrics": True,
-    }
-    metrics = SegmentationMetrics(NAMES)
-    augmentation = AugmentationConfig(crop_size=32, scale=[1.0, 1.2], max_class_share=1.0)
-    return SegFormerTrainer(
-        model,
-        TrainingArguments(str(folder), **{**settings, **arguments}),
-        data_collator=collate,
-        train_dataset=TrainDataset(rows(12), augmentation, processor, seed=0),
-        eval_dataset=EvalDataset(rows(5), processor),
-        compute_metrics=metrics,
-        preprocess_logits_for_metrics=metrics.preprocess_logits,
-    )
-
 
 # Two processes train on equal samples, evaluate, train with chance to the end, and again until they are killed.
 SHARED = """
 import json, os, signal, sys
 from pathlib import Path
-from tests.training.test_distributed import tiny_trainer
-from tests.training.test_resume import Sender
+from tests.support.distributed import tiny_trainer
+from tests.support.training import Sender
 
 folder = Path(sys.argv[1])
 half = {"per_device_train_batch_size": 2}
@@ -117,22 +63,12 @@ else:
 def launched(folder, *arguments):
     script = folder / "shared.py"
     script.write_text(SHARED)
-    command = [*LAUNCH, str(script), str(folder), *arguments]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-
-
-def assert_same_weights(folder, expected, tolerance):
-    found, expected = (load_file(path / "model.safetensors") for path in (folder, expected))
-    assert found.keys() == expected.keys()
-    for name, weights in expected.items():
-        torch.testing.assert_close(
-            found[name], weights, rtol=0, atol=tolerance, msg=lambda text, name=name: name + text
-        )
+    return launch(str(script), str(folder), *arguments)
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """What two processes left, which were both killed at the end."""
+    """The folder of two processes that were both killed at the end."""
     folder = tmp_path_factory.mktemp("shared")
     run = launched(folder)
     assert run.returncode == 1, run.stderr
@@ -161,12 +97,14 @@ def test_accumulation_equals_one_large_batch(alone, tmp_path):
     assert_same_weights(tmp_path, alone, 1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(alone, shared):
     assert_same_weights(shared / "shared", alone, 1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_exactly_as_one(shared):
-    """Five pictures in batches of 2: the last round is filled up, which must not count."""
+    """Five images in batches of 2: the last round is filled up, which must not count."""
     trainer = tiny_trainer(shared / "one", False)
     trainer.model = trainer.model_wrapped = SegFormerForSemanticSegmentation.from_pretrained(shared / "shared")
     expected = trainer.evaluate()
@@ -176,18 +114,87 @@ def test_two_processes_evaluate_exactly_as_one(shared):
     assert {name: found[name] for name in names} == {name: expected[name] for name in names}
 
 
+# Two processes evaluate and predict images of unequal size, then run a recipe on such images.
+UNEQUAL = """
+import json, sys
+from pathlib import Path
+import torch
+from hf_segformer.training.evaluation import evaluate_recipe
+from hf_segformer.training.recipe import read_recipe
+from tests.support.distributed import tiny_trainer, unequal_rows
+from tests.support.training import train
+
+folder = Path(sys.argv[1])
+trainer = tiny_trainer(folder / "unequal", False, unequal_rows(), per_device_eval_batch_size=1, eval_strategy="epoch")
+trainer.train()
+trainer.save_model()
+numbers = trainer.evaluate()
+output = trainer.predict(trainer.eval_dataset)
+if trainer.is_world_process_zero():
+    (folder / "numbers.json").write_text(json.dumps(numbers))
+    torch.save([torch.from_numpy(each) for each in output.predictions], folder / "predictions.pt")
+if code := train(folder / "recipe", *sys.argv[2:]):
+    sys.exit(code)
+data = [each for each in sys.argv[2:] if not each.startswith("trainer.")]
+evaluate_recipe(str(folder / "recipe"), read_recipe("shapes_b0", data), folder / "again")
+"""
+
+
+@pytest.fixture(scope="module")
+def unequal(tmp_path_factory):
+    """The folder of a run of two processes on images of unequal size, and the overrides of its recipe's data."""
+    folder = tmp_path_factory.mktemp("unequal")
+    sizes = ((60, 44), (44, 60), (80, 33), (52, 52), (39, 71))
+    data = [*paired_folders(folder / "data", sizes), 'data.names=["a", "b", "c"]', "evaluation.flip=true"]
+    (folder / "unequal.py").write_text(UNEQUAL)
+    settings = ("trainer.max_steps=2", "trainer.eval_strategy=steps", "trainer.eval_steps=1")
+    run = launch(str(folder / "unequal.py"), str(folder), *data, *settings)
+    assert run.returncode == 0, run.stderr
+    return folder, data
+
+
+def test_two_processes_evaluate_images_of_unequal_size_exactly_as_one(unequal):
+    folder, _ = unequal
+    trainer = tiny_trainer(folder / "one", False, unequal_rows(), per_device_eval_batch_size=1)
+    trainer.model = trainer.model_wrapped = SegFormerForSemanticSegmentation.from_pretrained(folder / "unequal")
+    expected = trainer.evaluate()
+    found = json.loads((folder / "numbers.json").read_text())
+    names = {name for name in expected if "iou" in name or "accuracy" in name}
+    assert len(names) == 9
+    assert {name: found[name] for name in names} == {name: expected[name] for name in names}
+    assert found["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-6)
+    predictions = torch.load(folder / "predictions.pt", weights_only=True)
+    assert [tuple(each.shape) for each in predictions] == [row["label"].size[::-1] for row in unequal_rows()]
+    for first, second in zip(predictions, trainer.predict(trainer.eval_dataset).predictions, strict=True):
+        assert torch.equal(first, torch.from_numpy(second))
+
+
+def test_two_processes_run_a_recipe_on_images_of_unequal_size(unequal, tmp_path):
+    """Metrics during the training are those of the card, and those of one process, to the digit."""
+    folder, data = unequal
+    metrics = json.loads((folder / "recipe" / "metrics.json").read_text())
+    curve = json.loads((folder / "recipe" / "training.json").read_text())["curve"]
+    assert [row["eval_mean_iou"] for row in curve if "eval_mean_iou" in row][-1] == metrics["mean_iou"]
+    alone = evaluate_recipe(str(folder / "recipe"), read_recipe("shapes_b0", data), tmp_path)
+    assert alone.num_images == 5
+    again = json.loads((folder / "again" / "metrics.json").read_text())
+    assert json.loads((tmp_path / "metrics.json").read_text())["classes"] == again["classes"]
+
+
 @pytest.mark.skipif(
     transformers.__version__.startswith("5.17."),
     reason="Transformers 5.17 can not read an optimiser again in several CPU processes: it asks PyTorch for cpu:0",
 )
-def test_two_processes_that_were_killed_go_on_to_the_same_weights(shared):
+@pytest.mark.slow
+def test_two_killed_processes_resume_to_the_same_weights(shared):
     assert (shared / "killed" / "checkpoint-4" / "rng_state_1.pth").is_file()
     run = launched(shared, "resume")
     assert run.returncode == 0, run.stderr
     assert_same_weights(shared / "killed", shared / "whole", 1e-6)
 
 
-def test_a_checkpoint_that_lacks_a_process_is_passed_over(shared, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_checkpoint_that_lacks_a_process_is_skipped(shared, tmp_path, monkeypatch):
     for step in (4, 5):
         shutil.copytree(shared / "whole" / "checkpoint-4", tmp_path / f"checkpoint-{step}")
     (tmp_path / "checkpoint-5" / "rng_state_1.pth").unlink()
@@ -196,12 +203,11 @@ def test_a_checkpoint_that_lacks_a_process_is_passed_over(shared, tmp_path, monk
 
 
 def program(folder, *arguments):
-    from tests.training.test_resume import SETTINGS
-
     arguments = ["trainer.max_steps=400", "trainer.save_steps=1000", "trainer.eval_strategy=no", *arguments]
-    return ["-m", "training.finetune", *SETTINGS, *arguments, f"trainer.output_dir={folder}"]
+    return ["-m", "hf_segformer", *train_command(folder, *arguments, settings=LONG)]
 
 
+@pytest.mark.slow
 def test_ctrl_c_to_torchrun_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
     folder, told = tmp_path / "run", tmp_path / "told.txt"
     with told.open("w") as file:
@@ -212,7 +218,7 @@ def test_ctrl_c_to_torchrun_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
         assert run.wait() != 0
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert newest_whole_checkpoint(folder).parent == folder, told.read_text()
-    assert "Stopped. Go on from" in told.read_text()
+    assert "Stopped. Resume from" in told.read_text()
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
@@ -228,6 +234,7 @@ def tiny_model():
     return SegFormerForSemanticSegmentation(SegFormerConfig(**TINY))
 
 
+@pytest.mark.slow
 def test_accelerate_launch_runs_the_program_in_two_processes(tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configuration/accelerate/ddp.yaml"]
     command = [*launch, *program(tmp_path / "run", "trainer.max_steps=2")]

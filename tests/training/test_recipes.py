@@ -1,4 +1,4 @@
-"""The recipes in configuration/: each is whole, and the paper's say what the paper and its code say."""
+"""The recipes in configuration/: each is complete, and the paper's have the values of the paper and its code."""
 
 from pathlib import Path
 
@@ -27,18 +27,21 @@ def read(tmp_path):
     def read(name, *overrides):
         path = next(file for file in FILES if file.stem == name)
         root = f"data.root={tmp_path}"
-        return read_recipe(path, [root, "trainer.use_cpu=true", f"trainer.output_dir={tmp_path}/run", *overrides])
+        extra = ["model.checkpoint=" + str(tmp_path)] if name.startswith("lora") else []
+        return read_recipe(
+            path, [root, *extra, "trainer.use_cpu=true", f"trainer.output_dir={tmp_path}/run", *overrides]
+        )
 
     return read
 
 
-def test_all_recipes_are_there():
+def test_the_recipes_are_complete():
     others = ["binary_b0", "camvid_b0", "lora_b0", "shapes_b0"]
     assert [file.stem for file in FILES] == sorted(others + [f"{data}_{variant}" for data, variant in PAPER])
 
 
 @pytest.mark.parametrize("name", [file.stem for file in FILES])
-def test_a_recipe_makes_all_that_a_run_is_made_of(read, name):
+def test_a_recipe_builds_every_part_of_a_run(read, name):
     recipe = read(name)
     arguments = training_arguments(recipe)
     config = fresh_config(recipe.model, num_labels=len(recipe.data.names) or 4)
@@ -49,8 +52,8 @@ def test_a_recipe_makes_all_that_a_run_is_made_of(read, name):
     assert recipe.loss.cross_entropy == 1.0
     assert recipe.evaluation.scales == [1.0]
     assert arguments.max_steps > arguments.get_warmup_steps(arguments.max_steps) > 0
-    assert recipe.optimization.power == 1.0
-    # A whole evaluation falls on a checkpoint.
+    assert recipe.optimizer.power == 1.0
+    # Every evaluation is of a checkpoint.
     assert arguments.eval_steps % arguments.save_steps == 0
 
 
@@ -60,7 +63,7 @@ def test_a_recipe_writes_to_a_folder_of_its_name(tmp_path, file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_recipe_of_real_pictures_asks_for_their_folder(file):
+def test_a_recipe_of_real_images_needs_their_folder(file):
     if file.stem == "shapes_b0":
         assert read_recipe(file).data.source == "shapes"
         return
@@ -71,7 +74,7 @@ def test_a_recipe_of_real_pictures_asks_for_their_folder(file):
 @pytest.mark.parametrize(("data", "variant"), PAPER)
 def test_optimiser_and_schedule_are_the_papers(read, data, variant):
     recipe = read(f"{data}_{variant}")
-    arguments, how = training_arguments(recipe), recipe.optimization
+    arguments, how = training_arguments(recipe), recipe.optimizer
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
     assert batch == {"ade20k": 16, "cityscapes": 8}[data]
     assert arguments.optim.startswith("adamw")
@@ -92,7 +95,7 @@ def test_optimiser_and_schedule_are_the_papers(read, data, variant):
 
 
 @pytest.mark.parametrize(("data", "variant"), PAPER)
-def test_pictures_are_varied_and_evaluated_as_in_the_paper(read, data, variant):
+def test_augmentation_and_evaluation_are_the_papers(read, data, variant):
     recipe = read(f"{data}_{variant}")
     side = 1024 if data == "cityscapes" else 640 if variant == "b5" else 512
     augmentation = recipe.augmentation

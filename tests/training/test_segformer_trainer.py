@@ -6,9 +6,13 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
-from hf_segformer import SegFormerForImageClassification
-from hf_segformer.config import OptimizerConfig
+from hf_segformer import SegFormerForImageClassification, SegFormerImageProcessor
+from hf_segformer.config import AugmentationConfig, OptimizerConfig
+from hf_segformer.data.transforms import EvalDataset, TrainDataset, collate
+from hf_segformer.evaluation.evaluate import evaluate
+from hf_segformer.evaluation.metrics import SegmentationMetrics
 from hf_segformer.training.trainer import SegFormerTrainer, parameter_groups, poly_lr_with_warmup
+from hf_segformer.upsampling_segformer import upsample_argmax
 
 
 def arguments(folder, **overrides):
@@ -17,13 +21,13 @@ def arguments(folder, **overrides):
 
 
 def settings(model, **options):
-    """Name -> (learning rate, weight decay) of each parameter, in units of what the arguments say."""
+    """Name -> (learning rate, weight decay) of each parameter, as multiples of the arguments' values."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = parameter_groups(model, 1.0, 1.0, OptimizerConfig(**options))
     return {names[parameter]: (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]}
 
 
-def test_groups_are_the_papers(model):
+def test_parameter_groups_are_the_papers(model):
     found = settings(model)
     assert found.keys() == dict(model.named_parameters()).keys()
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
@@ -104,15 +108,123 @@ def test_another_schedule_is_transformers_own(model, tmp_path):
 
 
 def test_a_frozen_encoder_gets_no_optimiser(model, tmp_path):
-    trainer = SegFormerTrainer(model, arguments(tmp_path), optimization=OptimizerConfig(freeze_encoder=True))
+    trainer = SegFormerTrainer(model, arguments(tmp_path), optimizer_config=OptimizerConfig(freeze_encoder=True))
     optimizer = trainer.create_optimizer()
     trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     assert trained == set(model.decode_head.parameters())
     assert not any(parameter.requires_grad for parameter in model.segformer.parameters())
 
 
+def rows(sizes):
+    """Images of the given (height, width) with masks that they show."""
+    generator = torch.Generator().manual_seed(0)
+    masks = [torch.randint(5, size, generator=generator, dtype=torch.uint8) for size in sizes]
+    return [{"image": (mask[None] * 50).expand(3, -1, -1).numpy(), "label": mask.numpy()} for mask in masks]
+
+
+def evaluating_trainer(model, folder, sizes, dataset=None, **overrides):
+    """A Trainer as in the README, that need not set `batch_eval_metrics`."""
+    processor = SegFormerImageProcessor(do_resize=False)
+    augmentation = AugmentationConfig(crop_size=32, distortion=0)
+    metrics = SegmentationMetrics(list("abcde"))
+    return SegFormerTrainer(
+        model,
+        arguments(folder, per_device_eval_batch_size=1, remove_unused_columns=False, **overrides),
+        data_collator=collate,
+        train_dataset=TrainDataset(rows([(40, 48)] * 4), augmentation, processor),
+        eval_dataset=dataset or EvalDataset(rows(sizes), processor),
+        compute_metrics=metrics,
+        preprocess_logits_for_metrics=metrics.preprocess_logits,
+    )
+
+
+@pytest.mark.parametrize("batch_eval_metrics", [False, True])
+def test_metrics_are_those_of_all_images_whatever_the_arguments(model, tmp_path, batch_eval_metrics):
+    sizes = [(40, 56), (56, 40), (33, 64)]
+    trainer = evaluating_trainer(model, tmp_path, sizes, batch_eval_metrics=batch_eval_metrics)
+    found = trainer.evaluate()
+    expected = evaluate(
+        model, SegFormerImageProcessor(do_resize=False), rows(sizes), names=list("abcde"), progress=False
+    )
+    for name in ("mean_iou", "mean_accuracy", "overall_accuracy"):
+        assert found[f"eval_{name}"] == expected.metrics[name]
+    assert [found[f"eval_iou_{name}"] for name in "abcde"] == expected.metrics["per_category_iou"]
+    assert found["eval_loss"] > 0
+
+
+def test_no_evaluation_image_is_dropped(model, tmp_path):
+    settings = {"dataloader_drop_last": True}
+    trainer = evaluating_trainer(model, tmp_path, [(40, 40)] * 3, **settings)
+    trainer.args.per_device_eval_batch_size = 2
+    first = trainer.evaluate()
+    assert trainer.args.dataloader_drop_last
+    trainer = evaluating_trainer(model, tmp_path, [(40, 40)] * 3)
+    assert trainer.evaluate()["eval_mean_iou"] == first["eval_mean_iou"]
+
+
+@pytest.mark.parametrize("metrics", [True, False])
+def test_predictions_without_labels_have_the_prepared_size(model, tmp_path, metrics):
+    sizes = [(40, 56), (64, 32)]
+    trainer = evaluating_trainer(model, tmp_path, sizes)
+    if not metrics:
+        trainer.compute_metrics = None
+    unlabeled = [{"pixel_values": sample["pixel_values"]} for sample in trainer.eval_dataset]
+    output = trainer.predict(unlabeled)
+    assert output.label_ids is None
+    assert not any("iou" in name for name in output.metrics)
+    for sample, prediction in zip(unlabeled, output.predictions, strict=True):
+        logits = model(sample["pixel_values"][None]).logits
+        assert (prediction == upsample_argmax(logits, prediction.shape)[0].numpy()).all()
+        assert prediction.shape == sample["pixel_values"].shape[-2:]
+
+
+def test_predictions_of_one_size_are_one_array_with_their_labels(model, tmp_path):
+    trainer = evaluating_trainer(model, tmp_path, [(40, 56)] * 2)
+    output = trainer.predict(trainer.eval_dataset)
+    assert output.predictions.shape == output.label_ids.shape == (2, 40, 56)
+    assert output.metrics["test_mean_iou"] == trainer.evaluate()["eval_mean_iou"]
+
+
+def test_evaluation_that_fails_does_so_before_the_first_step(model, tmp_path):
+    """The labels of the evaluation data are none of the model's classes."""
+    wrong = [{"pixel_values": torch.zeros(3, 32, 32), "labels": torch.full((32, 32), 77)}]
+    trainer = evaluating_trainer(model, tmp_path, [], wrong, eval_strategy="steps", eval_steps=100, max_steps=3)
+    with pytest.raises(ValueError, match="77"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_the_trial_evaluation_leaves_nothing_in_the_metrics(model, tmp_path):
+    sizes = [(40, 56), (56, 40)]
+    trainer = evaluating_trainer(model, tmp_path, sizes, eval_strategy="steps", eval_steps=2, max_steps=2)
+    trainer.train()
+    logged = next(row for row in trainer.state.log_history if "eval_mean_iou" in row)
+    assert logged["eval_mean_iou"] == trainer.evaluate()["eval_mean_iou"]
+
+
+def test_a_frozen_encoder_stays_frozen_with_model_init(tiny_config, tmp_path):
+    from hf_segformer import SegFormerForSemanticSegmentation
+
+    processor = SegFormerImageProcessor(do_resize=False)
+    trainer = SegFormerTrainer(
+        args=arguments(tmp_path, max_steps=1, remove_unused_columns=False),
+        model_init=lambda: SegFormerForSemanticSegmentation(tiny_config()),
+        data_collator=collate,
+        train_dataset=TrainDataset(rows([(40, 48)] * 4), AugmentationConfig(crop_size=32, distortion=0), processor),
+        optimizer_config=OptimizerConfig(freeze_encoder=True),
+    )
+
+    def trainable():
+        return {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+
+    before = trainable()
+    assert {name.split(".")[0] for name in before} == {"decode_head"}
+    trainer.train()
+    assert trainable() == before
+
+
 class Chance(Dataset):
-    """What a user's own data set may be: each sample is drawn."""
+    """A user's data set whose samples are random."""
 
     def __len__(self):
         return 2

@@ -1,0 +1,107 @@
+"""`segformer predict MODEL INPUT... -o DIR`: batch inference over files and data sets."""
+
+import argparse
+import os
+
+from .options import (
+    add_dataset,
+    add_device,
+    add_inference_options,
+    add_model,
+    add_output_dir,
+    add_reading_options,
+    inference_options,
+    reading_options,
+    value_range,
+)
+
+
+def add_predict(commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "predict",
+        help="predict segmentation maps of files, folders, patterns or a data set",
+        description="Writes NAME_mask.png for every image, at the image's size and in the model's colours. A run that "
+        "was stopped resumes. Under torchrun or accelerate launch, processes share the work.",
+    )
+    add_model(parser)
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="a file, a folder with everything below it, a pattern, or @FILE with a list of paths",
+    )
+    add_dataset(parser, "predict the images of a data set instead: a folder or a Hub repository", split="train")
+    add_output_dir(parser, "folder of the results", required=True)
+    parser.add_argument(
+        "--format", choices=["png", "parquet"], default="png", help="one file an image, or shards (default: png)"
+    )
+    parser.add_argument("--overlay", action="store_true", help="also write NAME_overlay.png")
+    parser.add_argument("--legend", choices=["right", "below"], help="add a legend to the overlay")
+    parser.add_argument(
+        "--clear",
+        nargs="+",
+        default=[],
+        metavar="CLASS",
+        help="classes that the overlay leaves clear, such as background",
+    )
+    parser.add_argument(
+        "--probabilities", choices=["uint8", "float16"], help="also write NAME_probabilities.npy, of all classes"
+    )
+    add_inference_options(parser, tiles=True)
+    add_reading_options(parser)
+    add_device(parser)
+    parser.set_defaults(check=check, run=run)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise ValueError if options do not go together."""
+    if bool(arguments.inputs) == bool(arguments.dataset):
+        raise ValueError("expected either images (files, folders, patterns, @FILE) or --dataset NAME")
+    if arguments.format == "parquet":
+        for option in ("overlay", "probabilities"):
+            if getattr(arguments, option):
+                raise ValueError(
+                    f"--{option} is given with --format parquet, which holds segmentation maps only; use --format png"
+                )
+    for option in ("legend", "clear"):
+        if getattr(arguments, option) and not arguments.overlay:
+            raise ValueError(f"--{option} is {getattr(arguments, option)}; expected together with --overlay")
+    if arguments.pages and arguments.dataset:
+        raise ValueError("--pages is given with --dataset, whose rows hold one image each; leave it out")
+    arguments.options = inference_options(arguments)
+    arguments.value_range = value_range(arguments.value_range)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Predict, and print how many images are done."""
+    from ..data.sources import DatasetSource, FileSource
+    from ..inference.batch import predict_batch
+    from ..inference.predictor import SegFormerPredictor, find_device
+    from ..inference.writers import Outputs
+
+    outputs = Outputs(
+        arguments.format, arguments.overlay, arguments.legend, tuple(arguments.clear), arguments.probabilities
+    )
+    source: FileSource | DatasetSource
+    if arguments.dataset:
+        source = DatasetSource(arguments.dataset, arguments.split, arguments.image_column, **reading_options(arguments))
+    else:
+        source = FileSource(arguments.inputs, arguments.output_dir, **reading_options(arguments))
+    device = find_device(arguments.device)
+    predictor = SegFormerPredictor.from_pretrained(arguments.model, device=device, options=arguments.options)
+    if arguments.value_range is not None:
+        predictor.processor.value_range = arguments.value_range
+    report = predict_batch(predictor, source, arguments.output_dir, outputs)
+    if int(os.environ.get("RANK", "0")):
+        return  # the first process speaks for all; if another failed first, torchrun would end it before it has
+    resumed = f", {report.num_resumed} of them by earlier runs" if report.num_resumed else ""
+    noun = "image" if report.num_images == 1 else "images"
+    print(f"{report.num_images} {noun} predicted in {arguments.output_dir}{resumed}", flush=True)
+    if report.skipped:
+        print(report.format_skipped(), flush=True)
+    if report.failed:
+        raise ValueError(report.format_failures())
+
+
+__all__ = ["add_predict"]

@@ -1,0 +1,344 @@
+"""Lines of docs/explanation/threat-model.md: what a stranger's file tries, and that it fails."""
+
+import ast
+import json
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+
+from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segformer.cli.main import main
+from hf_segformer.conversion.loading import load_segmentation
+from hf_segformer.data.pairing import load_splits, open_split
+from hf_segformer.data.sources import DatasetSource, FileSource, find_pictures
+from hf_segformer.hub.push import checked_files
+from hf_segformer.inference.writers import RECORD, PngWriter
+from tests.support.tiny import TINY
+
+ROOT = Path(__file__).resolve().parents[1]
+SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
+
+
+@pytest.fixture
+def secret(tmp_path):
+    """A private file beside everything that strangers wrote."""
+    path = tmp_path / "private" / "id_ed25519"
+    path.parent.mkdir()
+    path.write_text(SECRET)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model's folder that can be published."""
+    torch.manual_seed(0)
+    SegFormerForSemanticSegmentation(SegFormerConfig(**TINY, num_labels=3)).save_pretrained(tmp_path / "model")
+    SegFormerImageProcessor(size=64).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def published(folder):
+    """Contents of everything that a push would publish."""
+    files = checked_files(folder, "me/model", token="hf_x").values()
+    return b"".join(each if isinstance(each, bytes) else Path(each).read_bytes() for each in files)
+
+
+def test_every_test_named_on_the_page_exists():
+    text = (ROOT / "docs" / "explanation" / "threat-model.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) > 15
+    for path, function in named:
+        assert f"def {function}(" in (ROOT / path).read_text(), f"{path}::{function}"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"attn_implementation": "evil/kernel"},
+        {"_attn_implementation": "evil/kernel"},
+        {"_attn_implementation_internal": "evil/kernel:run"},
+        {"experts_implementation": "evil/kernel"},
+        {"auto_map": {"AutoModelForSemanticSegmentation": "evil/code--modeling.Evil"}},
+        {"quantization_config": {"quant_method": "evil"}},
+        {"custom_pipelines": {"image-segmentation": {"impl": "evil.Pipeline"}}},
+        {"dtype": "load"},
+        {"torch_dtype": "hub"},
+        {"architectures": ["Evil"]},
+        {"_name_or_path": "evil/origin"},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_fields_that_choose_code_are_dropped(values, folder):
+    expected = load_segmentation(folder)[0]
+    edit(folder / "config.json", **values)
+    model, _ = load_segmentation(folder)
+    assert model.config._attn_implementation == expected.config._attn_implementation
+    assert "evil" not in model.config.to_json_string(use_diff=False).lower()
+    assert model.dtype == torch.float32
+    pixels = torch.randn(1, 3, 64, 96)
+    assert torch.equal(model(pixels).logits, expected(pixels).logits)
+
+
+def sharded(folder):
+    model = SegFormerForSemanticSegmentation.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="20KB")
+    return folder / "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize("name", ["../private/id_ed25519", "/etc/hostname", "up/id_ed25519", "..", "link.safetensors"])
+def test_shards_outside_the_folder_are_refused(name, folder, secret):
+    index = sharded(folder)
+    (folder / "up").symlink_to("../private")
+    (folder / "link.safetensors").symlink_to("../private/id_ed25519")
+    weights = json.loads(index.read_text())
+    weights["weight_map"][next(iter(weights["weight_map"]))] = name
+    index.write_text(json.dumps(weights))
+    for use in (load_segmentation, published):
+        with pytest.raises(ValueError, match=r"index\.json names|is a link to|leads outside"):
+            use(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "curve.png",
+        "confusion.png",
+        "prediction.png",
+        "metrics.json",
+        "training.json",
+        "README.md",
+        "config.json",
+        "preprocessor_config.json",
+        "model.safetensors",
+        "modeling_segformer.py",
+        "examples/street.png",
+    ],
+)
+def test_a_link_out_of_the_folder_is_not_published(name, folder, secret):
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    outside = secret.with_name(path.name)
+    if path.exists():  # the file is right, but elsewhere
+        outside.write_bytes(path.read_bytes())
+        path.unlink()
+    else:
+        outside.write_text("{}" if name.endswith(".json") else SECRET)
+    path.symlink_to(os.path.relpath(outside, path.parent))
+    with pytest.raises(ValueError, match="is a link to"):
+        published(folder)
+    path.unlink()
+    path.write_bytes(outside.read_bytes())
+    assert published(folder)  # the copy is
+
+
+def test_a_linked_folder_of_examples_is_not_published(folder, secret):
+    secret.rename(secret.with_suffix(".png"))
+    (folder / "examples").symlink_to("../private")
+    with pytest.raises(ValueError, match="is a link to"):
+        published(folder)
+
+
+@pytest.mark.parametrize("module", ["{secret}", "../private/id_ed25519", "/private/id_ed25519", "linked"])
+def test_code_outside_the_folder_is_not_published(module, folder, secret):
+    secret = secret.rename(secret.with_suffix(".py"))
+    (folder / "linked.py").symlink_to(secret)
+    module = module.format(secret=secret.with_suffix(""))
+    imported = {"up": module.replace("/", ".")} if module == "linked" else {}
+    edit(folder / "config.json", auto_map={"AutoModel": f"{module}.Model", **imported})
+    with pytest.raises((ValueError, OSError)):
+        published(folder)
+    (folder / "own.py").write_text(f"from .{module} import key\n")
+    edit(folder / "config.json", auto_map={"AutoModel": "own.Model"})
+    with pytest.raises((ValueError, OSError)):
+        published(folder)
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "custom_pipelines"])
+def test_fields_that_choose_code_are_not_published(name, folder):
+    edit(folder / "config.json", **{name: "evil/kernel"})
+    with pytest.raises(ValueError, match=f"{name} is evil/kernel, which chooses code"):
+        published(folder)
+
+
+@pytest.mark.parametrize("auto_map", [{"AutoModel": "evil/code--modeling_segformer.SegFormerModel"}, ["a"], {"a": 3}])
+def test_code_of_another_repository_is_not_published(auto_map, folder):
+    edit(folder / "config.json", auto_map=auto_map)
+    with pytest.raises(ValueError, match="auto_map"):
+        published(folder)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Images in a/x and in b, beside a folder for results."""
+    for name in ("a/x", "b"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (9, 6)).save(tmp_path / name / "1.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("pattern", ["a/*/../../b/*.png", "a/*/../../../{name}/b/*.png", "a/**/../../../b/*.png"])
+def test_results_stay_in_the_output_folder(pattern, images, monkeypatch):
+    monkeypatch.chdir(images)
+    with pytest.raises(ValueError, match=r"outside|holds no"):
+        find_pictures([pattern.format(name=images.name)], Path("out"))
+    assert not (images.parent / "b").exists()
+    (images / "list.txt").write_text("a/../../b/1.png\nb/1.png\n")
+    if (images.parent / "b" / "1.png").exists():
+        assert all(".." not in item.name for item in find_pictures(["@list.txt"], Path("out")))
+
+
+def test_a_link_in_the_output_folder_is_not_followed(images):
+    (images / "out").mkdir()
+    (images / "out" / "x").symlink_to(images / "b")
+    with pytest.raises(ValueError, match="is a link to"):
+        FileSource([str(images / "a")], images / "out")
+    writer = PngWriter.__new__(PngWriter)
+    writer.out = images / "out"
+    for name in ("../b/1", "/b/1", "x/1"):
+        with pytest.raises(ValueError, match="outside"):
+            writer._path(name)
+    (images / "out" / f".{RECORD}.00000").symlink_to(images / "b" / "1.png")
+    with pytest.raises(ValueError, match="is a link to"):
+        PngWriter(images / "out", SimpleNamespace(names=["a"], palette=[(0, 0, 0)]))
+
+
+@pytest.mark.parametrize("base", ["../base.toml", "/base.toml", "sub/base.toml", "link.toml"])
+def test_a_base_is_a_recipe_beside_it(base, tmp_path, capsys):
+    from hf_segformer.training.recipe import read_recipe
+
+    (tmp_path / "recipes" / "sub").mkdir(parents=True)
+    (tmp_path / "base.toml").write_text('secret = "key"')
+    (tmp_path / "recipes" / "sub" / "base.toml").write_text('secret = "key"')
+    (tmp_path / "recipes" / "link.toml").symlink_to("../base.toml")
+    (tmp_path / "recipes" / "recipe.toml").write_text(f'base = "{base}"\n')
+    with pytest.raises(ValueError, match=r"beside it|is a link to"):
+        read_recipe(tmp_path / "recipes" / "recipe.toml")
+
+
+@pytest.mark.parametrize("kind", ["image", "string"])
+def test_rows_name_files_of_their_data_set_only(kind, images):
+    feature = datasets.Image(decode=False) if kind == "image" else datasets.Value("string")
+    features = datasets.Features({"image": feature, "label": feature})
+
+    def save(name, path):
+        value = {"bytes": None, "path": path} if kind == "image" else path
+        rows = datasets.Dataset.from_dict({"image": [value], "label": [value]}, features=features)
+        (images / name).mkdir(exist_ok=True)
+        rows.to_parquet(images / name / "train.parquet")
+        return str(images / name)
+
+    outside = save("data", str(images / "b" / "1.png"))
+    with pytest.raises(ValueError, match=r"names the file .*expected one below"):
+        DatasetSource(outside, "train", "image")
+    with pytest.raises(ValueError, match=r"names the file .*expected one below"):
+        open_split(outside, "train")
+    climbing = save("climbing", str(images / "climbing" / ".." / "b" / "1.png"))
+    with pytest.raises(ValueError, match="names the file"):
+        open_split(climbing, "train")
+    (images / "own").mkdir()
+    Image.new("RGB", (9, 6)).save(images / "own" / "1.png")
+    own = save("own", str(images / "own" / "1.png"))
+    assert len(open_split(own, "train")) == 1
+
+
+def test_metadata_names_files_of_its_folder_only(images):
+    (images / "a" / "metadata.jsonl").write_text(
+        json.dumps({"image_file_name": "../b/1.png", "label_file_name": "../b/1.png"}) + "\n"
+    )
+    with pytest.raises((ValueError, OSError)):
+        open_split(str(images / "a"), "train")
+
+
+@pytest.mark.parametrize(
+    "data_files",
+    ["/etc/*", "../b/*.parquet", "https://evil.example/a.csv", [{"split": "train", "path": ["../b/a.csv"]}]],
+)
+def test_a_card_names_data_of_its_folder_only(data_files, images):
+    card = json.dumps({"configs": [{"config_name": "default", "data_files": data_files}]})
+    (images / "a" / "README.md").write_text(f"---\n{card}\n---\n")
+    with pytest.raises(ValueError, match=r"outside|names https"):
+        load_splits(str(images / "a"))
+
+
+@pytest.mark.parametrize("name", ["../b", "/b", "link"])
+def test_a_saved_data_set_names_files_of_its_folder_only(name, images):
+    datasets.Dataset.from_dict({"image": ["1.png"]}).save_to_disk(images / "saved")
+    (images / "saved" / "link").symlink_to(images / "b")
+    state = json.loads((images / "saved" / "state.json").read_text())
+    (images / "saved" / "state.json").write_text(json.dumps(state | {"_data_files": [{"filename": name}]}))
+    with pytest.raises(ValueError, match="outside"):
+        load_splits(str(images / "saved"))
+    (images / "dict").mkdir()
+    (images / "dict" / "link").symlink_to(images / "b")
+    (images / "dict" / "dataset_dict.json").write_text(json.dumps({"splits": [name]}))
+    with pytest.raises(ValueError, match="outside"):
+        load_splits(str(images / "dict"))
+
+
+def test_a_data_set_script_is_not_run(tmp_path):
+    data = tmp_path / "street"
+    data.mkdir()
+    (data / "street.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w')\n")
+    (data / "a.csv").write_text("image\na.png\n")
+    with suppress(ValueError, OSError, RuntimeError):
+        load_splits(str(data))
+    assert not (tmp_path / "was run").exists()
+
+
+def test_one_line_for_whoever_loads_a_hostile_folder(folder, secret, capsys):
+    (folder / "curve.png").symlink_to(secret)
+    assert main(["push", str(folder), "me/model"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "curve.png" in error
+    assert SECRET not in error
+
+
+DANGEROUS = {"eval", "exec", "__import__", "extractall", "unpack_archive", "system", "popen"}
+
+
+def dangerous_calls(source):
+    """Yield calls that run code or unpack what a stranger wrote, and arguments that allow it."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        owner = getattr(getattr(node.func, "value", None), "id", "")
+        keywords = {each.arg: ast.unparse(each.value) for each in node.keywords}
+        is_method_eval = name == "eval" and isinstance(node.func, ast.Attribute)  # of a module
+        if name in DANGEROUS and not is_method_eval:
+            yield ast.unparse(node)
+        if owner == "torch" and name == "load" and keywords.get("weights_only") != "True":
+            yield ast.unparse(node)
+        if owner in ("np", "numpy") and name == "load" and keywords.get("allow_pickle") != "False":
+            yield ast.unparse(node)
+        if owner in ("pickle", "yaml") and name in ("load", "loads", "Unpickler"):
+            yield ast.unparse(node)
+        if keywords.get("trust_remote_code") == "True" or keywords.get("shell") == "True":
+            yield ast.unparse(node)
+
+
+def test_no_dangerous_calls():
+    for bad in (
+        "torch.load(p)",
+        "np.load(p)",
+        "tar.extractall()",
+        "eval(x)",
+        "f(trust_remote_code=True)",
+        "pickle.load(f)",
+    ):
+        assert list(dangerous_calls(bad)), bad
+    for path in sorted((ROOT / "hf_segformer").rglob("*.py")):
+        assert not list(dangerous_calls(path.read_text())), path

@@ -416,7 +416,7 @@ def test_a_missing_package_is_named_with_its_installation(model, processor, tmp_
 
 
 def test_a_package_may_come_under_another_name(model, processor, tmp_path, monkeypatch):
-    """As onnxruntime does from onnxruntime-gpu."""
+    """onnxruntime comes from onnxruntime-gpu, for one."""
     monkeypatch.setitem(sys.modules, "renamed", SimpleNamespace(__version__="7.1"))
     monkeypatch.setitem(TARGETS, "torch", replace(TARGETS["torch"], packages=("renamed",)))
     assert export_model(model, processor, tmp_path, ExportConfig("torch"))["versions"]["renamed"] == "7.1"

@@ -76,7 +76,7 @@ def test_the_wheel_renders_a_card_by_the_template_that_it_carries(site, tiny_con
     target, _ = site
     SegFormerForSemanticSegmentation(tiny_config()).save_pretrained(tmp_path)
     code = "import sys; from hf_segformer.hub.model_card import write_card; print(write_card(sys.argv[1]).read_text())"
-    assert "gives every pixel of an image one of 5 classes" in run(target, tmp_path, "-c", code, str(tmp_path))
+    assert "it predicts one of 5 classes for every pixel of an image" in run(target, tmp_path, "-c", code, str(tmp_path))
     assert (target / "hf_segformer/model_card.md").read_bytes() == (ROOT / "model_card.md").read_bytes()
 
 

@@ -1,1 +1,1 @@
-"""What is claimed of speed and memory, measured: one script a claim, one function a row."""
+"""Measurements of speed and memory: one script for each kind of work, one function for each row."""

@@ -1,7 +1,7 @@
 """Compiled SegFormer here, against Transformers' own compiled and exported to ONNX Runtime and OpenVINO.
 
-A product of two large matrices takes its turn with them: its rate is what the machine can do in float32, of which a
-network reaches a share. First calls are timed with empty caches.
+A product of two large matrices is interleaved with them: its rate is the machine's peak in float32. First calls are
+timed with empty caches.
 """
 
 import os
@@ -32,7 +32,7 @@ _SIDES = (1024, 2048, 3072)
 
 
 class _Logits(nn.Module):
-    """Transformers' model with a plain tensor as its output, as exporters want it."""
+    """Transformers' model with a tensor as its output, as exporters expect."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -43,7 +43,7 @@ class _Logits(nn.Module):
 
 
 def export(task: Task, path: Path, any_size: bool = False) -> None:
-    """Transformers' model as an ONNX file, by PyTorch's exporter; for the task's size alone, or for any."""
+    """Export Transformers' model to ONNX by PyTorch's exporter, for the task's size or for any."""
     pixels = task.inputs()["pixel_values"]
     torch.onnx.export(
         _Logits(task.build_transformers()).eval(),
@@ -57,24 +57,24 @@ def export(task: Task, path: Path, any_size: bool = False) -> None:
 
 
 def build_onnxruntime(task: Task, path: Path) -> Call:
-    """The exported model in ONNX Runtime; idle threads sleep."""
+    """Return the call of the exported model in ONNX Runtime; idle threads sleep."""
     return partial(onnx_runtime(path), task.inputs()["pixel_values"])
 
 
 def build_openvino(task: Task, path: Path) -> Call:
-    """The exported model in OpenVINO, in float32 even where the processor has something shorter."""
+    """Return the call of the exported model in OpenVINO, in float32 on every processor."""
     return partial(open_vino(path), task.inputs()["pixel_values"])
 
 
 def build_any_size(task: Task) -> Call:
-    """Our model compiled for any height and width."""
+    """Return the call of this package's model compiled for any height and width."""
     inputs = task.inputs()
     torch._dynamo.mark_dynamic(inputs["pixel_values"], [2, 3])
     return run_model(torch.compile(task.build_hf_segformer(), fullgraph=True), task, inputs)
 
 
 def build_product(side: int, by_onednn: bool, device: str) -> Call:
-    """A product of two square matrices, by the library of PyTorch's choice or by oneDNN."""
+    """Return the call of a product of two square matrices, by PyTorch's default library or by oneDNN."""
     first, second = torch.randn(2, side, side, device=device)
 
     def multiply() -> Tensor:
@@ -85,14 +85,14 @@ def build_product(side: int, by_onednn: bool, device: str) -> Call:
 
 
 def fastest_product(device: str) -> tuple[int, bool]:
-    """Of the products that are tried, the one that computes most a second: its side, and whether it is oneDNN's."""
+    """Return the side of the fastest matrix product, and True if it is oneDNN's."""
     tried = list(product(_SIDES, (False, True)))
     timings = interleaved_timing({str(each): build_product(*each, device) for each in tried}, rounds=5, budget=10)
     return max(tried, key=lambda each: each[0] ** 3 / timings[str(each)].median)
 
 
 def measure_compiled(row: str, task: Task, options: Options, rounds: int = 99) -> list[Record]:
-    """One record a candidate, and one for the matrix product."""
+    """Measure one record per candidate, and one for the matrix product."""
     is_cpu = task.device == "cpu"
     with TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "inductor")

@@ -1,4 +1,4 @@
-"""Kernels on a GPU: checked against their plain twins, and timed against Transformers, in one call.
+"""Kernels on a GPU: checked against their references, and timed against Transformers, in one call.
 
 A process measures, and this one keeps the file: a kernel that fails, crashes or hangs leaves a row that says so, and
 what follows is measured by a new process. When `--minutes` are over, the same command goes on where it stopped, as long
@@ -29,11 +29,11 @@ from .record import RESULTS, ROOT, machine
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CAPABILITIES = (80, 90)
-CANDIDATES = ("transformers", "plain", "kernels", "kernels graph", "transformers compiled", "plain compiled")
+CANDIDATES = ("transformers", "reference", "kernels", "kernels graph", "transformers compiled", "reference compiled")
 
 
 class Key(NamedTuple):
-    """What a row measures. Of a check, `variant` is the kernel, `size` a number of `real_sizes`, `candidate` a type."""
+    """Key of a row. In a check, `variant` is the kernel, `size` an index of `real_sizes`, `candidate` a number type."""
 
     task: str
     variant: str
@@ -67,12 +67,12 @@ class Row:
 
     @property
     def key(self) -> Key:
-        """What it measures."""
+        """Key of the row."""
         return Key(self.task, self.variant, self.size, self.batch, self.candidate)
 
     @property
     def has_failed(self) -> bool:
-        """Whether a number is missing, or wrong."""
+        """Return True if a number is missing or wrong."""
         return not self.is_right if self.task == "check" else self.milliseconds is None
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ class Row:
 
 
 def write_rows(path: Path, rows: Sequence[Any]) -> None:
-    """Replace the file at once; an interruption leaves the old one."""
+    """Replace the file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("w", newline="") as file:
@@ -100,7 +100,7 @@ def write_rows(path: Path, rows: Sequence[Any]) -> None:
 
 
 def read_rows(path: Path, about: Mapping[str, str]) -> list[Row]:
-    """The rows of a file that the same GPU, versions and code gave, at whatever commit."""
+    """Return the rows of a file that the same GPU, versions and code gave, at any commit."""
     if not path.exists():
         return []
     readers: dict[Any, Any] = {int: int, str: str, bool | None: lambda cell: cell == "True" if cell else None}
@@ -119,7 +119,7 @@ def read_rows(path: Path, about: Mapping[str, str]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a kernel takes of a GPU, as the compiler says; bytes on the stack are spilled registers."""
+    """Resources of a kernel as the compiler reports them; bytes on the stack are spilled registers."""
 
     kernel: str
     dtype: str
@@ -203,7 +203,7 @@ def plan_checks(tiny: bool) -> list[Key]:
 
 
 def plan_times(tiny: bool, device: str) -> list[Key]:
-    """Single kernels, label maps and networks: what the goals name first, what needs a compiler last, as it takes long.
+    """Plan single kernels, labels and networks: the goals first, compiled candidates last because they take long.
 
     CUDA graphs and compilers are left out of the interpreter.
     """
@@ -212,7 +212,7 @@ def plan_times(tiny: bool, device: str) -> list[Key]:
     batch, large = (1, "32x64") if tiny else (8, "1024x2048")
     keys = [Key("peak", "", "", 1, name) for name in ("copy", "matrix")]
     keys += [Key("kernel", "", "", batch, name) for name in KERNEL_CALLS]
-    keys += [Key("labels", "", large, 1, name) for name in ("transformers", "plain", "kernels")]
+    keys += [Key("labels", "", large, 1, name) for name in ("transformers", "reference", "kernels")]
     goals = [("b0", "32x64", 1)] if tiny else [(variant, "512x512", 8) for variant in ("b0", "b2", "b5")]
     places = [
         (variant, *place)
@@ -225,7 +225,7 @@ def plan_times(tiny: bool, device: str) -> list[Key]:
         for task in ("forward", "training")
         if task == "forward" or place[1] != large or tiny
         for candidate in CANDIDATES
-        if device == "cuda" or candidate in ("transformers", "plain", "kernels")
+        if device == "cuda" or candidate in ("transformers", "reference", "kernels")
     ]
     soon = [key for key in networks if key[1:4] in goals and (key.variant == "b0" or not _compiles(key))]
     later = [key for key in networks if key not in soon]
@@ -242,7 +242,7 @@ def _patience(key: Key) -> float:
 
 
 def _work(connection: Connection, keys: Sequence[Key], settings: tuple[str, bool, int], wrong: set[str]) -> None:
-    """What the measuring process does: say which row it begins, and what came out."""
+    """Send each row's key before it is measured, and its result after (the measuring process)."""
     from .gpu_timing import is_usable, measure
 
     for key in keys:
@@ -256,14 +256,14 @@ def _work(connection: Connection, keys: Sequence[Key], settings: tuple[str, bool
 
 
 def _bars(key: Key, is_right: bool | None) -> bool:
-    """Whether a check's result keeps the kernel out of what is timed, which is in bfloat16."""
+    """Return True if a check's result excludes the kernel from timing, which is in bfloat16."""
     return not is_right and key.candidate != "float64"
 
 
 def _results(
     keys: Sequence[Key], settings: tuple[str, bool, int], wrong: set[str], deadline: float
 ) -> Iterator[tuple[Key, dict[str, Any]]]:
-    """What one measuring process gives, until it ends, or has to be ended: by the clock, or because a row hangs.
+    """Yield the results of one measuring process until it ends, time is over, or a row hangs.
 
     Raises:
         RuntimeError: if the process dies before it begins with a row.
@@ -320,7 +320,7 @@ def _missing(keys: Sequence[Key], rows: Sequence[Row]) -> list[Key]:
 
 
 def summary(rows: Sequence[Row]) -> Iterator[str]:
-    """Of each task how many times faster than Transformers the others are, and the share of its memory they take."""
+    """Yield for each task how many times as fast as Transformers the others are, and their share of its memory."""
     times = [row for row in rows if row.milliseconds and row.task in ("labels", "forward", "training")]
     for base in (row for row in times if row.candidate == "transformers"):
         words = [f"{base.task} {base.variant} {base.size} {base.batch}: {base.milliseconds:.2f} ms"]
@@ -337,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="(default: cuda)")
     parser.add_argument("--tiny", action="store_true", help="smallest sizes, for Triton's interpreter")
     parser.add_argument("--compile-only", action="store_true", help="compile for sm_80 and sm_90; needs no GPU")
-    parser.add_argument("--check", action="store_true", help="only compare with the plain versions")
+    parser.add_argument("--check", action="store_true", help="only compare with the references")
     parser.add_argument("--minutes", type=float, default=9.0, help="after which it stops (default: 9)")
     parser.add_argument("--rounds", type=int, default=21, help="samples of each candidate, fewer where they take long")
     parser.add_argument("--results", type=Path, help="folder of the CSV files (default: benchmarks/results)")

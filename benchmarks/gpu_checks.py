@@ -1,7 +1,7 @@
-"""Every kernel against its plain twin: what it gives, its gradients, at sizes that divide by nothing.
+"""Every kernel against its reference: results and gradients, at sizes that are no multiples of anything.
 
-The same checks run on a GPU at real sizes, and in Triton's interpreter at small ones. Memory that a kernel should have
-filled holds NaN beforehand. Expected are the plain versions in float64, so that a tolerance is a kernel's own rounding.
+They run on a GPU at real sizes, and in Triton's interpreter at small ones. Output
+memory is filled with NaN beforehand. The references run in float64, so that a tolerance is a kernel's own rounding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,13 +26,13 @@ _ROUNDINGS = {"depthwise_gelu": 2}
 
 
 def tolerance(name: str, dtype: torch.dtype) -> float:
-    """By how much, relative to the largest value, a kernel may be off."""
+    """Return the allowed error of a kernel, relative to the largest value."""
     return TOLERANCES[dtype] * _ROUNDINGS.get(name, 1)
 
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Memory that `torch.empty` gives holds NaN, and the largest integers."""
+    """Fill the memory of `torch.empty` with NaN, and with the largest integers."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -42,13 +42,13 @@ def poisoned() -> Iterator[None]:
 
 
 def draw(*shape: int, dtype: torch.dtype, device: str, seed: int = 0) -> Tensor:
-    """Random values; the same on every device."""
+    """Return random values, the same on every device."""
     values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return values.to(dtype).to(device)
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest value; infinite where there is a NaN."""
+    """Return the largest difference relative to the largest value; infinite if there is a NaN."""
     found, expected = found.detach().double(), expected.detach().double()
     if found.shape != expected.shape:
         raise ValueError(f"shape {tuple(found.shape)}, but {tuple(expected.shape)} was expected")
@@ -57,9 +57,12 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 def _worst(
-    function: Callable[..., Tensor], plain: Callable[..., Tensor], tensors: Sequence[Tensor], has_gradient: bool = True
+    function: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    tensors: Sequence[Tensor],
+    has_gradient: bool = True,
 ) -> float:
-    """The largest difference of results and of all gradients; `plain` gets the tensors in float64."""
+    """Return the largest difference of results and gradients; `reference` gets the tensors in float64."""
     ours = [tensor.clone().requires_grad_(has_gradient) for tensor in tensors]
     theirs = [tensor.double().requires_grad_(has_gradient) for tensor in tensors]
     with poisoned():
@@ -68,7 +71,7 @@ def _worst(
         if has_gradient:
             results += torch.autograd.grad(results[0], ours, change)
     # Not poisoned: it would be slow, and PyTorch warn of its own operations.
-    expected = [plain(*theirs)]
+    expected = [reference(*theirs)]
     if has_gradient:
         expected += torch.autograd.grad(expected[0], theirs, change.double())
     return max(map(difference, results, expected))
@@ -98,11 +101,11 @@ def check_cross_entropy(
             raise ValueError(f"a patch of {grid} at {size} does not fit into registers")
         return loss * labels.numel()  # or the gradients of a mean would be below what float16 holds
 
-    def plain(logits: Tensor) -> Tensor:
+    def reference(logits: Tensor) -> Tensor:
         loss = reference_cross_entropy(logits, labels, weight=weight, label_smoothing=label_smoothing)
         return loss * labels.numel()
 
-    return _worst(ours, plain, [logits])
+    return _worst(ours, reference, [logits])
 
 
 def check_argmax(
@@ -142,14 +145,14 @@ def check_depthwise_gelu(
     kernel = draw(channels, 1, 3, 3, dtype=dtype, device=device, seed=1)
     bias = draw(channels, dtype=dtype, device=device, seed=2)
 
-    def plain(tokens: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    def reference(tokens: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
         features = tokens.transpose(1, 2).unflatten(2, tuple(size))
         return F.gelu(F.conv2d(features, kernel, bias, padding=1, groups=channels)).flatten(2).transpose(1, 2)
 
-    return _worst(lambda *tensors: depthwise_gelu(*tensors, *size), plain, [tokens, kernel, bias])
+    return _worst(lambda *tensors: depthwise_gelu(*tensors, *size), reference, [tokens, kernel, bias])
 
 
-def _plain_sum(*maps: Tensor) -> Tensor:
+def _reference_sum(*maps: Tensor) -> Tensor:
     first, *others = [stage.permute(0, 3, 1, 2) for stage in maps]
     return sum((upsample(stage, first.shape[-2:]) for stage in others), first).permute(0, 2, 3, 1)
 
@@ -166,7 +169,7 @@ def check_upsample_sum(
     sizes: Sequence[Sequence[int]] = ((9, 13), (5, 7), (3, 4), (2, 2)),
 ) -> float:
     """`upsample_sum`: result, and each stage's gradient."""
-    return _worst(lambda *maps: upsample_sum(list(maps)), _plain_sum, _maps(dtype, device, batch, dim, sizes))
+    return _worst(lambda *maps: upsample_sum(list(maps)), _reference_sum, _maps(dtype, device, batch, dim, sizes))
 
 
 def check_upsample_sum_relu(
@@ -180,7 +183,7 @@ def check_upsample_sum_relu(
     scale, shift = (draw(dim, dtype=torch.float32, device=device, seed=seed) for seed in (7, 8))
     return _worst(
         lambda *maps: upsample_sum_relu(list(maps), scale, shift),
-        lambda *maps: F.relu(_plain_sum(*maps) * scale + shift),
+        lambda *maps: F.relu(_reference_sum(*maps) * scale + shift),
         _maps(dtype, device, batch, dim, sizes),
         has_gradient=False,
     )

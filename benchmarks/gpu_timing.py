@@ -1,4 +1,4 @@
-"""What `python -m benchmarks.gpu` measures in a row: a check, a single kernel, or a whole network.
+"""Measurement of one row of `python -m benchmarks.gpu`: a check, a single kernel, or a network.
 
 A candidate is built anew for each row.
 """
@@ -34,7 +34,7 @@ Call = Callable[[], Any]
 
 
 def is_usable(device: str) -> bool:
-    """Whether the device still works: after a fault all that a process asks of it fails."""
+    """Return True if the device still works; after a fault every call of the process fails."""
     try:
         torch.ones(1, device=device).sum().item()
     except RuntimeError:

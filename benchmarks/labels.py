@@ -1,7 +1,7 @@
-"""Logits to a label map: 19 classes, 256x512 to 1024x2048, by the image processors here and in Transformers.
+"""Logits to labels: 19 classes, 256x512 to 1024x2048, by the image processors here and in Transformers.
 
-One row has logits that change slowly, as a network's do where it knows what it sees; the other has noise, where no two
-neighbours have the same winner: nothing can be saved there.
+One row has logits that change slowly, as a network's do; the other has noise, where neighbours have different
+best classes: the worst case.
 """
 
 import sys
@@ -31,7 +31,7 @@ def logits_of(kind: str) -> Tensor:
 
 
 def build(candidate: str, kind: str, device: str) -> Call:
-    """The call of one of both processors."""
+    """Return the call of a processor."""
     # Transformers' other processor needs torchvision, and has the same method.
     ours, theirs = SegFormerImageProcessor(), transformers.SegformerImageProcessorPil()
     processor = ours if candidate == "hf_segformer" else theirs
@@ -45,12 +45,12 @@ def build(candidate: str, kind: str, device: str) -> Call:
 
 
 def share_of_others(found: Tensor, expected: Tensor) -> float:
-    """Share of the pixels whose labels differ."""
+    """Return the share of pixels whose labels differ."""
     return (found != expected).float().mean().item()
 
 
 def row_of(kind: str) -> Row:
-    """What measures a row."""
+    """Return the function that measures a row."""
 
     def measure(options: Options) -> list[Record]:
         builds = {name: partial(build, name, kind, options.device) for name in ("transformers", "hf_segformer")}

@@ -1,8 +1,8 @@
-"""Images larger than memory: time and memory against size, and how far tiled labels are those of the whole image.
+"""Images larger than memory: time and memory against size, and the agreement of tiled and whole prediction.
 
 The memory is the peak of a whole fresh process, interpreter, PyTorch and weights included, since that is what must fit
 a machine. The images are generated, written tile by tile and deleted; what a network makes of them does not matter
-there. Agreement is measured with the network trained on CamVid, on a street that is drawn from label maps.
+there. Agreement is measured with the network trained on CamVid, on a street drawn from segmentation maps.
 """
 
 import sys
@@ -32,7 +32,7 @@ from .record import ROOT, Options, Record, Row, main
 
 TILE, NUM_CLASSES = 1024, 6
 _TRAINED = ROOT / "docs" / "results" / "camvid_b0"
-_SEAMS = ROOT / "docs" / "pictures" / "seams.png"
+_SEAMS = ROOT / "docs" / "images" / "seams.png"
 _SMALL_TILE = 384  # pixels, near the 360 of the frames that the network was trained on
 _PANEL, _BUILDING = (16, 44, 336, 284), 1  # the first map in predicted.png; a class
 # CamVid's colour of a class, and what such things look like.
@@ -101,7 +101,7 @@ def peak() -> int:
 
 
 def in_a_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function gives there."""
+    """Return the function's result from a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -134,7 +134,7 @@ def measure_size(side: int, overlap: int, part: int, halves: Sequence[bool], opt
 
 
 def street() -> Image.Image:
-    """A drawn street of 1920x704 pixels: a label map and its mirror image, in the colours of things, with texture."""
+    """Draw a street of 1920x704 pixels: a segmentation map and its mirror image in natural colours with texture."""
     with Image.open(_TRAINED / "predicted.png") as image:
         half = np.asarray(image.convert("RGB").crop(_PANEL).resize((960, 720), Image.Resampling.NEAREST), np.int16)
     known, looks = np.array(list(_LOOKS), np.int16), np.array(list(_LOOKS.values()), np.float32)
@@ -176,7 +176,7 @@ def tiled(model: SegFormerForSemanticSegmentation, pixels: Tensor, tiling: Infer
 
 
 def draw_seams(model: SegFormerForSemanticSegmentation, pixels: Tensor) -> None:
-    """Draw docs/pictures/seams.png: the street predicted whole, and in tiles without and with overlap."""
+    """Draw docs/images/seams.png: the street predicted whole, and in tiles without and with overlap."""
     colors = list(_LOOKS)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     overlaps = (0, _SMALL_TILE // 2)

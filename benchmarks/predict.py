@@ -1,8 +1,9 @@
-"""A folder of 100 generated pictures to label maps: the predictor here, and Transformers' pipeline with its SegFormer.
+"""A folder of 100 generated images to segmentation maps: the predictor here, and Transformers' pipeline.
 
-Both have the same B0 of 19 classes with LayerNorm's epsilon at 1e-5, squash pictures to 512x512 and give labels at each
-picture's size. Files are read each time. The pipeline gives a mask for each class that it finds, and the predictor one
-label map: each is timed at what it gives, and both are compared as label maps. A row's time is that of all pictures.
+Both have the same B0 of 19 classes with LayerNorm's epsilon at 1e-5, resize images to 512x512 and predict at each
+image's size. Files are read each time. The pipeline returns a mask for each class that it finds, the predictor one
+segmentation map: each is timed at its own output, and both are compared as segmentation maps. A row's time is that of
+all images.
 """
 
 import atexit
@@ -23,7 +24,7 @@ from hf_segformer.benchmarking.timing import Call
 
 from .record import Options, Record, Row, main
 
-NUM_PICTURES = 100
+NUM_IMAGES = 100
 _SIZES = {"same": ((480, 640),), "mixed": ((480, 640), (640, 480), (375, 500), (768, 1024))}
 _TOLERANCE = 1e-4  # share of pixels: where two classes are equal up to rounding, either may win
 
@@ -43,7 +44,7 @@ def folder_of(kind: str, number: int) -> list[str]:
 
 
 def build(candidate: str, kind: str, number: int, device: str) -> Call:
-    """The call of one candidate, with all pictures."""
+    """Return the call of a candidate, with all images."""
     task, paths = (
         Task(SegFormerConfig.from_variant("b0", num_labels=19), 1, 512, 512, device=device),
         folder_of(kind, number),
@@ -62,13 +63,13 @@ def build(candidate: str, kind: str, number: int, device: str) -> Call:
 
 
 def share_of_others(found: Any, expected: Any) -> float:
-    """Share of the pixels of all pictures whose labels differ."""
-    differs = [label_map(one) != label_map(other) for one, other in zip(found, expected, strict=True)]
+    """Return the share of pixels of all images whose labels differ."""
+    differs = [segmentation_of(one) != segmentation_of(other) for one, other in zip(found, expected, strict=True)]
     return float(np.concatenate([each.ravel() for each in differs]).mean())
 
 
-def label_map(result: Any) -> np.ndarray:
-    """A label map as it is, or out of the pipeline's masks."""
+def segmentation_of(result: Any) -> np.ndarray:
+    """Return a segmentation map as it is, or assembled from the pipeline's masks."""
     if isinstance(result, np.ndarray):
         return result
     labels = np.full(np.asarray(result[0]["mask"]).shape, 255, dtype=np.uint8)
@@ -78,11 +79,11 @@ def label_map(result: Any) -> np.ndarray:
 
 
 def row_of(kind: str) -> Row:
-    """What measures a row."""
+    """Return the function that measures a row."""
 
     def measure(options: Options) -> list[Record]:
         names = ("transformers", "hf_segformer")
-        builds = {name: partial(build, name, kind, NUM_PICTURES, options.device) for name in names}
+        builds = {name: partial(build, name, kind, NUM_IMAGES, options.device) for name in names}
         found = compare(
             builds,
             tolerance=_TOLERANCE,
@@ -99,7 +100,7 @@ def row_of(kind: str) -> Row:
                 each.memory,
                 difference=each.difference,
                 device=options.device,
-                note=f"{NUM_PICTURES / each.timing.median:.1f} pictures/s",
+                note=f"{NUM_IMAGES / each.timing.median:.1f} images/s",
             )
             for each in found
         ]

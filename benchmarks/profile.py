@@ -1,4 +1,4 @@
-"""Where the time goes: operations of a forward pass and of a training step, 150 classes, float32, one thread.
+"""Time by operation: those of a forward pass and of a training step, 150 classes, float32, one thread.
 
 PyTorch's profiler counts what each operation takes itself. The fast paths share their work among threads of Python,
 which it does not look into; so all runs in one thread here, and shares are of that thread's time. What no operation
@@ -32,7 +32,7 @@ _REPEATS = 5
 
 
 def kind_of(operation: str) -> str:
-    """Of an operation by PyTorch's name."""
+    """Return the kind of an operation by PyTorch's name."""
     name = operation.removeprefix("aten::")
     return next((kind for kind, words in KINDS.items() if any(word in name for word in words)), MOVING)
 
@@ -72,7 +72,7 @@ def measure_shares(row: str, task: Task) -> list[Record]:
 
 
 def row_of(row: str, *task: object, **options: bool) -> Row:
-    """What measures a row; on the CPU, whatever the device of the others is."""
+    """Return the function that measures a row, always on the CPU."""
     return lambda _: measure_shares(row, task_of(*task, **options))
 
 

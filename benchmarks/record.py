@@ -1,7 +1,7 @@
-"""Rows of measurements: CSV files that say on which machine, with which versions and at which commit they were made.
+"""Rows of measurements in CSV files, with machine, versions and commit.
 
-A row is what is compared (B0 at 512x512, say), and holds a record for each candidate. It is replaced as a whole, and
-only by one that went well.
+A row is a comparison, B0 at 512x512 say, with a record for each candidate. It is replaced as a whole, and only by one
+that succeeded.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _RUNTIMES = ("onnxruntime", "openvino")
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says.
+    """Options of the command line.
 
     Attributes:
         device: of PyTorch.
@@ -107,8 +107,8 @@ class Record:
         row: what is compared.
         candidate: who computes it.
         milliseconds: median.
-        fastest: sample, in milliseconds.
-        slowest: likewise.
+        fastest: fastest sample, in milliseconds.
+        slowest: slowest sample, in milliseconds.
         samples: that the median is taken of.
         disturbed: rounds that were thrown away.
         quiet: whether other processes left the machine alone; None where the system does not tell.
@@ -179,7 +179,7 @@ _READERS: dict[Any, Callable[[str], Any]] = {
 
 
 def file_of(folder: Path, script: str, device: str) -> Path:
-    """Of a script's records; each kind of device has its own."""
+    """Return the file of a script's records; each kind of device has its own."""
     kind = torch.device(device).type
     return folder / (f"{script}.csv" if kind == "cpu" else f"{script}_{kind}.csv")
 
@@ -196,7 +196,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
-    """Replace the file at once, so that an interruption leaves the old one."""
+    """Replace the file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("w", newline="") as file:
@@ -274,7 +274,7 @@ def main(name: str, rows: Mapping[str, Row], description: str, argv: Sequence[st
 
 
 def summary(record: Record) -> str:
-    """One line for the terminal."""
+    """Return a record as one line."""
     words = [f"{record.row:<16} {record.candidate:<28}"]
     if record.milliseconds is not None:
         spread = f" ({record.fastest:,.1f} to {record.slowest:,.1f})" if record.samples else ""

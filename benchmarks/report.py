@@ -272,8 +272,8 @@ def write_page(page: Path, folder: Path) -> None:
         else "Not measured yet.",
         profile=profile_table(results["profile"]) if "profile" in results else "Not measured yet.",
         first_calls=first_calls(results.get("compiled", {})),
-        size_picture=f"![Time and memory of a pixel against the side of the image]({link}/sizes.png)" if rows else "",
-        pictures="\n\n".join(shown).format(folder=link),
+        size_plot=f"![Time and memory of a pixel against the side of the image]({link}/sizes.png)" if rows else "",
+        plots="\n\n".join(shown).format(folder=link),
         records=record_sections(folder, link),
     )
     page.write_text(text)
@@ -289,7 +289,7 @@ otherwise. Memory is this package's peak as a share of the other's.
 
 {results}
 
-{pictures}
+{plots}
 
 ## How it is measured
 
@@ -334,7 +334,7 @@ activations, sums and copies, and Python's time to launch operations.
 
 ## Cost against size
 
-{size_picture}
+{size_plot}
 
 {sizes}
 
@@ -375,7 +375,7 @@ rounding, 128 pixels from a seam: tests/inference/test_tiling.py.)
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page."""
     parser = argparse.ArgumentParser("python -m benchmarks.report", description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files, and of the pictures")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files, and of the plots")
     parser.add_argument("--page", type=Path, default=PAGE, help="file to write")
     arguments = parser.parse_args(argv)
     try:

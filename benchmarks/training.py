@@ -18,7 +18,7 @@ from .record import Options, Record, Row, main
 
 @contextmanager
 def busy_core() -> Iterator[None]:
-    """Another process that computes all the time, on one core."""
+    """Keep one core busy by another process."""
     process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         yield
@@ -36,7 +36,7 @@ def measure_busy(options: Options) -> list[Record]:
 
 
 def row_of(row: str, variant: str, batch_size: int, rounds: int) -> Row:
-    """What measures a row."""
+    """Return the function that measures a row."""
     return lambda options: measure_eager(
         row, task_of(variant, batch_size, 512, 512, is_training=True, device=options.device), options, rounds=rounds
     )

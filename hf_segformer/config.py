@@ -23,7 +23,7 @@ _GENERATED, _DATASETS = ("shapes",), ("imagefolder", "dataset")
 class DataConfig:
     """The source of images and masks, and the meaning of the masks' labels.
 
-    docs/data.md shows the table `[data]` of a recipe for each source.
+    docs/guides/data.md shows the table `[data]` of a recipe for each source.
 
     Args:
         source: `"shapes"` are generated, `"camvid"` is the folder of the SegNet tutorial, `"folders"` are images and

@@ -63,7 +63,7 @@ def partial_path(path: Path) -> Path:
 def remove_stale_partials(folder: str | Path) -> None:
     """Remove the files below a folder that killed processes of this host left incomplete."""
     for path in Path(folder).rglob(".*.partial"):
-        host, pid = (path.name.split(".")[-2].split("-") + ["", ""])[:2]
+        host, pid = ([*path.name.split(".")[-2].split("-"), "", ""])[:2]
         if host == _host() and pid.isdigit() and not is_process_alive(int(pid)):
             path.unlink(missing_ok=True)
 

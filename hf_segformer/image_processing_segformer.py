@@ -498,6 +498,11 @@ class SegFormerImageProcessor(BaseImageProcessor):
                 f"outputs is a {type(outputs).__name__}, but it must be the model's output or a mapping with `logits`, "
                 "a tensor (B, K, h, w)"
             )
+        if logits.shape[1] == 1 and isinstance(outputs, Mapping) and "target_size" in outputs:  # only a pipeline's
+            raise ValueError(
+                "the model has 1 label, whose segmentation map holds 0 (background) and 1; a pipeline needs a name for "
+                "both in id2label: use SegFormerPredictor, or this method on the model's own output"
+            )
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}, but it must lie in [0, 1]")
         sizes = [None] * len(logits) if target_sizes is None else _parse_target_sizes(target_sizes, len(logits))

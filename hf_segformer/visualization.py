@@ -230,11 +230,11 @@ def displayable(image: Image.Image | np.ndarray, stretch: Stretch) -> Image.Imag
     """
     if isinstance(image, Image.Image):
         return image
-    shown = [0, 1, 2] if len(image) >= 3 else [0, 0, 0]
-    if image.dtype != np.uint8 or len(image) != 3:
-        low, high = (np.broadcast_to(values, len(image))[:, None, None] for values in stretch)
-        image = 255.0 * (image - low) / np.maximum(high - low, 1e-6)
-    return Image.fromarray(image[shown].clip(0, 255).round().astype(np.uint8).transpose(1, 2, 0))
+    values, shown = np.asarray(image), [0, 1, 2] if len(image) >= 3 else [0, 0, 0]
+    if values.dtype != np.uint8 or len(values) != 3:
+        low, high = (np.broadcast_to(limits, len(values))[:, None, None] for limits in stretch)
+        values = 255.0 * (values - low) / np.maximum(high - low, 1e-6)
+    return Image.fromarray(values[shown].clip(0, 255).round().astype(np.uint8).transpose(1, 2, 0))
 
 
 def with_legend(image: Image.Image, labels, names: Sequence[str], palette: Sequence[Color], side: str) -> Image.Image:

@@ -1,11 +1,15 @@
-"""What all tests share: no network, one thread, a tiny network."""
+"""Fixtures of all tests: no network, one thread, a tiny network, and one trained run per session."""
 
 import multiprocessing
 import os
+import shutil
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+# Threads that PyTorch and oneDNN start in this process and its children would compete with the other test processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -34,7 +38,7 @@ def num_threads():
 
 @pytest.fixture
 def tiny_config():
-    """Makes a tiny configuration; keywords replace fields."""
+    """Make a tiny configuration; keywords replace fields."""
     return lambda **overrides: SegFormerConfig(**{**TINY, "num_labels": 5, **overrides})
 
 
@@ -49,16 +53,35 @@ def images():
     return torch.randn(2, 3, 40, 72)
 
 
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory):
+    """The folder of a finished run on generated shapes, trained once per session: read only, see `trained_run_copy`.
+
+    8 steps, 6 to the epoch, with checkpoints at 4 and 8, on 24 images of 32x32, and 6 for evaluation.
+    """
+    from tests.support.training import train
+
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert train(folder, "trainer.max_steps=8", "trainer.save_steps=4") == 0
+    return folder
+
+
+@pytest.fixture
+def trained_run_copy(trained_run, tmp_path):
+    """A copy of `trained_run` that the test may change."""
+    return Path(shutil.copytree(trained_run, tmp_path / "run"))
+
+
 def _interpret() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def interpreter():
-    """Calls functions in a process where Triton was told to interpret before it was imported."""
+    """Call functions in a process in which Triton interprets kernels: it reads TRITON_INTERPRET when imported."""
     pytest.importorskip("triton")
-    os.environ["TRITON_INTERPRET"] = "1"  # inherited, and taken back once the process is there
+    os.environ["TRITON_INTERPRET"] = "1"  # for the process to inherit; removed once it runs
     pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_interpret)
     pool.submit(os.getpid).result()
     del os.environ["TRITON_INTERPRET"]

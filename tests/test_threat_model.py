@@ -6,6 +6,7 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -18,7 +19,7 @@ from hf_segformer.conversion.loading import load_segmentation
 from hf_segformer.data.pairing import load_splits, open_split
 from hf_segformer.data.sources import DatasetSource, FileSource, find_pictures
 from hf_segformer.hub.push import checked_files
-from hf_segformer.inference.writers import PngWriter
+from hf_segformer.inference.writers import RECORD, PngWriter
 from tests.support.tiny import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,6 +165,13 @@ def test_code_outside_the_folder_is_not_published(module, folder, secret):
         published(folder)
 
 
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "custom_pipelines"])
+def test_fields_that_choose_code_are_not_published(name, folder):
+    edit(folder / "config.json", **{name: "evil/kernel"})
+    with pytest.raises(ValueError, match=f"{name} is evil/kernel, which chooses code"):
+        published(folder)
+
+
 @pytest.mark.parametrize("auto_map", [{"AutoModel": "evil/code--modeling_segformer.SegFormerModel"}, ["a"], {"a": 3}])
 def test_code_of_another_repository_is_not_published(auto_map, folder):
     edit(folder / "config.json", auto_map=auto_map)
@@ -201,6 +209,9 @@ def test_a_link_in_the_output_folder_is_not_followed(images):
     for name in ("../b/1", "/b/1", "x/1"):
         with pytest.raises(ValueError, match="outside"):
             writer._path(name)
+    (images / "out" / f".{RECORD}.00000").symlink_to(images / "b" / "1.png")
+    with pytest.raises(ValueError, match="is a link to"):
+        PngWriter(images / "out", SimpleNamespace(names=["a"], palette=[(0, 0, 0)]))
 
 
 @pytest.mark.parametrize("base", ["../base.toml", "/base.toml", "sub/base.toml", "link.toml"])
@@ -240,6 +251,40 @@ def test_rows_name_files_of_their_data_set_only(kind, images):
     Image.new("RGB", (9, 6)).save(images / "own" / "1.png")
     own = save("own", str(images / "own" / "1.png"))
     assert len(open_split(own, "train")) == 1
+
+
+def test_metadata_names_files_of_its_folder_only(images):
+    (images / "a" / "metadata.jsonl").write_text(
+        json.dumps({"image_file_name": "../b/1.png", "label_file_name": "../b/1.png"}) + "\n"
+    )
+    with pytest.raises((ValueError, OSError)):
+        open_split(str(images / "a"), "train")
+
+
+@pytest.mark.parametrize(
+    "data_files",
+    ["/etc/*", "../b/*.parquet", "https://evil.example/a.csv", [{"split": "train", "path": ["../b/a.csv"]}]],
+)
+def test_a_card_names_data_of_its_folder_only(data_files, images):
+    card = json.dumps({"configs": [{"config_name": "default", "data_files": data_files}]})
+    (images / "a" / "README.md").write_text(f"---\n{card}\n---\n")
+    with pytest.raises(ValueError, match=r"outside|names https"):
+        load_splits(str(images / "a"))
+
+
+@pytest.mark.parametrize("name", ["../b", "/b", "link"])
+def test_a_saved_data_set_names_files_of_its_folder_only(name, images):
+    datasets.Dataset.from_dict({"image": ["1.png"]}).save_to_disk(images / "saved")
+    (images / "saved" / "link").symlink_to(images / "b")
+    state = json.loads((images / "saved" / "state.json").read_text())
+    (images / "saved" / "state.json").write_text(json.dumps(state | {"_data_files": [{"filename": name}]}))
+    with pytest.raises(ValueError, match="outside"):
+        load_splits(str(images / "saved"))
+    (images / "dict").mkdir()
+    (images / "dict" / "link").symlink_to(images / "b")
+    (images / "dict" / "dataset_dict.json").write_text(json.dumps({"splits": [name]}))
+    with pytest.raises(ValueError, match="outside"):
+        load_splits(str(images / "dict"))
 
 
 def test_a_data_set_script_is_not_run(tmp_path):

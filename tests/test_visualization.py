@@ -163,8 +163,10 @@ def test_land_cover_has_the_colours_of_maps():
     assert colors == palette_for(names)
     assert len(set(colors)) == len(names)
     tree, water, crop, built, deep, _, grass = colors
-    assert max(tree) == tree[1] and max(grass) == grass[1]
-    assert max(water) == water[2] and max(deep) == deep[2]
+    assert max(tree) == tree[1]
+    assert max(grass) == grass[1]
+    assert max(water) == water[2]
+    assert max(deep) == deep[2]
     assert max(built) == built[0]
     assert min(crop) == crop[2]
     assert sum(abs(a - b) for a, b in zip(colors[5], water, strict=True)) >= 100

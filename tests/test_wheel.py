@@ -16,6 +16,8 @@ from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcess
 from tests.support.hub_server import LoopbackHub
 from tests.support.training import SMALL, train_command
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # datasets, evaluate and accelerate cannot be imported here: loading and predicting must not need them.
@@ -76,7 +78,9 @@ def test_the_wheel_renders_a_card_by_the_template_that_it_carries(site, tiny_con
     target, _ = site
     SegFormerForSemanticSegmentation(tiny_config()).save_pretrained(tmp_path)
     code = "import sys; from hf_segformer.hub.model_card import write_card; print(write_card(sys.argv[1]).read_text())"
-    assert "it predicts one of 5 classes for every pixel of an image" in run(target, tmp_path, "-c", code, str(tmp_path))
+    assert "it predicts one of 5 classes for every pixel of an image" in run(
+        target, tmp_path, "-c", code, str(tmp_path)
+    )
     assert (target / "hf_segformer/model_card.md").read_bytes() == (ROOT / "model_card.md").read_bytes()
 
 

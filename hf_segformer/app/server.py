@@ -300,8 +300,8 @@ def _fetched(source: str, revision: str | None) -> Path:
         return Path(snapshot_download(source, revision=revision, allow_patterns=wanted, ignore_patterns=below))
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"there is no accessible model {source}; a private or gated one needs HF_TOKEN, on a Space as a secret in its "
-            "settings"
+            f"there is no accessible model {source}; a private or gated one needs HF_TOKEN, on a Space as a secret in "
+            "its settings"
         ) from error
 
 

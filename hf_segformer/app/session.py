@@ -1,7 +1,7 @@
 """Results that the page of `segformer app` displays and offers for download, independent of the browser.
 
-An image goes through the network once. Classes and opacity are then changed on the segmentation map that is kept. A large
-image is displayed by a smaller copy; downloads have its full size.
+An image goes through the network once. Classes and opacity are then changed on the segmentation map that is kept. A
+large image is displayed by a smaller copy; downloads have its full size.
 
 Axes: H W sides of the image.
 """
@@ -113,10 +113,10 @@ def _check_size(predictor: SegFormerPredictor, path: Path) -> None:
             f"{path.name} is {height}x{width} (height x width); expected at most {MAX_IMAGE_PIXELS:,} pixels: cut it "
             "into pieces, or use segformer predict"
         )
-    for height, width in predictor.segmenter.prepared_sizes(height, width):
-        if height * width > MAX_PIXELS:
+    for new_height, new_width in predictor.segmenter.prepared_sizes(height, width):
+        if new_height * new_width > MAX_PIXELS:
             raise ValueError(
-                f"{path.name} would be {height}x{width} (height x width) for the network; expected at most "
+                f"{path.name} would be {new_height}x{new_width} (height x width) for the network; expected at most "
                 f"{MAX_PIXELS:,} pixels on this page: cut it into pieces, or use segformer predict"
             )
 

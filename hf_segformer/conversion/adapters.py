@@ -70,7 +70,7 @@ def read_merged_checkpoint(path: str | Path) -> Checkpoint:
         return read_checkpoint(path)
     values = read_json(folder / ADAPTER_CONFIG)
     _check_mergeable(folder / ADAPTER_CONFIG, values)
-    base = _base_of(folder, values)
+    base = adapter_base(folder)
     checkpoint = read_checkpoint(base)
     weights = to_published(checkpoint.path, checkpoint.weights)
     adapter = _read_adapter(folder)
@@ -83,7 +83,7 @@ def read_merged_checkpoint(path: str | Path) -> Checkpoint:
     classifier = merged.get("decode_head.classifier.weight")
     if config is not None and classifier is not None and config.num_labels != len(classifier):
         config.num_labels = len(classifier)  # a new head on an encoder
-    return Checkpoint(folder, merged, config, checkpoint.classes, base)
+    return Checkpoint(folder, merged, config, checkpoint.classes)
 
 
 def _check_mergeable(path: Path, values: Mapping[str, Any]) -> None:
@@ -105,9 +105,13 @@ def _check_mergeable(path: Path, values: Mapping[str, Any]) -> None:
             raise ValueError(f"{path}: {name} is {values.get(name)!r}; expected a number above 0")
 
 
-def _base_of(folder: Path, values: Mapping[str, Any]) -> Path:
-    """Return the local path of the base model; nothing is downloaded because a file asks for it."""
-    base = values.get("base_model_name_or_path")
+def adapter_base(folder: Path) -> Path:
+    """Return the local path of an adapter's base model; nothing is downloaded because a file asks for it.
+
+    Raises:
+        ValueError: if the base is not here, or is an adapter itself.
+    """
+    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not isinstance(base, str) or not base or not Path(base).exists():
         named = f"of {base!r}, which is not a local folder" if base else "of an unnamed base model"
         raise ValueError(
@@ -173,4 +177,4 @@ def _warn_of_statistics(folder: Path, base: Path, adapter: Mapping[str, Tensor])
         )
 
 
-__all__ = ["read_merged_checkpoint"]
+__all__ = ["adapter_base", "read_merged_checkpoint"]

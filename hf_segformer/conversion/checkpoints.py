@@ -65,14 +65,12 @@ class Checkpoint:
         weights: tensors by their own names, without the prefixes that wrappers add.
         config: the folder's config.json; None where it must be inferred from shapes.
         classes: class names that the training program stored in the file; may be empty.
-        base: folder of the base model, if `path` holds an adapter.
     """
 
     path: Path
     weights: dict[str, torch.Tensor]
     config: SegFormerConfig | None = None
     classes: list[str] = field(default_factory=list)
-    base: Path | None = None
 
 
 def is_repository(source: str) -> bool:

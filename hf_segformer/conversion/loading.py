@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..modeling_segformer import SegFormerForSemanticSegmentation
-from .adapters import read_merged_checkpoint
-from .checkpoints import locate
+from .adapters import adapter_base, read_merged_checkpoint
+from .checkpoints import ADAPTER_CONFIG, locate
 from .convert import build_model
 
 _PROCESSOR_FILE = "preprocessor_config.json"
@@ -55,23 +55,21 @@ def load_segmentation(
     if dtype is not None:
         model = model.to(dtype)
         model.config.dtype = dtype
-    for folder in (checkpoint.path, checkpoint.base):
-        if folder is not None and (processor := own_processor(folder, model)) is not None:
-            return model, processor
-    return model, image_processor_for(checkpoint.path, model.config.num_channels)
+    processor = own_processor(checkpoint.path, model)
+    return model, processor or image_processor_for(checkpoint.path, model.config.num_channels)
 
 
 def own_processor(path: str | Path, model: PreTrainedModel) -> SegFormerImageProcessor | None:
-    """Load the image processor in a checkpoint's folder; None where there is none.
+    """Load the image processor in a checkpoint's folder, or of an adapter's base; None where there is none.
 
     Raises:
         OSError: if its file cannot be opened.
         ValueError: if its file is damaged, or has not one mean for each channel of the model.
     """
-    file = Path(path) / _PROCESSOR_FILE
-    if not file.is_file():
+    folder = _processor_folder(Path(path))
+    if folder is None:
         return None
-    processor = SegFormerImageProcessor.from_pretrained(path)
+    file, processor = folder / _PROCESSOR_FILE, SegFormerImageProcessor.from_pretrained(folder)
     num_means, num_channels = len(processor.image_mean), model.config.num_channels
     if num_means != num_channels:
         raise ValueError(f"{file} has {num_means} entries in image_mean; expected one a channel, {num_channels}")
@@ -89,13 +87,17 @@ def image_processor_for(path: str | Path, num_channels: int) -> SegFormerImagePr
         path: of the checkpoint.
         num_channels: input channels of the model.
     """
-    if (Path(path) / _PROCESSOR_FILE).exists():
-        processor = SegFormerImageProcessor.from_pretrained(path)
-    else:
-        processor = SegFormerImageProcessor()
+    folder = _processor_folder(Path(path))
+    processor = SegFormerImageProcessor() if folder is None else SegFormerImageProcessor.from_pretrained(folder)
     processor.image_mean = _deal_out(processor.image_mean, num_channels)
     processor.image_std = _deal_out(processor.image_std, num_channels)
     return processor
+
+
+def _processor_folder(path: Path) -> Path | None:
+    """Return the folder of a checkpoint's image processor: its own, or that of an adapter's base."""
+    folders = [path, adapter_base(path)] if (path / ADAPTER_CONFIG).is_file() else [path]
+    return next((folder for folder in folders if (folder / _PROCESSOR_FILE).is_file()), None)
 
 
 def _deal_out(values: list[float], num_channels: int) -> list[float]:

@@ -11,8 +11,10 @@ from typing import Any
 
 import datasets
 import pyarrow.compute
-from huggingface_hub import constants
+import yaml
+from huggingface_hub import DatasetCard, constants
 
+from ..files import read_json, resolve_inside
 from .decoding import LabelMapping, RowReader, array_dtype, class_values
 
 _PICTURE_SUFFIXES = (
@@ -79,6 +81,7 @@ def load_splits(
         OSError: if there is no such folder or repository.
     """
     folder = Path(root)
+    _require_names_inside(folder)
     if not as_folder and any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         loaded = datasets.load_from_disk(root)
         splits = {only: loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
@@ -91,6 +94,36 @@ def load_splits(
         return dict(datasets.load_dataset(**arguments, streaming=streaming))
     except (datasets.exceptions.DatasetsError, ValueError) as error:
         raise ValueError(f"{root} is not read: {error.__cause__ or error}") from error
+
+
+def _require_names_inside(folder: Path) -> None:
+    """Raise ValueError if a data set's own files name data elsewhere, in a saved state or in a card's `data_files`."""
+    if (saved := folder / "dataset_dict.json").is_file():
+        for split in read_json(saved).get("splits", ()):
+            _require_names_inside(resolve_inside(folder, str(split)))
+    if (saved := folder / "state.json").is_file():
+        for each in read_json(saved).get("_data_files", ()):
+            resolve_inside(folder, str(each.get("filename") if isinstance(each, dict) else each))
+    card = folder / "README.md"
+    if card.is_file() and card.read_bytes().startswith(b"---"):
+        try:
+            configs = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict().get("configs")
+        except yaml.YAMLError as error:
+            raise ValueError(f"{card} holds metadata that are not YAML") from error
+        for config in configs if isinstance(configs, list) else ():
+            for name in _strings(config.get("data_files")) + _strings(config.get("data_dir")):
+                if "://" in name:
+                    raise ValueError(f"{card} names {name}; expected files of the data set itself")
+                resolve_inside(folder, name)
+
+
+def _strings(value: Any) -> list[str]:
+    """Collect the file names in a card's `data_files`: a string, or lists and mappings of them."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        value = [each for key, each in value.items() if key != "split"]
+    return [name for each in value for name in _strings(each)] if isinstance(value, list) else []
 
 
 def two_columns(dataset: Any, root: str, columns: Sequence[str], settings: Sequence[str]) -> Any:

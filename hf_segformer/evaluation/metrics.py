@@ -169,16 +169,16 @@ class SegmentationMetrics:
         return torch.stack(matrices)
 
     def _without_padding(self, labels: Tensor) -> Tensor:
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return labels  # a single process pads nothing
         is_padding = (labels == _PADDING).all(dim=2).all(dim=0)  # (H,)
         height = len(is_padding) - int(is_padding.flip(0).long().cumprod(0).sum())
         if height == len(is_padding):
             return labels
         if self.ignore_index == _PADDING:
-            if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-                return labels  # nothing was padded
             raise ValueError(
-                f"the last {len(is_padding) - height} rows of the masks are {_PADDING}, which is the ignored label and a "
-                "Trainer's padding; expected a SegFormerTrainer, or one process"
+                f"the last {len(is_padding) - height} rows of the masks are {_PADDING}, which is the ignored label and "
+                "the padding of a Trainer; expected a SegFormerTrainer, or one process"
             )
         return labels[:, :height]
 

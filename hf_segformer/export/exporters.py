@@ -185,7 +185,7 @@ def export_model(
     """Write a model for another runtime, run it there, and compare it with PyTorch.
 
     The folder also gets export.json, which holds what is returned, and the configurations of model and processor. An
-    example is in docs/using.md, which the tests run: tracing a network takes seconds.
+    example is in docs/guides/export.md, which the tests run: tracing a network takes seconds.
 
     Args:
         model: not modified.

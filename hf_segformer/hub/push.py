@@ -115,6 +115,9 @@ def _code_files(folder: Path, *configs: dict[str, Any]) -> set[str]:
 
     waiting: set[str] = set()
     for config in configs:
+        for name, value in config.items():
+            if name == "custom_pipelines" or (name.endswith("_implementation") and "/" in str(value)):
+                raise ValueError(f"{folder}: {name} is {value!s:.40}, which chooses code; remove it from the file")
         auto_map = config.get("auto_map") or {}
         if not isinstance(auto_map, dict) or not all(isinstance(each, str) for each in auto_map.values()):
             raise ValueError(

@@ -181,18 +181,18 @@ def _predict_batch(job: _Job) -> Report:
 def _predict_items(job: _Job, writer: Writer, number: int, pending: Sequence[InputItem]) -> None:
     """Predict and write the pending items, rasters last."""
     rasters: list[InputItem] = []
-    with Progress("predict", number, "images", number - len(pending), job.shows_progress) as bar:
-        with _WriterThreads(writer.num_threads) as threads:
-            for item, outcome in _outcomes(job, writer, pending):
-                if outcome is _RASTER:
-                    rasters.append(item)
-                    bar.skip()
-                    continue
-                if isinstance(outcome, Exception):
-                    threads.submit(writer.fail, item, job.failure(item, outcome))
-                else:
-                    threads.submit(writer.write, item, *outcome)
-                bar.update()
+    progress = Progress("predict", number, "images", number - len(pending), job.shows_progress)
+    with progress, _WriterThreads(writer.num_threads) as threads:
+        for item, outcome in _outcomes(job, writer, pending):
+            if outcome is _RASTER:
+                rasters.append(item)
+                progress.skip()
+                continue
+            if isinstance(outcome, Exception):
+                threads.submit(writer.fail, item, job.failure(item, outcome))
+            else:
+                threads.submit(writer.write, item, *outcome)
+            progress.update()
     for item in rasters:
         try:
             writer.write_raster(item, partial(_segment_raster, job, item))

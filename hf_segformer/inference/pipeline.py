@@ -139,7 +139,7 @@ class ReadAhead(Iterator[Any]):
         batch = self._first_batch()
         if not batch:
             return
-        prepared = [slot.prepared() for slot in batch]
+        prepared = [found for slot in batch if (found := slot.prepared()) is not None]
         try:
             results = self._segment(prepared)
         except ValueError as error:  # of the first image; the others are tried again in their turn

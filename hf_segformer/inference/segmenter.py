@@ -4,8 +4,8 @@ The predictor, evaluation, batch inference, large images and the browser demo ea
 prepared once for each scale, which needs no model and may run in other threads; the network then sees it alone or in a
 batch of images of the same prepared size.
 
-Axes: B images, C channels, K classes, H W sides of the segmentation map, H' W' sides of the prepared image, h w sides of
-the logits.
+Axes: B images, C channels, K classes, H W sides of the segmentation map, H' W' sides of the prepared image, h w sides
+of the logits.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -69,12 +69,12 @@ class Segmenter:
 
     @property
     def batch_size(self) -> int:
-        """Most images that the network sees at once: one where a window slides, whose logits are those of a pixel."""
+        """Largest number of images at once; 1 with a sliding window, whose logits are as large as the image."""
         return 1 if self.options.sliding_window else self.options.batch_size
 
     @property
     def tile_batch_size(self) -> int:
-        """Most tiles that the network sees at once: one on a CPU, whose cores a tile occupies and whose memory counts."""
+        """Most tiles that the network sees at once: one on a CPU, where a tile occupies all cores."""
         return 1 if self.model.device.type == "cpu" else self.options.batch_size
 
     def preprocess(self, image: Any, data_format: str | None = None) -> list[Tensor]:

@@ -205,7 +205,7 @@ class PngWriter:
         self._items, self._origin_of = arguments.items, arguments.origin_of
         self._stretch = Stretch.of_processor(predictor.processor)
         self._clear = [_index_of(name, self.names) for name in self.outputs.clear]
-        self._record, self._lock = self.out / f".{RECORD}.{rank:05d}", threading.Lock()
+        self._record, self._lock = resolve_inside(self.out, f".{RECORD}.{rank:05d}"), threading.Lock()
 
     def pending(self, rank: int, num_processes: int) -> tuple[int, list[InputItem]]:
         """See `Writer`: each n-th item is this process's, and finished where its mask and its line in a record exist.

@@ -64,6 +64,7 @@ def command(folder, *options, **environment):
 
 
 @NEEDS_GRADIO
+@pytest.mark.slow
 def test_gradio_is_restricted_to_this_machine(folder):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GRADIO_SHARE": "true", "GRADIO_ANALYTICS_ENABLED": "True"}
     Image.new("RGB", (90, 60)).save(folder / "street.png")
@@ -107,6 +108,7 @@ def test_without_gradio_one_line_says_what_to_install(folder, capsys, monkeypatc
 
 
 @NEEDS_GRADIO
+@pytest.mark.slow
 def test_taken_port_is_refused_and_ctrl_c_leaves_nothing(folder, tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()

@@ -155,6 +155,7 @@ def build_allocation(mebibytes):
     return lambda: torch.ones(mebibytes * MEBIBYTE, dtype=torch.uint8)
 
 
+@pytest.mark.slow
 def test_memory_is_what_the_call_needs_at_its_peak():
     found = peak_memory(partial(build_allocation, 64))
     if found is None:
@@ -384,6 +385,7 @@ def test_options_limit_the_rounds_of_a_row_and_never_add_any():
 # --- segformer bench --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bench_prints_a_table(capsys, monkeypatch):
     monkeypatch.setattr("hf_segformer.benchmarking.timing.OtherLoad", lambda: Others(0.0))
     arguments = ["--size", "32x32", "--no-compile", "--repeats", "1", "--threads", "1", "--num-labels", "5"]

@@ -277,6 +277,7 @@ def test_evaluate_names_keys_of_the_recipe_that_exist():
     assert set(_IN_RECIPE.values()) <= known
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_the_process_silently():
     reader, writer = os.pipe()
     os.close(reader)

@@ -1,4 +1,4 @@
-"""Files and folders of weights: what is read, what is refused, and in which words."""
+"""Files and folders of weights: formats that are read, and refusals."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def test_files_in_torchs_old_format_are_read(weights, tmp_path):
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
-def test_what_training_programs_wrap_around_weights_is_taken_off(wrapper, weights, tmp_path):
+def test_wrappers_of_training_programs_are_removed(wrapper, weights, tmp_path):
     inner = {f"module._orig_mod.{key}": tensor for key, tensor in weights.items()}
     path = saved(tmp_path, {wrapper: inner, "epoch": 3, "optimizer": {"state": {}}})
     assert_equal(read_checkpoint(path).weights, weights)
@@ -95,7 +95,7 @@ def test_shards_are_put_together_and_a_missing_one_is_named(tmp_path):
         read_checkpoint(tmp_path)
 
 
-def test_transformers_own_file_wins_over_what_else_lies_in_a_folder(weights, tmp_path):
+def test_transformers_own_file_wins_over_other_files_of_a_folder(weights, tmp_path):
     save_file(weights, tmp_path / "model.safetensors")
     saved(tmp_path, {"lr": 0.1}, "optimizer.pt")
     assert_equal(read_checkpoint(tmp_path).weights, weights)
@@ -152,7 +152,7 @@ def test_a_config_of_another_network_or_of_wrong_types_is_refused(weights, tmp_p
         (b"hello, world", "no checkpoint|no safetensors file"),
     ],
 )
-def test_what_is_no_checkpoint_is_called_by_its_name(suffix, content, reason, tmp_path):
+def test_other_files_are_named_for_what_they_are(suffix, content, reason, tmp_path):
     path = tmp_path / f"mit_b0{suffix}"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"mit_b0{suffix} .*({reason})") as caught:
@@ -221,7 +221,7 @@ def test_a_name_with_its_owner_is_looked_for_on_the_hub(source):
     assert is_repository(source)
 
 
-def test_what_is_or_is_meant_as_a_path_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+def test_paths_are_not_looked_up_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "b0").touch()
@@ -263,7 +263,7 @@ def test_of_a_repository_only_the_weights_that_are_needed_are_fetched(names, wan
         (LocalEntryNotFoundError("a long text"), "cannot be reached"),
     ],
 )
-def test_a_repository_that_can_not_be_had_is_told_in_one_line(monkeypatch, raised, message):
+def test_an_unreachable_repository_is_one_line(monkeypatch, raised, message):
     def snapshot_download(**kwargs):
         raise raised
 

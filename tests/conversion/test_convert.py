@@ -1,6 +1,6 @@
 """Weights of other code bases: names, numbers, refusals.
 
-What those code bases do is written down here a second time, module by module, independent of the package's tables.
+The code bases' names are written down here a second time, module by module, independent of the package's tables.
 """
 
 import json
@@ -332,20 +332,20 @@ def test_our_own_folder_comes_back_with_its_config(model_class, tmp_path):
     assert (model.config.layer_norm_eps, model.config.drop_path_rate) == (1e-5, 0.3)
 
 
-STOCK = {
+TRANSFORMERS = {
     SegFormerForSemanticSegmentation: transformers.SegformerForSemanticSegmentation,
     SegFormerForImageClassification: transformers.SegformerForImageClassification,
     SegFormerModel: transformers.SegformerModel,
 }
 
 
-def stock_model(model_class, **overrides):
+def transformers_model(model_class, **overrides):
     """Transformers' own model, small, with weights and statistics of its own."""
     torch.manual_seed(0)
     config = transformers.SegformerConfig(
         hidden_sizes=[4, 8, 20, 32], decoder_hidden_size=12, num_labels=NUM_LABELS, layer_norm_eps=1e-5, **overrides
     )
-    model = STOCK[model_class](config).eval()
+    model = TRANSFORMERS[model_class](config).eval()
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
             tensor.uniform_(0.05, 0.4)
@@ -353,31 +353,31 @@ def stock_model(model_class, **overrides):
 
 
 @pytest.mark.parametrize("form", ["folder", "shards", "published names", "names in memory"])
-@pytest.mark.parametrize("model_class", STOCK)
+@pytest.mark.parametrize("model_class", TRANSFORMERS)
 @torch.no_grad()
 def test_transformers_own_checkpoints_give_its_outputs(model_class, form, tmp_path):
-    stock = stock_model(model_class)
-    stock.save_pretrained(tmp_path, max_shard_size="40KB" if form == "shards" else "5GB")
+    theirs = transformers_model(model_class)
+    theirs.save_pretrained(tmp_path, max_shard_size="40KB" if form == "shards" else "5GB")
     if form == "shards":
         assert len(list(tmp_path.glob("*.safetensors"))) > 1
     elif form == "published names":
         torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
         (tmp_path / "model.safetensors").unlink()
     elif form == "names in memory":
-        torch.save(stock.state_dict(), tmp_path / "pytorch_model.bin")
+        torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
         (tmp_path / "model.safetensors").unlink()
     model = convert_checkpoint(tmp_path)
     assert type(model) is model_class
-    torch.testing.assert_close(model(images())[0], stock(images())[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(images())[0], theirs(images())[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_state_dict_of_transformers_model_alone_is_read_by_its_shapes(tmp_path):
-    stock = stock_model(SegFormerForSemanticSegmentation)
-    model = convert_checkpoint(saved(tmp_path, stock.state_dict()))
+    theirs = transformers_model(SegFormerForSemanticSegmentation)
+    model = convert_checkpoint(saved(tmp_path, theirs.state_dict()))
     assert (model.config.num_labels, list(model.config.sr_ratios)) == (NUM_LABELS, [8, 4, 2, 1])
 
 
-def test_reductions_widths_bands_and_ratios_are_read_from_shapes(tmp_path):
+def test_reductions_widths_channels_and_ratios_are_inferred_from_shapes(tmp_path):
     config = tiny_config(sr_ratios=[4, 1, 2, 2], mlp_ratios=[2, 4, 8, 1], num_channels=6, decoder_hidden_size=10)
     model = convert_checkpoint(saved(tmp_path, paper_segmenter(filled(config=config))))
     assert model.config.sr_ratios == [4, 1, 2, 2]
@@ -404,7 +404,7 @@ def test_names_of_classes_that_do_not_fit_the_head_are_not_used(tmp_path):
 
 
 @given(bands=st.integers(1, 5), num_channels=st.integers(1, 9))
-def test_inflated_filters_answer_an_image_of_equal_bands_as_before(bands, num_channels):
+def test_inflated_filters_keep_the_response_to_equal_channels(bands, num_channels):
     generator = torch.Generator().manual_seed(bands)
     weight = torch.randn(6, bands, 7, 7, generator=generator)
     grey = torch.randn(1, 1, 21, 30, generator=generator)
@@ -423,7 +423,7 @@ def test_inflated_filters_keep_their_colours():
 
 
 @pytest.mark.parametrize("num_channels", [1, 2, 4])
-def test_a_converted_model_takes_the_bands_asked_for_and_changes_nothing_else(num_channels, tmp_path):
+def test_num_channels_changes_the_first_convolution_alone(num_channels, tmp_path):
     source = filled()
     model = convert_checkpoint(saved(tmp_path, paper_segmenter(source)), num_channels=num_channels)
     assert model.config.num_channels == num_channels
@@ -434,7 +434,7 @@ def test_a_converted_model_takes_the_bands_asked_for_and_changes_nothing_else(nu
 
 
 @pytest.mark.parametrize("num_channels", [0, "4", 4.0, True])
-def test_no_number_of_bands_is_refused(num_channels, tmp_path):
+def test_an_invalid_number_of_channels_is_refused(num_channels, tmp_path):
     with pytest.raises(ValueError, match=f"num_channels is {num_channels!r}; expected a whole number"):
         convert_checkpoint(tmp_path, num_channels=num_channels)
 
@@ -548,7 +548,7 @@ def test_a_config_that_does_not_fit_its_weights_is_refused(tmp_path):
         ({"patch_sizes": [3, 3, 3, 3]}, r"patch_sizes \[3, 3, 3, 3\]"),
     ],
 )
-def test_what_shapes_can_not_tell_is_never_guessed(overrides, reason, tmp_path):
+def test_properties_that_shapes_cannot_show_are_not_guessed(overrides, reason, tmp_path):
     source = filled(config=tiny_config(**overrides))
     with pytest.raises(ValueError, match=reason + r".*convert a folder with a config\.json"):
         convert_checkpoint(saved(tmp_path, source.state_dict()))
@@ -587,14 +587,14 @@ def test_a_config_of_wrong_types_is_refused(tmp_path):
 # Back to Transformers' own model
 
 
-@pytest.mark.parametrize("model_class", STOCK)
+@pytest.mark.parametrize("model_class", TRANSFORMERS)
 @torch.no_grad()
 def test_transformers_own_model_loads_the_folder_and_gives_equal_outputs(model_class, tmp_path):
     model = filled(model_class, tiny_config(layer_norm_eps=1e-5, id2label=dict(enumerate("abcde"))))
     difference = to_transformers(model, tmp_path, SegFormerImageProcessor(size=64))
-    stock, report = STOCK[model_class].from_pretrained(tmp_path, output_loading_info=True)
+    theirs, report = TRANSFORMERS[model_class].from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values())
-    expected, found = model(images())[0], stock.eval()(images())[0]
+    expected, found = model(images())[0], theirs.eval()(images())[0]
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * expected.abs().max().item())
     assert difference < 2e-5
     assert type(transformers.AutoModel.from_pretrained(tmp_path)).__name__ == "SegformerModel"
@@ -604,7 +604,7 @@ def test_transformers_own_model_loads_the_folder_and_gives_equal_outputs(model_c
         "preprocessor_config.json",
     ]
     config = json.loads((tmp_path / "config.json").read_text())
-    assert (config["model_type"], config["architectures"]) == ("segformer", [STOCK[model_class].__name__])
+    assert (config["model_type"], config["architectures"]) == ("segformer", [TRANSFORMERS[model_class].__name__])
     assert config["id2label"]["4"] == "e"
     assert not {"auto_map", "out_features", "out_indices"} & config.keys()
     processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
@@ -631,7 +631,7 @@ def test_a_model_that_keeps_tokens_still_goes_to_transformers(tmp_path):
     assert to_transformers(model, tmp_path) < 2e-5
 
 
-def test_what_transformers_processor_can_not_do_is_said(tmp_path, caplog):
+def test_options_that_transformers_processor_lacks_are_warned_of(tmp_path, caplog):
     to_transformers(filled(), tmp_path, SegFormerImageProcessor(size=64, keep_ratio=True, size_divisor=32))
     assert "keep_ratio is True and size_divisor 32" in caplog.text
     assert "keep_ratio" not in (tmp_path / "preprocessor_config.json").read_text()
@@ -653,7 +653,7 @@ def test_a_folders_processor_goes_along_and_a_file_gets_the_default(tmp_path):
     assert image_processor_for(tmp_path / "mit_b0.pth", 3).to_dict() == SegFormerImageProcessor().to_dict()
 
 
-def test_statistics_are_dealt_out_to_bands_like_filters(tmp_path):
+def test_statistics_are_dealt_out_to_channels_like_filters(tmp_path):
     assert image_processor_for(tmp_path, 4).image_mean == [0.485, 0.456, 0.406, 0.485]
     assert image_processor_for(tmp_path, 1).image_std == pytest.approx([0.226])
 
@@ -675,7 +675,7 @@ def test_a_bare_file_gets_the_default_processor_with_a_mean_for_each_band(tmp_pa
     assert len(processor.image_mean) == 4
 
 
-def test_what_can_not_label_pixels_and_a_processor_of_other_bands_are_refused(tmp_path):
+def test_other_models_and_processors_of_other_channels_are_refused(tmp_path):
     SegFormerModel(tiny_config()).save_pretrained(tmp_path / "encoder")
     with pytest.raises(ValueError, match="encoder holds a SegFormerModel; expected a segmentation model"):
         load_segmentation(tmp_path / "encoder")

@@ -1,4 +1,4 @@
-"""Exported files give PyTorch's answers in their own runtimes, at any size, and what can not be exported is refused."""
+"""Exports: parity in their own runtimes at any size, refusals, and the report."""
 
 import json
 import os
@@ -171,13 +171,13 @@ def without_statistics():
     [
         (wrapped_in_lora, "PeftModel.*merge_and_unload"),
         (with_lora_inside, "query.*LoRA.*merge_and_unload"),
-        (hooked, r"dense1 is a Linear.*hooks"),
+        (hooked, r"dense1 is a modified Linear.*hooks"),
         (parametrized, r"linear_c\.0\.proj"),
-        (without_statistics, "can not be folded"),
-        (lambda: build().segformer, "SegFormerModel, but SegFormerForSemanticSegmentation"),
+        (without_statistics, "the decode head is modified"),
+        (lambda: build().segformer, "SegFormerModel; expected SegFormerForSemanticSegmentation"),
     ],
 )
-def test_a_layer_that_is_not_what_it_seems_is_refused(make, words):
+def test_a_modified_layer_is_refused(make, words):
     with pytest.raises(ValueError, match=words):
         DeployedSegFormer(make())
 
@@ -208,7 +208,7 @@ def test_resizing_in_the_graph_is_pils_but_for_one_grey_level(old):
         ({"size": 64, "resample": Image.Resampling.BICUBIC}, 3, 5),
     ],
 )
-def test_processing_in_the_graph_gives_the_processors_labels(keywords, bands, num_labels):
+def test_processing_in_the_graph_gives_the_processors_predictions(keywords, bands, num_labels):
     model, processor = build(num_channels=bands, num_labels=num_labels), SegFormerImageProcessor(**keywords)
     with torch.no_grad():  # so that a single label is given to some pixels
         model.decode_head.classifier.bias -= logits_of(model, torch.randn(1, bands, 64, 96)).mean()
@@ -406,7 +406,7 @@ def test_options_that_exclude_each_other_are_refused(keywords, words):
         ExportConfig(**keywords)
 
 
-def test_a_missing_package_is_named_with_what_installs_it(model, processor, tmp_path, monkeypatch):
+def test_a_missing_package_is_named_with_its_installation(model, processor, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ValueError, match=r"openvino is not installed: pip install 'hf-segformer\[export\]'"):
         export_model(model, processor, tmp_path, ExportConfig("openvino"))
@@ -453,7 +453,7 @@ def test_a_processor_that_resizes_below_the_smallest_side_is_refused(keywords, m
         ReferenceOutputs(model, processor, SegFormerWithProcessing(deployed, processor))
 
 
-def test_files_of_bands_can_be_compared_on(tmp_path):
+def test_files_of_many_channels_can_be_compared_on(tmp_path):
     model = build(num_channels=5)
     processor = SegFormerImageProcessor(size=64, image_mean=[0.5] * 5, image_std=[0.3] * 5, do_rescale=False)
     bands = np.random.default_rng(0).random((5, 70, 90), dtype=np.float32)

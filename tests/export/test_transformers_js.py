@@ -1,4 +1,4 @@
-"""A folder for transformers.js: in Node its pipeline gives PyTorch's labels."""
+"""A folder for transformers.js: its pipeline in Node gives PyTorch's predictions."""
 
 import json
 import shutil
@@ -75,14 +75,14 @@ def test_other_labels_and_a_broken_file_are_refused(exported, model, processor, 
 
 
 @pytest.mark.browser
-def test_a_missing_package_is_told(model, processor, tmp_path):
+def test_a_missing_package_is_reported(model, processor, tmp_path):
     told = check_in_node(tmp_path, model, processor, ["model.onnx"], working_folder=tmp_path)
     assert told == {
         "not_run": "Node finds no @huggingface/transformers from here: npm install @huggingface/transformers"
     }
 
 
-def test_without_node_it_is_told(model, processor, tmp_path, monkeypatch):
+def test_missing_node_is_reported(model, processor, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert check_in_node(tmp_path, model, processor, ["model.onnx"]) == {"not_run": "node is not installed"}
 
@@ -95,12 +95,12 @@ def test_without_node_it_is_told(model, processor, tmp_path, monkeypatch):
         ({"shortest_edge": 64, "longest_edge": 70}, (64, 70)),
     ],
 )
-def test_a_picture_of_native_size_is_left_as_it_is(size, expected):
+def test_an_image_of_native_size_is_not_resized(size, expected):
     processor = SegFormerImageProcessor(size=size)
     assert native_size(processor) == processor._target_size(*expected) == expected
 
 
-def test_a_node_that_never_ends_is_told_in_words(model, processor, tmp_path, monkeypatch):
+def test_a_node_that_never_ends_is_an_error(model, processor, tmp_path, monkeypatch):
     def never_ends(command, **options):
         raise subprocess.TimeoutExpired(command, options["timeout"])
 

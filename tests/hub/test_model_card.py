@@ -1,4 +1,4 @@
-"""The model card: measured numbers only, nothing that a name could break, and no edit ever lost."""
+"""Model card: measured numbers only, escaped names, and edits that are kept."""
 
 import json
 import re
@@ -131,7 +131,7 @@ def test_a_class_that_is_nowhere_is_named_and_has_no_row(measured):
     assert "| never seen |" not in text
 
 
-def test_what_was_measured_is_told_in_the_text(measured):
+def test_measurements_are_in_the_text(measured):
     text = card_of(measured).text
     headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
     assert headings == [

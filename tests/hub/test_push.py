@@ -1,4 +1,4 @@
-"""A folder is published whole or not at all, by `push_folder`, by `segformer push` and by the Trainer."""
+"""Atomic publication of a folder by `push_folder`, `segformer push` and the Trainer."""
 
 import json
 import os
@@ -30,7 +30,7 @@ MEASURED = {"metrics.json", "training.json", "curve.png", "prediction.png", "con
 
 
 def push(folder, repo_id, **options):
-    """Publish a folder; what the author runs. Returns the commit's id and URL."""
+    """Publish a folder; returns the commit's id and URL."""
     from unittest import mock
 
     from hf_segformer.hub.push import push_folder
@@ -48,7 +48,7 @@ def train_and_push(folder, repo_id):
 
     from hf_segformer.config import AugmentationConfig
     from hf_segformer.data.transforms import EvalDataset, TrainDataset, collate
-    from hf_segformer.evaluation.mean_iou import MeanIoU
+    from hf_segformer.evaluation.metrics import MeanIoU
     from hf_segformer.training.trainer import SegFormerTrainer
     from tests.support.remote_code import answer, new_model, new_processor
 
@@ -134,7 +134,7 @@ def expected():
 
 @pytest.fixture
 def folder(author, expected, tmp_path):
-    """A trained model's folder, with what must not travel."""
+    """A trained model's folder, with files that must not be published."""
     folder = tmp_path / "trained"
     expected["answer"] = author(save, SEGMENTATION, str(folder))
     for name in STRAY:
@@ -151,7 +151,7 @@ def folder(author, expected, tmp_path):
     return str(folder)
 
 
-def test_a_push_carries_what_belongs_to_the_model_and_nothing_else(hub, author, folder):
+def test_a_push_publishes_the_files_of_the_model_and_nothing_else(hub, author, folder):
     oid, url = author(push, folder, "me/whole")
     repository = hub.repositories["me/whole"]
     belongs = {"README.md", "model.safetensors", "config.json", "preprocessor_config.json"}
@@ -161,7 +161,7 @@ def test_a_push_carries_what_belongs_to_the_model_and_nothing_else(hub, author, 
     assert url == f"{hub.url}/me/whole/commit/{oid}"
 
 
-def test_what_was_pushed_loads_by_repo_id_with_the_plugin_and_without_it(author, stranger, folder, expected):
+def test_a_published_model_loads_by_repo_id_with_and_without_the_plugin(author, stranger, folder, expected):
     oid, _ = author(push, folder, "me/loads")
     pinned = {"trust_remote_code": True, "revision": oid, "code_revision": oid}
     for client, options in (
@@ -181,7 +181,7 @@ def test_the_card_names_the_repository_and_holds_the_measured_numbers(hub, autho
     assert {result.metric_type: result.metric_value for result in card.data.eval_results}["mean_iou"] == 0.5
 
 
-def test_the_examples_of_the_page_travel_and_go_with_the_next_push(hub, author, folder):
+def test_example_images_are_published_and_removed_with_the_next_push(hub, author, folder):
     (Path(folder) / "examples").mkdir()
     Image.new("RGB", (3, 2)).save(Path(folder) / "examples" / "corner.png")
     author(push, folder, "me/shown")
@@ -191,13 +191,13 @@ def test_the_examples_of_the_page_travel_and_go_with_the_next_push(hub, author, 
     assert "examples/corner.png" not in hub.repositories["me/shown"].files()
 
 
-def test_a_card_that_somebody_edited_travels_as_it_is(hub, author, folder):
+def test_an_edited_card_is_published_unchanged(hub, author, folder):
     (Path(folder) / "README.md").write_text("# Mine\n")
     author(push, folder, "me/edited")
     assert hub.repositories["me/edited"].files()["README.md"].content == b"# Mine\n"
 
 
-def test_a_second_push_is_a_new_revision_without_what_the_first_alone_had(hub, author, folder, tmp_path):
+def test_a_second_push_is_a_new_revision_without_outdated_files(hub, author, folder, tmp_path):
     author(push, folder, "me/again")
     (Path(folder) / "metrics.json").unlink()
     author(push, folder, "me/again")
@@ -238,7 +238,7 @@ def test_a_push_to_a_branch_leaves_main_alone(hub, author, folder):
         "no-import",
     ],
 )
-def test_a_folder_with_a_fault_is_told_before_the_hub_is_asked(spoil, word, hub, author, folder):
+def test_a_faulty_folder_is_refused_before_any_request(spoil, word, hub, author, folder):
     spoil(Path(folder))
     before = len(hub.requests)
     assert_refused(author, folder, "me/faulty", word)
@@ -249,6 +249,7 @@ def test_a_name_without_an_owner_is_refused(author, folder):
     assert_refused(author, folder, "lonely", "'lonely'", "owner/name")
 
 
+@pytest.mark.slow
 def test_without_a_token_the_author_is_asked_to_sign_in(hub, home, folder):
     client = Client(home / "unsigned", hub.url, has_plugin=True)
     try:
@@ -257,7 +258,8 @@ def test_without_a_token_the_author_is_asked_to_sign_in(hub, home, folder):
         client.close()
 
 
-def test_a_rejected_token_is_told(hub, home, folder):
+@pytest.mark.slow
+def test_a_rejected_token_is_an_error(hub, home, folder):
     client = Client(home / "rejected", hub.url, "hf_wrong", has_plugin=True)
     try:
         assert_refused(client, folder, "me/rejected", "rejects the access token")
@@ -266,7 +268,8 @@ def test_a_rejected_token_is_told(hub, home, folder):
     assert "me/rejected" not in hub.repositories
 
 
-def test_no_network_is_told(home, folder):
+@pytest.mark.slow
+def test_no_network_is_an_error(home, folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -277,7 +280,7 @@ def test_no_network_is_told(home, folder):
         client.close()
 
 
-def test_no_right_to_write_is_told(hub, author, folder):
+def test_no_right_to_write_is_an_error(hub, author, folder):
     assert_refused(author, folder, "you/theirs", "no right to write to you/theirs")
     assert "you/theirs" not in hub.repositories
 
@@ -295,7 +298,7 @@ FAILURE_NAMES = ["weights", "commit", "no-right", "start"]
 
 
 @pytest.mark.parametrize(("pattern", "status"), FAILURES, ids=FAILURE_NAMES)
-def test_a_failure_in_the_middle_takes_the_new_repository_away_again(pattern, status, hub, author, folder, request):
+def test_a_failed_push_deletes_the_new_repository(pattern, status, hub, author, folder, request):
     repo_id = f"me/new-{request.node.callspec.id}"
     author(save, SEGMENTATION, folder, seed=1 + FAILURES.index((pattern, status)))  # weights that the Hub has not seen
     hub.fail(pattern, status, times=30)
@@ -306,9 +309,7 @@ def test_a_failure_in_the_middle_takes_the_new_repository_away_again(pattern, st
 
 
 @pytest.mark.parametrize(("pattern", "status"), FAILURES, ids=FAILURE_NAMES)
-def test_a_failure_in_the_middle_leaves_what_was_published_before(
-    pattern, status, hub, author, folder, request, tmp_path
-):
+def test_a_failed_push_leaves_the_published_revision(pattern, status, hub, author, folder, request, tmp_path):
     repo_id = f"me/old-{request.node.callspec.id}"
     author(push, folder, repo_id)
     branches = dict(hub.repositories[repo_id].branches)
@@ -319,7 +320,7 @@ def test_a_failure_in_the_middle_leaves_what_was_published_before(
     assert hub.repositories[repo_id].branches == branches
 
 
-def test_a_connection_that_breaks_in_the_middle_is_told(hub, author, folder):
+def test_a_broken_connection_is_an_error(hub, author, folder):
     hub.drop("POST .*/commit/", times=30)
     assert_refused(author, folder, "me/broken", "nothing was published", "cannot be reached")
     assert hub.undrop() < 30
@@ -358,8 +359,8 @@ def test_a_trainer_publishes_model_processor_code_and_our_card(hub, author, stra
     np.testing.assert_allclose(answer, expected, atol=1e-6)  # sums of another order
 
 
-def run_readme(folder):
-    """The README's notebook, in a folder that holds its pictures."""
+def run_guide(folder):
+    """Run the README's notebook, in a folder with its images."""
     import datasets
     import numpy
 
@@ -375,16 +376,16 @@ def run_readme(folder):
             }
             for _ in range(4)
         ]
-        datasets.Dataset.from_list(rows, features=features).to_parquet(f"pictures/{split}.parquet")
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+        datasets.Dataset.from_list(rows, features=features).to_parquet(f"streets/{split}.parquet")
+    text = (Path(__file__).parents[2] / "docs/guides/fine-tune.md").read_text(encoding="utf-8")
     [code] = [block for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) if "push_to_hub" in block]
-    exec(compile(code, "README.md", "exec"), {"__name__": "example"})
+    exec(compile(code, "fine-tune.md", "exec"), {"__name__": "example"})
     return len(code.splitlines())
 
 
-def test_the_readmes_notebook_runs_and_publishes(hub, author, tmp_path):
-    (tmp_path / "pictures").mkdir()
-    assert author(run_readme, str(tmp_path)) <= 25
+def test_the_guides_trainer_example_runs_and_publishes(hub, author, tmp_path):
+    (tmp_path / "streets").mkdir()
+    assert author(run_guide, str(tmp_path)) <= 25
     files = hub.repositories["me/streets"].files()
     assert ModelCard(files["README.md"].content.decode()).data.eval_results[0].metric_value >= 0
     assert {"model.safetensors", "preprocessor_config.json", "modeling_segformer.py"} <= files.keys()

@@ -1,4 +1,4 @@
-"""Checkpoints travel with their code: pushed by repo id, pulled where `hf_segformer` can not be imported."""
+"""Checkpoints with their code: pushed by repo id, loaded where `hf_segformer` is not installed."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ PROCESSOR_MAP = {"AutoImageProcessor": "image_processing_segformer.SegFormerImag
 
 
 def assert_same_answer(answer, expected):
-    """Equal but for the order of sums: oneDNN takes another one for weights that lie at other addresses."""
+    """Assert equality up to the order of sums, which oneDNN chooses by the addresses of weights."""
     np.testing.assert_allclose(answer, expected, rtol=0, atol=2e-6)
 
 
@@ -100,7 +100,7 @@ def test_a_push_carries_just_the_code_of_the_package(hub, answers):
         assert files[name].content == (PACKAGE / name).read_bytes()
 
 
-def test_the_stranger_can_not_import_the_plugin(author, stranger):
+def test_the_stranger_cannot_import_the_plugin(author, stranger):
     assert not stranger(can_import, "hf_segformer")
     assert author(can_import, "hf_segformer")
 
@@ -155,7 +155,7 @@ def test_without_trust_nothing_loads_and_no_code_is_fetched(flag, hub, stranger,
 
 
 @pytest.mark.parametrize("name", MODEL_CLASSES)
-def test_what_was_pulled_can_be_published_again_with_its_code(name, stranger, answers, tmp_path):
+def test_a_downloaded_model_can_be_published_again_with_its_code(name, stranger, answers, tmp_path):
     stranger(save_again, name, f"me/{name}", str(tmp_path), trust_remote_code=True)
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == MODEL_MAP
     stranger(upload, str(tmp_path), f"you/{name}", token="hf_you")
@@ -164,7 +164,7 @@ def test_what_was_pulled_can_be_published_again_with_its_code(name, stranger, an
     assert_same_answer(answer, answers[name])
 
 
-def test_what_borrowed_its_code_from_another_repository_carries_it_once_saved(hub, stranger, answers, tmp_path):
+def test_borrowed_code_is_saved_with_the_model(hub, stranger, answers, tmp_path):
     files = hub.repositories[f"me/{SEGMENTATION}"].files()
     config = json.loads(files["config.json"].content)
     config["auto_map"] = {name: f"me/{SEGMENTATION}--{reference}" for name, reference in MODEL_MAP.items()}
@@ -192,7 +192,7 @@ def test_with_the_plugin_no_flag_is_needed(name, author, answers):
     assert_same_answer(answer, answers[name])
 
 
-def test_with_the_plugin_what_was_pulled_and_is_saved_carries_its_code(author, answers, tmp_path):
+def test_with_the_plugin_a_downloaded_model_is_saved_with_its_code(author, answers, tmp_path):
     author(save_again, SEGMENTATION, f"me/{SEGMENTATION}", str(tmp_path))
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == MODEL_MAP
     assert (tmp_path / "modeling_segformer.py").exists()
@@ -218,7 +218,7 @@ def test_a_private_model_loads_for_its_owner_only(hub, author, stranger):
     assert_same_answer(answer, expected)
 
 
-def test_nobody_pushes_into_the_repository_of_another(hub, author):
+def test_a_push_to_a_foreign_repository_is_refused(hub, author):
     with pytest.raises(Exception, match="403"):
         author(publish, SEGMENTATION, "you/shapes")
     assert "you/shapes" not in hub.repositories
@@ -305,7 +305,7 @@ def test_processor_and_pipeline_load_from_a_folder_without_the_plugin(author, st
 @pytest.mark.parametrize(
     "name", ["AutoConfig", SEGMENTATION, pytest.param("AutoImageProcessor", marks=NEEDS_AUTO_IMAGE_PROCESSOR)]
 )
-def test_a_transformers_that_is_too_old_is_told_in_one_line(name, hub, stranger, answers):
+def test_a_transformers_that_is_too_old_is_named_in_one_line(name, hub, stranger, answers):
     hub.copy(f"me/{SEGMENTATION}", f"me/newer-{name}")
     with pytest.raises(ImportError) as raised:
         stranger(attempt_on, "4.57.0", name, f"me/newer-{name}")

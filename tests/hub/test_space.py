@@ -42,7 +42,7 @@ def test_the_page_is_published_beside_the_model_and_shows_just_that_revision(hub
     status, out, err = author(run_command, folder, "me/streets", WITH_SPACE)
     assert (status, err) == (0, "")
     oid = hub.repositories["me/streets"].branches["main"]
-    assert f"the Space is {hub.url}/spaces/me/streets" in out
+    assert f"its page is {hub.url}/spaces/me/streets" in out
     files = {name: blob.content.decode() for name, blob in space_of(hub, "me/streets").files().items()}
     assert f'serve("me/streets", revision="{oid}", host="0.0.0.0", port=7860)' in files["app.py"]
     card = RepoCard(files["README.md"]).data.to_dict()
@@ -55,8 +55,9 @@ def test_the_page_is_published_beside_the_model_and_shows_just_that_revision(hub
     assert not [line for line in needed if line.startswith(("gradio", "hf-segformer", "pytest"))]
 
 
+@pytest.mark.slow
 def test_the_space_runs_by_its_own_copy_of_the_package(hub, author, folder, tmp_path):
-    """What would run there is run here, but for the page itself, which would stay."""
+    """The Space's program runs here, without serving."""
     author(run_command, folder, "me/runs", WITH_SPACE)
     space = tmp_path / "space"
     for name, blob in space_of(hub, "me/runs").files().items():
@@ -130,7 +131,7 @@ def test_a_space_that_is_still_empty_is_filled(hub, author, folder):
 
 
 @pytest.mark.parametrize("step", ["commit", "preupload"])
-def test_a_page_that_can_not_be_published_is_taken_away_and_told(step, hub, author, folder):
+def test_a_failed_space_is_deleted_and_reported(step, hub, author, folder):
     repo_id = f"me/no-{step}"
     hub.fail(f"POST /api/spaces/.*/{step}/", 503, times=30)
     assert_refused(
@@ -152,7 +153,7 @@ def test_a_page_that_was_there_stays_when_its_next_revision_fails(hub, author, f
     assert space_of(hub, "me/stays").branches == before
 
 
-def test_a_model_that_can_not_be_published_leaves_no_page(hub, author, folder):
+def test_a_failed_model_push_leaves_no_space(hub, author, folder):
     hub.fail("POST /api/models/.*/commit/", 503, times=30)
     assert_refused(author, folder, "me/nothing", "nothing was published", options=(WITH_SPACE,))
     assert hub.serve_all() < 30
@@ -160,7 +161,7 @@ def test_a_model_that_can_not_be_published_leaves_no_page(hub, author, folder):
 
 
 def fetch(repo_id, revision=None):
-    """What the page of a repository downloads; or the error's words."""
+    """Download the files of a repository's page; returns their names, or the error."""
     from hf_segformer.app.server import _fetched
 
     try:
@@ -170,7 +171,7 @@ def fetch(repo_id, revision=None):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_page_fetches_model_card_and_pictures_but_no_checkpoints(hub, author, folder):
+def test_a_page_fetches_model_card_and_images_but_no_checkpoints(hub, author, folder):
     author(run_command, folder, "me/fetched")
     hub.repositories["me/fetched"].commit(
         "main",
@@ -188,7 +189,8 @@ def test_a_page_fetches_model_card_and_pictures_but_no_checkpoints(hub, author, 
         assert author(fetch, "me/fetched", revision) == sorted(wanted)
 
 
-def test_a_model_that_may_not_be_read_is_told_with_what_helps(hub, author, folder, tmp_path):
+@pytest.mark.slow
+def test_a_model_that_may_not_be_read_is_named_with_the_remedy(hub, author, folder, tmp_path):
     author(run_command, folder, "me/hidden", "--private")
     stranger = Client(tmp_path / "stranger", hub.url, has_plugin=True)
     try:

@@ -23,6 +23,7 @@ sys.exit(gpu.main(["--compile-only", "--results", sys.argv[1]]))
 """
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_without_a_gpu_and_spills_nothing(tmp_path):
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -57,6 +58,7 @@ def test_kernels_compile_where_sides_are_one():
         assert launch.compile(90).registers > 0
 
 
+@pytest.mark.slow
 def test_the_script_runs_to_its_end_in_the_interpreter(tmp_path):
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -117,6 +119,7 @@ def measure_badly(monkeypatch, tmp_path):
     return measure
 
 
+@pytest.mark.slow
 def test_what_crashes_or_hangs_leaves_a_row_and_the_rest_is_measured(measure_badly):
     rows = measure_badly(KEYS)
     assert [row.key for row in rows] == KEYS
@@ -126,6 +129,7 @@ def test_what_crashes_or_hangs_leaves_a_row_and_the_rest_is_measured(measure_bad
     assert [row.has_failed for row in rows] == [False, True, True, False, False]
 
 
+@pytest.mark.slow
 def test_a_second_call_goes_on_where_the_first_one_stopped(measure_badly, tmp_path):
     first = gpu.Row(*KEYS[0], milliseconds=1.5, is_right=False, note="a, b", **gpu.identity("cpu"))
     path = tmp_path / "gpu.csv"

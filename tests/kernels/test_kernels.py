@@ -203,6 +203,7 @@ def rows_of_kernels():
     return [row for rows in TABLE.values() for row in rows if row.name.startswith("triton")]
 
 
+@pytest.mark.slow
 def test_kernels_are_off_unless_requested():
     assert len(rows_of_kernels()) == len(kernels.ROWS) == 5
     assert all(row.bind is row.run is None and row.device == "cuda" for row in rows_of_kernels())

@@ -6,12 +6,15 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
+import pytest
 import torch
 from torch import nn
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, set_fast_paths
 from hf_segformer.dispatch_segformer import record_fast_paths
 from hf_segformer.upsampling_segformer import reference_cross_entropy, upsample_cross_entropy
+
+pytestmark = pytest.mark.slow
 
 TINY = {
     "hidden_sizes": [8, 8, 16, 16],

@@ -15,17 +15,7 @@ from hf_segformer import (
 )
 from hf_segformer.dispatch_segformer import NAMESPACE
 from tests.support.fast_paths import ran, switched
-
-TWO_STAGES = {
-    "num_encoder_blocks": 2,
-    "hidden_sizes": [8, 8],
-    "depths": [1, 1],
-    "num_attention_heads": [1, 2],
-    "sr_ratios": [2, 1],
-    "patch_sizes": [7, 3],
-    "strides": [4, 2],
-    "mlp_ratios": [2, 2],
-}
+from tests.support.tiny import TWO_STAGES
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +74,7 @@ INDUCTOR = pytest.param(
 
 
 @pytest.mark.parametrize(("backend", "fields"), [("eager", {}), INDUCTOR], ids=["eager", "inductor"])
+@pytest.mark.slow
 def test_one_compilation_serves_images_of_any_size(backend, fields, tiny_config):
     """Tracing is asked of all four stages; inductor, which takes long, only of two.
 
@@ -100,6 +91,7 @@ def test_one_compilation_serves_images_of_any_size(backend, fields, tiny_config)
             assert_same(found, reference(images).logits)
 
 
+@pytest.mark.slow
 def test_a_compiled_training_step_has_eager_gradients(tiny_config):
     """Labels included: a look at their values would break the graph. Drop path and Dropout2d draw as in eager mode."""
     config = tiny_config(drop_path_rate=0.3)
@@ -120,6 +112,7 @@ def test_a_compiled_training_step_has_eager_gradients(tiny_config):
 
 
 @pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.slow
 def test_an_exported_model_takes_any_batch_and_size(strict, tiny_config):
     model = fresh(tiny_config())
     sizes = {0: Dim("batch"), 2: Dim("height", min=64), 3: Dim("width", min=64)}
@@ -249,6 +242,7 @@ def graphs_of(model, images):
     return graphs
 
 
+@pytest.mark.slow
 def test_a_compiled_network_of_which_only_a_reduction_learns_has_its_gradient(tiny_config):
     images, reduction = torch.randn(1, 3, 64, 96), "encoder.block.0.0.attention.self.sr.weight"
 
@@ -261,6 +255,7 @@ def test_a_compiled_network_of_which_only_a_reduction_learns_has_its_gradient(ti
     torch.testing.assert_close(gradient_of(True), gradient_of(False), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_calls_the_fast_encoder_where_it_may(tiny_config):
     model, images = fresh(tiny_config(), SegFormerModel), torch.randn(1, 3, 64, 96)
     num_blocks = sum(model.config.depths)

@@ -128,6 +128,7 @@ print(calls[0][1] or "reference")
 
 
 @pytest.mark.parametrize(("value", "expected"), [("1", "reference"), ("0", "cpu_bands")])
+@pytest.mark.slow
 def test_the_environment_of_a_fresh_process_decides(value, expected):
     environment = {**os.environ, "HF_SEGFORMER_PLAIN": value}
     done = subprocess.run([sys.executable, "-c", FRESH], env=environment, capture_output=True, text=True, check=True)
@@ -317,6 +318,7 @@ def test_loss_and_gradients_are_those_of_transformers(tmp_path, dtype, tolerance
 
 
 @pytest.mark.parametrize("training", [False, True])
+@pytest.mark.slow
 def test_the_whole_model_compiles_into_one_graph(training):
     torch.compiler.reset()
     model, (images, labels) = make_model(**STILL).train(training), batch_of(size=(64, 48))

@@ -1,4 +1,4 @@
-"""The network: Transformers' results from the same file, details of the original code, and every size and type of input."""
+"""The network: parity with Transformers, details of the original code, every size and type of input."""
 
 import pytest
 import torch

@@ -723,6 +723,7 @@ print(*peaks)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's own peak of memory")
+@pytest.mark.slow
 def test_logits_at_full_size_are_never_held():
     """64 classes at 1024 x 1024 take 256 MiB, logits and gradient here 16 each, labels as int64 8."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)

@@ -55,7 +55,7 @@ class Page:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def wait(self, condition, what: str):
-        """What the condition gives once it is true."""
+        """Wait until the condition returns a true value, and return it."""
         end = time.monotonic() + _PATIENCE
         while time.monotonic() < end:
             try:

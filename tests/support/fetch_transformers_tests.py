@@ -1,7 +1,7 @@
-"""Fetches Transformers' common model tests, which its wheel lacks, into `.cache/`.
+"""Download of Transformers' common model tests, which its wheel lacks, into `.cache/`.
 
-They ship in the source distribution of the very version that is installed. `make install` runs this, so that the
-tests themselves need no network.
+The source distribution of the installed version contains them. `make install` runs this, so that the tests need no
+network.
 """
 
 import shutil

@@ -1,6 +1,6 @@
-"""`make screenshot`: the page of `segformer app` with the model of `make demo`, as the README shows it.
+"""Screenshot of the page of `segformer app` with the model of `make demo`, for the documentation: `make screenshot`.
 
-The picture is one of generated shapes that the model has not seen, twelve side by side; so are the examples.
+The page shows twelve generated shapes that the model has not seen, side by side, and examples of the same kind.
 """
 
 import argparse
@@ -20,16 +20,16 @@ _FIRST = 20
 
 
 def unseen(first: int, columns: int, rows: int) -> Image.Image:
-    """Samples of the validation split, side by side."""
-    picture = Image.new("RGB", (columns * _SIDE, rows * _SIDE))
+    """Draw samples of the validation split, side by side."""
+    grid = Image.new("RGB", (columns * _SIDE, rows * _SIDE))
     for place in range(columns * rows):
         sample, _ = draw_sample(0, "validation", first + place, size=_SIDE)
-        picture.paste(sample, (place % columns * _SIDE, place // columns * _SIDE))
-    return picture
+        grid.paste(sample, (place % columns * _SIDE, place // columns * _SIDE))
+    return grid
 
 
 def stage(model: Path, home: Path) -> Path:
-    """A copy of the model with the colours of its data, and three examples."""
+    """Copy the model, with the colours of its data and three examples."""
     folder = home / model.name
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -42,10 +42,10 @@ def stage(model: Path, home: Path) -> Path:
 
 
 def main() -> None:
-    """Take the picture."""
+    """Take the screenshot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("outputs/shapes_b0"))
-    parser.add_argument("--out", type=Path, default=Path("docs/pictures/app.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images/app.png"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)

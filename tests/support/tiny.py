@@ -1,4 +1,4 @@
-"""A tiny network and comparisons that many tests share."""
+"""Tiny networks and comparisons that many tests share."""
 
 import torch
 
@@ -6,6 +6,19 @@ TINY = {
     "hidden_sizes": [8, 8, 16, 16],
     "depths": [1, 1, 1, 1],
     "num_attention_heads": [1, 1, 2, 2],
+    "decoder_hidden_size": 16,
+}
+
+# With a reduction, and without one.
+TWO_STAGES = {
+    "num_encoder_blocks": 2,
+    "hidden_sizes": [8, 8],
+    "depths": [1, 1],
+    "num_attention_heads": [1, 2],
+    "sr_ratios": [2, 1],
+    "patch_sizes": [7, 3],
+    "strides": [4, 2],
+    "mlp_ratios": [2, 2],
     "decoder_hidden_size": 16,
 }
 
@@ -26,5 +39,5 @@ def logits_of(model, images):
 
 
 def assert_same(first, second):
-    """Float32 equality but for the order of sums: two forms of the head round differently."""
+    """Assert float32 equality up to the order of sums: two forms of the head round differently."""
     torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)

@@ -1,8 +1,8 @@
-"""Transformers' own common tests, as a package beside ours.
+"""Transformers' own common tests, as the package `transformers_tests`.
 
-They are the `tests` folder of its source distribution, which `make install` puts into `.cache/`. There can be only one
-package called `tests`, so the folder is mounted as `transformers_tests`. What it imports and the distribution leaves
-out is replaced: the export and generation tests by nothing, the common config fields by a table here.
+`make install` stores the `tests` folder of its source distribution in `.cache/`. There can be only one package called
+`tests`, so that the folder is mounted under another name. Modules that it imports and the distribution lacks are
+replaced: the export and generation tests by empty classes, the common configuration fields by a table here.
 """
 
 import importlib
@@ -23,7 +23,7 @@ if not FOLDER.is_dir():
         pytrace=False,
     )
 
-# Every field that any configuration has, each with a value that is not its default.
+# The fields that all configurations share, each with a value that is not its default.
 COMMON_FIELDS = {
     "architectures": ["SegFormerModel"],
     "chunk_size_feed_forward": 3,
@@ -39,7 +39,7 @@ COMMON_FIELDS = {
 
 
 class _AnyMark:
-    """Stands in for `pytest.mark`: the folder marks tests for selection by names that our strict list does not hold."""
+    """Replacement of `pytest.mark`: the folder uses marks that the strict list of this project lacks."""
 
     def __getattr__(self, name):
         return lambda test: test
@@ -57,7 +57,7 @@ _mount(".generation.test_utils", GenerationTesterMixin=type("GenerationTesterMix
 _mount(".utils.test_configuration_utils", config_common_kwargs=COMMON_FIELDS)
 
 backbone = importlib.import_module(f"{PACKAGE}.test_backbone_common")
-# It would look for the library's source tree around itself, and makes no use of it.
+# The import searches for the source tree of the library, and does not use it.
 with patch("transformers.utils.direct_transformers_import"):
     configuration = importlib.import_module(f"{PACKAGE}.test_configuration_common")
 with patch("pytest.mark", _AnyMark()):

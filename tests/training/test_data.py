@@ -368,6 +368,7 @@ class TestDatasets:
         data = dataset(tmp_path / "saved", eval_share=0.25)
         assert (len(data.train), len(data.evaluation)) == (3, 1)
 
+    @pytest.mark.slow
     def test_a_stream_gives_the_same_rows_in_an_order_of_seed_and_epoch(self, parquet):
         data = dataset(parquet, streaming=True, seed=1)
         assert data.is_stream
@@ -730,6 +731,7 @@ class TestRecipe:
     def test_a_hub_repository_is_not_taken_for_a_folder(self):
         DataConfig("dataset", root="owner/name").check_root()
 
+    @pytest.mark.slow
     def test_importing_the_options_imports_nothing_heavy(self):
         code = (
             "import runpy, sys; runpy.run_path('hf_segformer/config.py'); "

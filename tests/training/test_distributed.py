@@ -97,10 +97,12 @@ def test_accumulation_equals_one_large_batch(alone, tmp_path):
     assert_same_weights(tmp_path, alone, 1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(alone, shared):
     assert_same_weights(shared / "shared", alone, 1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_exactly_as_one(shared):
     """Five images in batches of 2: the last round is filled up, which must not count."""
     trainer = tiny_trainer(shared / "one", False)
@@ -183,6 +185,7 @@ def test_two_processes_run_a_recipe_on_images_of_unequal_size(unequal, tmp_path)
     transformers.__version__.startswith("5.17."),
     reason="Transformers 5.17 can not read an optimiser again in several CPU processes: it asks PyTorch for cpu:0",
 )
+@pytest.mark.slow
 def test_two_killed_processes_resume_to_the_same_weights(shared):
     assert (shared / "killed" / "checkpoint-4" / "rng_state_1.pth").is_file()
     run = launched(shared, "resume")
@@ -190,6 +193,7 @@ def test_two_killed_processes_resume_to_the_same_weights(shared):
     assert_same_weights(shared / "killed", shared / "whole", 1e-6)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_lacks_a_process_is_skipped(shared, tmp_path, monkeypatch):
     for step in (4, 5):
         shutil.copytree(shared / "whole" / "checkpoint-4", tmp_path / f"checkpoint-{step}")
@@ -203,6 +207,7 @@ def program(folder, *arguments):
     return ["-m", "hf_segformer", *train_command(folder, *arguments, settings=LONG)]
 
 
+@pytest.mark.slow
 def test_ctrl_c_to_torchrun_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
     folder, told = tmp_path / "run", tmp_path / "told.txt"
     with told.open("w") as file:
@@ -229,6 +234,7 @@ def tiny_model():
     return SegFormerForSemanticSegmentation(SegFormerConfig(**TINY))
 
 
+@pytest.mark.slow
 def test_accelerate_launch_runs_the_program_in_two_processes(tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configuration/accelerate/ddp.yaml"]
     command = [*launch, *program(tmp_path / "run", "trainer.max_steps=2")]

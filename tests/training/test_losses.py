@@ -328,6 +328,7 @@ def test_a_loss_may_be_a_module(model, images, labels):
 
 
 @pytest.mark.parametrize("keywords", [{}, ALL], ids=["default", "all"])
+@pytest.mark.slow
 def test_a_loss_compiles_with_the_model_into_one_graph(model, images, labels, keywords):
     model.loss_function = SegmentationLoss(**keywords)
     wanted = model(images, labels=labels).loss

@@ -72,6 +72,7 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(uninterrupted, tmp_path, workers):
     folder, early = tmp_path / "run", tmp_path / "early"
     code, output = signalled("13 SIGKILL", folder, *WORKERS[workers])
@@ -84,6 +85,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(uninterrupt
         assert_same_weights(place, uninterrupted)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_after_the_step_and_prints_the_command_to_resume(uninterrupted, tmp_path):
     # A terminal sends it to the whole group, to workers, too.
     folder = tmp_path / "run"
@@ -197,6 +199,7 @@ def test_the_best_checkpoint_is_restored_with_every_tensor(tmp_path):
 
 # PEFT asks by the name that Transformers 5.23 renamed.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.slow
 def test_adapters_resume_and_end_in_a_model_that_needs_no_peft(uninterrupted, tmp_path):
     pytest.importorskip("peft")
     arguments = [f"model.checkpoint={uninterrupted}", "lora.rank=2", "lora.dropout=0.3", "trainer.max_steps=8"]

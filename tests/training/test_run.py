@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -22,7 +21,7 @@ import hf_segformer.training.run
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.config import DataConfig
 from hf_segformer.data.transforms import TrainDataset
-from hf_segformer.evaluation.mean_iou import MeanIoU
+from hf_segformer.evaluation.metrics import MeanIoU
 from hf_segformer.training.data import load_data
 from hf_segformer.training.evaluation import evaluate_recipe
 from hf_segformer.training.recipe import read_recipe
@@ -35,17 +34,14 @@ from tests.support.training import error_of, train
 NAMES = ("ground", "disc", "bar")
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run of 8 steps, 6 to the epoch, with checkpoints at 4 and 8."""
-    folder = tmp_path_factory.mktemp("run") / "finished"
-    assert train(folder, "trainer.max_steps=8", "trainer.save_steps=4") == 0
-    return folder
+@pytest.fixture
+def finished(trained_run):
+    return trained_run
 
 
 @pytest.fixture
-def run_folder(finished, tmp_path):
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+def run_folder(trained_run_copy):
+    return trained_run_copy
 
 
 def road_scenes(root, size=(60, 44), suffixes=(".webp", ".png")):

@@ -115,7 +115,7 @@ def model_names(sources: Sequence[str]) -> tuple[str, ...]:
 
 def _load(source: str, arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     """Load a model, its processor and the images with masks as the model takes them."""
-    from ..conversion.convert import load_segmentation
+    from ..conversion.loading import load_segmentation
     from ..data.pairing import decode_dataset, open_split, pair_images_and_masks
     from ..inference.predictor import find_device
 

@@ -195,6 +195,40 @@ class InferenceOptions:
         return self.stride or max(32, self.window * 3 // 4 // 32 * 32)
 
 
+def parse_value_range(text: str, setting: str = "value_range") -> "list[float] | dict[str, list[float] | float] | None":
+    """Parse a value range as recipes and command lines spell it, to the form that the image processor takes.
+
+    Args:
+        text: `"LOW,HIGH"`, `"percentiles:LOW,HIGH"` or `"window:CENTER,WIDTH"`; empty is None.
+        setting: what the error message calls it.
+
+    Raises:
+        ValueError: if it is none of these, or the range is empty.
+
+    Example:
+        >>> from hf_segformer.config import parse_value_range
+        >>> parse_value_range("0,4095"), parse_value_range("window:40,400")
+        ([0.0, 4095.0], {'center': 40.0, 'width': 400.0})
+    """
+    if not text:
+        return None
+    kind, colon, rest = text.strip().rpartition(":")
+    try:
+        first, second = (float(number) for number in rest.replace(",", " ").split())
+    except ValueError:
+        first = second = math.nan
+    low, high = (0, second) if kind == "window" else (first, second)
+    in_range = low >= 0 and high <= 100 if kind == "percentiles" else math.isfinite(first) and math.isfinite(second)
+    if kind not in ("", "percentiles", "window") or (colon and not kind) or not (low < high and in_range):
+        raise ValueError(
+            f"{setting} is {text!r}; expected LOW,HIGH or percentiles:LOW,HIGH with LOW below HIGH, or "
+            "window:CENTER,WIDTH with a width above 0"
+        )
+    if kind == "window":
+        return {"center": first, "width": second}
+    return {"percentiles": [first, second]} if kind else [first, second]
+
+
 __all__ = [
     "CLASS_WEIGHT_SCHEMES",
     "AugmentationConfig",
@@ -202,4 +236,5 @@ __all__ = [
     "LossConfig",
     "OptimizerConfig",
     "check_class_weight_scheme",
+    "parse_value_range",
 ]

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .configuration_segformer import default_ignore_index
 from .dispatch_segformer import is_fast, kernel, needs_gradient, once_differentiable, parallel_for
 
 _BAND_SIZE = 1 << 20  # floats: much larger ones leave the cache, smaller ones spend their time in Python
@@ -139,12 +140,13 @@ def reference_cross_entropy(
     logits: Tensor,
     labels: Tensor,
     *,
-    ignore_index: int = 255,
+    ignore_index: int | None = None,
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """What `upsample_cross_entropy` computes, in PyTorch's own operations and at full size."""
     num_classes = max(logits.shape[1], 2)
+    ignore_index = default_ignore_index(num_classes) if ignore_index is None else ignore_index
     labels = check_labels(labels, (len(logits), "height", "width"), num_classes, ignore_index)
     logits = upsample(_with_background(at_least_float32(logits)), labels.shape[-2:])
     if weight is not None:
@@ -159,7 +161,7 @@ def upsample_cross_entropy(
     logits: Tensor,
     labels: Tensor,
     *,
-    ignore_index: int = 255,
+    ignore_index: int | None = None,
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
@@ -172,7 +174,7 @@ def upsample_cross_entropy(
     Args:
         logits: (B, K, h, w).
         labels: (B, H, W) of any integer type, 0..K-1 (0 and 1 where K is 1) or `ignore_index`; any size.
-        ignore_index: label of pixels that do not count.
+        ignore_index: label of pixels that do not count; by default `default_ignore_index(K)`.
         weight: (K,), with one logit (2,); a pixel counts as much as the weight of its class.
         label_smoothing: share of the target that is spread evenly over the classes.
 
@@ -188,6 +190,7 @@ def upsample_cross_entropy(
     num_classes = max(logits.shape[1], 2)
     if weight is not None and weight.shape != (num_classes,):
         raise ValueError(f"weight has shape {tuple(weight.shape)}, but for {num_classes} classes it must be one each")
+    ignore_index = default_ignore_index(num_classes) if ignore_index is None else ignore_index
     labels = check_labels(labels, (len(logits), "height", "width"), num_classes, ignore_index)
     fused = kernel("upsample_cross_entropy", logits) if logits.shape[1] > 1 and labels.numel() else None
     if fused is not None:

@@ -63,7 +63,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     device = find_device(arguments.device)
     state = PartialState(cpu=not torch.accelerator.is_available())
     model, processor = load_segmentation(arguments.model)
-    rows = _labelled_rows(arguments, model.config, processor.do_reduce_labels)
+    rows = _labelled_rows(arguments, model.config, processor.do_reduce_labels, processor.value_range is not None)
     result = evaluate_model(model.to(device), processor, rows, options)
     if not state.is_main_process:  # several processes share the pictures, and each has the whole result
         return
@@ -113,7 +113,7 @@ def _evaluation_options(arguments: argparse.Namespace):
         raise ValueError(str(error).replace("evaluation.", "--")) from error
 
 
-def _labelled_rows(arguments: argparse.Namespace, config, reduce_labels: bool):
+def _labelled_rows(arguments: argparse.Namespace, config, reduce_labels: bool, any_range: bool):
     """The labelled pictures, read when they are asked for."""
     from ..data.pairing import decode_dataset, open_split, pair_images_and_masks
 
@@ -124,6 +124,7 @@ def _labelled_rows(arguments: argparse.Namespace, config, reduce_labels: bool):
         columns = (arguments.image_column, arguments.label_column)
         dataset = open_split(arguments.dataset, arguments.split, *columns)
     values = {"label_values": arguments.label_values, "ignore": arguments.ignore}
+    values |= {"ignore_index": config.semantic_loss_ignore_index, "any_range": any_range}
     return decode_dataset(dataset, config.num_channels, config.num_labels, reduce_labels=reduce_labels, **values)
 
 

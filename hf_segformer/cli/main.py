@@ -157,7 +157,7 @@ def add_export(commands) -> None:
 def export(arguments: argparse.Namespace) -> None:
     """Run `segformer export`."""
     from ..conversion.convert import load_segmentation
-    from ..data.pairing import decode_dataset, pair_images_and_masks, pictures_in
+    from ..data.pairing import decode_dataset, find_images, pair_images_and_masks
     from ..export.exporters import ExportConfig, export_model, format_report
 
     require_free(arguments.destination)
@@ -170,8 +170,8 @@ def export(arguments: argparse.Namespace) -> None:
         with_processing=arguments.with_processing,
         float16=arguments.fp16,
         int8=arguments.int8,
-        calibration=pictures_in(arguments.calibrate) if arguments.calibrate else (),
-        pictures=pictures_in(arguments.images) if arguments.images else (),
+        calibration=find_images(arguments.calibrate) if arguments.calibrate else (),
+        pictures=find_images(arguments.images) if arguments.images else (),
         labelled=pair_images_and_masks(arguments.images, arguments.labels) if arguments.labels else (),
     )
     model, processor = load_segmentation(arguments.source)

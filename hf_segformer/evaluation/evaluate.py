@@ -22,6 +22,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..config import InferenceOptions
+from ..data.torch_datasets import ignore_no_data
 from ..files import write_json
 from ..image_io_segformer import read_mask
 from ..image_processing_segformer import SegFormerImageProcessor
@@ -120,7 +121,7 @@ def evaluate(
         model: see `predict`; a binary one is judged on two classes.
         processor: prepares pictures. Label maps are taken as they are, whatever its `do_reduce_labels`.
         dataset: rows with `image` and `label`, with a length and indices: a `datasets.Dataset`, a list of dicts.
-            Labels are 0..K-1, and 255 does not count.
+            Labels are 0..K-1, and the model's `semantic_loss_ignore_index` does not count.
         options: how to predict; by default whole and once.
         names: of the classes; by default the model's. To the one of a binary model `background` is added.
         num_worst: how many of the worst pictures to name.
@@ -174,9 +175,11 @@ def _count(
 ) -> Tensor:
     """The confusion matrix (K, K + 1) of one row."""
     try:
-        labels = torch.from_numpy(read_mask(row["label"], "its label map").astype("int64"))
+        ignore_index = model.config.semantic_loss_ignore_index
+        mask = read_mask(row["label"], "its mask").astype("int64")
+        labels = torch.from_numpy(ignore_no_data(mask, row["image"], ignore_index))
         prediction = predict(model, processor, row["image"], labels.shape, options)
-        return confusion_matrix(prediction, labels.to(prediction.device), num_classes)
+        return confusion_matrix(prediction, labels.to(prediction.device), num_classes, ignore_index)
     except ValueError as error:
         raise ValueError(f"row {index} of the data: {error}") from error
     except OSError as error:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
+from ..configuration_segformer import default_ignore_index
 from ..upsampling_segformer import upsample_argmax
 
 _DESCRIPTION = (
@@ -27,7 +28,7 @@ _INPUTS = """
 """
 
 
-def confusion_matrix(predictions: Any, labels: Any, num_labels: int, ignore_index: int = 255) -> Tensor:
+def confusion_matrix(predictions: Any, labels: Any, num_labels: int, ignore_index: int | None = None) -> Tensor:
     """Count how often each true class was predicted as each class.
 
     A matrix of counts is all that IoU and accuracy need, and matrices of batches add up to that of the whole.
@@ -37,7 +38,7 @@ def confusion_matrix(predictions: Any, labels: Any, num_labels: int, ignore_inde
             go to the last column: dropping them would flatter the model.
         labels: true class ids of the same shape.
         num_labels: number of classes K.
-        ignore_index: label of pixels that do not count.
+        ignore_index: label of pixels that do not count, by default that of a model with as many classes.
 
     Returns:
         int64 tensor (K, K + 1) on the device of `labels`, rows true, columns predicted.
@@ -55,6 +56,7 @@ def confusion_matrix(predictions: Any, labels: Any, num_labels: int, ignore_inde
         raise ValueError(
             f"predictions have shape {tuple(predictions.shape)}, labels {tuple(labels.shape)}; they must be the same"
         )
+    ignore_index = default_ignore_index(num_labels) if ignore_index is None else ignore_index
     counted = labels != ignore_index
     labels, predictions = labels[counted], predictions.to(labels.device)[counted]
     strange = labels[(labels < 0) | (labels >= num_labels)].unique().tolist()
@@ -114,7 +116,7 @@ class MeanIoU(evaluate.Metric):
         [0.75, 0.5]
     """
 
-    def __init__(self, num_labels: int, ignore_index: int = 255, **kwargs):
+    def __init__(self, num_labels: int, ignore_index: int | None = None, **kwargs):
         super().__init__(**kwargs)
         if num_labels < 1:
             raise ValueError(f"num_labels is {num_labels}, but it must be at least 1")
@@ -168,7 +170,7 @@ class SegmentationMetrics:
         0.5
     """
 
-    def __init__(self, names: Sequence[str], ignore_index: int = 255):
+    def __init__(self, names: Sequence[str], ignore_index: int | None = None):
         self.names = ["background", *names] if len(names) == 1 else list(names)
         self.metric = MeanIoU(len(self.names), ignore_index)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.decoding import read_picture
+from ..data.readers import read_whole_image
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..modeling_segformer import SegFormerForSemanticSegmentation
 from .exportable import MIN_SIDE, DeployedSegFormer, PicturesToLabels, target_size
@@ -96,4 +96,4 @@ class ReferenceOutputs:
 
 def opened(picture: Any, num_channels: int) -> Any:
     """The picture of a file, of any kind that labelled pictures may have; anything else as it is."""
-    return read_picture(os.fspath(picture), num_channels) if isinstance(picture, str | os.PathLike) else picture
+    return read_whole_image(os.fspath(picture), num_channels) if isinstance(picture, str | os.PathLike) else picture

@@ -255,7 +255,7 @@ def _label_files(job: _Job) -> tuple[PngWriter, list[dict[str, str]], int]:
 
 
 def _failure(job: _Job, item: InputItem, error: Exception) -> dict[str, str]:
-    return {"name": item.name, "error": told(error, job.pictures.call(item))}
+    return {"name": item.name, "error": told(error, job.pictures.describe(item))}
 
 
 def _label_raster(job: _Job, folder: PngWriter, item: InputItem) -> None:
@@ -309,11 +309,13 @@ def _predict(job: _Job, items: Sequence[InputItem]) -> Iterator[tuple[InputItem,
     predictor, pictures, outputs = job.predictor, job.pictures, job.outputs
 
     def prepare(item: InputItem) -> Prepared:
-        if pictures.is_raster(item):
+        if pictures.kind(item) == "raster":
             raise _RasterError(
-                f"{pictures.call(item)} is a raster or damaged, and goes into no Parquet shard: take png"
+                f"{pictures.describe(item)} is a raster or damaged, and goes into no Parquet shard: take png"
             )
-        return predictor.prepare(pictures.read(item), pictures.call(item), keep_picture=outputs.with_overlay)
+        processor = predictor.processor
+        image = pictures.read(item, len(processor.image_mean), any_range=processor.value_range is not None)
+        return predictor.prepare(image, pictures.describe(item), keep_picture=outputs.with_overlay)
 
     tasks = (partial(prepare, item) for item in items)
     with_scores = outputs.probabilities is not None

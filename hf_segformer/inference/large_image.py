@@ -10,7 +10,6 @@ Axes: C bands, K classes, h w a window's sides.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,13 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..config import InferenceOptions
+from ..data.readers import Tile, open_raster
 from ..files import atomic_write
-from ..geo.geotiff import GeoRaster
-from ..geo.rasters import Color, LabelFile, Raster, is_raster
-from ..geo.tiff import PlainRaster, why_not_plain
-from ..image_io_segformer import DECODE_ERRORS
-from ..image_processing_segformer import IGNORE_INDEX, SegFormerImageProcessor
-from ..visualization import default_palette
+from ..geo.rasters import LabelFile, Raster
+from ..image_processing_segformer import SegFormerImageProcessor, range_limits
+from ..visualization import Color, default_palette
 from .segmenter import class_names, distinct, inference_mode_of, is_out_of_memory
-from .tiling import CELL, Tiling, Window, label_bands
-
-_INSTALL = "pip install 'hf-segformer[geo]'"
+from .tiling import CELL, Tiling, label_bands
 
 
 def predict_large_image(
@@ -85,15 +80,16 @@ def predict_large_image(
     """
     began, source, destination = time.perf_counter(), Path(source), Path(destination)
     tiling, options = tiling or Tiling(), options or InferenceOptions()
-    _check_options(options, batch_size)
+    _check_options(options, batch_size, processor)
     names = distinct(class_names(model.config))
-    dtype, ignored = (np.uint8, IGNORE_INDEX) if len(names) <= IGNORE_INDEX else (np.uint16, 65535)
+    dtype = next(each for each in (np.uint8, np.uint16, np.uint32) if len(names) <= np.iinfo(each).max)
+    ignored = int(np.iinfo(dtype).max)
     labels = LabelFile(dtype, ignored, palette or default_palette(len(names)), names)
     counts = np.zeros(len(names), np.int64)
     num_channels = len(processor.image_mean)
     with (
         _whole_labels(source, destination) as partial,
-        open_raster(source, num_channels, bands, tiling.tile) as raster,
+        open_raster(source, num_channels, bands=bands, num_rows=tiling.tile) as raster,
         inference_mode_of(model),
         tqdm(
             total=tiling.num_windows(raster.height, raster.width),
@@ -103,6 +99,8 @@ def predict_large_image(
             disable=not progress,
         ) as bar,
     ):
+        if not isinstance(raster, Raster):
+            raise ValueError(f"{source} is no raster; expected a TIFF, JPEG 2000, PNG or JPEG file that rasterio reads")
         windows = _Windows(model, processor, raster, options, half, bar.update)
         found = label_bands(raster.height, raster.width, tiling, windows.logits, batch_size, dtype)
         raster.write(partial, _counted(found, windows, ignored, counts), labels)
@@ -121,7 +119,12 @@ def predict_large_image(
     }
 
 
-def _check_options(options: InferenceOptions, batch_size: int) -> None:
+def _check_options(options: InferenceOptions, batch_size: int, processor: SegFormerImageProcessor) -> None:
+    if processor.value_range is not None and range_limits(processor.value_range) is None:
+        raise ValueError(
+            f"value_range is {processor.value_range}, a range of each image, which the tiles of a raster would each "
+            "have for themselves; expected a fixed one: value_range=[low, high]"
+        )
     if options.window or options.stride:
         raise ValueError(
             f"evaluation.window is {options.window} and evaluation.stride {options.stride}, but the windows of large "
@@ -159,14 +162,12 @@ class _Windows:
         self.half, self.when_done = half, when_done
         self.valid = _Rows(raster.width) if raster.may_lack_data else None
 
-    def logits(self, windows: Sequence[Window]) -> Tensor:
+    def logits(self, windows: Sequence[Tile]) -> Tensor:
         """Logits (B, K, h, w) of windows of one size, on the grid of a quarter of their sides."""
         grid = [-(-side // CELL) for side in windows[0][2:]]
         images, is_empty = [], True
         for window in windows:
             pixels, valid = self.raster.read(window)
-            if valid is not None:
-                pixels = self._filled(pixels, valid)
             if self.valid is not None:
                 self.valid.put(window, valid)
             is_empty = is_empty and valid is not None and not valid.any()
@@ -178,25 +179,7 @@ class _Windows:
         self.when_done(len(windows))
         return result
 
-    def _filled(self, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """The mean of each band where there is no data, as crops are padded in training."""
-        processor, lacks_data = self.processor, ~valid
-        if not lacks_data.any():
-            return pixels
-        pixels = pixels.copy()
-        means = processor.image_mean if processor.do_normalize else [0.0] * len(processor.image_mean)
-        factor = 1 / processor.rescale_factor if processor.do_rescale else 1.0
-        if len(means) == 3 and pixels.dtype == np.uint16:
-            factor *= 257  # such pictures are divided by it
-        for band, mean in zip(pixels, means, strict=False):
-            value = mean * factor
-            if pixels.dtype.kind in "iu":
-                limits = np.iinfo(pixels.dtype)
-                value = min(max(round(value), limits.min), limits.max)
-            band[lacks_data] = value
-        return pixels
-
-    def _predict(self, images: Sequence[np.ndarray], grid: Sequence[int], windows: Sequence[Window]) -> Tensor:
+    def _predict(self, images: Sequence[np.ndarray], grid: Sequence[int], windows: Sequence[Tile]) -> Tensor:
         try:
             views = [logits for scale in self.options.scales for logits in self._views(images, scale)]
         except (ValueError, MemoryError, RuntimeError) as error:
@@ -204,7 +187,7 @@ class _Windows:
                 raise
             first, last = windows[0], windows[-1]
             raise ValueError(
-                f"{self.raster.path}, rows {first.top} to {first.top + first.height} and columns {first.left} to "
+                f"{self.raster.name}, rows {first.top} to {first.top + first.height} and columns {first.left} to "
                 f"{last.left + last.width}: {error}"
             ) from error
         if len(views) == 1:
@@ -252,7 +235,7 @@ class _Rows:
         self.first = 0
         self.valid = np.ones((0, width), bool)
 
-    def put(self, window: Window, valid: np.ndarray | None) -> None:
+    def put(self, window: Tile, valid: np.ndarray | None) -> None:
         """Remember a window; rows that come for the first time begin as all valid."""
         end = window.top + window.height - self.first
         if end > len(self.valid):
@@ -275,51 +258,8 @@ def _counted(
     for top, labels in bands:
         if windows.valid is not None:
             labels[~windows.valid.take(len(labels))] = ignored
-        found = np.bincount(labels.ravel(), minlength=len(counts))
-        counts += found[: len(counts)]
+        counts += np.bincount(labels[labels < len(counts)], minlength=len(counts))
         yield top, labels
 
 
-def _is_installed(name: str) -> bool:
-    return find_spec(name) is not None
-
-
-def open_raster(path: Path, num_channels: int, bands: Sequence[int] | None = None, num_rows: int = 1024) -> Raster:
-    """Open an image to be read by windows, and look whether it suits a model.
-
-    tifffile takes plain TIFF files if it is installed and needs no further codec for them, rasterio all others.
-
-    Args:
-        path: of a file.
-        num_channels: of the model.
-        bands: numbers, from 1 on, of those that the model takes, in its order; by default all.
-        num_rows: height of the windows to come, for which decoded pixels are kept at hand.
-
-    Raises:
-        ValueError: if bands do not fit, the file is stored so that it can not be read by windows, or a library is
-            missing.
-        OSError: if the file can not be read.
-    """
-    path = Path(path)
-    path.stat()  # says what is wrong with the path better than any library
-    try:
-        return _open_raster(path, num_channels, bands, num_rows)
-    except DECODE_ERRORS as error:
-        if isinstance(error, OSError | ValueError) and str(path) in str(error):
-            raise
-        raise OSError(f"{path} is damaged, or no image that can be read: {error or type(error).__name__}") from error
-
-
-def _open_raster(path: Path, num_channels: int, bands: Sequence[int] | None, num_rows: int) -> Raster:
-    has_rasterio, has_tifffile = _is_installed("rasterio"), _is_installed("tifffile")
-    if not (has_rasterio or has_tifffile):
-        raise ValueError(f"{path} takes rasterio or tifffile, and neither is installed: {_INSTALL}")
-    reason = why_not_plain(path) if has_tifffile else "is to be read by rasterio"
-    if reason is None:
-        return PlainRaster(path, num_channels, bands, num_rows)
-    if not has_rasterio:
-        raise ValueError(f"{path} {reason}, and rasterio is not installed: {_INSTALL}")
-    return GeoRaster(path, num_channels, bands, num_rows)
-
-
-__all__ = ["is_raster", "open_raster", "predict_large_image"]
+__all__ = ["predict_large_image"]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from transformers import PreTrainedModel
 
 from ..config import InferenceOptions
 from ..conversion.convert import load_segmentation
+from ..data.readers import has_data, read_whole_image
 from ..image_io_segformer import DECODE_ERRORS, read_image
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..visualization import Color, default_palette
@@ -55,12 +57,14 @@ class Prepared:
         size: height and width of the picture.
         name: what error messages call it.
         picture: as it was read: an upright Pillow picture, or an array (C, H, W) of bands; None if it is not wanted.
+        valid: where it holds data, bool (H, W); None everywhere.
     """
 
     views: list[Tensor]
     size: tuple[int, int]
     name: str
     picture: Any
+    valid: np.ndarray | None = None
 
 
 class SegFormerPredictor:
@@ -175,7 +179,13 @@ class SegFormerPredictor:
         """
         name = os.fspath(image) if isinstance(image, str | os.PathLike) else name
         try:
-            picture = read_image(_array(image), len(self.processor.image_mean), None, name)
+            num_channels, any_range = len(self.processor.image_mean), self.processor.value_range is not None
+            is_file = isinstance(image, str | os.PathLike | BytesIO)
+            picture = (
+                read_whole_image(image, num_channels, name, any_range=any_range)
+                if is_file
+                else read_image(image, num_channels, None, name, any_range)
+            )
             data_format = "channels_first" if isinstance(picture, np.ndarray) else None
             views = prepare_views(self.processor, picture, self.options, data_format)
         except OSError as error:
@@ -183,7 +193,7 @@ class SegFormerPredictor:
         except DECODE_ERRORS as error:
             raise ValueError(told(error, name)) from error
         size = picture.shape[-2:] if isinstance(picture, np.ndarray) else (picture.height, picture.width)
-        return Prepared(views, size, name, picture if keep_picture else None)
+        return Prepared(views, size, name, picture if keep_picture else None, has_data(picture))
 
     def predict(self, batch: list[Prepared], *, with_scores: bool = False) -> list[Prediction]:
         """Predict pictures of the same prepared size at once.
@@ -201,8 +211,13 @@ class SegFormerPredictor:
         try:
             if with_scores:
                 pairs = labels_and_scores(*arguments)
-                return [Prediction(self._integers(labels), scores.float().cpu().numpy()) for labels, scores in pairs]
-            return [Prediction(self._integers(labels)) for labels in label_maps(*arguments)]
+                found = [Prediction(self._integers(labels), scores.float().cpu().numpy()) for labels, scores in pairs]
+            else:
+                found = [Prediction(self._integers(labels)) for labels in label_maps(*arguments)]
+            for prepared, prediction in zip(batch, found, strict=True):
+                if prepared.valid is not None:  # no data: the highest value of the type, 255
+                    prediction.labels[~prepared.valid] = np.iinfo(prediction.labels.dtype).max
+            return found
         except ValueError as error:
             raise ValueError(f"{batch[0].name}: {error}") from error
         except (MemoryError, RuntimeError) as error:
@@ -219,7 +234,7 @@ class SegFormerPredictor:
             ) from error
 
     def _integers(self, labels: Tensor) -> np.ndarray:
-        return labels.cpu().numpy().astype(np.min_scalar_type(len(self.names) - 1))
+        return labels.cpu().numpy().astype(np.min_scalar_type(len(self.names)))  # and one value for no data
 
 
 class Predictions(Iterator[Prediction]):
@@ -359,12 +374,6 @@ def _palette(config: Any, num_classes: int) -> list[Color]:
             f"{num_classes} classes"
         )
     return colors if len(colors) == num_classes else [_BACKGROUND_COLOR, *colors]
-
-
-def _array(image: Any) -> Any:
-    """The array of a .npy file; anything else as it is."""
-    is_file = isinstance(image, str | os.PathLike) and os.fspath(image).lower().endswith(".npy")
-    return np.load(image, allow_pickle=False) if is_file else image
 
 
 def told(error: BaseException, name: str) -> str:

@@ -18,20 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.readers import Tile
 from ..upsampling_segformer import upsample_argmax
 
 STEP = 32  # pixels of the input that a cell of the last stage's grid stands for
 CELL = 4  # pixels that a cell of the logits' grid stands for
 _UPSAMPLED_SIZE = 1 << 25  # floats: what the plain form of `upsample_argmax` may hold at once
-
-
-class Window(NamedTuple):
-    """A part of the image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 @dataclass(frozen=True)
@@ -154,7 +146,7 @@ def blend(
     height: int,
     width: int,
     tiling: Tiling,
-    logits_of: Callable[[Sequence[Window]], Tensor],
+    logits_of: Callable[[Sequence[Tile]], Tensor],
     batch_size: int = 1,
 ) -> Iterator[Block]:
     """The logits of a whole image on their grid, block by block, from those of windows.
@@ -173,13 +165,13 @@ def blend(
     kept = _Kept(rows, columns[-1].end)
     done = 0
     for row, (top, bottom) in zip(rows, spans[0], strict=True):
-        windows = [Window(top, left, bottom - top, right - left) for left, right in spans[1]]
+        windows = [Tile(top, left, bottom - top, right - left) for left, right in spans[1]]
         yield from _blend_row(row, done, columns, _in_batches(windows, logits_of, batch_size), kept)
         done = row.finished
 
 
 def _in_batches(
-    windows: Sequence[Window], logits_of: Callable[[Sequence[Window]], Tensor], batch_size: int
+    windows: Sequence[Tile], logits_of: Callable[[Sequence[Tile]], Tensor], batch_size: int
 ) -> Iterator[Tensor]:
     """Logits (K, h, w) of each window, asked for in batches of one size."""
     for _, alike in groupby(windows, lambda window: window.width):
@@ -258,7 +250,7 @@ def label_bands(
     height: int,
     width: int,
     tiling: Tiling,
-    logits_of: Callable[[Sequence[Window]], Tensor],
+    logits_of: Callable[[Sequence[Tile]], Tensor],
     batch_size: int = 1,
     dtype: type[np.integer] = np.uint8,
 ) -> Iterator[tuple[int, np.ndarray]]:
@@ -300,4 +292,4 @@ def label_bands(
             yield top, strip[:num_rows]
 
 
-__all__ = ["Block", "Tiling", "Window", "blend", "blending_weights", "block_labels", "label_bands"]
+__all__ = ["Block", "Tiling", "blend", "blending_weights", "block_labels", "label_bands"]

@@ -30,7 +30,9 @@ def segmentation_to_png(labels: np.ndarray, palette: Sequence[Color]) -> Image.I
 
     The palette names all 256 values, since Pillow stores fewer bits for a shorter one, and 255 must survive.
     """
-    if len(palette) > 256:
+    if labels.dtype.itemsize > 2 or labels.max(initial=0) > 65535:
+        raise ValueError(f"labels are {labels.dtype}, but a PNG holds 16 bits; expected at most 65,535 classes")
+    if len(palette) > 255:
         return Image.fromarray(labels.astype(np.uint16))
     picture = Image.fromarray(labels.astype(np.uint8))
     colors = np.zeros((256, 3), dtype=np.uint8)
@@ -41,7 +43,7 @@ def segmentation_to_png(labels: np.ndarray, palette: Sequence[Color]) -> Image.I
 
 def counted(labels: np.ndarray, num_classes: int) -> list[int]:
     """Pixels of each class."""
-    return np.bincount(labels.ravel(), minlength=num_classes)[:num_classes].tolist()
+    return np.bincount(labels[labels < num_classes], minlength=num_classes).tolist()
 
 
 class PngWriter:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
+from ..config import parse_value_range
+
 SOURCES = ("shapes", "camvid", "folders", "imagefolder", "dataset")
 
 _SHAPES, _DATASETS = ("shapes",), ("imagefolder", "dataset")
@@ -35,8 +37,12 @@ class DataRecipe:
         names: of the classes, in order of their labels, after `reduce_labels`; empty if the data bring them.
         palette: one [red, green, blue] a class; empty is the data's own, or colours that are told apart.
         reduce_labels: label 0 is ignored and all others are one less, as ADE20K needs it.
-        label_values: what the label maps hold for each class, for example [0, 255]; empty is 0, 1, 2 and so on.
-        ignore: values of the label maps that do not count. 255 never does, unless `label_values` has it.
+        label_values: the mask value of each class, any integers, for example [0, 255]; empty is 0, 1, 2 and so on.
+        ignore: mask values that do not count, any integers. 255 never does, unless it is a class.
+        value_range: values of the images that become 0 and 255: "LOW,HIGH", "percentiles:LOW,HIGH" of each image or
+            "window:CENTER,WIDTH"; empty takes 8-bit and colour images by their type, other bands in their units.
+        ignore_exif: take images and masks as they are stored, whatever their EXIF orientation.
+        pages: of `folders`: each image of a file with several is an image of its own.
         image_size: side in pixels at which shapes are drawn.
         num_train: number of training pictures; 0 is all there are (of real ones).
         num_eval: the same for evaluation.
@@ -73,6 +79,9 @@ class DataRecipe:
     reduce_labels: bool = False
     label_values: list[int] = field(default_factory=list)
     ignore: list[int] = field(default_factory=list)
+    value_range: str = ""
+    ignore_exif: bool = False
+    pages: bool = False
     image_size: int = 128
     num_train: int = 0
     num_eval: int = 0
@@ -95,6 +104,9 @@ class DataRecipe:
                 raise ValueError(f"data.{name} is {getattr(self, name)}, but it must be at least {least}")
         if not 0 <= self.eval_share < 1:
             raise ValueError(f"data.eval_share is {self.eval_share}, but it must lie in [0, 1)")
+        parse_value_range(self.value_range, "data.value_range")
+        if self.pages and self.source not in ("folders", "camvid"):
+            raise ValueError(f"data.pages is set, but data.source is {self.source}; expected folders")
         self._check_combinations()
         self._check_labels()
 
@@ -132,8 +144,6 @@ class DataRecipe:
             )
 
     def _check_labels(self) -> None:
-        if len(self.names) > 255:
-            raise ValueError(f"data.names has {len(self.names)} entries, but 255 classes are the most: 255 is ignored")
         check_unique("data.names", self.names)
         check_palette("data.palette", self.palette, len(self.names) or len(self.palette))
         if self.reduce_labels and self.label_values:

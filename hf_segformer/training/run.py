@@ -23,9 +23,9 @@ from transformers import (
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 
-from ..configuration_segformer import VARIANTS
+from ..configuration_segformer import VARIANTS, default_ignore_index
 from ..conversion.checkpoints import read_json
-from ..data.transforms import EpochSampler, EvalDataset, TrainDataset, TrainStream, collate
+from ..data.torch_datasets import EpochSampler, EvalDataset, TrainDataset, TrainStream, collate
 from ..evaluation.evaluate import evaluate
 from ..evaluation.metrics import SegmentationMetrics, predict_labels
 from ..hub.model_card import write_card
@@ -236,6 +236,7 @@ def build_model(table: dict[str, Any], names: Sequence[str]) -> SegFormerForSema
         OSError: if the checkpoint can not be read.
     """
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    labels["semantic_loss_ignore_index"] = default_ignore_index(max(len(names), 2))
     source = table.get("checkpoint")
     if not source:
         return SegFormerForSemanticSegmentation(fresh_config(table, **labels))

@@ -129,7 +129,7 @@ def _open_folders(
         for folder in (image_folder, mask_folder):
             is_whole = "{split}" in folder or recipe.eval_share
             folders.append(root / folder.replace("{split}", split) / ("" if is_whole else split))
-        return pair_images_and_masks(folders[0], folders[1], recipe.image_suffix, recipe.mask_suffix)
+        return pair_images_and_masks(folders[0], folders[1], recipe.image_suffix, recipe.mask_suffix, recipe.pages)
 
     if recipe.eval_share:
         return _hold_out(read(recipe.train_split), recipe)

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
 
 from ..config import OptimizerConfig
-from ..data.transforms import EpochSampler, EvalDataset, TrainDataset, TrainStream
+from ..data.torch_datasets import EpochSampler, EvalDataset, TrainDataset, TrainStream
 from ..hub.model_card import write_card
 from .run_record import build_run_record, write_training
 

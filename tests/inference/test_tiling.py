@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
-from hf_segformer.inference.tiling import Tiling, Window, blend, blending_weights, label_bands
+from hf_segformer.data.readers import Tile
+from hf_segformer.inference.tiling import Tiling, blend, blending_weights, label_bands
 from hf_segformer.upsampling_segformer import upsample_argmax
 from tests.support.tiny import TINY
 
@@ -148,8 +149,8 @@ def test_windows_of_a_batch_have_one_size_and_are_neighbours():
 
     labels_of(200, 300, Tiling(128, 32), logits_of, batch_size=2)
     assert [[window.left for window in windows] for windows in asked] == [[0, 96], [192]] * 2
-    assert asked[0][0] == Window(0, 0, 128, 128)
-    assert asked[-1][0] == Window(96, 192, 104, 108)
+    assert asked[0][0] == Tile(0, 0, 128, 128)
+    assert asked[-1][0] == Tile(96, 192, 104, 108)
     assert all(len({window[2:] for window in windows}) == 1 for windows in asked)
 
 

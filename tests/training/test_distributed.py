@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.config import AugmentationConfig
-from hf_segformer.data.transforms import EvalDataset, TrainDataset, collate
+from hf_segformer.data.torch_datasets import EvalDataset, TrainDataset, collate
 from hf_segformer.evaluation.metrics import SegmentationMetrics, predict_labels
 from hf_segformer.training.resume import newest_whole_checkpoint
 from hf_segformer.training.trainer import SegFormerTrainer

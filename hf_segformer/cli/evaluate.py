@@ -144,6 +144,8 @@ def _evaluate(arguments: argparse.Namespace, device):
         reduce_labels=processor.do_reduce_labels,
         label_values=arguments.label_values,
         ignore=arguments.ignore_values,
+        ignore_index=model.config.semantic_loss_ignore_index,
+        any_range=processor.value_range is not None,
         **reading,
     )
     dtype = getattr(torch, arguments.options.dtype) if arguments.options.dtype else None

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from ..config import InferenceOptions
+from ..configuration_segformer import default_ignore_index
 from ..image_io_segformer import read_mask
-from ..image_processing_segformer import IGNORE_INDEX
 from ..inference.segmenter import Segmenter
 from ..visualization import Color, Stretch, displayable
 from .accumulator import MetricAccumulator
@@ -49,7 +49,7 @@ def evaluate_in_detail(
         OSError: see `evaluate.evaluate`.
     """
     num_classes = max(2, model.config.num_labels)
-    ignore_index = getattr(model.config, "semantic_loss_ignore_index", IGNORE_INDEX)
+    ignore_index = getattr(model.config, "semantic_loss_ignore_index", default_ignore_index(num_classes))
     accumulator = MetricAccumulator(num_classes, ignore_index)
     evaluation = evaluate(model, processor, dataset, options, names=names, accumulator=accumulator, progress=progress)
     accumulator.name_images(image_names(dataset))

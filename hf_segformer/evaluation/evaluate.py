@@ -20,8 +20,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import InferenceOptions
+from ..data.torch_datasets import ignore_no_data
 from ..image_io_segformer import read_mask
-from ..image_processing_segformer import IGNORE_INDEX, SegFormerImageProcessor
+from ..image_processing_segformer import SegFormerImageProcessor
 from ..inference.distributed import DistributedContext
 from ..inference.pipeline import Prepared, ReadAhead, segment_batch
 from ..inference.segmenter import Segmenter, class_names
@@ -192,7 +193,7 @@ def _count(
     accumulator: MetricAccumulator | None = None,
 ) -> Iterator[Tensor]:
     """Confusion matrix (K, K + 1) of each row, read ahead and in batches."""
-    ignore_index = getattr(segmenter.model.config, "semantic_loss_ignore_index", IGNORE_INDEX)
+    ignore_index = segmenter.ignore_index
 
     def segment(batch: list[Prepared]) -> list[Tensor]:
         counts = []
@@ -220,7 +221,8 @@ def _load(segmenter: Segmenter, dataset: Any, index: int) -> Prepared:
     name = f"row {index} of the data"
     try:
         row = dataset[index]
-        labels = read_mask(row["label"], "its mask").astype("int64")
+        mask = read_mask(row["label"], "its mask").astype("int64")
+        labels = ignore_no_data(mask, row["image"], segmenter.ignore_index)
         views = segmenter.preprocess(row["image"])
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error

@@ -35,6 +35,7 @@ class Prepared:
         labels: (H, W) labels to compare with, if there are any.
         group: only images of one group share a batch.
         index: position in the data set.
+        valid: pixels that hold data, bool (H, W); None for all of them.
     """
 
     views: list[Tensor]
@@ -44,6 +45,7 @@ class Prepared:
     labels: np.ndarray | None = None
     group: int = 0
     index: int = 0
+    valid: np.ndarray | None = None
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:

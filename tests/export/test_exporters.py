@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.cli.main import main
-from hf_segformer.data.pairing import decode_dataset, pair_images_and_masks, pictures_in
+from hf_segformer.data.pairing import decode_dataset, find_images, pair_images_and_masks
 from hf_segformer.evaluation.evaluate import evaluate
 from hf_segformer.export.exportable import DeployedSegFormer, SegFormerWithProcessing, resize, trace
 from hf_segformer.export.exporters import (
@@ -99,7 +99,7 @@ def onnx_folder(model, processor, data, tmp_path_factory):
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name)
     folder = tmp_path_factory.mktemp("onnx")
-    images, dataset = pictures_in(data / "images"), rows_of(data)
+    images, dataset = find_images(data / "images"), rows_of(data)
     export_config = ExportConfig(
         "onnx", float16=True, int8="static", calibration=images, images=images, dataset=dataset
     )
@@ -461,7 +461,7 @@ def test_files_of_many_channels_can_be_compared_on(tmp_path):
     processor = SegFormerImageProcessor(size=64, image_mean=[0.5] * 5, image_std=[0.3] * 5, do_rescale=False)
     bands = np.random.default_rng(0).random((5, 70, 90), dtype=np.float32)
     np.save(tmp_path / "scene.npy", bands)
-    [path] = pictures_in(tmp_path)
+    [path] = find_images(tmp_path)
     *_, (inputs, _) = ReferenceOutputs(model, processor, DeployedSegFormer(model)).cases([path])
     assert torch.equal(inputs, processor(bands, return_tensors="pt").pixel_values)
 

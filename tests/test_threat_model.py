@@ -6,7 +6,7 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import datasets
 import pytest
@@ -211,7 +211,7 @@ def test_a_link_in_the_output_folder_is_not_followed(images):
             writer._path(name)
     (images / "out" / f".{RECORD}.00000").symlink_to(images / "b" / "1.png")
     with pytest.raises(ValueError, match="is a link to"):
-        PngWriter(images / "out", SimpleNamespace(names=["a"], palette=[(0, 0, 0)]))
+        PngWriter(MagicMock(out=images / "out", outputs=MagicMock(clear=()), predictor=MagicMock(names=["a"])))
 
 
 @pytest.mark.parametrize("base", ["../base.toml", "/base.toml", "sub/base.toml", "link.toml"])

@@ -34,6 +34,7 @@ class Prepared:
         image: the image as it was read, an upright Pillow image or an array (C, H, W); None if it is not needed.
         labels: (H, W) labels to compare with, if there are any.
         group: only images of one group share a batch.
+        index: position in the data set.
     """
 
     views: list[Tensor]
@@ -42,6 +43,7 @@ class Prepared:
     image: Any = None
     labels: np.ndarray | None = None
     group: int = 0
+    index: int = 0
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:

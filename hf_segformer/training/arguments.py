@@ -160,7 +160,7 @@ RULES: dict[str, Rule] = {
     "local_rank": Rule(PROGRAM, "torchrun and accelerate launch set it"),
 }
 
-_UNSET = (None, False, "no", [], {})
+_UNSET: tuple[Any, ...] = (None, False, "no", [], {})
 
 
 def check_recipe_arguments(names: Iterable[str]) -> None:

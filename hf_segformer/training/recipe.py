@@ -290,7 +290,7 @@ def _known_fields() -> _Known:
 
 def _annotations(options: type) -> dict[str, ast.expr]:
     """The annotated fields of a dataclass."""
-    types = {field.name: field.type for field in fields(options)}  # type: ignore[arg-type]
+    types = {field.name: field.type for field in fields(options)}
     texts = {name: kind.__name__ if isinstance(kind, type) else str(kind) for name, kind in types.items()}
     return {name: ast.parse(text, mode="eval").body for name, text in texts.items()}
 

@@ -36,7 +36,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Inspect the image and write the result."""
-    from ..conversion.convert import load_segmentation
+    from ..conversion.loading import load_segmentation
     from ..evaluation.inspection import draw_inspection, inspect_image
     from ..files import atomic_write
     from ..inference.predictor import SegFormerPredictor, find_device

@@ -3,15 +3,18 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..files import check_writable
+from .labeled import check_labeled_data, load_labeled_data
 from .options import (
     add_device,
     add_inference_options,
     add_labeled_data,
     add_output_dir,
+    add_reading_options,
     inference_options,
+    value_range,
     whole_number,
 )
 
@@ -33,6 +36,7 @@ def add_compare(commands) -> None:
     )
     add_labeled_data(parser)
     add_inference_options(parser)
+    add_reading_options(parser)
     group = parser.add_argument_group("statistics")
     group.add_argument(
         "--group",
@@ -57,13 +61,11 @@ def check(arguments: argparse.Namespace) -> None:
     if len(arguments.models) < 2:
         raise ValueError(f"there is one model, {arguments.models[0]}; expected at least two to compare")
     arguments.names = model_names(arguments.models)
-    folders = [folder is not None for folder in (arguments.images, arguments.masks)]
-    if any(folders) != all(folders) or any(folders) == (arguments.dataset is not None):
-        raise ValueError("expected images with masks, either by --images DIR and --masks DIR or by --dataset NAME")
+    check_labeled_data(arguments)
     arguments.options = inference_options(arguments)
+    arguments.value_range = value_range(arguments.value_range)
     if arguments.output_dir is not None:
-        arguments.output_dir.mkdir(parents=True, exist_ok=True)
-        TemporaryDirectory(dir=arguments.output_dir).cleanup()
+        check_writable(arguments.output_dir, "--output-dir")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -73,10 +75,11 @@ def run(arguments: argparse.Namespace) -> None:
     from ..evaluation.detailed import evaluate_in_detail
     from ..evaluation.summary import group_names
     from ..inference.distributed import DistributedContext
+    from ..inference.predictor import find_device
 
     accumulators, class_names = {}, None
     for name, source in zip(arguments.names, arguments.models, strict=True):
-        model, processor, dataset = _load(source, arguments)
+        model, processor, dataset = load_labeled_data(source, arguments, find_device(arguments.device))
         evaluation, accumulators[name] = evaluate_in_detail(model, processor, dataset, arguments.options)
         if class_names is not None and evaluation.names != class_names:
             raise ValueError(
@@ -113,38 +116,17 @@ def model_names(sources: Sequence[str]) -> tuple[str, ...]:
     return tuple(last if lasts.count(last) == 1 else whole for last, whole in zip(lasts, wholes, strict=True))
 
 
-def _load(source: str, arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """Load a model, its processor and the images with masks as the model takes them."""
-    from ..conversion.loading import load_segmentation
-    from ..data.pairing import decode_dataset, open_split, pair_images_and_masks
-    from ..inference.predictor import find_device
-
-    model, processor = load_segmentation(source)
-    if arguments.dataset is None:
-        suffixes = (arguments.image_suffix, arguments.mask_suffix)
-        dataset = pair_images_and_masks(arguments.images, arguments.masks, *suffixes)
-    else:
-        columns = (arguments.image_column, arguments.mask_column)
-        dataset = open_split(arguments.dataset, arguments.split, *columns)
-    values = {"label_values": arguments.label_values, "ignore": arguments.ignore_values}
-    config = model.config
-    rows = decode_dataset(
-        dataset, config.num_channels, config.num_labels, reduce_labels=processor.do_reduce_labels, **values
-    )
-    return model.to(find_device(arguments.device)), processor, rows
-
-
 def _sample_loader(arguments: argparse.Namespace, indices: Sequence[int]) -> tuple[Any, Any]:
     """Predict a few images by every model once more; return a function that gives them, and the palette."""
     from ..evaluation.detailed import sample_loader
-    from ..inference.predictor import SegFormerPredictor
+    from ..inference.predictor import SegFormerPredictor, find_device
     from ..inference.segmenter import Segmenter
 
     images: dict[int, tuple[Any, Any]] = {}
     predictions: dict[int, dict[str, Any]] = {index: {} for index in indices}
     palette = None
     for name, source in zip(arguments.names, arguments.models, strict=True):
-        model, processor, dataset = _load(source, arguments)
+        model, processor, dataset = load_labeled_data(source, arguments, find_device(arguments.device))
         palette = palette or SegFormerPredictor(model, processor).palette
         load = sample_loader(Segmenter(model, processor, arguments.options), dataset)
         for index in indices:

@@ -11,7 +11,8 @@ from hf_segformer.configuration_segformer import default_ignore_index
 from hf_segformer.data.label_mapping import LabelMapping, class_values
 from hf_segformer.data.torch_datasets import EvalDataset
 from hf_segformer.evaluation.evaluate import evaluate
-from hf_segformer.evaluation.metrics import MeanIoU, SegmentationMetrics, confusion_matrix
+from hf_segformer.evaluation.mean_iou import MeanIoU
+from hf_segformer.evaluation.metrics import SegmentationMetrics, confusion_matrix
 from hf_segformer.training.losses import SegmentationLoss
 from hf_segformer.upsampling_segformer import upsample_cross_entropy
 from tests.support.tiny import TINY

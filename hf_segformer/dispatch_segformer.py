@@ -332,7 +332,7 @@ def explain_fast_paths(model: Callable[..., Any], pixel_values: Tensor) -> dict[
         For each operation the implementation that ran, or "reference: " and the first reason. Where blocks differ,
         both, with the number of calls.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
         >>> from hf_segformer.dispatch_segformer import explain_fast_paths

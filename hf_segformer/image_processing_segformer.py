@@ -310,7 +310,7 @@ class SegFormerImageProcessor(BaseImageProcessor):
     Raises:
         ValueError: if a keyword is unknown or its value impossible; the message names both.
 
-    Example:
+    Examples:
         The paper's evaluation on ADE20K: the shorter side 512, sides in multiples of 32.
 
         >>> import numpy as np

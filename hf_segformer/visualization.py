@@ -64,7 +64,7 @@ def default_palette(num_classes: int) -> list[Color]:
     Raises:
         ValueError: if the number is out of range.
 
-    Example:
+    Examples:
         >>> from hf_segformer.visualization import default_palette
         >>> default_palette(2) == default_palette(150)[:2]
         True
@@ -91,7 +91,7 @@ def land_cover_palette(names: Sequence[str]) -> list[Color]:
     Returns:
         K different (red, green, blue).
 
-    Example:
+    Examples:
         >>> from hf_segformer.visualization import land_cover_palette
         >>> land_cover_palette(["open water", "forest"])
         [(40, 98, 178), (30, 96, 48)]
@@ -110,7 +110,7 @@ def land_cover_palette(names: Sequence[str]) -> list[Color]:
 def palette_for(names: Sequence[str]) -> list[Color]:
     """`land_cover_palette` where at least three names, and two thirds of them, are land cover; else `default_palette`.
 
-    Example:
+    Examples:
         >>> from hf_segformer.visualization import default_palette, palette_for
         >>> palette_for(["sky", "road", "car"]) == default_palette(3)
         True
@@ -134,7 +134,7 @@ def colorize(labels, palette: Sequence[Color]) -> Image.Image:
     Raises:
         ValueError: if `labels` are not two-dimensional integers.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from hf_segformer.visualization import colorize, default_palette
         >>> colorize(np.zeros((4, 6), dtype=np.uint8), default_palette(1)).size
@@ -253,7 +253,7 @@ def with_legend(image: Image.Image, labels, names: Sequence[str], palette: Seque
     Raises:
         ValueError: if the side is another.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from hf_segformer.visualization import colorize, default_palette, with_legend
         >>> labels, colors = np.eye(200, dtype=np.uint8), default_palette(2)
@@ -309,7 +309,7 @@ def figure(
     Raises:
         ValueError: if the number of images in a row is not that of the titles, or names and palette differ in length.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from hf_segformer.visualization import colorize, default_palette, figure
         >>> colors = default_palette(2)
@@ -363,7 +363,7 @@ def draw_confusion(matrix, names: Sequence[str]) -> Image.Image:
     Raises:
         ValueError: if the matrix does not fit the names.
 
-    Example:
+    Examples:
         >>> from hf_segformer.visualization import draw_confusion
         >>> draw_confusion([[90, 10, 0], [5, 5, 0]], ["ground", "path"]).mode
         'RGB'

@@ -49,7 +49,7 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
             names it.
         OSError: if there is no config.json or no weights, or a file cannot be written.
 
-    Example:
+    Examples:
         >>> from hf_segformer.hub.model_card import write_card
         >>> write_card("outputs/shapes_b0", repo_id="me/shapes").name
         'README.md'
@@ -225,7 +225,7 @@ def _is_below(folder: Path) -> bool:
 def in_markdown(text: Any) -> str:
     r"""Escape a user's text, on one line, so that nothing in it is read as Markdown or HTML.
 
-    Example:
+    Examples:
         >>> from hf_segformer.hub.model_card import in_markdown
         >>> print(in_markdown("a|b_c"))
         a\|b\_c

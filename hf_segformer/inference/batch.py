@@ -100,7 +100,7 @@ def predict_batch(
             different images, or if a batch does not fit into memory.
         OSError: if a result cannot be written; finished work stays.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from PIL import Image
         >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor

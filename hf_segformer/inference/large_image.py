@@ -77,7 +77,7 @@ def predict_large_image(
         ValueError: if raster and model do not fit, or an option does not apply.
         OSError: if a file cannot be read or written.
 
-    Example:
+    Examples:
         ```python
         model, processor = load_segmentation("outputs/shapes_b0")
         options = InferenceOptions(tile_size=512, tile_overlap=128)

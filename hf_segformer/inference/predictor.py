@@ -58,7 +58,7 @@ class SegFormerPredictor:
         ValueError: if the model cannot compute in the number type, or the palette of its configuration does not fit its
             classes.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
         >>> from hf_segformer import SegFormerPredictor

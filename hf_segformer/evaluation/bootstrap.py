@@ -2,7 +2,7 @@
 
 Pixels of one image are not independent, so images are what is drawn, or groups of images where several show the same
 patient, scene or film. A resample of images is a vector of counts; its confusion counts are one matrix product, and the
-products are sums of whole numbers below 2^53, hence exact and the same on every machine.
+products are sums of whole numbers below 2^53, so that they are exact and the same on every machine.
 
 IoU, Dice, precision, recall and accuracy need three numbers a class instead of a row of the confusion matrix. Only
 those are kept of an image: 3.6 kB for 150 classes where the matrix has 181 kB.

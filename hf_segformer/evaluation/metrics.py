@@ -157,7 +157,8 @@ class SegmentationMetrics:
             int64 (B, K, K + 1); without labels the classes (B, h, w).
 
         Raises:
-            ValueError: if ignored rows at the bottom cannot be told from padding, as -100 is the ignored label, too.
+            ValueError: if ignored rows at the bottom cannot be distinguished from padding, where -100 is the ignored
+                label, too.
         """
         if labels is None:
             return upsample_argmax(logits, logits.shape[-2:])

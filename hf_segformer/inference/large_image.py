@@ -191,7 +191,7 @@ class _RasterTiles:
 
 
 class _ValidRows:
-    """Which pixels hold data, in the rows that are not yet written."""
+    """Mask of the pixels that hold data, in the rows that are not yet written."""
 
     def __init__(self, width: int):
         self.first = 0

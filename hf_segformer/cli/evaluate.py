@@ -120,28 +120,21 @@ def run(arguments: argparse.Namespace) -> None:
 def _write(result, accumulator, model, processor, dataset, arguments: argparse.Namespace) -> None:
     from ..evaluation.detailed import build_report
     from ..inference.predictor import SegFormerPredictor
-    from ..training.plots import draw_confusion, save_plot
 
     predictor, folder = SegFormerPredictor(model, processor, arguments.options), arguments.output_dir
-    title = arguments.title or Path(arguments.dataset or arguments.images).resolve().name
-    values = result.to_json(title, arguments.split if arguments.dataset else "", arguments.options)
-    details = {"Model": arguments.model, "Data": str(arguments.dataset or arguments.images)}
-    details |= {name.replace("_", " ").capitalize(): str(value) for name, value in values["method"].items()}
+    data = arguments.dataset or arguments.images
     report = build_report(
         result,
         accumulator,
         predictor.segmenter,
         dataset,
         predictor.palette,
-        title=title,
-        values=values,
-        details=details,
+        title=arguments.title or Path(data).resolve().name,
+        split=arguments.split if arguments.dataset else "",
+        details={"Model": arguments.model, "Data": str(data)},
         group_pattern=arguments.group,
     )
-    names = [path.name for path in report.write(folder)]
-    if save_plot(folder / "confusion.png", draw_confusion, result.matrix, result.names):
-        names.append("confusion.png")
-    print(f"written to {folder}: {', '.join(names)}")
+    print(f"written to {folder}: {', '.join(path.name for path in report.write(folder))}")
 
 
 __all__ = ["add_evaluate"]

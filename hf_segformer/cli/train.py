@@ -25,7 +25,7 @@ def add_train(commands) -> None:
         "overrides", nargs="*", metavar="table.key=value", help="set a value, for example trainer.max_steps=24"
     )
     parser.add_argument("--list", action="store_true", help="print the names of the recipes, and stop")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest whole checkpoint")
     parser.add_argument(
         "--overwrite", action="store_true", help="take the place of a finished run, which is moved to another name"
     )
@@ -42,9 +42,10 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.recipe is None:
         raise ValueError("no recipe is given; expected its name or a TOML file: --list prints the names")
     if arguments.resume and arguments.overwrite:
-        raise ValueError("--resume and --overwrite are both set; expected one: go on with a run, or take its place")
+        raise ValueError("--resume and --overwrite are both set; expected one: continue a run, or take its place")
     arguments.values = read_recipe(arguments.recipe, arguments.overrides)
     if not (arguments.check_data or arguments.show_batch):
+        arguments.values.check_trainable()
         check_writable(Path(arguments.values.trainer["output_dir"]), "trainer.output_dir")
     if _is_main():
         print("Loading PyTorch and Transformers ...", flush=True)

@@ -64,8 +64,8 @@ def build_report(
     palette: Sequence[Color],
     *,
     title: str,
-    values: Mapping[str, Any],
-    details: Mapping[str, str],
+    split: str = "",
+    details: Mapping[str, str] | None = None,
     group_pattern: str | None = None,
     num_samples: int = NUM_SAMPLES,
 ) -> Report:
@@ -77,9 +77,9 @@ def build_report(
         segmenter: predicts as the evaluation did.
         dataset: of the evaluation.
         palette: one (red, green, blue) a class.
-        title: heading of the page.
-        values: more values for metrics.json, of `Evaluation.to_json`.
-        details: method and settings by name, shown at the end of the page.
+        title: name of the data, the heading of the page.
+        split: name of the split that was evaluated.
+        details: settings by name, shown with the method at the end of the page.
         group_pattern: regular expression for the groups that the intervals draw, see `summary.group_names`; by default
             images are drawn.
         num_samples: of worst images, and of typical ones.
@@ -92,9 +92,11 @@ def build_report(
         OSError: if a file cannot be read any more.
     """
     groups = None if group_pattern is None else group_names(accumulator.names, group_pattern)
+    values = evaluation.to_json(title, split, segmenter.options)
     summary = {**values, **summarize(accumulator, evaluation.names, groups=groups)}
+    method = {name.replace("_", " ").capitalize(): str(value) for name, value in values["method"].items()}
     worst, typical = choose_samples(accumulator, sample_loader(segmenter, dataset), num_samples)
-    return Report(title, accumulator, evaluation.names, palette, summary, worst, typical, details)
+    return Report(title, accumulator, evaluation.names, palette, summary, worst, typical, {**(details or {}), **method})
 
 
 def sample_loader(segmenter: Segmenter, dataset: Any) -> Callable[[int], tuple[Image.Image, np.ndarray, np.ndarray]]:

@@ -65,8 +65,8 @@ class Report:
     def write(self, folder: str | Path) -> list[Path]:
         """Write all files of the report, each atomically.
 
-        They are metrics.json, per_image.csv, classes.csv, classes.tex, worst.png and typical.png (if there are such
-        samples) and report.html. Without matplotlib the page has no figures, and says so.
+        They are metrics.json, confusion.png, per_image.csv, classes.csv, classes.tex, worst.png and typical.png (if
+        there are such samples) and report.html. Without matplotlib there is no confusion.png, and the page says so.
 
         Args:
             folder: it is made if there is none.
@@ -90,7 +90,8 @@ class Report:
         }
         for name, content in files.items():
             write_file(folder / name, content)
-        return [folder / name for name in ("metrics.json", *files)]
+        confusion = write_confusion(folder, self.accumulator.matrix, self.class_names)
+        return [*(folder / name for name in ("metrics.json", *files)), *confusion]
 
     def to_html(self) -> str:
         """Return the page, one file without anything from elsewhere."""
@@ -160,6 +161,25 @@ def choose_samples(
     return [sample(place) for place in worst], [sample(place) for place in typical]
 
 
+def write_confusion(folder: Path, matrix: Any, names: Sequence[str]) -> list[Path]:
+    """Write the figure of a confusion matrix as confusion.png; without matplotlib remove an older one.
+
+    Args:
+        folder: it exists.
+        matrix: (K, K + 1) counts.
+        names: of the K classes.
+
+    Returns:
+        the file's path, if it was written.
+    """
+    path = folder / "confusion.png"
+    if not plots.has_matplotlib():
+        path.unlink(missing_ok=True)
+        return []
+    write_file(path, plots.plot_confusion(matrix, names))
+    return [path]
+
+
 def png_bytes(image: Image.Image) -> bytes:
     """The image as a PNG file's bytes."""
     file = io.BytesIO()
@@ -177,4 +197,4 @@ def write_file(path: Path, content: bytes | str) -> None:
             partial.write_text(content, encoding="utf-8", errors="backslashreplace")
 
 
-__all__ = ["NUM_SAMPLES", "LoadSample", "Report", "choose_samples", "png_bytes", "write_file"]
+__all__ = ["NUM_SAMPLES", "LoadSample", "Report", "choose_samples", "png_bytes", "write_confusion", "write_file"]

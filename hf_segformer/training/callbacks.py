@@ -67,7 +67,7 @@ class StopAtNonFinite(TrainerCallback):
             raise ValueError(
                 f"the loss of step {state.global_step + 1} has infinite or NaN gradients; the weights are still good, "
                 "but cannot be trained any further: lower trainer.learning_rate or set trainer.max_grad_norm=1, then "
-                "go on with --resume or start anew"
+                "continue with --resume or start again"
             )
 
 

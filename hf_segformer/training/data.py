@@ -12,13 +12,12 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from PIL import Image
 
-from hf_segformer import SegFormerImageProcessor
-
 from ..config import DataConfig, check_palette, parse_value_range
 from ..configuration_segformer import default_ignore_index
 from ..data.decoding import RowReader, array_dtype, file_name
 from ..data.label_mapping import LabelMapping, class_values
 from ..data.readers import is_turned_alone
+from ..image_processing_segformer import SegFormerImageProcessor
 from ..visualization import Color, default_palette
 from .sources import open_source
 

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from PIL import Image
-from tqdm.auto import tqdm
 
-from hf_segformer import SegFormerImageProcessor
-
+from ..image_processing_segformer import SegFormerImageProcessor
+from ..progress import Progress
 from ..visualization import Color, colorize, figure, overlay
 from .data import Data
 
@@ -79,11 +78,14 @@ def check_data(data: Data, num_classes: int, quiet: bool = False) -> np.ndarray:
     if data.is_stream and not quiet:
         print(f"Of the stream only the first {_NUM_STREAMED:,} samples were checked and counted.")
     if duplicates and not quiet:
-        print(f"{len(duplicates)} evaluation image(s) are trained on, {duplicates[0]} first: metrics will be too high.")
+        number = "1 evaluation image is" if len(duplicates) == 1 else f"{len(duplicates)} evaluation images are"
+        print(f"{number} also in the training data: {duplicates[0]}. Metrics will be too high.")
     if turned and not quiet:
+        number = "1 image is" if len(turned) == 1 else f"{len(turned)} images are"
+        masks = "its mask is" if len(turned) == 1 else "their masks are"
         print(
-            f"{len(turned)} image(s) are turned by EXIF beside masks that are not, {turned[0]} first: where masks were "
-            "drawn on the stored pixels, set data.ignore_exif=true."
+            f"{number} turned by EXIF, but {masks} not: {turned[0]}. Where masks were drawn on the stored pixels, set "
+            "data.ignore_exif=true."
         )
     if ranges and not quiet:
         print(describe_range(ranges))
@@ -141,22 +143,25 @@ def _results(data: Data, split: str, num_labels: int, quiet: bool) -> Iterator[t
             return str(error)
 
     rows = getattr(data, split)
-    bar = {"desc": f"checking {split}", "unit": "image", "leave": False, "disable": quiet}
-    if not isinstance(rows, Dataset):
-        place = split
-        try:
-            for index, row in enumerate(tqdm(islice(rows, _NUM_STREAMED), **bar)):
-                place = data.describe(split, index)
-                yield place, examine(row)
-        except (ValueError, OSError) as error:  # ends a stream
-            yield f"{split}, after {place}", str(error)
-        return
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        try:
-            for index, found in enumerate(tqdm(threads.map(read, range(len(rows))), total=len(rows), **bar)):
-                yield data.describe(split, index), found
-        finally:
-            threads.shutdown(cancel_futures=True)
+    number = len(rows) if isinstance(rows, Dataset) else _NUM_STREAMED
+    with Progress(f"check {split}", number, "images", is_shown=not quiet) as bar:
+        if not isinstance(rows, Dataset):
+            place = split
+            try:
+                for index, row in enumerate(islice(rows, number)):
+                    place = data.describe(split, index)
+                    yield place, examine(row)
+                    bar.update()
+            except (ValueError, OSError) as error:  # ends a stream
+                yield f"{split}, after {place}", str(error)
+            return
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            try:
+                for index, found in enumerate(threads.map(read, range(number))):
+                    yield data.describe(split, index), found
+                    bar.update()
+            finally:
+                threads.shutdown(cancel_futures=True)
 
 
 def _summary(faults: Sequence[str]) -> str:
@@ -226,14 +231,14 @@ def check_classes(names: Sequence[str], checkpoint_id2label: Mapping[Any, str]) 
     Examples:
         >>> from hf_segformer.training.data_checks import check_classes
         >>> check_classes(["road", "car"], {0: "road", 1: "car", 2: "sky"})
-        "the checkpoint's head is for 3 classes, the data have 2: the head starts anew"
+        "the checkpoint's head is for 3 classes, the data have 2: its head is replaced"
     """
     # Published ADE20K checkpoints have names that end in a blank.
     own = [name.strip() for _, name in sorted((int(index), name) for index, name in checkpoint_id2label.items())]
     if own == [*names] or (len(own) == len(names) and own == [f"LABEL_{index}" for index in range(len(own))]):
         return None
     if len(own) != len(names):
-        return f"the checkpoint's head is for {len(own)} classes, the data have {len(names)}: the head starts anew"
+        return f"the checkpoint's head is for {len(own)} classes, the data have {len(names)}: its head is replaced"
     kind = "in another order" if sorted(own) == sorted(names) else "by other names"
     raise ValueError(
         f"the checkpoint has as many classes as the data, but {kind}: its {', '.join(own)}; the data's "
@@ -249,7 +254,7 @@ def show_batch(
     processor: SegFormerImageProcessor,
     path: str | Path,
 ) -> None:
-    """Write a PNG of the model's input: each image, its mask laid over it, and the mask alone.
+    """Write a PNG of the model's input: each image, its mask laid over it, and the mask alone; padding is hatched.
 
     Args:
         samples: `pixel_values` (C, H, W) and `labels` (H, W) of each, as `TrainDataset` gives them.
@@ -266,9 +271,10 @@ def show_batch(
         names, palette = [f"not {names[0]}", *names], [(214, 209, 196), *palette]
     rows, captions = [], []
     for sample in samples:
-        labels = np.asarray(sample["labels"])
-        image = _denormalized(np.asarray(sample["pixel_values"]), processor)
-        rows.append([image, overlay(image, labels, palette), colorize(labels, palette)])
+        labels, pixels = np.asarray(sample["labels"]), np.asarray(sample["pixel_values"])
+        image = _denormalized(pixels, processor)
+        padding = (labels == processor.ignore_index) & (pixels == 0).all(axis=0)
+        rows.append([image, overlay(image, labels, palette, padding=padding), colorize(labels, palette)])
         captions.append(_caption(labels, names))
     figure(rows, ("image", "mask over it", "mask"), names, palette, captions).save(path, "PNG")
 

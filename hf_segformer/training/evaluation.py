@@ -1,29 +1,25 @@
-"""Evaluation of a checkpoint on the evaluation data of a recipe: a table by class, metrics.json and two figures."""
+"""Evaluation of a checkpoint on the evaluation data of a recipe: a table by class and a report."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
-from PIL import Image
 from transformers import logging
 
 from ..conversion.checkpoints import locate
 from ..conversion.loading import load_segmentation, own_processor
-from ..evaluation.evaluate import Evaluation, evaluate
-from ..inference.segmenter import predict
-from ..visualization import Stretch, displayable, figure, overlay
-from .data import Data, load_data
+from ..evaluation.detailed import build_report, evaluate_in_detail
+from ..evaluation.evaluate import Evaluation
+from ..inference.segmenter import Segmenter
+from .data import load_data
 from .recipe import Recipe
-from .report import with_background, write_evaluation
-
-_NUM_WORST = 10
+from .report import split_name, with_background
 
 
 def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path, device: torch.device | None = None) -> Evaluation:
-    """Print the table, and write metrics.json, confusion.png and worst.png.
+    """Print the table by class, and write the report: metrics.json, report.html, tables and figures.
 
     Several processes (torchrun, `accelerate launch`) share the images; the main one prints and writes.
 
@@ -52,12 +48,20 @@ def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path, device: torch
     if state.is_main_process:
         print(f"Model    {checkpoint}, {model.num_parameters():,} parameters, {len(data.names)} classes")
         print(f"Data     {len(data.evaluation)} images\n", flush=True)
-    result = evaluate(model, processor, data.evaluation, recipe.evaluation, names=data.names, num_worst=_NUM_WORST)
+    result, accumulator = evaluate_in_detail(model, processor, data.evaluation, recipe.evaluation, names=data.names)
     if state.is_main_process:
         print(result.format_table())
-        write_evaluation(result, recipe, folder)
-        _draw_worst(model, processor, data, recipe, result).save(folder / "worst.png")
-        print(f"\nWritten to {folder}: metrics.json, confusion.png, worst.png")
+        report = build_report(
+            result,
+            accumulator,
+            Segmenter(model, processor, recipe.evaluation),
+            data.evaluation,
+            with_background(data.names, data.palette)[1],
+            title=recipe.data.title or recipe.data.source,
+            split=split_name(recipe.data),
+            details={"Model": checkpoint, "Recipe": recipe.name},
+        )
+        print(f"\nWritten to {folder}: {', '.join(path.name for path in report.write(folder))}")
     return result
 
 
@@ -69,19 +73,6 @@ def _check_classes(checkpoint: str, config: Any, names: Sequence[str]) -> None:
             f"{checkpoint} has {len(own)} classes, {', '.join(own)}; expected the {len(names)} of the data: "
             f"{', '.join(names)}"
         )
-
-
-def _draw_worst(model: Any, processor: Any, data: Data, recipe: Recipe, result: Evaluation) -> Image.Image:
-    """A figure of the worst images: the image, mask and prediction laid over it, mean IoU below."""
-    names, palette = with_background(data.names, data.palette)
-    rows, captions, stretch = [], [], Stretch.of_processor(processor)
-    for index, score in result.worst:
-        row = data.evaluation[index]
-        mask, image = np.asarray(row["label"]), displayable(row["image"], stretch)
-        prediction = predict(model, processor, row["image"], mask.shape, recipe.evaluation).cpu()
-        rows.append([image, overlay(image, mask, palette), overlay(image, prediction, palette)])
-        captions.append(f"{data.describe('evaluation', index)}: mean IoU {100 * score:.1f} %")
-    return figure(rows, ("image", "mask", "prediction"), names, palette, captions, panel_height=200)
 
 
 __all__ = ["evaluate_recipe"]

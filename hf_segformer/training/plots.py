@@ -1,4 +1,4 @@
-"""Plots of a run's loss and mean IoU and of a confusion matrix, by matplotlib (the extra `plots`).
+"""Plot of a run's loss and mean IoU, by matplotlib (the extra `plots`).
 
 Figures are drawn off screen by the Agg backend, without pyplot and its global state.
 """
@@ -22,7 +22,6 @@ _BLUE, _PALE_BLUE, _ORANGE, _FAINT = "#2154c4", "#becef0", "#d66014", "#5f6368"
 _PANEL = (6.2, 4.0)  # inches
 _DPI = 100
 _PEAK = 3  # a loss so many times higher than 97 % of them runs out of the panel
-_NUMBERED_CLASSES = 20  # up to which cells have room for their number
 
 _Points = list[tuple[float, float]]
 
@@ -68,80 +67,12 @@ def draw_curve(curve: Sequence[dict[str, Any]]) -> Image.Image:
     return _render(figure)
 
 
-def draw_confusion(matrix: Any, names: Sequence[str]) -> Image.Image:
-    """Plot a confusion matrix: the predictions for each class's pixels, in percent.
-
-    Rows are true classes and add up to 100 %, so that rare classes are seen as well as common ones. Few classes have
-    numbers in their cells, many have colours alone. A row without pixels is blank.
-
-    Args:
-        matrix: (K, K + 1) counts as `metrics.confusion_matrix` gives them, an array or a tensor on the CPU. The last
-            column, predictions that are no class, is drawn if there are any.
-        names: of the K classes.
-
-    Returns:
-        RGB image.
-
-    Raises:
-        ValueError: if the matrix does not fit the names.
-        ImportError: if matplotlib is not installed.
-
-    Examples:
-        >>> from hf_segformer.training.plots import draw_confusion
-        >>> draw_confusion([[90, 10, 0], [5, 5, 0]], ["ground", "path"]).mode
-        'RGB'
-    """
-    counts, columns = np.asarray(matrix), [*names, "none"]
-    if counts.shape != (len(names), len(names) + 1):
-        raise ValueError(
-            f"the matrix is {counts.shape}; expected {(len(names), len(names) + 1)} for {len(names)} names: a row and "
-            "a column for each, and a column for predictions that are no class"
-        )
-    shares = 100 * row_shares(counts)
-    if not counts[:, -1].any():
-        shares, columns = shares[:, :-1], columns[:-1]
-    has_numbers = len(names) <= _NUMBERED_CLASSES
-    cell, size = (0.42, 10) if has_numbers else (0.14, 7)
-    label = 0.012 * size * max(map(len, columns)) + 0.6
-    width, height = cell * len(columns) + label + 0.4, cell * len(names) + label + 0.8
-    figure = _figure(max(width, 4.0), max(height, 3.0))
-    axes = figure.add_subplot()
-    image = axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", vmin=0, vmax=100)
-    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
-    axes.set_yticks(range(len(names)), names, fontsize=size)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0)
-    axes.set_title("predicted", color=_FAINT, fontsize=10)
-    axes.set_ylabel("true", color=_FAINT)
-    figure.colorbar(image, ax=axes, orientation="horizontal", label="% of the row's pixels", pad=0.06, aspect=40)
-    if has_numbers:
-        for (row, column), share in np.ndenumerate(shares):
-            if share >= 0.5:  # NaN is not
-                color = "white" if share > 55 else "black"
-                axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=color, fontsize=8)
-    return _render(figure)
-
-
-def row_shares(counts: np.ndarray) -> np.ndarray:
-    """Divide each row by its sum; a row of zeros becomes NaN.
-
-    Examples:
-        >>> import numpy as np
-        >>> from hf_segformer.training.plots import row_shares
-        >>> row_shares(np.array([[1, 3], [0, 0]])).tolist()
-        [[0.25, 0.75], [nan, nan]]
-    """
-    totals = counts.sum(axis=1, keepdims=True).astype(float)
-    totals[totals == 0] = np.nan
-    return counts / totals
-
-
 def save_plot(path: str | Path, draw: Callable[..., Image.Image], *values: Any) -> bool:
     """Draw to a PNG file, or print one line and leave it out where matplotlib is not installed.
 
     Args:
         path: the file; an older one is replaced or removed.
-        draw: `draw_curve` or `draw_confusion`.
+        draw: `draw_curve`.
         *values: its arguments.
 
     Returns:
@@ -226,4 +157,4 @@ def running_mean(points: _Points) -> _Points:
     return means
 
 
-__all__ = ["draw_confusion", "draw_curve", "loss_limit", "row_shares", "running_mean", "save_plot"]
+__all__ = ["draw_curve", "loss_limit", "running_mean", "save_plot"]

@@ -75,6 +75,11 @@ class Recipe:
         """Keywords of `TrainingArguments`."""
         return self.tables["trainer"]
 
+    def check_trainable(self) -> None:
+        """Raise ValueError if a training lacks what reading the recipe, for its data say, does not need."""
+        if self.lora.rank and not self.model.get("checkpoint"):
+            raise ValueError("lora.rank is set, but adapters cannot train a random encoder: set model.checkpoint")
+
     @property
     def loss(self) -> "SegmentationLoss":
         """The table `[loss]` as a `SegmentationLoss`; this imports PyTorch."""
@@ -124,8 +129,6 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     recipe.data.check_root()
     if recipe.data.streaming and recipe.trainer.get("max_steps", 0) <= 0:
         raise ValueError("data.streaming is set, but a stream has no length: set trainer.max_steps")
-    if recipe.lora.rank and not recipe.model.get("checkpoint"):
-        raise ValueError("lora.rank is set, but adapters cannot train a random encoder: set model.checkpoint")
     return recipe
 
 
@@ -164,9 +167,7 @@ def _with_bases(path: Path) -> list[Path]:
     """A recipe after those that it inherits from."""
     files = [path]
     while base := _read_tables(files[0]).get("base"):
-        if not isinstance(base, str):
-            raise ValueError(f"{files[0]}: base is {base!r}; expected the name of a recipe beside it")
-        if Path(base).name != base:
+        if not isinstance(base, str) or Path(base).name != base:
             raise ValueError(f"{files[0]}: base is {base!r}; expected the name of a recipe beside it")
         files.insert(0, find_recipe(resolve_inside(files[0].parent, base)))
         if files[0] in files[1:]:

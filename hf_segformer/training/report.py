@@ -8,13 +8,14 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedModel, ProgressCallback
 
+from ..config import DataConfig
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.metrics import confusion_matrix, scores
+from ..evaluation.report import write_confusion
 from ..files import write_json
 from ..inference.segmenter import predict
 from ..visualization import Color, Stretch, colorize, displayable, figure
 from .data import Data
-from .plots import draw_confusion, save_plot
 from .recipe import Recipe
 
 _NUM_DRAWN = 4
@@ -40,10 +41,14 @@ def write_evaluation(evaluation: Evaluation, recipe: Recipe, folder: Path) -> No
     Raises:
         OSError: if they cannot be written.
     """
-    data = recipe.data
-    split = f"{100 * data.eval_share:g} % of {data.train_split}" if data.eval_share else data.eval_split_name
-    write_json(evaluation.to_json(data.title or data.source, split, recipe.evaluation), folder / "metrics.json")
-    save_plot(folder / "confusion.png", draw_confusion, evaluation.matrix, evaluation.names)
+    values = evaluation.to_json(recipe.data.title or recipe.data.source, split_name(recipe.data), recipe.evaluation)
+    write_json(values, folder / "metrics.json")
+    write_confusion(folder, evaluation.matrix, evaluation.names)
+
+
+def split_name(data: DataConfig) -> str:
+    """Name the evaluation split of a recipe: the split itself, or the share of the training split."""
+    return f"{100 * data.eval_share:g} % of {data.train_split}" if data.eval_share else data.eval_split_name
 
 
 def spread(length: int, count: int = _NUM_DRAWN) -> list[int]:
@@ -90,6 +95,7 @@ __all__ = [
     "Sample",
     "draw_predictions",
     "predict_some",
+    "split_name",
     "spread",
     "with_background",
     "write_evaluation",

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-# The Trainer writes its state last; without the others a run cannot go on from where it was.
+# The Trainer writes its state last; without the others a run cannot be resumed.
 _NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
@@ -37,7 +37,7 @@ def newest_whole_checkpoint(folder: Path) -> Path:
             return checkpoint
         print(f"Skipping {checkpoint}, which is broken: {defect}")
     found = f"none of its {len(checkpoints)} is whole" if checkpoints else "it holds none"
-    raise ValueError(f"no checkpoint in {folder} to resume from, {found}: run without --resume to start anew")
+    raise ValueError(f"no checkpoint in {folder} to resume from, {found}: run without --resume to start again")
 
 
 def find_defect(checkpoint: Path) -> str | None:

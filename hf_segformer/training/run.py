@@ -20,14 +20,14 @@ from transformers import (
     set_seed,
 )
 
-from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
-
 from ..config import LoraConfig
-from ..configuration_segformer import VARIANTS, default_ignore_index
+from ..configuration_segformer import VARIANTS, SegFormerConfig, default_ignore_index
 from ..data.torch_datasets import EpochSampler, TrainDataset, TrainStream
 from ..evaluation.evaluate import evaluate
 from ..files import read_json
 from ..hub.model_card import write_card
+from ..image_processing_segformer import SegFormerImageProcessor
+from ..modeling_segformer import SegFormerForSemanticSegmentation
 from .callbacks import StopAfterStep, StopAtNonFinite
 from .data import Data, load_data
 from .data_checks import check_classes, check_data, format_counts, show_batch
@@ -48,7 +48,7 @@ def fine_tune(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> 
 
     Args:
         recipe: description of the run.
-        resume: go on from the newest whole checkpoint in `trainer.output_dir`.
+        resume: continue from the newest whole checkpoint in `trainer.output_dir`.
         overwrite: if that folder holds a finished run, move it away and take its place.
 
     Returns:
@@ -60,6 +60,7 @@ def fine_tune(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> 
         OSError: if files are missing or cannot be read or written.
         KeyboardInterrupt: if it was stopped; there is a checkpoint then.
     """
+    recipe.check_trainable()
     arguments = training_arguments(recipe)
     folder, is_main = Path(arguments.output_dir), arguments.process_index == 0
     with RunFolder(folder, is_owner=is_main) as run:
@@ -76,7 +77,7 @@ def fine_tune(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> 
             check_resumable(checkpoint, model.config, recipe.lora)
         if is_main:
             if checkpoint is None and (archive := run.archive_previous_run()):
-                print(f"{folder} held an earlier run, which is now {archive} (--resume would have gone on with it)")
+                print(f"{folder} held an earlier run, which is now {archive} (--resume would have continued it)")
             announce(model, data, arguments, checkpoint)
         trainer = build_trainer(model, arguments, recipe, loss, data)
         if checkpoint is not None and is_finished(checkpoint, arguments):
@@ -197,7 +198,7 @@ def translate_disk_full(folder: Path) -> Iterator[None]:
             raise
         raise OSError(
             f"{folder} cannot be written to, its disk is full: checkpoints that were finished are still good; make "
-            "room, then go on with --resume"
+            "room, then continue with --resume"
         ) from error
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-from tqdm.auto import tqdm
 
 from ..config import DataConfig, check_palette, check_unique
 from ..data import camvid, shapes
@@ -194,7 +193,7 @@ def _spread(dataset: datasets.Dataset, number: int, key: str, split: str) -> dat
 
 def _collect(stream: Any, number: int) -> datasets.Dataset:
     """Keep the rows of an evaluation stream in memory, encoded as they are stored: they are read many times."""
-    rows: Sequence = list(tqdm(stream.take(number) if number else stream, desc="fetching evaluation", leave=False))
+    rows: Sequence = list(stream.take(number) if number else stream)
     if len(rows) < max(number, 1):
         raise ValueError(
             f"data.num_eval is {number}; expected at most the images of the evaluation stream, {len(rows)}"

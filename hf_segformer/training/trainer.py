@@ -283,7 +283,7 @@ class SegFormerTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def _restore_pending_loss(self) -> None:
-        """Go on with the sum of losses since the last log, which an uninterrupted run would still hold."""
+        """Restore the sum of losses since the last log, which an uninterrupted run would still hold."""
         saved = saved_state(self.state)
         if "pending_loss" in saved and saved["last_logged_step"] < self.state.global_step:
             self._tr_loss.fill_(saved["pending_loss"])

@@ -52,8 +52,8 @@ def test_report_of_a_model(tmp_path, model, rows):
         Segmenter(model, processor, options),
         rows,
         default_palette(5),
-        title="tiny",
-        values=evaluation.to_json("noise", "test", options),
+        title="noise",
+        split="test",
         details={"Model": "tiny"},
         group_pattern="[0-3]|4",
         num_samples=2,
@@ -64,6 +64,7 @@ def test_report_of_a_model(tmp_path, model, rows):
     assert metrics["mean_iou"] == pytest.approx(evaluation.metrics["mean_iou"])
     assert [row["name"] for row in metrics["classes"]] == list(evaluation.names)
     assert metrics["intervals"]["unit"] == "groups"
+    assert report.details["Flip"] == "False"
     assert len(report.worst) == len(report.typical) == 2
 
 

@@ -35,26 +35,26 @@ def _quiet_cache(tmp_path, monkeypatch):
 
 
 def labels_of(index, num_values=3):
-    """A label map of blocks, different for each index; every value occurs."""
+    """Labels of a mask of blocks, different for each index; every value occurs."""
     blocks = (np.arange(20).reshape(4, 5) + index) % num_values
     return np.kron(blocks, np.ones((11, 12))).astype(np.uint8)
 
 
-def picture_of(labels):
-    """A picture of which every pixel tells its label."""
+def image_of(labels):
+    """An image whose pixels encode their labels."""
     return Image.fromarray(np.stack([labels * 20 + 10] * 3, axis=-1))
 
 
-def save(path, picture, **options):
+def save(path, image, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, **options)
+    image.save(path, **options)
 
 
 def paired_folders(root, num_values=3, image_path="images/{}/p{}.png", mask_path="masks/{}/p{}.png"):
-    """Two training pictures and one for evaluation, with label maps."""
+    """Two training images and one for evaluation, with masks."""
     for index, split in enumerate(("train", "train", "val")):
         labels = labels_of(index, num_values)
-        save(root / image_path.format(split, index), picture_of(labels))
+        save(root / image_path.format(split, index), image_of(labels))
         save(root / mask_path.format(split, index), Image.fromarray(labels))
     return root
 
@@ -64,7 +64,7 @@ def folders(root, **fields):
 
 
 def assert_rows_fit(rows, reduced=0):
-    """Every pixel of a picture tells its label."""
+    """Check that the pixels of every image encode its labels."""
     for row in rows:
         values = (np.asarray(row["image"].convert("RGB"))[..., 0].astype(int) - 10) // 20 - reduced
         np.testing.assert_array_equal(row["label"], values)
@@ -80,7 +80,7 @@ class TestFolders:
 
     def test_flat_folders_hold_a_share_out_and_the_seed_decides_which(self, tmp_path):
         for index in range(10):
-            save(tmp_path / f"images/p{index}.jpg", picture_of(labels_of(index)))
+            save(tmp_path / f"images/p{index}.jpg", image_of(labels_of(index)))
             save(tmp_path / f"masks/p{index}.png", Image.fromarray(labels_of(index)))
 
         def files(seed):
@@ -134,9 +134,9 @@ class TestFolders:
         assert (len(data.train), len(data.evaluation)) == (2, 1)
         assert_rows_fit([*data.train, *data.evaluation])
 
-    def test_a_few_pictures_are_spread_over_the_split(self, tmp_path):
+    def test_a_selection_is_spread_over_the_split(self, tmp_path):
         for index in range(5):
-            save(tmp_path / f"images/train/p{index}.png", picture_of(labels_of(index)))
+            save(tmp_path / f"images/train/p{index}.png", image_of(labels_of(index)))
             save(tmp_path / f"masks/train/p{index}.png", Image.fromarray(labels_of(index)))
         data = folders(tmp_path, num_train=2, train_split="train", eval_split="train/")
         assert [Path(data.describe("train", index).split()[0]).stem for index in (0, 1)] == ["p0", "p4"]
@@ -183,7 +183,7 @@ class TestLabels:
         for index in range(2):
             mask = Image.fromarray(labels_of(index), "P")
             mask.putpalette([9, 9, 9, 200, 0, 0, 0, 0, 0])
-            save(tmp_path / f"images/p{index}.png", picture_of(labels_of(index)))
+            save(tmp_path / f"images/p{index}.png", image_of(labels_of(index)))
             save(tmp_path / f"masks/p{index}.png", mask)
             lines.append({"image_file_name": f"images/p{index}.png", "label_file_name": f"masks/p{index}.png"})
         (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -201,7 +201,7 @@ class TestLabels:
         raw = labels_of(0, 5)
         np.testing.assert_array_equal(data.train[0]["label"], np.where(raw > 2, 255, raw))
 
-    def test_label_values_say_what_the_maps_hold_even_255(self):
+    def test_label_values_map_any_values_even_255(self):
         rule = LabelMapping((7, 255, 1000), (0,))
         assert rule.apply(np.array([[7, 255, 1000, 0]], dtype=np.uint16), "map").tolist() == [[0, 1, 2, 255]]
 
@@ -213,15 +213,15 @@ class TestLabels:
         assert "not water" in format_counts(counts, data.names)
 
     @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
-    def test_a_strange_label_is_named_with_what_would_be_right(self, dtype):
+    def test_an_unknown_label_is_refused_with_the_expected_ones(self, dtype):
         with pytest.raises(ValueError, match=r"^map holds 3, 77; expected the classes 0 to 2, or 11, 255 for ignored"):
             LabelMapping((0, 1, 2), (11,)).apply(np.array([[0, 77, 3, 11, 255]], dtype=dtype), "map")
 
-    def test_values_beyond_the_table_and_negative_ones_are_strange(self):
+    def test_large_and_negative_values_are_unknown_labels(self):
         with pytest.raises(ValueError, match="map holds -1, 256, 65535; expected"):
             LabelMapping((0, 1)).apply(np.array([[-1, 256, 65535, 1]]), "map")
 
-    def test_256_does_not_become_ignored_by_being_reduced(self):
+    def test_256_is_not_ignored_with_reduced_labels(self):
         with pytest.raises(ValueError, match="holds 256"):
             LabelMapping((1, 2, 3), (0,)).apply(np.array([[256]]), "map")
 
@@ -268,7 +268,7 @@ class TestClasses:
             ("id2label.json", '{"0": "a", "2": "b"}', "id2label.json cannot be read .*'1'"),
         ],
     )
-    def test_a_file_of_classes_that_is_not_as_it_must_be_is_named(self, tmp_path, file, content, message):
+    def test_an_invalid_file_of_classes_is_named(self, tmp_path, file, content, message):
         paired_folders(tmp_path)
         (tmp_path / file).write_text(content)
         with pytest.raises(ValueError, match=message):
@@ -301,7 +301,7 @@ class TestCamVid:
             raw = labels_of(index, 12)
             np.testing.assert_array_equal(data.train[index]["label"], np.where(raw == 11, 255, raw))
 
-    def test_pictures_are_evaluated_at_their_own_scale_or_the_one_asked_for(self, tmp_path):
+    def test_images_are_evaluated_at_their_own_scale_or_at_eval_size(self, tmp_path):
         self.camvid(tmp_path)
         for eval_size, shape in ((0, (3, 64, 64)), (88, (3, 96, 128))):
             data = load_data(DataConfig("camvid", root=str(tmp_path), eval_size=eval_size))
@@ -316,19 +316,19 @@ class TestCamVid:
 
 def test_shapes_are_what_is_drawn():
     data = load_data(DataConfig("shapes", image_size=32, num_train=2, num_eval=1, seed=3))
-    picture, labels = shapes.draw_sample(3, "train", 1, 32)
-    assert np.array_equal(data.train[1]["image"], picture)
+    image, labels = shapes.draw_sample(3, "train", 1, 32)
+    assert np.array_equal(data.train[1]["image"], image)
     assert np.array_equal(data.train[1]["label"], labels)
     assert data.processor.do_resize is False
     assert data.describe("train", 1) == "train row 1"
 
 
 def table(number, start=0, **columns):
-    """A data set of pictures and 8-bit maps, with a column more."""
+    """A data set of images and 8-bit masks, with a column more."""
     labels = [labels_of(start + index) for index in range(number)]
     values = {
         "id": list(range(number)),
-        "image": [picture_of(values) for values in labels],
+        "image": [image_of(values) for values in labels],
         "annotation": [Image.fromarray(values) for values in labels],
     }
     features = {"id": datasets.Value("int64"), "image": datasets.Image(), "annotation": datasets.Image()}
@@ -395,19 +395,19 @@ class TestDatasets:
         import fsspec
 
         content = BytesIO()
-        picture_of(labels_of(0)).save(content, "PNG")
+        image_of(labels_of(0)).save(content, "PNG")
         with fsspec.open("memory://p.png", "wb") as file:
             file.write(content.getvalue())
         read = reader.RowReader(3, LabelMapping((0, 1, 2))).read
-        picture, _ = read({"path": "memory://p.png", "bytes": None}, labels_of(0))
-        assert np.array_equal(picture, picture_of(labels_of(0)))
+        image, _ = read({"path": "memory://p.png", "bytes": None}, labels_of(0))
+        assert np.array_equal(image, image_of(labels_of(0)))
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_imagefolder_with_metadata(self, tmp_path, streaming):
         for split, indices in (("train", (0, 1)), ("validation", (2,))):
             lines = []
             for index in indices:
-                save(tmp_path / split / f"p{index}.png", picture_of(labels_of(index)))
+                save(tmp_path / split / f"p{index}.png", image_of(labels_of(index)))
                 save(tmp_path / split / f"m{index}.png", Image.fromarray(labels_of(index)))
                 lines.append(json.dumps({"image_file_name": f"p{index}.png", "label_file_name": f"m{index}.png"}))
             (tmp_path / split / "metadata.jsonl").write_text("\n".join(lines))
@@ -417,16 +417,16 @@ class TestDatasets:
         if not streaming:
             assert data.describe("train", 1) == f"{tmp_path}/train/p1.png (train row 1)"
 
-    def test_maps_of_class_labels_bring_their_names(self, tmp_path):
+    def test_masks_of_class_labels_bring_their_names(self, tmp_path):
         feature = datasets.List(datasets.List(datasets.ClassLabel(names=NAMES)))
-        rows = {"image": [picture_of(labels_of(0))] * 3, "label": [labels_of(0).tolist()] * 3}
+        rows = {"image": [image_of(labels_of(0))] * 3, "label": [labels_of(0).tolist()] * 3}
         features = datasets.Features({"image": datasets.Image(), "label": feature})
         datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
         data = load_data(DataConfig("dataset", root=str(tmp_path / "saved"), eval_share=0.4))
         assert data.names == tuple(NAMES)
         assert_rows_fit(data.train)
 
-    def test_names_lie_beside_the_data_on_the_hub(self, tmp_path, parquet, monkeypatch):
+    def test_class_names_are_read_from_the_hub(self, tmp_path, parquet, monkeypatch):
         def download(repository, name, repo_type):
             assert (repository, repo_type) == ("owner/data", "dataset")
             if name == "classes.json":
@@ -468,7 +468,7 @@ class TestDatasets:
 
 
 def four_bands(folder, write):
-    """Training pictures of four bands with label maps, written by a function of path and (H, W, 4) array."""
+    """Training images of four bands with masks, written by a function of path and (H, W, 4) array."""
     rng = np.random.default_rng(0)
     for index, split in enumerate(("train", "train", "val")):
         labels = labels_of(index)
@@ -502,7 +502,7 @@ class TestBands:
         assert loss.isfinite()
         assert EvalDataset(data.evaluation, data.processor)[0]["pixel_values"].shape == (4, 64, 64)
 
-    def test_bands_are_normalised_by_the_training_pictures_own_mean_and_deviation(self, tmp_path):
+    def test_bands_are_normalised_by_mean_and_deviation_of_the_training_images(self, tmp_path):
         data = load_data(four_bands(tmp_path, BAND_FILES["npy of floats"]), num_channels=4)
         bands = np.concatenate([row["image"].reshape(4, -1) for row in data.train], axis=1).astype(np.float64)
         assert data.processor.image_mean == pytest.approx(bands.mean(1).tolist(), rel=1e-5)
@@ -570,7 +570,7 @@ class TestCheck:
                 r"masks/train/p1.png is a PIL image of mode RGB",
             ),
         ],
-        ids=["no picture", "picture cut off", "map cut off", "gone", "size", "label", "colours"],
+        ids=["not an image", "truncated image", "truncated mask", "missing", "size", "label", "colours"],
     )
     def test_a_fault_names_its_file_and_what_is_wrong(self, tmp_path, spoil, message):
         data = folders(paired_folders(tmp_path))
@@ -580,7 +580,7 @@ class TestCheck:
 
     def test_faults_are_counted_and_the_first_named(self, tmp_path):
         for index in range(9):
-            save(tmp_path / f"images/p{index}.png", picture_of(labels_of(index)))
+            save(tmp_path / f"images/p{index}.png", image_of(labels_of(index)))
             save(tmp_path / f"masks/p{index}.png", Image.fromarray(labels_of(index)))
         data = folders(tmp_path, eval_share=0.2)
         for path in tmp_path.glob("masks/*"):
@@ -594,7 +594,7 @@ class TestCheck:
         (tmp_path / "images/val/p2.png").write_bytes((tmp_path / "images/train/p0.png").read_bytes())
         check_data(folders(tmp_path), 3)
         printed = capsys.readouterr().out
-        assert "1 evaluation image(s) are trained on" in printed
+        assert "1 evaluation image is also in the training data: " in printed
         assert "val/p2.png (evaluation row 0) is the same as" in printed
         assert "train/p0.png (train row 0)" in printed
 
@@ -627,7 +627,7 @@ class TestCheck:
         image.save(tmp_path / "images/train/p0.png", exif=exif)
         check_data(folders(tmp_path), 3)
         printed = capsys.readouterr().out
-        assert "1 images are turned by EXIF beside masks that are not" in printed
+        assert "1 image is turned by EXIF, but its mask is not: " in printed
         assert "p0.png" in printed
         assert "data.ignore_exif=true" in printed
         data = folders(tmp_path, ignore_exif=True)
@@ -689,7 +689,7 @@ class TestCheck:
             check_data(dataset(parquet, streaming=True, names=["a", "b"], num_eval=1), 2)
 
 
-def test_rows_travel_to_other_processes(tmp_path):
+def test_rows_can_be_pickled(tmp_path):
     data = folders(paired_folders(tmp_path))
     assert_rows_fit(pickle.loads(pickle.dumps(data.train)))
 
@@ -704,8 +704,8 @@ class TestShowBatch:
         samples = [{"pixel_values": pixels, "labels": torch.from_numpy(labels)}]
         palette = [(1, 1, 1), (0, 0, 255), (2, 2, 2)]
         show_batch(samples, NAMES, palette, processor, path)
-        with Image.open(path) as picture:
-            shown = np.asarray(picture)
+        with Image.open(path) as image:
+            shown = np.asarray(image)
         colors = {tuple(color) for color in shown.reshape(-1, 3).tolist()}
         assert (200, 100, 50) in colors  # as it was before normalisation
         assert (0, 0, 255) in colors  # class 1
@@ -717,8 +717,8 @@ class TestShowBatch:
         processor = SegFormerImageProcessor(image_mean=[0.0] * num_channels, image_std=[1.0] * num_channels)
         sample = {"pixel_values": torch.randn(num_channels, 32, 48), "labels": torch.ones(32, 48, dtype=torch.long)}
         show_batch([sample], ["water"], [(0, 0, 255)], processor, tmp_path / "batch.png")
-        with Image.open(tmp_path / "batch.png") as picture:
-            assert (0, 0, 255) in {color for _, color in picture.getcolors(1 << 20)}
+        with Image.open(tmp_path / "batch.png") as image:
+            assert (0, 0, 255) in {color for _, color in image.getcolors(1 << 20)}
 
 
 class TestRecipe:

@@ -183,7 +183,7 @@ def test_two_processes_run_a_recipe_on_images_of_unequal_size(unequal, tmp_path)
 
 @pytest.mark.skipif(
     transformers.__version__.startswith("5.17."),
-    reason="Transformers 5.17 can not read an optimiser again in several CPU processes: it asks PyTorch for cpu:0",
+    reason="Transformers 5.17 cannot read an optimizer again in several CPU processes: it asks PyTorch for cpu:0",
 )
 @pytest.mark.slow
 def test_two_killed_processes_resume_to_the_same_weights(shared):
@@ -209,16 +209,16 @@ def program(folder, *arguments):
 
 @pytest.mark.slow
 def test_ctrl_c_to_torchrun_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
-    folder, told = tmp_path / "run", tmp_path / "told.txt"
-    with told.open("w") as file:
+    folder, output = tmp_path / "run", tmp_path / "output.txt"
+    with output.open("w") as file:
         run = subprocess.Popen([*LAUNCH, *program(folder)], cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=file)
-        while " 10/400" not in told.read_text() and run.poll() is None:
+        while " 10/400" not in output.read_text() and run.poll() is None:
             time.sleep(0.05)
         run.send_signal(signal.SIGINT)
         assert run.wait() != 0
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert newest_whole_checkpoint(folder).parent == folder, told.read_text()
-    assert "Stopped. Resume from" in told.read_text()
+    assert newest_whole_checkpoint(folder).parent == folder, output.read_text()
+    assert "Stopped. Resume from" in output.read_text()
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])

@@ -1,6 +1,6 @@
 """The loss of twenty steps, as recorded: a change that moves it changes training.
 
-`python tests/training/test_golden.py` records the file anew.
+`python tests/training/test_golden.py` records the file again.
 """
 
 import json

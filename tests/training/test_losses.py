@@ -15,7 +15,7 @@ WEIGHTS = {1: [0.5, 2.0], 4: [0.5, 2.0, 1.0, 3.0]}
 
 
 def batch(num_logits, dtype=torch.float32):
-    """Logits and labels whose last class never occurs (but for one logit), some pixels ignored."""
+    """Logits and labels whose last class never occurs (except with one logit), some pixels ignored."""
     logits = torch.randn(2, num_logits, 3, 5, dtype=dtype)
     labels = torch.randint(0, max(num_logits - 1, 2), (2, 6, 10))
     labels[0, :2, 3:] = 255
@@ -23,7 +23,7 @@ def batch(num_logits, dtype=torch.float32):
 
 
 def pixels_of(logits, labels):
-    """For each pixel that counts its picture, the probabilities of all classes, and its label."""
+    """Probabilities of all classes and the label of each pixel that counts."""
     logits = upsample(logits.double(), labels.shape[-2:])
     pixels = []
     for image in range(labels.shape[0]):

@@ -79,7 +79,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(uninterrupt
     assert code == -signal.SIGKILL, output
     assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-12", "checkpoint-8", "checkpoint-4"]
     shutil.copytree(folder / "checkpoint-4", early / "checkpoint-4")
-    # Between two epochs; and amid the first, so that workers live on into the next.
+    # Between two epochs; and in the middle of the first, so that workers live on into the next.
     for place in (folder, early):
         assert program(place, *WORKERS[workers], "--resume") == 0
         assert_same_weights(place, uninterrupted)

@@ -45,7 +45,7 @@ def run_folder(trained_run_copy):
 
 
 def road_scenes(root, size=(60, 44), suffixes=(".webp", ".png")):
-    """A small CamVid: pictures of which every pixel tells its label, and the labels."""
+    """A small CamVid: images whose pixels encode their labels, and masks."""
     rng = np.random.default_rng(0)
     for split, number in (("train", 3), ("val", 2)):
         for folder in (split, f"{split}annot"):
@@ -53,8 +53,8 @@ def road_scenes(root, size=(60, 44), suffixes=(".webp", ".png")):
         for index in range(number):
             labels = np.kron(rng.integers(0, 12, (4, 5)), np.ones((11, 12))).astype(np.uint8)
             Image.fromarray(labels).save(root / f"{split}annot" / f"frame{index}.png")
-            picture = Image.fromarray(np.stack([labels * 20] * 3, axis=-1)).resize(size)
-            picture.save(root / split / f"frame{index}{suffixes[index % 2]}", lossless=True)
+            image = Image.fromarray(np.stack([labels * 20] * 3, axis=-1)).resize(size)
+            image.save(root / split / f"frame{index}{suffixes[index % 2]}", lossless=True)
     return root
 
 
@@ -64,8 +64,8 @@ class TestRun:
         assert not any(info.values())
         assert model.config.id2label[6] == "star"
         assert SegFormerImageProcessor.from_pretrained(finished).do_resize is False
-        with Image.open(finished / "prediction.png") as picture:
-            assert picture.width > 700
+        with Image.open(finished / "prediction.png") as image:
+            assert image.width > 700
 
     def test_metrics_are_those_of_the_saved_model_on_whole_images(self, finished):
         model = AutoModelForSemanticSegmentation.from_pretrained(finished).eval()
@@ -191,8 +191,8 @@ class TestData:
 
     def test_show_batch_draws_the_first_input_and_trains_nothing(self, tmp_path, capsys):
         assert train(tmp_path / "run", "--show-batch", str(tmp_path / "batch.png")) == 0
-        with Image.open(tmp_path / "batch.png") as picture:
-            assert picture.width > 300
+        with Image.open(tmp_path / "batch.png") as image:
+            assert image.width > 300
         assert not (tmp_path / "run").exists()
 
     def test_faults_of_the_data_are_reported_before_training(self, tmp_path, capsys):
@@ -347,7 +347,7 @@ class TestTrackers:
     @pytest.mark.parametrize("name", ["wandb", "trackio"])
     def test_other_trackers_get_predictions(self, finished, name, monkeypatch):
         logged = []
-        module = SimpleNamespace(log=logged.append, Image=lambda picture: ("image", picture.size))
+        module = SimpleNamespace(log=logged.append, Image=lambda image: ("image", image.size))
         monkeypatch.setitem(sys.modules, name, module)
         data = load_data(DataConfig(source="shapes", image_size=32, num_train=1, num_eval=3))
         trainer = SimpleNamespace(callback_handler=SimpleNamespace(callbacks=[]))
@@ -377,12 +377,12 @@ class TestErrors:
         def broken(self, key):
             if get_worker_info() is None:
                 return original(self, key)
-            raise ValueError(f"picture {key[1]} is\nnot good: at all")
+            raise ValueError(f"image {key[1]} is\nnot good: at all")
 
         original = TrainDataset.__getitem__
         with mock.patch.object(TrainDataset, "__getitem__", broken):
             error = error_of(capsys, tmp_path / "run", worker, "trainer.max_steps=1")
-        assert re.fullmatch(r"segformer: picture \d+ is not good: at all", error)
+        assert re.fullmatch(r"segformer: image \d+ is not good: at all", error)
 
     def test_adapters_need_a_trained_encoder(self, tmp_path, capsys):
         assert error_of(capsys, tmp_path / "run", "lora.rank=2").endswith("set model.checkpoint")

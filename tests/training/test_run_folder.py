@@ -1,4 +1,4 @@
-"""The output folder of a run: one owner at a time, checkpoints of one run, and no run replaced unasked."""
+"""The output folder of a run: one owner at a time, checkpoints of one run, no run replaced without --overwrite."""
 
 import json
 import shutil

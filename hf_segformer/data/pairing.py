@@ -19,7 +19,7 @@ from ..configuration_segformer import default_ignore_index
 from ..files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_json, resolve_inside
 from .decoding import RowReader, array_dtype
 from .label_mapping import LabelMapping, class_values
-from .readers import count_pages
+from .readers import count_pages, is_hub_file
 
 _NUM_LISTED, _NUM_TRIED = 5, 50
 
@@ -196,6 +196,10 @@ def require_own_files(dataset: Any, root: str) -> Any:
         for value in row.values():
             is_file = isinstance(value, dict) and value.get("bytes") is None
             path = value.get("path") if is_file else value
+            if isinstance(path, str) and "://" in path:
+                if not os.path.isdir(root) and is_hub_file(path, root):  # a stream of the data set itself
+                    continue
+                raise ValueError(f"a row of {root} names {path}; expected files of the data set itself")
             if isinstance(path, str) and not any(Path(os.path.abspath(path)).is_relative_to(each) for each in folders):
                 raise ValueError(
                     f"a row of {root} names the file {path}; expected one below {root}: copy or link the images there"
@@ -354,7 +358,7 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...], skipped: tuple[str, ...] =
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder at any depth, by name, but for hidden ones and those in hidden folders."""
+    """Yield the files in a folder at any depth, by name, except hidden ones and those in hidden folders."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     for path in sorted(folder.rglob("*")):

@@ -9,6 +9,7 @@ Axes: C bands, H height, W width, h w a tile's sides.
 """
 
 import os
+import re
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -37,6 +38,9 @@ ENTRY_POINTS = "hf_segformer.readers"
 _OWN_READERS = ("hf_segformer.geo.tiff:PlainRaster", "hf_segformer.geo.geotiff:GeoRaster")
 _HEAD = 4096  # bytes that readers claim a file by
 _NUMPY = b"\x93NUMPY"
+_HUB_FILE = re.compile(
+    r"((zip|tar|gzip|bz2|xz|lz4|zstd)://[^:]*::)*hf://datasets/(?P<repository>[\w.-]+/[\w.-]+)(@[^/]+)?/[^:]+"
+)
 
 
 class Tile(NamedTuple):
@@ -88,7 +92,7 @@ class ImageSource:
         self.name = name or (os.fspath(path) if path else "the image")
         if content is None and not path:
             raise ValueError(f"{self.name} is missing: the row holds neither a path nor bytes")
-        if content is None and "://" in str(path):  # a stream's file on the Hub
+        if content is None and isinstance(value, dict) and is_hub_file(path):  # of a stream
             content = _download(str(path))
         self.content: bytes | None = content
         self.path = None if content is not None else Path(str(os.fspath(path or "")))
@@ -103,6 +107,19 @@ class ImageSource:
     def suffix(self) -> str:
         """Ending of the name, in lower case."""
         return Path(self.name).suffix.lower()
+
+
+def is_hub_file(path: Any, repository: str = "") -> bool:
+    """Return True for the address of a file in a data set of the Hub, or in an archive there, as streams name files.
+
+    Other addresses (of web servers, local files, cloud storage) are never opened.
+
+    Args:
+        path: the address.
+        repository: `owner/name` that it has to be in; any without one.
+    """
+    match = _HUB_FILE.fullmatch(path) if isinstance(path, str) else None
+    return match is not None and repository in ("", match["repository"]) and ".." not in re.split(r"[/\\:]", path)
 
 
 def _download(address: str) -> bytes:
@@ -434,6 +451,7 @@ __all__ = [
     "count_pages",
     "find_reader",
     "has_data",
+    "is_hub_file",
     "is_turned_alone",
     "kind_of",
     "open_image",

@@ -36,7 +36,7 @@ def find_inputs(
     """Find the images that inputs name, in an order that depends on the inputs alone.
 
     Args:
-        inputs: files; folders, which are searched with all below them for files of image suffixes, but for hidden
+        inputs: files; folders, which are searched with all below them for files of image suffixes, except hidden
             ones; patterns such as `drives/*/left/*.png`, where ** stands for any folders; and @FILE, a text file with
             the path of an image on each line.
         out: folder of the results; files in it are skipped.

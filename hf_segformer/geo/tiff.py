@@ -3,6 +3,7 @@
 tifffile is an extra and imported where it is needed. Axes: C bands, S samples of a page, h w a tile's sides.
 """
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,7 @@ from .rasters import (
 # Axes of tifffile's series whose planes are bands of one image: channels, samples, and the unnamed axis of an array,
 # unless its planes are asked for as pages.
 _BAND_AXES, _UNNAMED_AXIS = "CS", "Q"
+_NO_HANDLER = logging.NullHandler()  # added once, however often
 
 
 class PlainRaster(Raster):
@@ -52,7 +54,7 @@ class PlainRaster(Raster):
         import tifffile
 
         try:
-            with tifffile.TiffFile(source.file) as file:
+            with _open_tiff(source) as file:
                 return len(_pages(file, _BAND_AXES))
         except (tifffile.TiffFileError, *DECODE_ERRORS) as error:
             raise OSError(f"{source.name} is no TIFF file that can be read: {error}") from error
@@ -61,7 +63,7 @@ class PlainRaster(Raster):
         import tifffile
 
         try:
-            return tifffile.TiffFile(self.source.file)
+            return _open_tiff(self.source)
         except tifffile.TiffFileError as error:
             raise OSError(f"{self.name} is no TIFF file that can be read: {error}") from error
 
@@ -142,7 +144,7 @@ class PlainRaster(Raster):
         samples = page.samplesperpixel
         shape = (samples, self.height, self.width) if planar else (self.height, self.width, samples)
         dtype = page.dtype.newbyteorder(self.file.byteorder)
-        # Mapped anew each time: pages of the file count as this process's memory until they are unmapped.
+        # Mapped again each time: pages of the file count as this process's memory until they are unmapped.
         assert self.path is not None  # a flat file is on disk
         pixels = np.memmap(self.path, dtype, "r", frame.dataoffsets[0], shape)
         part = pixels[:, rows, columns] if planar else np.moveaxis(pixels[rows, columns], -1, 0)
@@ -210,12 +212,21 @@ def _tiles(bands: Iterable[tuple[int, np.ndarray]], width: int, labels: MaskLayo
             yield np.ascontiguousarray(wide[:, left : left + BLOCK])
 
 
+def _open_tiff(source: ImageSource) -> Any:
+    """Open a TIFF file, and no other one: OME metadata may name further files, anywhere, as parts of the image."""
+    import tifffile
+
+    # Without a handler, logging prints each bad tag of a damaged file to stderr.
+    logging.getLogger("tifffile").addHandler(_NO_HANDLER)
+    return tifffile.TiffFile(source.file, _multifile=False)
+
+
 def _has_band_pages(source: ImageSource) -> bool:
     """Return True if pages are bands of one image, which Pillow would take for images of their own."""
     import tifffile
 
     try:
-        with tifffile.TiffFile(source.file) as file:
+        with _open_tiff(source) as file:
             return len(file.pages) > 1 and len(_pages(file, _BAND_AXES + _UNNAMED_AXIS)[0]) > 1
     except (tifffile.TiffFileError, *DECODE_ERRORS):
         return False
@@ -225,6 +236,8 @@ def _pages(file: Any, band_axes: str) -> list[list[Any]]:
     """Return the images of a TIFF, each a list of the pages that are its bands."""
     series = file.series[0].levels[0]
     pages = [page for page in series.pages if page is not None]
+    if not pages or len(pages) < len(series.pages):
+        raise ValueError(f"{file.filename} is a part of an image in several files; expected all of it in one file")
     first = pages[0].aspage()
     if len(file.series) > 1 and len(pages) == 1:  # pages of unequal size or type: each is an image
         return [[page] for page in _full_pages(file)]
@@ -265,7 +278,7 @@ def why_not_plain(source: ImageSource) -> str | None:
     import tifffile
 
     try:
-        with tifffile.TiffFile(source.file) as file:
+        with _open_tiff(source) as file:
             page = file.pages[0].aspage()
             if any(tag in page.tags for tag in GEOREFERENCE):
                 return "has a georeference, which only rasterio keeps"

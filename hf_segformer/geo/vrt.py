@@ -2,7 +2,7 @@
 
 A virtual raster is read only if every source is a raster file inside its own folder. It is not handed to GDAL as it is
 stored: GDAL's XML parser is laxer than any other, so that a file may mean one thing here and another one there. Only
-known elements are accepted, and GDAL is given the document that was checked, written anew.
+known elements are accepted, and GDAL is given the document that was checked, serialized again.
 """
 
 import re

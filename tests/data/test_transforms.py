@@ -1,4 +1,4 @@
-"""Training samples: the paper's steps, each against a plain form of it, and chance that depends on a seed alone."""
+"""Augmentation and data sets: each step against a slow reference, and randomness that depends on the seed alone."""
 
 import colorsys
 from itertools import islice
@@ -15,7 +15,7 @@ from hf_segformer.data.torch_datasets import EpochSampler, EvalDataset, TrainDat
 from hf_segformer.data.transforms import augment, photometric_distortion
 from hf_segformer.files import IGNORE_INDEX
 
-PLAIN = AugmentationConfig(crop_size=32, scale=[1.0, 1.0], max_class_share=1.0, flip=0.0, distortion=0.0)
+IDENTITY = AugmentationConfig(crop_size=32, scale=[1.0, 1.0], max_class_share=1.0, flip=0.0, distortion=0.0)
 
 
 def generator(seed=0):
@@ -23,7 +23,7 @@ def generator(seed=0):
 
 
 def with_changes(**changes):
-    return AugmentationConfig(**{**vars(PLAIN), **changes})
+    return AugmentationConfig(**{**vars(IDENTITY), **changes})
 
 
 def rows(count=6, height=40, width=52, mode="RGB"):
@@ -39,7 +39,7 @@ def rows(count=6, height=40, width=52, mode="RGB"):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_image_and_labels_are_cropped_and_mirrored_alike(seed):
+def test_image_and_labels_are_cropped_and_flipped_together(seed):
     labels = torch.randint(0, 200, (40, 52), generator=generator(seed))
     image = labels.to(torch.uint8).expand(3, -1, -1)
     image, labels = augment(image, labels, with_changes(flip=0.5), generator(seed))
@@ -47,7 +47,7 @@ def test_image_and_labels_are_cropped_and_mirrored_alike(seed):
     assert torch.equal(image[0].long(), labels)
 
 
-def test_half_of_the_pictures_are_mirrored():
+def test_half_of_the_images_are_flipped():
     labels = torch.arange(32).expand(32, -1)
     flipped = sum(
         int(augment(torch.zeros(3, 32, 32), labels, with_changes(flip=0.5), generator(seed))[1][0, 0]) == 31
@@ -60,17 +60,17 @@ def test_half_of_the_pictures_are_mirrored():
     ("base_size", "expected"),
     [([], (20, 30)), ([60, 400], (30, 45)), ([60, 70], (23, 35))],  # 70 / 60 is the smaller ratio, times a half
 )
-def test_the_ratio_is_that_of_the_picture_or_of_the_base_size(base_size, expected):
+def test_the_scale_is_relative_to_the_image_or_to_the_base_size(base_size, expected):
     image, labels = torch.zeros(3, 40, 60, dtype=torch.uint8), torch.zeros(40, 60, dtype=torch.long)
-    how = with_changes(crop_size=999, base_size=base_size, scale=[0.5, 0.5])
-    image, labels = augment(image, labels, how, generator())
+    options = with_changes(crop_size=999, base_size=base_size, scale=[0.5, 0.5])
+    image, labels = augment(image, labels, options, generator())
     assert tuple(labels.shape) == tuple(image.shape[1:]) == expected
 
 
-def test_ratios_are_drawn_evenly_between_the_bounds():
-    how = with_changes(crop_size=999, scale=[0.5, 2.0])
+def test_scales_are_uniform_between_the_bounds():
+    options = with_changes(crop_size=999, scale=[0.5, 2.0])
     labels = torch.zeros(100, 40, dtype=torch.long)
-    heights = [augment(torch.zeros(3, 100, 40), labels, how, generator(seed))[1].shape[0] for seed in range(300)]
+    heights = [augment(torch.zeros(3, 100, 40), labels, options, generator(seed))[1].shape[0] for seed in range(300)]
     assert 50 <= min(heights) < 60
     assert 190 < max(heights) <= 200
     assert 115 < np.mean(heights) < 135
@@ -82,7 +82,7 @@ def test_labels_are_resized_without_mixing():
     assert resized.unique().tolist() == [0, 7, 200, 255]
 
 
-def test_no_class_fills_more_of_a_crop_than_it_may_where_ten_draws_find_one():
+def test_crops_dominated_by_one_class_are_drawn_again_up_to_ten_times():
     labels = torch.zeros(64, 256, dtype=torch.long)
     labels[:, 192:] = 1
     labels[:, :64] = IGNORE_INDEX
@@ -91,17 +91,17 @@ def test_no_class_fills_more_of_a_crop_than_it_may_where_ten_draws_find_one():
         _, crop = augment(torch.zeros(3, 64, 256), labels, with_changes(max_class_share=0.75), generator(seed))
         counted = crop[crop != IGNORE_INDEX]
         shares.append(torch.bincount(counted).max() / counted.numel() if counted.numel() else 1.0)
-    # Of the positions 16 in 225 will do; without the rule that is the share of good crops.
+    # 16 of 225 positions qualify, which is the share of such crops without the rule.
     assert sum(share < 0.75 for share in shares) > 40
 
 
-def test_a_picture_of_one_class_is_cropped_all_the_same():
+def test_an_image_of_one_class_is_still_cropped():
     image, labels = torch.zeros(3, 40, 52), torch.zeros(40, 52, dtype=torch.long)
     assert augment(image, labels, with_changes(max_class_share=0.75), generator())[1].shape == (32, 32)
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_distortion_is_the_papers_pixel_by_pixel(seed):
+def test_photometric_distortion_matches_the_slow_reference(seed):
     image = torch.randint(0, 256, (3, 3, 5), generator=generator(99)).to(torch.uint8)
     expected = slow_distortion(image.permute(1, 2, 0).tolist(), generator(seed))
     difference = photometric_distortion(image, 1.0, generator(seed)).permute(1, 2, 0).float() - torch.tensor(expected)
@@ -109,7 +109,7 @@ def test_distortion_is_the_papers_pixel_by_pixel(seed):
 
 
 def slow_distortion(pixels, generator):
-    """The scheme of the paper's code by colorsys, one pixel at a time; draws in the same order."""
+    """Distort one pixel at a time by colorsys, with draws in the order of the paper's code."""
 
     def draw(low=0.0, high=1.0):
         return low + (high - low) * torch.rand((), generator=generator).item()
@@ -137,7 +137,7 @@ def slow_distortion(pixels, generator):
     return pixels if first else contrast()
 
 
-def test_grey_pictures_keep_their_hue_and_black_stays_black():
+def test_grey_images_stay_grey():
     image = torch.full((3, 4, 5), 90, dtype=torch.uint8)
     for seed in range(20):
         bands = photometric_distortion(image, 1.0, generator(seed))
@@ -182,14 +182,14 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone():
     assert all(not torch.equal(first["pixel_values"], other["pixel_values"]) for other in others)
 
 
-def test_a_plain_index_is_varied_anew_each_time():
+def test_a_plain_index_draws_a_new_augmentation_each_time():
     dataset = TrainDataset(rows(), AugmentationConfig(crop_size=32), SegFormerImageProcessor(), seed=3)
     assert not torch.equal(dataset[1]["pixel_values"], dataset[1]["pixel_values"])
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")  # on one core
 @pytest.mark.parametrize(("workers", "start"), [(2, "fork"), (1, "spawn")])
-def test_workers_give_what_the_main_process_gives_in_every_epoch(workers, start):
+def test_workers_give_the_samples_of_the_main_process_in_every_epoch(workers, start):
     dataset = TrainDataset(rows(), AugmentationConfig(crop_size=32), SegFormerImageProcessor(), seed=0)
     epochs = [0]
     sampler = EpochSampler(len(dataset), 0, lambda: epochs[-1])
@@ -214,13 +214,13 @@ def test_workers_give_what_the_main_process_gives_in_every_epoch(workers, start)
 
 
 def stream_of_rows(path, num_shards):
-    """Sixteen pictures in as many files, each of one grey, and all with one label map."""
+    """Stream sixteen images, each of one grey value, with one mask for all of them."""
     datasets = pytest.importorskip("datasets")
-    pictures = [Image.new("RGB", (52, 40), (10 * index,) * 3) for index in range(16)]
+    images = [Image.new("RGB", (52, 40), (10 * index,) * 3) for index in range(16)]
     labels = Image.fromarray((np.arange(40 * 52) % 251).astype(np.uint8).reshape(40, 52))
     columns = {"image": datasets.Image(), "label": datasets.Image()}
     for shard in range(num_shards):
-        rows = [{"image": picture, "label": labels} for picture in pictures[shard::num_shards]]
+        rows = [{"image": image, "label": labels} for image in images[shard::num_shards]]
         table = datasets.Dataset.from_list(rows, features=datasets.Features(columns))
         table.to_parquet(path / f"train-{shard}.parquet")
     stream = datasets.load_dataset(str(path), split="train", streaming=True)
@@ -229,9 +229,9 @@ def stream_of_rows(path, num_shards):
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 @pytest.mark.parametrize(("num_shards", "workers"), [(4, 0), (4, 2), (4, 3), (1, 2)])
-def test_each_pass_over_a_stream_has_every_picture_once_in_an_order_of_its_own(tmp_path, num_shards, workers):
+def test_each_pass_over_a_stream_yields_every_image_once_in_a_new_order(tmp_path, num_shards, workers):
     processor = SegFormerImageProcessor(do_rescale=False, do_normalize=False)
-    stream = TrainStream(stream_of_rows(tmp_path, num_shards), PLAIN, processor)
+    stream = TrainStream(stream_of_rows(tmp_path, num_shards), IDENTITY, processor)
     samples = [sample["pixel_values"] for sample in islice(DataLoader(stream, 1, num_workers=workers), 40)]
     greys = [int(pixels[0, 0, 0, 0]) // 10 for pixels in samples]
     if workers in (0, 2) and num_shards % max(workers, 1) == 0:  # then workers finish a pass together
@@ -240,14 +240,14 @@ def test_each_pass_over_a_stream_has_every_picture_once_in_an_order_of_its_own(t
     assert greys[:8] != greys[16:24]
 
 
-def test_pictures_of_a_stream_vary_by_pixels_and_epoch_though_their_label_maps_are_alike(tmp_path):
+def test_augmentation_of_a_stream_varies_with_pixels_and_epoch(tmp_path):
     stream = TrainStream(stream_of_rows(tmp_path, 1), with_changes(scale=[0.5, 2.0]), SegFormerImageProcessor())
     drawn, again = ([sample["labels"].numpy().tobytes() for sample in islice(stream, 32)] for _ in range(2))
     assert len(set(drawn)) == 32
     assert again == drawn
 
 
-def test_an_epochs_order_is_a_permutation_that_the_next_one_does_not_repeat():
+def test_each_epoch_has_a_permutation_of_its_own():
     epoch = 0
     sampler = EpochSampler(20, 7, lambda: epoch)
     first, again = list(sampler), list(sampler)
@@ -259,7 +259,7 @@ def test_an_epochs_order_is_a_permutation_that_the_next_one_does_not_repeat():
     assert [index for _, index in first] != [index for _, index in second]
 
 
-def test_small_pictures_are_padded_by_the_mean_colour_and_ignored():
+def test_small_images_are_padded_with_the_mean_and_ignored_labels():
     sample = TrainDataset(rows(), with_changes(crop_size=64), SegFormerImageProcessor(), 0)[0, 0]
     assert sample["pixel_values"].shape == (3, 64, 64)
     assert (sample["pixel_values"][:, 40:] == 0).all()
@@ -268,10 +268,10 @@ def test_small_pictures_are_padded_by_the_mean_colour_and_ignored():
     assert (sample["labels"][:40, :52] != IGNORE_INDEX).all()
 
 
-def test_without_variation_a_sample_is_what_the_processor_gives():
+def test_without_augmentation_a_sample_equals_the_processor_output():
     [row] = rows(1, 32, 32)
     processor = SegFormerImageProcessor(do_resize=False)
-    sample = TrainDataset([row], PLAIN, SegFormerImageProcessor(), 0)[0, 0]
+    sample = TrainDataset([row], IDENTITY, SegFormerImageProcessor(), 0)[0, 0]
     expected = processor(row["image"], row["label"], return_tensors="pt")
     assert torch.equal(sample["pixel_values"], expected.pixel_values[0])
     assert torch.equal(sample["labels"], expected.labels[0])
@@ -302,7 +302,7 @@ def test_evaluation_keeps_labels_at_their_own_size():
     assert sample["labels"].shape == (40, 52)
 
 
-def test_pictures_of_several_sizes_do_not_make_a_batch():
+def test_images_of_several_sizes_cannot_be_collated():
     samples = EvalDataset([*rows(1), *rows(1, 36)], SegFormerImageProcessor(do_resize=False))
     with pytest.raises(
         ValueError, match=r"sizes 36x52, 40x52 do not fit into one batch: set trainer.per_device_eval_batch_size=1"
@@ -310,10 +310,10 @@ def test_pictures_of_several_sizes_do_not_make_a_batch():
         collate([samples[0], samples[1]])
 
 
-def test_a_label_map_of_another_size_is_named():
+def test_a_mask_of_another_size_is_refused():
     row = {"image": Image.new("RGB", (52, 40)), "label": Image.new("L", (40, 52))}
     with pytest.raises(ValueError, match=r"image 0 is 40x52 .* but its mask 52x40"):
-        TrainDataset([row], PLAIN, SegFormerImageProcessor(), 0)[0, 0]
+        TrainDataset([row], IDENTITY, SegFormerImageProcessor(), 0)[0, 0]
 
 
 @pytest.mark.parametrize(
@@ -324,10 +324,10 @@ def test_a_label_map_of_another_size_is_named():
         ({"base_size": [640, 512]}, "augmentation.base_size"),
         ({"scale": [2.0, 0.5]}, r"0 < low <= high"),
         ({"max_class_share": 0.0}, "augmentation.max_class_share"),
-        ({"flip": 1.5}, "it is a probability"),
+        ({"flip": 1.5}, "augmentation.flip is 1.5; expected a number from 0 to 1"),
         ({"distortion": -1}, "augmentation.distortion is -1"),
     ],
 )
-def test_impossible_values_are_named(values, message):
+def test_invalid_options_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         AugmentationConfig(**values)

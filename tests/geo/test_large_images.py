@@ -1,4 +1,4 @@
-"""Images larger than memory: files in, files out, by rasterio and by tifffile; what can not be is told in a line."""
+"""Rasters larger than memory, from file to file, by rasterio and by tifffile."""
 
 import errno
 import io
@@ -45,7 +45,7 @@ TILED = InferenceOptions(**TILES)
 
 
 def lively(num_channels=3, num_labels=5):
-    """A network whose labels vary from pixel to pixel."""
+    """Build a network whose predictions vary from pixel to pixel."""
     torch.manual_seed(1)
     config = SegFormerConfig(**TINY, num_channels=num_channels, num_labels=num_labels)
     model = SegFormerForSemanticSegmentation(config).eval()
@@ -85,15 +85,15 @@ def write_geotiff(path, pixels, place=PLACE, **others):
     return path
 
 
-def labelled(model, processor, source, destination, options=TILED, **others):
-    """The summary, and the labels as they were written."""
+def predict_raster(model, processor, source, destination, options=TILED, **others):
+    """Predict a raster; return the summary and the written labels."""
     summary = predict_large_image(model, processor, source, destination, options, progress=False, **others)
-    assert [each.name for each in destination.parent.glob(".*")] == []  # nothing half is left
+    assert [each.name for each in destination.parent.glob(".*")] == []  # no partial file is left
     return summary, np.asarray(tifffile.imread(destination))
 
 
 def expected(model, processor, pixels, side=None):
-    """What the package's own prediction of one window gives; the processor sees the same array."""
+    """Predict the same array as one image."""
     processor.do_resize = False
     return predict(model, processor, pixels, side or pixels.shape[1:]).numpy()
 
@@ -107,7 +107,7 @@ def test_a_geotiff_keeps_its_georeference_tags_and_overviews(tmp_path, model, pr
         file.update_tags(MISSION="test flight")
         file.build_overviews([2, 4], Resampling.average)
     palette = [(index, 2 * index, 255 - index) for index in range(5)]
-    summary, labels = labelled(model, processor, source, tmp_path / "labels.tif", palette=palette)
+    summary, labels = predict_raster(model, processor, source, tmp_path / "labels.tif", palette=palette)
     with rasterio.open(tmp_path / "labels.tif") as file:
         assert file.crs == rasterio.crs.CRS.from_string(PLACE["crs"])
         assert file.transform == PLACE["transform"]
@@ -119,21 +119,21 @@ def test_a_geotiff_keeps_its_georeference_tags_and_overviews(tmp_path, model, pr
         assert [file.colormap(1)[index][:3] for index in range(5)] == palette
         assert file.colormap(1)[255][3] == 0
         small = file.read(1, out_shape=(HEIGHT // 2, WIDTH // 2))
-        assert set(np.unique(small)) <= set(np.unique(labels))  # nearest: labels are no numbers to average
+        assert set(np.unique(small)) <= set(np.unique(labels))  # nearest: labels cannot be averaged
     assert summary["pixels"] == {f"LABEL_{index}": int((labels == index).sum()) for index in range(5)}
     assert len(np.unique(labels)) > 2
     assert (summary["height"], summary["width"], summary["no_data"]) == (HEIGHT, WIDTH, 0)
     assert json.loads(json.dumps(summary))["tiles"] == count_tiles(HEIGHT, WIDTH, TILED)
 
 
-def test_one_window_is_labelled_as_the_picture_is_predicted(tmp_path, model, processor):
+def test_a_raster_of_one_tile_is_predicted_like_an_image(tmp_path, model, processor):
     pixels = scene(height=88, width=96)
     source = write_geotiff(tmp_path / "scene.tif", pixels)
-    _, labels = labelled(model, processor, source, tmp_path / "labels.tif")
+    _, labels = predict_raster(model, processor, source, tmp_path / "labels.tif")
     assert (labels == expected(model, processor, pixels)).all()
 
 
-def test_a_window_of_a_raster_is_prepared_as_part_of_the_picture(tmp_path, processor):
+def test_a_tile_is_normalized_like_the_same_part_of_the_image(tmp_path, processor):
     pixels = scene()
     with open_raster(write_geotiff(tmp_path / "scene.tif", pixels), 3) as raster:
         part, valid = raster.read(Tile(32, 64, 96, 100))
@@ -152,33 +152,37 @@ def test_any_number_of_bands_of_any_type(tmp_path, num_bands, dtype):
     )
     model = lively(num_bands)
     source = write_geotiff(tmp_path / "scene.tif", pixels)
-    _, labels = labelled(model, processor, source, tmp_path / "labels.tif")
+    _, labels = predict_raster(model, processor, source, tmp_path / "labels.tif")
     assert (labels == expected(model, processor, pixels)).all()
 
 
-def test_a_picture_of_16_bits_is_one_of_8_bits(tmp_path, model, processor):
+def test_16_bit_images_are_scaled_to_8_bits(tmp_path, model, processor):
     narrow = scene()
     wide = write_geotiff(tmp_path / "wide.tif", narrow.astype(np.uint16) * 257)
-    _, first = labelled(model, processor, wide, tmp_path / "first.tif")
-    _, second = labelled(model, processor, write_geotiff(tmp_path / "narrow.tif", narrow), tmp_path / "second.tif")
+    _, first = predict_raster(model, processor, wide, tmp_path / "first.tif")
+    _, second = predict_raster(
+        model, processor, write_geotiff(tmp_path / "narrow.tif", narrow), tmp_path / "second.tif"
+    )
     assert (first == second).all()
 
 
 def test_bands_are_chosen_by_number(tmp_path, model, processor):
     pixels = scene(6)
-    _, labels = labelled(
+    _, labels = predict_raster(
         model, processor, write_geotiff(tmp_path / "six.tif", pixels), tmp_path / "labels.tif", bands=[4, 3, 2]
     )
     three = write_geotiff(tmp_path / "three.tif", pixels[[3, 2, 1]])
-    _, same = labelled(model, processor, three, tmp_path / "same.tif")
+    _, same = predict_raster(model, processor, three, tmp_path / "same.tif")
     assert (labels == same).all()
 
 
-def test_grey_and_palette_files_are_pictures(tmp_path, model, processor):
+def test_grey_and_palette_files_are_read_as_rgb(tmp_path, model, processor):
     grey = scene(1)
     source = write_geotiff(tmp_path / "grey.tif", grey)
-    _, labels = labelled(model, processor, source, tmp_path / "labels.tif")
-    _, same = labelled(model, processor, write_geotiff(tmp_path / "rgb.tif", grey.repeat(3, 0)), tmp_path / "same.tif")
+    _, labels = predict_raster(model, processor, source, tmp_path / "labels.tif")
+    _, same = predict_raster(
+        model, processor, write_geotiff(tmp_path / "rgb.tif", grey.repeat(3, 0)), tmp_path / "same.tif"
+    )
     assert (labels == same).all()
     with rasterio.open(source, "r+") as file:
         file.write_colormap(1, {index: (255 - index, index // 2, 7) for index in range(256)})
@@ -194,7 +198,7 @@ def test_pixels_without_data_are_255_and_do_not_count(tmp_path, model, processor
     pixels = scene()
     pixels[:, 40:130, 20:] = 0
     pixels[0, 50, 60] = 9  # a value in any band is data
-    summary, labels = labelled(
+    summary, labels = predict_raster(
         model, processor, write_geotiff(tmp_path / "scene.tif", pixels, nodata=0), tmp_path / "labels.tif"
     )
     lacks_data = (pixels == 0).all(0)
@@ -203,21 +207,21 @@ def test_pixels_without_data_are_255_and_do_not_count(tmp_path, model, processor
     assert sum(summary["pixels"].values()) == HEIGHT * WIDTH - lacks_data.sum()
 
 
-def test_what_stands_where_there_is_no_data_changes_nothing(tmp_path):
+def test_values_stored_for_no_data_do_not_change_the_prediction(tmp_path):
     pixels, model = scene(5, np.float32), lively(5)
     processor = SegFormerImageProcessor(do_rescale=False, image_mean=[100.0] * 5, image_std=[50.0] * 5)
     found = []
     for value in (np.nan, -9999.0):
         pixels[:, 100:, :90] = value
         source = write_geotiff(tmp_path / "scene.tif", pixels, nodata=value)
-        _, labels = labelled(model, processor, source, tmp_path / "labels.tif")
+        _, labels = predict_raster(model, processor, source, tmp_path / "labels.tif")
         assert ((labels == 255) == (np.arange(HEIGHT)[:, None] >= 100) & (np.arange(WIDTH) < 90)).all()
         found.append(labels)
     assert (found[0] == found[1]).all()
 
 
 @pytest.mark.parametrize("kind", ["mask", "alpha"])
-def test_masks_and_alpha_tell_where_there_is_data(tmp_path, model, processor, kind):
+def test_masks_and_alpha_bands_mark_no_data(tmp_path, model, processor, kind):
     pixels, valid = scene(), np.ones((HEIGHT, WIDTH), bool)
     valid[:70, 30:100] = False
     source = tmp_path / "scene.tif"
@@ -228,7 +232,7 @@ def test_masks_and_alpha_tell_where_there_is_data(tmp_path, model, processor, ki
     else:
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(write_geotiff(source, pixels), "r+") as file:
             file.write_mask(valid)
-    summary, labels = labelled(model, processor, source, tmp_path / "labels.tif")
+    summary, labels = predict_raster(model, processor, source, tmp_path / "labels.tif")
     assert ((labels == 255) == ~valid).all()
     assert summary["no_data"] == (~valid).sum()
 
@@ -237,22 +241,24 @@ def test_a_fourth_band_that_the_model_takes_is_no_alpha(tmp_path):
     pixels = scene(4)
     pixels[3, :50] = 0
     processor = SegFormerImageProcessor(image_mean=[0.5] * 4, image_std=[0.2] * 4)
-    summary, _ = labelled(lively(4), processor, write_geotiff(tmp_path / "nir.tif", pixels), tmp_path / "labels.tif")
+    summary, _ = predict_raster(
+        lively(4), processor, write_geotiff(tmp_path / "nir.tif", pixels), tmp_path / "labels.tif"
+    )
     assert summary["no_data"] == 0
 
 
-def test_windows_without_data_are_not_predicted(tmp_path, model, processor, monkeypatch):
+def test_tiles_without_data_are_not_predicted(tmp_path, model, processor, monkeypatch):
     pixels = np.zeros((3, HEIGHT, 400), np.uint8)
     pixels[:, :, :90] = 7
     calls = []
     monkeypatch.setattr(model, "forward", lambda given, forward=model.forward: calls.append(1) or forward(given))
     source = write_geotiff(tmp_path / "scene.tif", pixels, nodata=0)
-    summary, _ = labelled(model, processor, source, tmp_path / "labels.tif")
+    summary, _ = predict_raster(model, processor, source, tmp_path / "labels.tif")
     assert len(calls) < summary["tiles"]
     assert summary["no_data"] == HEIGHT * 310
 
 
-# --- Other references -------------------------------------------------------------------------------------------------
+# --- Other georeferences -------------------------------------------------------------------------------------------------
 
 
 def test_ground_control_points_and_rpcs_are_kept(tmp_path, model, processor):
@@ -260,7 +266,7 @@ def test_ground_control_points_and_rpcs_are_kept(tmp_path, model, processor):
     ones = [1.0] * 20
     rpcs = RPC(100.0, 50.0, 45.0, 1.0, ones, ones, 75.0, 80.0, 10.0, 1.0, ones, ones, 105.0, 110.0)
     source = write_geotiff(tmp_path / "scene.tif", scene(), place={}, gcps=points, crs="EPSG:4326", rpcs=rpcs)
-    labelled(model, processor, source, tmp_path / "labels.tif")
+    predict_raster(model, processor, source, tmp_path / "labels.tif")
     with rasterio.open(tmp_path / "labels.tif") as file:
         found, reference = file.gcps
         assert [(each.row, each.col, each.x, each.y) for each in found] == [
@@ -273,11 +279,11 @@ def test_ground_control_points_and_rpcs_are_kept(tmp_path, model, processor):
 def test_without_tifffile_rasterio_reads_plain_files_too(tmp_path, model, processor, monkeypatch):
     pixels = scene()
     tifffile.imwrite(tmp_path / "plain.tif", np.moveaxis(pixels, 0, -1), photometric="rgb")
-    _, labels = labelled(model, processor, tmp_path / "plain.tif", tmp_path / "first.tif")
+    _, labels = predict_raster(model, processor, tmp_path / "plain.tif", tmp_path / "first.tif")
     hide(monkeypatch, "tifffile")
     with open_raster(tmp_path / "plain.tif", 3) as raster:
         assert isinstance(raster, GeoRaster)
-    _, same = labelled(model, processor, tmp_path / "plain.tif", tmp_path / "second.tif")
+    _, same = predict_raster(model, processor, tmp_path / "plain.tif", tmp_path / "second.tif")
     assert (labels == same).all()
 
 
@@ -312,19 +318,19 @@ def test_plain_files_of_any_layout(tmp_path, layout, dtype):
     with open_raster(tmp_path / "plain.tif", 3) as raster:
         assert isinstance(raster, PlainRaster)
         assert (raster.height, raster.width, raster.num_bands) == (HEIGHT, WIDTH, 3)
-        for window in (Tile(0, 0, 96, 96), Tile(54, 114, 96, 96), Tile(0, 0, HEIGHT, WIDTH)):
-            part, valid = raster.read(window)
-            top, left, height, width = window
+        for tile in (Tile(0, 0, 96, 96), Tile(54, 114, 96, 96), Tile(0, 0, HEIGHT, WIDTH)):
+            part, valid = raster.read(tile)
+            top, left, height, width = tile
             assert valid is None
             assert part.dtype == dtype
             assert (part == pixels[:, top : top + height, left : left + width]).all()
 
 
-def test_a_plain_file_is_labelled_as_its_geotiff_is(tmp_path, model, processor):
+def test_a_plain_tiff_is_predicted_like_the_same_geotiff(tmp_path, model, processor):
     pixels = scene()
     tifffile.imwrite(tmp_path / "plain.tif", np.moveaxis(pixels, 0, -1), photometric="rgb", tile=(64, 64))
-    summary, labels = labelled(model, processor, tmp_path / "plain.tif", tmp_path / "first.tif")
-    _, same = labelled(model, processor, write_geotiff(tmp_path / "geo.tif", pixels), tmp_path / "second.tif")
+    summary, labels = predict_raster(model, processor, tmp_path / "plain.tif", tmp_path / "first.tif")
+    _, same = predict_raster(model, processor, write_geotiff(tmp_path / "geo.tif", pixels), tmp_path / "second.tif")
     assert (labels == same).all()
     assert sum(summary["pixels"].values()) == HEIGHT * WIDTH
     with tifffile.TiffFile(tmp_path / "first.tif") as file:
@@ -336,7 +342,7 @@ def test_a_plain_file_is_labelled_as_its_geotiff_is(tmp_path, model, processor):
         assert (np.asarray(image) == labels).all()
 
 
-def test_jpeg_pieces_get_the_tables_of_their_file_and_are_read_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_jpeg_blocks_use_the_tables_of_the_file_and_are_refused_when_truncated(tmp_path, monkeypatch):
     source = tmp_path / "slide.tif"
     layout = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "jpeg", "photometric": "ycbcr"}
     smooth = np.linspace(0, 255, HEIGHT)[:, None] * np.ones(WIDTH) * [[[0.9]], [[0.5]], [[1.0]]]  # no edges in colour
@@ -346,10 +352,10 @@ def test_jpeg_pieces_get_the_tables_of_their_file_and_are_read_whole_or_not_at_a
         assert isinstance(raster, GeoRaster)  # no codec for tifffile is installed
         expected, _ = raster.read(whole)
 
-    def decode(data, *, tables, **others):  # as libjpeg does it for imagecodecs: grey for what is cut off
+    def decode(data, *, tables, **others):  # libjpeg, too, fills truncated blocks with grey
         monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-        with Image.open(io.BytesIO(tables[:-2] + data[2:])) as picture:
-            return np.asarray(picture)
+        with Image.open(io.BytesIO(tables[:-2] + data[2:])) as image:
+            return np.asarray(image)
 
     monkeypatch.setattr("tifffile.tifffile.imagecodecs.jpeg_decode", decode, raising=False)
     monkeypatch.setitem(tifffile.TIFF.DECOMPRESSORS._codecs, 7, decode)
@@ -409,7 +415,7 @@ def test_plain_files_with_alpha_no_data_palette_or_white_as_zero(tmp_path):
         assert (raster.read(part)[0] == (pixels[0][here] <= 99)).all()
 
 
-def test_pieces_are_kept_for_the_next_window_and_no_longer(tmp_path):
+def test_decoded_blocks_are_cached_within_the_limit(tmp_path):
     path = tmp_path / "strips.tif"
     tifffile.imwrite(path, np.moveaxis(scene(), 0, -1), photometric="rgb", rowsperstrip=10, compression="zlib")
     with open_raster(path, 3) as raster:
@@ -462,7 +468,7 @@ def test_probabilities_of_exactly_0_and_1_are_averaged(tmp_path, processor, monk
 
     monkeypatch.setattr(model, "forward", sure)
     source = write_geotiff(tmp_path / "scene.tif", scene())
-    _, labels = labelled(
+    _, labels = predict_raster(
         model, processor, source, tmp_path / "labels.tif", options=InferenceOptions(**TILES, flip=True)
     )
     assert (labels == 0).all()
@@ -470,9 +476,13 @@ def test_probabilities_of_exactly_0_and_1_are_averaged(tmp_path, processor, monk
 
 def test_batches_and_half_precision_give_nearly_the_same(tmp_path, model, processor):
     source = write_geotiff(tmp_path / "scene.tif", scene())
-    _, labels = labelled(model, processor, source, tmp_path / "first.tif")
-    _, batched = labelled(model, processor, source, tmp_path / "second.tif", InferenceOptions(**TILES, batch_size=3))
-    _, half = labelled(model, processor, source, tmp_path / "third.tif", InferenceOptions(**TILES, dtype="bfloat16"))
+    _, labels = predict_raster(model, processor, source, tmp_path / "first.tif")
+    _, batched = predict_raster(
+        model, processor, source, tmp_path / "second.tif", InferenceOptions(**TILES, batch_size=3)
+    )
+    _, half = predict_raster(
+        model, processor, source, tmp_path / "third.tif", InferenceOptions(**TILES, dtype="bfloat16")
+    )
     assert (labels == batched).all()  # on a CPU tiles go one by one
     assert 0.9 < (labels == half).mean() < 1  # rounded, so it is another computation
 
@@ -481,7 +491,7 @@ def test_many_classes_take_16_bits(tmp_path, processor):
     pixels = scene(height=64, width=64)
     pixels[:, :8] = 0
     source = write_geotiff(tmp_path / "scene.tif", pixels, nodata=0)
-    summary, labels = labelled(lively(num_labels=300), processor, source, tmp_path / "labels.tif")
+    summary, labels = predict_raster(lively(num_labels=300), processor, source, tmp_path / "labels.tif")
     assert labels.dtype == np.uint16
     assert (labels[:8] == 65535).all()
     assert summary["no_data"] == 8 * 64
@@ -490,32 +500,32 @@ def test_many_classes_take_16_bits(tmp_path, processor):
 def test_classes_of_one_name_are_counted_apart(tmp_path, processor):
     model = lively()
     model.config.id2label = dict(enumerate(["road", "sky", "road", "tree", "road"]))
-    summary, labels = labelled(
+    summary, labels = predict_raster(
         model, processor, write_geotiff(tmp_path / "scene.tif", scene()), tmp_path / "labels.tif"
     )
     assert list(summary["pixels"]) == ["road (0)", "sky", "road (2)", "tree", "road (4)"]
     assert list(summary["pixels"].values()) == np.bincount(labels.ravel(), minlength=5).tolist()
 
 
-def test_too_little_memory_for_a_window_is_told(tmp_path, model, processor, monkeypatch):
+def test_running_out_of_memory_names_the_tile(tmp_path, model, processor, monkeypatch):
     def forward(given):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes")
 
     monkeypatch.setattr(model, "forward", forward)
     with pytest.raises(ValueError, match=r"scene\.tif, rows 0 to 96 and columns 0 to 96: .*can't allocate memory"):
-        labelled(model, processor, write_geotiff(tmp_path / "scene.tif", scene()), tmp_path / "labels.tif")
+        predict_raster(model, processor, write_geotiff(tmp_path / "scene.tif", scene()), tmp_path / "labels.tif")
 
 
-def test_the_model_is_left_as_it_was(tmp_path, processor):
+def test_the_mode_of_the_model_is_restored(tmp_path, processor):
     model = lively().train()
-    labelled(model, processor, write_geotiff(tmp_path / "scene.tif", scene()), tmp_path / "labels.tif")
+    predict_raster(model, processor, write_geotiff(tmp_path / "scene.tif", scene()), tmp_path / "labels.tif")
     assert model.training
 
 
-# --- What goes this way -----------------------------------------------------------------------------------------------
+# --- Kinds of files -----------------------------------------------------------------------------------------------
 
 
-def test_which_files_are_rasters(tmp_path, monkeypatch):
+def test_rasters_are_recognized_by_content(tmp_path, monkeypatch):
     hide(monkeypatch, "rasterio", "tifffile")
     Image.new("RGB", (40, 30)).save(tmp_path / "photo.tif")
     Image.new("RGB", (40, 30)).save(tmp_path / "photo.png")
@@ -537,7 +547,7 @@ def test_which_files_are_rasters(tmp_path, monkeypatch):
 
 
 def hide(monkeypatch, *names):
-    """As if these packages were not installed."""
+    """Make packages appear not to be installed."""
     monkeypatch.setattr("hf_segformer.geo.rasters.find_spec", lambda name: None if name in names else find_spec(name))
 
 
@@ -551,19 +561,19 @@ def test_missing_libraries_are_named(tmp_path, monkeypatch):
         open_raster(source, 3)
 
 
-def test_wrong_bands_are_named(tmp_path, model, processor):
+def test_wrong_bands_are_refused(tmp_path, model, processor):
     source = write_geotiff(tmp_path / "scene.tif", scene(5))
     with pytest.raises(ValueError, match=r"scene.tif has 5 bands; expected 3, as many as the model takes"):
-        labelled(model, processor, source, tmp_path / "labels.tif")
+        predict_raster(model, processor, source, tmp_path / "labels.tif")
     with pytest.raises(ValueError, match=r"bands are \[1, 2, 6\]; expected numbers from 1 to 5, those of .*scene.tif"):
-        labelled(model, processor, source, tmp_path / "labels.tif", bands=[1, 2, 6])
+        predict_raster(model, processor, source, tmp_path / "labels.tif", bands=[1, 2, 6])
     with pytest.raises(ValueError, match=r"bands are \[1, 2\], 2 of .*scene.tif; expected 3"):
-        labelled(model, processor, source, tmp_path / "labels.tif", bands=[1, 2])
+        predict_raster(model, processor, source, tmp_path / "labels.tif", bands=[1, 2])
     assert not (tmp_path / "labels.tif").exists()
 
 
-def test_files_that_are_none_and_files_that_are_not_there(tmp_path, model, processor):
-    (tmp_path / "text.tif").write_text("no picture")
+def test_damaged_and_missing_files_are_named(tmp_path, model, processor):
+    (tmp_path / "text.tif").write_text("no image")
     with pytest.raises(OSError, match=r"text\.tif"):
         predict_large_image(model, processor, tmp_path / "text.tif", tmp_path / "labels.tif", progress=False)
     with pytest.raises(OSError, match=r"nowhere\.tif"):
@@ -572,7 +582,7 @@ def test_files_that_are_none_and_files_that_are_not_there(tmp_path, model, proce
 
 
 @pytest.mark.parametrize("kind", ["geo", "plain", "plain tiles", "flat"])
-def test_a_cut_file_says_where_and_leaves_the_old_labels(tmp_path, model, processor, kind):
+def test_a_truncated_file_names_the_tile_and_leaves_earlier_results(tmp_path, model, processor, kind):
     source, noise = tmp_path / "cut.tif", np.random.default_rng(0).integers(0, 255, (3, HEIGHT, WIDTH), np.uint8)
     if kind == "geo":
         write_geotiff(source, noise, tiled=True, blockxsize=64, blockysize=64, compress="deflate")
@@ -580,24 +590,24 @@ def test_a_cut_file_says_where_and_leaves_the_old_labels(tmp_path, model, proces
         layout = {} if kind == "flat" else {"tile": (64, 64), "compression": "zlib" if kind == "plain" else None}
         tifffile.imwrite(source, np.moveaxis(noise, 0, -1), photometric="rgb", **layout)
     source.write_bytes(source.read_bytes()[:60_000])
-    (tmp_path / "labels.tif").write_text("those of yesterday")
+    (tmp_path / "labels.tif").write_text("earlier results")
     with pytest.raises(OSError, match=r"cut\.tif cannot be read in rows \d+ to \d+ and columns .*: it is cut short"):
         predict_large_image(model, processor, source, tmp_path / "labels.tif", options=TILED, progress=False)
-    assert (tmp_path / "labels.tif").read_text() == "those of yesterday"
+    assert (tmp_path / "labels.tif").read_text() == "earlier results"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.tif", "labels.tif"]
 
 
-def test_nan_is_told_with_its_place(tmp_path):
+def test_undeclared_nan_is_refused_with_its_tile(tmp_path):
     pixels = scene(5, np.float32)
     pixels[2, 140, 7] = np.nan
     processor = SegFormerImageProcessor(do_rescale=False, image_mean=[100.0] * 5, image_std=[50.0] * 5)
     source = write_geotiff(tmp_path / "scene.tif", pixels)
     with pytest.raises(ValueError, match=r"scene\.tif, rows 64 to 150 and columns 0 to 96: .*NaN"):
-        labelled(lively(5), processor, source, tmp_path / "labels.tif")
+        predict_raster(lively(5), processor, source, tmp_path / "labels.tif")
 
 
 @pytest.mark.parametrize("kind", ["geo", "plain"])
-def test_one_compressed_strip_can_not_be_read_by_windows(tmp_path, monkeypatch, kind):
+def test_one_large_compressed_strip_is_refused(tmp_path, monkeypatch, kind):
     monkeypatch.setattr("hf_segformer.geo.rasters.MOST_CACHE", 10_000)
     source = tmp_path / "strip.tif"
     if kind == "geo":
@@ -608,7 +618,7 @@ def test_one_compressed_strip_can_not_be_read_by_windows(tmp_path, monkeypatch, 
         open_raster(source, 3)
 
 
-def test_the_destination_is_looked_at_first(tmp_path, model, processor):
+def test_the_destination_is_checked_first(tmp_path, model, processor):
     source = write_geotiff(tmp_path / "scene.tif", scene())
     with pytest.raises(ValueError, match="is the raster itself"):
         predict_large_image(model, processor, source, source, progress=False)
@@ -618,13 +628,13 @@ def test_the_destination_is_looked_at_first(tmp_path, model, processor):
         predict_large_image(model, processor, source, tmp_path / "nowhere" / "labels.tif", progress=False)
 
 
-def test_options_that_mean_nothing_here_are_refused(tmp_path, model, processor):
+def test_options_that_do_not_apply_to_rasters_are_refused(tmp_path, model, processor):
     source = write_geotiff(tmp_path / "scene.tif", scene())
     with pytest.raises(ValueError, match=r"evaluation\.sliding_window is 64; expected 0 for a raster"):
-        labelled(model, processor, source, tmp_path / "labels.tif", InferenceOptions(sliding_window=64))
+        predict_raster(model, processor, source, tmp_path / "labels.tif", InferenceOptions(sliding_window=64))
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path, model, processor, monkeypatch):
+def test_an_interrupted_run_leaves_no_file(tmp_path, model, processor, monkeypatch):
     source, calls = write_geotiff(tmp_path / "scene.tif", scene()), []
 
     def forward(given, whole=model.forward):
@@ -641,7 +651,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, model, processor, monkeypat
 
 @pytest.fixture
 def full_disk():
-    """No file may grow beyond 4 kB; Python ignores the signal that comes with it."""
+    """Limit files to 4 kB; Python ignores the signal that comes with it."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill():
@@ -652,7 +662,7 @@ def full_disk():
 
 
 @pytest.mark.parametrize("kind", ["geo", "plain"])
-def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, model, processor, full_disk, kind):
+def test_a_full_disk_is_an_error_and_leaves_no_file(tmp_path, model, processor, full_disk, kind):
     source, noise = tmp_path / "scene.tif", np.random.default_rng(0).integers(0, 255, (3, HEIGHT, 600), np.uint8)
     if kind == "geo":
         write_geotiff(source, noise)
@@ -665,7 +675,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, model, processor, 
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
 
 
-def test_gdal_s_failure_on_a_full_disk_has_its_number(tmp_path, model, processor, monkeypatch):
+def test_a_failed_gdal_write_on_a_full_disk_is_enospc(tmp_path, model, processor, monkeypatch):
     source = write_geotiff(tmp_path / "scene.tif", scene())
     monkeypatch.setattr("hf_segformer.geo.geotiff.shutil.disk_usage", lambda _: SimpleNamespace(free=99))
     sums = iter(range(99))
@@ -675,17 +685,17 @@ def test_gdal_s_failure_on_a_full_disk_has_its_number(tmp_path, model, processor
     assert is_full(caught.value)
 
 
-def test_the_example_of_the_docs_runs(tmp_path, processor, monkeypatch, capsys):
-    page = (Path(__file__).parents[2] / "docs" / "using.md").read_text()
+def test_the_example_of_the_guide_runs(tmp_path, processor, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "large-rasters.md").read_text()
     examples = re.findall(r"^```py\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     [example] = [each for each in examples if "predict_large_image" in each]
     monkeypatch.chdir(tmp_path)
     lively().save_pretrained("outputs/shapes_b0")
     processor.save_pretrained("outputs/shapes_b0")
     write_geotiff(tmp_path / "scene.tif", scene())
-    exec(compile(example, "using.md", "exec"), {"__name__": "example"})
+    exec(compile(example, "large-rasters.md", "exec"), {"__name__": "example"})
     assert "LABEL_4" in capsys.readouterr().out
-    assert tifffile.imread("labels.tif").shape == (HEIGHT, WIDTH)
+    assert tifffile.imread("mask.tif").shape == (HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize("side", [70, 150, 1000])
@@ -705,12 +715,12 @@ def test_overviews_that_cannot_be_built_leave_the_pixels(tmp_path, model, proces
     with rasterio.open(source, "r+") as file:
         file.build_overviews([2], Resampling.nearest)
     monkeypatch.setattr(GeoRaster, "_overviews", lambda self: [2, 4096])
-    _, labels = labelled(model, processor, source, tmp_path / "labels.tif")
+    _, labels = predict_raster(model, processor, source, tmp_path / "labels.tif")
     assert labels.shape == (HEIGHT, WIDTH)
 
 
-def test_overviews_elsewhere_are_not_looked_for(tmp_path, model, processor):
-    """GDAL would open what the file names, an address in the network for instance."""
+def test_overviews_in_other_files_are_not_opened(tmp_path, model, processor):
+    """Never let GDAL open files or addresses that tags name."""
     source = write_geotiff(tmp_path / "scene.tif", scene())
     with rasterio.open(source, "r+") as file:
         file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=str(write_geotiff(tmp_path / "other.tif", scene())))
@@ -724,10 +734,12 @@ def test_no_data_of_one_band_is_filled_and_counts_only_where_all_lack_data(tmp_p
     pixels[:, 100:, :50] = -9999
     source = write_geotiff(tmp_path / "scene.tif", pixels, nodata=-9999)
     processor = SegFormerImageProcessor(do_rescale=False, image_mean=[100.0] * 4, image_std=[50.0] * 4)
-    summary, labels = labelled(lively(4), processor, source, tmp_path / "labels.tif")
+    summary, labels = predict_raster(lively(4), processor, source, tmp_path / "labels.tif")
     assert ((labels == 255) == (pixels == -9999).all(0)).all()
     filled = np.where(pixels == -9999, 100, pixels).astype(np.float32)
-    _, same = labelled(lively(4), processor, write_geotiff(tmp_path / "filled.tif", filled), tmp_path / "same.tif")
+    _, same = predict_raster(
+        lively(4), processor, write_geotiff(tmp_path / "filled.tif", filled), tmp_path / "same.tif"
+    )
     outside = np.s_[:95, :]
     assert (labels[outside] == same[outside]).all()
     assert summary["no_data"] == 50 * 50
@@ -745,7 +757,7 @@ def test_evaluation_agrees_with_a_prediction_of_the_same_scene(tmp_path, tiny_co
     pixels = scene(4, np.float32, 96, 96)
     pixels[:, :, :30] = -9999
     source = write_geotiff(tmp_path / "images/scene.tif", pixels, nodata=-9999)
-    labelled(model, processor, source, tmp_path / "masks/scene.tif")
+    predict_raster(model, processor, source, tmp_path / "masks/scene.tif")
     rows = decode_dataset(pair_images_and_masks(tmp_path / "images", tmp_path / "masks"), 4, 5)
     result = evaluate(model, processor, rows, progress=False)
     assert result.metrics["overall_accuracy"] == 1

@@ -278,6 +278,9 @@ def _load_array(source: ImageSource) -> np.ndarray:
 
 def _choose(image: Image.Image | np.ndarray, bands: tuple[int, ...], name: str) -> np.ndarray:
     """The chosen bands (C, H, W) of an image of any layout that has more than one."""
+    if isinstance(image, Image.Image) and image.mode in ("1", "P", "PA"):  # whose values are no intensities
+        has_alpha = image.mode == "PA" or "transparency" in image.info
+        image = image.convert("L" if image.mode == "1" else "RGBA" if has_alpha else "RGB")
     array = np.asarray(image)
     axis = 0 if isinstance(image, np.ndarray) and array.ndim == 3 and array.shape[0] < array.shape[-1] else -1
     total = array.shape[axis] if array.ndim == 3 else 1

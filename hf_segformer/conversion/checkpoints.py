@@ -9,6 +9,7 @@ import pickle
 import re
 import struct
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -35,6 +36,7 @@ _FOLDER_WEIGHTS = (
 # Keys under which training programs keep the state dict, and prefixes that wrappers add to every key of it.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
+_MOST_UNPACKED = 4  # times the size of the file, more than weights can be compressed
 # Everything that torch.load raised when files were cut at every byte and their bytes changed.
 _UNREADABLE = (
     AssertionError,
@@ -54,6 +56,7 @@ _WRONG_VALUES = (ArithmeticError, AttributeError, LookupError, RecursionError, T
 # Fields of a config.json beside the network's own that are read. Those that choose code (attention kernels, auto_map,
 # quantisation, pipelines) or a type of numbers are not, and of `architectures` only the names of SegFormer's classes.
 _DESCRIPTIVE = {"model_type", "num_labels", "id2label", "label2id", "out_features", "out_indices", "problem_type"}
+_DESCRIPTIVE |= {"palette"}  # of `inference.predictor`, which checks it
 _ARCHITECTURE = re.compile(r"Seg[Ff]ormer(Model|Backbone|ForSemanticSegmentation|ForImageClassification)")
 
 
@@ -242,9 +245,31 @@ def read_weights_file(path: Path) -> Checkpoint:
     # torch.save writes a zip archive or a bare pickle, nothing else.
     if not start.startswith((b"PK", b"\x80")):
         raise ValueError(f"{path} is no checkpoint: expected a file of torch.save or safetensors")
+    _check_unpacked_size(path)
     content = _read_pickle(path)
     weights = _state_dict(path, content)
     return Checkpoint(path, weights, classes=_class_names(content))
+
+
+def _check_unpacked_size(path: Path) -> None:
+    """Raise ValueError for an archive that unpacks to far more than its size; torch.save compresses nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            num_bytes = sum(each.file_size for each in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # a bare pickle, or damaged, which is said later
+        return
+    if num_bytes > _MOST_UNPACKED * path.stat().st_size:
+        raise ValueError(
+            f"{path} unpacks from {path.stat().st_size:,} to {num_bytes:,} bytes; expected at most "
+            f"{_MOST_UNPACKED} times its size, as torch.save writes it"
+        )
+
+
+def _is_stored_whole(tensor: torch.Tensor) -> bool:
+    """Return True for a dense tensor on the CPU with as many stored values as it has elements."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def _read_pickle(path: Path) -> object:
@@ -275,6 +300,10 @@ def _state_dict(path: Path, content: object) -> dict[str, torch.Tensor]:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise ValueError(f"{path} must hold tensors by name, but {key!r} is {type(value).__name__}")
+        if not _is_stored_whole(value):
+            raise ValueError(
+                f"{path} holds fewer values than {key!r} {tuple(value.shape)} has; expected dense tensors, stored whole"
+            )
     weights = dict(content)
     while prefix := next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in weights)), None):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}

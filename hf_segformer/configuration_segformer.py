@@ -62,8 +62,11 @@ _PROBABILITIES = (
     "classifier_dropout_prob",
     "drop_path_rate",
 )
-# Fields that choose the code that runs: a caller may set them, a file may not (they can name a kernel repository).
+# Fields that choose the code that runs, or weights elsewhere: a caller may set them, a file may not (they can name a
+# kernel repository, a module, or any path).
 _CODE_FIELDS = (
+    "custom_pipelines",
+    "transformers_weights",
     "attn_implementation",
     "_attn_implementation",
     "_attn_implementation_internal",
@@ -280,15 +283,15 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
     def from_dict(cls, config_dict, **kwargs):
         """Build the configuration of a file's fields, which keywords override.
 
-        Fields of the file that choose code (`attn_implementation`, which may name a repository of kernels) are
-        dropped with a warning; as keywords they count. `id2label` as a keyword brings its own `label2id`.
+        Fields of the file that choose code (`attn_implementation`, which may name a repository of kernels) or weights
+        elsewhere are dropped with a warning; as keywords they count. `id2label` as a keyword brings its own `label2id`.
         """
         values = {name: value for name, value in config_dict.items() if name not in _CODE_FIELDS}
         for name in sorted(config_dict.keys() & set(_CODE_FIELDS)):
             if config_dict[name] is not None:
                 logger.warning(
-                    f"{name} is {config_dict[name]!r} in a config file; dropped, since a file may not choose code: "
-                    "pass attn_implementation to from_pretrained"
+                    f"{name} is {config_dict[name]!r} in a config file; dropped, since a file may not choose code or "
+                    "weights elsewhere: pass it to from_pretrained, if you trust it"
                 )
         if kwargs.get("id2label") is not None:
             values.pop("label2id", None)

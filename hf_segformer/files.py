@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -227,7 +227,8 @@ def resolve_inside(folder: str | Path, name: str | Path) -> Path:
         `folder / name`, links not resolved.
 
     Raises:
-        ValueError: if the name is empty or absolute, goes up by `..`, or leads outside through a link.
+        ValueError: if the name is empty or absolute, goes up by `..` (with the separators of Windows, too, wherever the
+            file may be taken), or leads outside through a link.
 
     Examples:
         >>> from hf_segformer.files import resolve_inside
@@ -240,7 +241,9 @@ def resolve_inside(folder: str | Path, name: str | Path) -> Path:
     """
     folder, text = Path(folder), os.fspath(name)
     path = Path(text)
-    if not path.parts or path.anchor or ".." in path.parts or "\0" in text:
+    windows = PureWindowsPath(text)
+    leads_up = ".." in path.parts or ".." in windows.parts
+    if not path.parts or path.anchor or windows.root or leads_up or "\0" in text:
         raise ValueError(f"{text!r} leads outside {folder}; expected a relative path within it")
     root, target = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / path))
     if not target.is_relative_to(root) and not _is_cached_blob(root, target):

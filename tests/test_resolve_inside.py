@@ -33,6 +33,14 @@ def test_absolute_names_are_refused(tree):
             resolve_inside(tree / "model", name)
 
 
+@pytest.mark.parametrize(
+    "name", [r"..\secret", r"examples\..\..\secret", r"\secret", r"C:\secret", r"\\host\share\secret", "C:/secret"]
+)
+def test_names_that_go_up_on_windows_are_refused_everywhere(tree, name):
+    with pytest.raises(ValueError, match="leads outside"):
+        resolve_inside(tree / "model", name)
+
+
 @pytest.mark.parametrize("target", ["../secret", "/etc/hostname", "../model2/a", "../../missing"])
 def test_links_to_other_places_are_refused(tree, target):
     (tree / "model" / "link.png").symlink_to(target)

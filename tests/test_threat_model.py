@@ -4,19 +4,25 @@ import ast
 import json
 import os
 import re
+import zipfile
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from unittest.mock import MagicMock
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.cli.main import main
+from hf_segformer.conversion.checkpoints import read_checkpoint
 from hf_segformer.conversion.loading import load_segmentation
-from hf_segformer.data.pairing import load_splits, open_split
+from hf_segformer.data.pairing import load_splits, open_split, two_columns
+from hf_segformer.data.readers import ImageSource, Tile, open_raster
 from hf_segformer.data.sources import DatasetSource, FileSource, find_inputs
 from hf_segformer.hub.push import checked_files
 from hf_segformer.inference.writers import RECORD, PngWriter
@@ -342,3 +348,154 @@ def test_no_dangerous_calls():
         assert list(dangerous_calls(bad)), bad
     for path in sorted((ROOT / "hf_segformer").rglob("*.py")):
         assert not list(dangerous_calls(path.read_text())), path
+
+
+def test_archives_of_weights_that_unpack_to_more_are_refused(tmp_path):
+    torch.save({"norm.weight": torch.zeros(100_000)}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as stored, zipfile.ZipFile(tmp_path / "b.pth", "w", 8) as packed:
+        for each in stored.namelist():
+            packed.writestr(each, stored.read(each))
+    with pytest.raises(ValueError, match=r"b\.pth unpacks from [\d,]+ to 400,\d+ bytes; expected at most 4 times"):
+        read_checkpoint(tmp_path / "b.pth")
+    assert len(read_checkpoint(tmp_path / "a.pth").weights["norm.weight"]) == 100_000
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(10**6, 10**6),
+        torch.zeros(2, 3).as_strided((10**5, 3), (0, 1)),
+        torch.sparse_coo_tensor([[0], [0]], [1.0], (10**6, 10**6), check_invariants=True),
+        torch.empty(10**6, 10**6, device="meta"),
+    ],
+    ids=["expanded", "strided", "sparse", "meta"],
+)
+def test_tensors_larger_than_what_is_stored_are_refused(tensor, tmp_path):
+    torch.save({"norm.weight": tensor}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"holds fewer values than 'norm\.weight'"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+ADDRESSES = [
+    "http://127.0.0.1:9/a.png",
+    "https://evil.example/a.png",
+    "file:///etc/hostname",
+    "s3://bucket/a.png",
+    "zip://a.png::http://127.0.0.1:9/a.zip",
+    "file:///etc/hostname::hf://datasets/me/street@main/a.png",
+    "hf://datasets/me/street@main/../../else/a.png",
+    "hf://me/model/a.png",
+    "hf://datasets/evil/street/a.png",
+]
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Fail where an address is opened."""
+    monkeypatch.setattr("fsspec.open", lambda address: pytest.fail(f"{address} was opened"))
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_rows_name_no_addresses(address, images, no_network, monkeypatch):
+    """In the working folder too, below which an address would be a relative path."""
+    monkeypatch.chdir(images)
+    features = datasets.Features({name: datasets.Image(decode=False) for name in ("image", "label")})
+    row = {"bytes": None, "path": address}
+    rows = datasets.Dataset.from_dict({"image": [row], "label": [row]}, features=features)
+    for dataset in (rows, rows.to_iterable_dataset()):
+        for root in (".", "me/street"):
+            with pytest.raises(ValueError, match="names"):
+                list(two_columns(dataset, root, ("image", "label"), ("a", "b")))
+
+
+@pytest.mark.parametrize("address", [*ADDRESSES, "hf://datasets/me/street@main/a.png"])
+def test_lists_and_paths_name_no_addresses(address, images, no_network, monkeypatch):
+    monkeypatch.chdir(images)
+    (images / "list.txt").write_text(f"{address}\n")
+    with suppress(ValueError):
+        [item] = find_inputs(["@list.txt"], Path("out"), pages=True)
+        assert ".." not in item.name
+        with pytest.raises(OSError, match="cannot read"):
+            FileSource(["@list.txt"], Path("out")).read(item)
+    with pytest.raises(OSError, match="cannot read"):
+        ImageSource(address)
+
+
+def test_a_stream_reads_the_files_of_its_own_data_set(monkeypatch):
+    opened = []
+
+    def open_address(address):
+        opened.append(address)
+        return BytesIO(b"content")
+
+    monkeypatch.setattr("fsspec.open", open_address)
+    features = datasets.Features({name: datasets.Image(decode=False) for name in ("image", "label")})
+    names = ["hf://datasets/me/street@0a1b/a/1.png", "zip://a/1.png::hf://datasets/me/street@0a1b/a.zip"]
+    rows = [{"image": {"bytes": None, "path": name}, "label": {"bytes": None, "path": name}} for name in names]
+    stream = datasets.Dataset.from_list(rows, features=features).to_iterable_dataset()
+    for row in two_columns(stream, "me/street", ("image", "label"), ("a", "b")):
+        assert ImageSource(row["image"]).content == b"content"
+    assert opened == names
+
+
+@pytest.mark.parametrize("name", ["../secret/a.tif", "{folder}/secret/a.tif", "http://127.0.0.1:9/a.tif"])
+def test_a_microscope_image_does_not_open_others(name, tmp_path, monkeypatch):
+    """OME metadata may name the files that hold its planes."""
+    tifffile = pytest.importorskip("tifffile")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "own").mkdir()
+    tifffile.imwrite(tmp_path / "secret" / "a.tif", np.full((6, 9), 77, np.uint8))
+    plane = f'<TiffData IFD="0" PlaneCount="1"><UUID FileName="{name.format(folder=tmp_path)}">urn:b</UUID></TiffData>'
+    description = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:a">'
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="9" SizeY="6" SizeC="1" '
+        f'SizeZ="1" SizeT="1">{plane}</Pixels></Image></OME>'
+    )
+    path = tmp_path / "own" / "a.ome.tif"
+    tifffile.imwrite(path, np.full((6, 9), 5, np.uint8), description=description, metadata=None)
+    opened = []
+    monkeypatch.setattr("tifffile.tifffile.FileHandle.open", spied(opened, tifffile.tifffile.FileHandle.open))
+    with open_raster(path, 1) as raster:
+        pixels, _ = raster.read(Tile(0, 0, 6, 9))
+    assert (pixels == 5).all()
+    assert set(opened) == {str(path)}
+
+
+def spied(opened, function):
+    def spy(handle, *arguments, **options):
+        function(handle, *arguments, **options)
+        opened.append(handle.path)
+
+    return spy
+
+
+HOSTILE = {
+    "attn_implementation": "evil/kernel",
+    "_attn_implementation_internal": "evil/kernel:run",
+    "experts_implementation": "evil/kernel",
+    "quantization_config": {"quant_method": "evil"},
+    "custom_pipelines": {"image-segmentation": {"impl": "evil.Pipeline"}},
+    "auto_map": {"AutoModelForSemanticSegmentation": "evil/code--modeling.Evil"},
+    "architectures": ["Evil"],
+    "transformers_weights": "../private/other.safetensors",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_config_chooses_no_code_in_from_pretrained(name, folder, secret):
+    """Transformers' own loader, of the class, reads the same fields."""
+    pixels = torch.randn(1, 3, 64, 96)
+    expected = SegFormerForSemanticSegmentation.from_pretrained(folder)
+    other = SegFormerForSemanticSegmentation(expected.config)
+    save_file(other.state_dict(), secret.with_name("other.safetensors"), {"format": "pt"})
+    edit(folder / "config.json", **{name: HOSTILE[name]})
+    model = SegFormerForSemanticSegmentation.from_pretrained(folder)
+    assert type(model) is SegFormerForSemanticSegmentation
+    assert model.config._attn_implementation == expected.config._attn_implementation
+    assert torch.equal(model(pixels).logits, expected(pixels).logits)
+    model.save_pretrained(folder / "again")
+    saved = (folder / "again" / "config.json").read_text()
+    assert "evil/" not in saved
+    assert "kernel" not in saved
+    assert "other" not in saved
+    assert "custom_pipelines" not in saved

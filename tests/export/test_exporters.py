@@ -531,7 +531,7 @@ def test_a_file_with_other_outputs_is_refused_and_removed(checkpoint, model, tmp
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--to", "torch", "--images", "empty"], "holds no pictures"),
+        (["--to", "torch", "--images", "empty"], "holds no images"),
         (["--to", "torch", "--images", "nowhere"], "nowhere"),
         (["--to", "torch", "--images", "images", "--masks", "others"], "1.png"),
     ],

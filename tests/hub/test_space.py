@@ -42,7 +42,7 @@ def test_the_page_is_published_beside_the_model_and_shows_just_that_revision(hub
     status, out, err = author(run_command, folder, "me/streets", WITH_SPACE)
     assert (status, err) == (0, "")
     oid = hub.repositories["me/streets"].branches["main"]
-    assert f"its page is {hub.url}/spaces/me/streets" in out
+    assert f"the Space is {hub.url}/spaces/me/streets" in out
     files = {name: blob.content.decode() for name, blob in space_of(hub, "me/streets").files().items()}
     assert f'serve("me/streets", revision="{oid}", host="0.0.0.0", port=7860)' in files["app.py"]
     card = RepoCard(files["README.md"]).data.to_dict()

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest
-EXTRAS := dev,export,geo,app
+EXTRAS := dev,export,geo,app,plots,docs
 PIP_INSTALL := -m pip install --quiet --constraint
 # One process per core; the tests of a file stay together, as they share fixtures.
 SPREAD := -n auto --dist loadfile
@@ -68,11 +68,7 @@ $(OLDEST)/.installed: pyproject.toml constraints.txt constraints-oldest.txt test
 test-oldest: $(OLDEST)/.installed ## run what depends on Transformers on the oldest supported version
 	$(OLDEST)/bin/python -m pytest $(SPREAD) $(OLDEST_TESTS)
 
-.venv/.docs: .venv/.installed
-	$(BIN)/python $(PIP_INSTALL) constraints.txt --editable '.[$(EXTRAS),docs]'
-	touch $@
-
-docs: .venv/.docs ## build the documentation site in build/site; warnings are errors
+docs: .venv/.installed ## build the documentation site in build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: .venv/.installed ## check format, style and English

@@ -1,8 +1,8 @@
 """Kernels on a GPU: checked against their references, and timed against Transformers, in one call.
 
 A process measures, and this one keeps the file: a kernel that fails, crashes or hangs leaves a row that says so, and
-what follows is measured by a new process. When `--minutes` are over, the same command goes on where it stopped, as long
-as GPU, versions and code are the same; what matters most comes first.
+what follows is measured by a new process. When `--minutes` are over, the same command resumes, as long as GPU, versions
+and code are the same; what matters most comes first.
 
 `--check` stops before timing. `--compile-only` needs no GPU: it compiles each kernel and writes what it takes of one.
 `--device cpu --tiny`, with TRITON_INTERPRET=1, runs all of it in Triton's interpreter, to see that it runs; its times
@@ -368,7 +368,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failed:
         print("gpu: wrong, or without a time:", *failed, sep="\n", file=sys.stderr)
     if missing:
-        print(f"gpu: {len(missing)} rows are left; the same command goes on with them", file=sys.stderr)
+        print(f"gpu: {len(missing)} rows are left; the same command continues", file=sys.stderr)
     return 1 if failed or missing else 0
 
 

@@ -1,6 +1,6 @@
 """Measurement of one row of `python -m benchmarks.gpu`: a check, a single kernel, or a network.
 
-A candidate is built anew for each row.
+Each row builds its candidate again.
 """
 
 import gc
@@ -55,7 +55,7 @@ def measure(key: Key, device: str, tiny: bool, rounds: int, wrong: Set[str]) -> 
     """
     try:
         return _TASKS.get(key.task, _measure_network)(key, device, tiny, rounds, wrong)
-    except Exception as error:  # of Triton, the compiler or CUDA; what follows shall be measured all the same
+    except Exception as error:  # of Triton, the compiler or CUDA; the following rows are measured anyway
         return {"note": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     finally:
         disable()

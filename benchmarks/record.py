@@ -150,7 +150,7 @@ class Record:
 
     @classmethod
     def of(cls, row: str, candidate: str, timing: Timing, memory: int | None = None, **others: Any) -> "Record":
-        """From what `interleaved_timing` and `peak_memory` give."""
+        """Return the record of a result of `interleaved_timing` and `peak_memory`."""
         return cls(
             row,
             candidate,

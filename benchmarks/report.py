@@ -260,7 +260,7 @@ def write_page(page: Path, folder: Path) -> None:
     text = _PAGE.format(
         results=result_table(results),
         quiet=f"{QUIET:.0%}",
-        label_map=math.prod(labels.SIZE) * torch.int64.itemsize // 2**20,
+        segmentation_mebibytes=math.prod(labels.SIZE) * torch.int64.itemsize // 2**20,
         disturbed=f"{disturbed:.0%}",
         machines=machine_table(results),
         attention=attention_table(),
@@ -308,7 +308,7 @@ otherwise. Memory is this package's peak as a share of the other's.
 - **The peak** is the rate of the fastest product of square matrices, of three sizes and by MKL or oneDNN, interleaved
   with the networks. The network's operations are those that `segformer info` counts, with the decode head folded.
 - **Logits to labels**: "scene" has logits that change slowly, "noise" has another best class at every pixel, the worst
-  case. The result, int64 as in Transformers, takes {label_map} MiB, which no implementation can avoid.
+  case. The result, int64 as in Transformers, takes {segmentation_mebibytes} MiB, which no implementation can avoid.
 - **Images**: a folder to segmentation maps, files read each time, by `SegFormerPredictor` and by Transformers' pipeline
   "image-segmentation" with its own SegFormer.
 - **A busy core** is another process that computes all the time, on one of two cores.

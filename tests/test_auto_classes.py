@@ -1,10 +1,13 @@
-"""`override_builtin()`: opt-in, and what it saves stays Transformers' own kind of checkpoint."""
+"""`override_builtin()`: opt-in, and models saved under it remain checkpoints for Transformers."""
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
 
 SCRIPT = """
 import json, sys
@@ -51,11 +54,11 @@ print(json.dumps(facts))
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
-    """What happened in a process of its own, since the take-over can not be undone."""
+    """Facts printed by a separate process, as `override_builtin` cannot be undone."""
     folder = tmp_path_factory.mktemp("builtin")
     again = folder / "again"
     command = [sys.executable, "-c", SCRIPT, str(folder / "stock"), str(again)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd="tests")
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     facts = json.loads(result.stdout.splitlines()[-1])
     facts["config"] = json.loads((again / "config.json").read_text())
@@ -64,15 +67,15 @@ def facts(tmp_path_factory):
     return facts
 
 
-def test_nothing_is_taken_over_unasked(facts):
+def test_auto_classes_are_unchanged_before_the_call(facts):
     assert facts["before"].startswith("transformers.models.segformer")
 
 
-def test_afterwards_the_auto_classes_give_ours(facts):
+def test_auto_classes_return_this_packages_models_after_the_call(facts):
     assert facts["classes"] == [True, True, True]
 
 
-def test_what_it_saves_stays_segformer_without_code_and_stock_transformers_loads_it(facts):
+def test_saved_models_load_in_transformers_and_contain_no_code(facts):
     assert facts["config"]["model_type"] == "segformer"
     assert facts["config"]["architectures"] == ["SegformerForSemanticSegmentation"]
     assert "auto_map" not in facts["config"]
@@ -81,7 +84,7 @@ def test_what_it_saves_stays_segformer_without_code_and_stock_transformers_loads
     assert facts["difference"] < 1e-6
 
 
-def test_the_image_processor_is_taken_over_too(facts):
+def test_the_image_processor_is_overridden_too(facts):
     if facts["processor"] is None:
         pytest.skip("this Transformers has no AutoImageProcessor without torchvision")
     assert facts["processor"]

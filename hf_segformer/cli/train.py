@@ -1,4 +1,4 @@
-"""`segformer train RECIPE`: fine-tune as a recipe says."""
+"""`segformer train RECIPE`: fine-tune a model by a recipe."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ def add_train(commands) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "train",
-        help="fine-tune a model as a recipe says",
+        help="fine-tune a model by a recipe",
         description="Checks the data, trains, evaluates, saves, loads again and compares. RECIPE is the name of a "
         "recipe (--list) or a TOML file; any of its values can be set on the command line. Several processes: "
         "torchrun --nproc-per-node N -m hf_segformer train RECIPE ...",
@@ -27,7 +27,7 @@ def add_train(commands) -> None:
     parser.add_argument("--list", action="store_true", help="print the names of the recipes, and stop")
     parser.add_argument("--resume", action="store_true", help="continue from the newest whole checkpoint")
     parser.add_argument(
-        "--overwrite", action="store_true", help="take the place of a finished run, which is moved to another name"
+        "--overwrite", action="store_true", help="replace a finished run, which is moved to another name"
     )
     parser.add_argument("--check-data", action="store_true", help="read all images and masks, and stop")
     parser.add_argument("--show-batch", type=Path, metavar="PNG", help="draw the model's first input, and stop")
@@ -42,7 +42,7 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.recipe is None:
         raise ValueError("no recipe is given; expected its name or a TOML file: --list prints the names")
     if arguments.resume and arguments.overwrite:
-        raise ValueError("--resume and --overwrite are both set; expected one: continue a run, or take its place")
+        raise ValueError("--resume and --overwrite are both set; expected one: continue a run, or replace it")
     arguments.values = read_recipe(arguments.recipe, arguments.overrides)
     if not (arguments.check_data or arguments.show_batch):
         arguments.values.check_trainable()

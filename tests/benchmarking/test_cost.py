@@ -1,4 +1,4 @@
-"""What `segformer info` says: against the paper's numbers, real models and torch's own count."""
+"""Cost of a model as `segformer info` prints it, against the paper, real models and PyTorch's own count."""
 
 import json
 

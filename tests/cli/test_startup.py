@@ -178,6 +178,7 @@ def _restore_interrupt():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.mark.slow
 def test_children_that_spawn_import_the_package_as_usual(tmp_path):
     script = tmp_path / "segformer"  # as the console script: executed again in each child, under another name
     script.write_text(

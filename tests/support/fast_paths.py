@@ -21,7 +21,7 @@ def switched(enabled):
 
 @contextmanager
 def fast():
-    """Switch fast paths on; no operation may fall back on the reference or the fold but for an expected reason."""
+    """Switch fast paths on; no operation may use the reference or the fold, except for an expected reason."""
     with switched(True) as calls:
         yield calls
     assert calls, "no operation was called"

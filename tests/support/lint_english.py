@@ -38,7 +38,7 @@ PHRASES = {
     r"\bamid\b": "in the middle of",
     r"\ball the same\b": "anyway, or equal",
     r"\b(whoever|whomever|whosoever)\b": "users who",
-    r"\bin words\b|\bin one sentence\b": "with a message",
+    r"\bin words\b(?![:)\]])|\bin one sentence\b": "with a message",
     r"\bput aside\b": "archive, or move",
     r"\bpeople have\b|\bother people's\b": "existing, third-party",
     r"\bunasked\b|\bto be had\b|\bhence\b|\bwherein\b|\bthereof\b|\bhitherto\b|\bunto\b|\blest\b": "modern words",

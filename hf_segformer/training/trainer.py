@@ -48,6 +48,15 @@ class SegFormerTrainer(Trainer):
 
     Raises:
         ValueError: if an argument cannot work for segmentation; the message names it with the remedy.
+
+    Examples:
+        >>> from transformers import TrainingArguments
+        >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerTrainer
+        >>> model = SegFormerForSemanticSegmentation(SegFormerConfig.from_variant("b0", num_labels=3))
+        >>> arguments = TrainingArguments("outputs", max_steps=4, remove_unused_columns=False, report_to="none")
+        >>> trainer = SegFormerTrainer(model, arguments)
+        >>> [group["lr"] for group in trainer.create_optimizer().param_groups]  # head, encoder
+        [0.0005, 5e-05]
     """
 
     optimizer: torch.optim.Optimizer | None

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..files import IGNORE_INDEX
+from ..progress import Progress
 
 NAMES = ("ground", "disc", "triangle", "bar", "ring", "cross", "star")
 PALETTE = (
@@ -89,12 +90,13 @@ def shapes_dataset(split: str, num_samples: int, size: int = 128, seed: int = 0)
         ValueError: see `draw_sample`.
     """
     import datasets
-    from tqdm.auto import trange
 
     columns: dict[str, list] = {"image": [], "label": []}
-    for index in trange(num_samples, desc=f"drawing shapes, {split}", leave=False):
-        for column, image in zip(columns.values(), draw_sample(seed, split, index, size), strict=True):
-            column.append({"bytes": _png(image), "path": None})
+    with Progress(f"draw shapes, {split}", num_samples, "images") as bar:
+        for index in range(num_samples):
+            for column, image in zip(columns.values(), draw_sample(seed, split, index, size), strict=True):
+                column.append({"bytes": _png(image), "path": None})
+            bar.update()
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
     return datasets.Dataset.from_dict(columns, features=features)
 

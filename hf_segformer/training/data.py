@@ -112,6 +112,7 @@ def load_data(config: DataConfig, num_channels: int = 3) -> Data:
         label_dtype=array_dtype(source.evaluation.features["label"]),
         ignore_exif=config.ignore_exif,
         any_range=bool(config.value_range),
+        bands=tuple(config.bands) or None,
     )
     train = source.train.map(_Row(reader)) if config.streaming else source.train.with_transform(reader)
     evaluation = source.evaluation.with_transform(reader)

@@ -15,7 +15,7 @@ from ..evaluation.evaluate import Evaluation
 from ..inference.segmenter import Segmenter
 from .data import load_data
 from .recipe import Recipe
-from .report import split_name, with_background
+from .report import class_count, split_name, with_background
 
 
 def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path, device: torch.device | None = None) -> Evaluation:
@@ -46,7 +46,7 @@ def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path, device: torch
     folder.mkdir(parents=True, exist_ok=True)
     model, processor = model.to(device or state.device), processor or data.processor
     if state.is_main_process:
-        print(f"Model    {checkpoint}, {model.num_parameters():,} parameters, {len(data.names)} classes")
+        print(f"Model    {checkpoint}, {model.num_parameters():,} parameters, {class_count(len(data.names))}")
         print(f"Data     {len(data.evaluation)} images\n", flush=True)
     result, accumulator = evaluate_in_detail(model, processor, data.evaluation, recipe.evaluation, names=data.names)
     if state.is_main_process:
@@ -70,7 +70,7 @@ def _check_classes(checkpoint: str, config: Any, names: Sequence[str]) -> None:
     is_unnamed = own == [f"LABEL_{index}" for index in range(len(own))]  # weights that came without names
     if own != list(names) and not (is_unnamed and len(own) == len(names)):
         raise ValueError(
-            f"{checkpoint} has {len(own)} classes, {', '.join(own)}; expected the {len(names)} of the data: "
+            f"{checkpoint} has {class_count(len(own))}, {', '.join(own)}; expected the {len(names)} of the data: "
             f"{', '.join(names)}"
         )
 

@@ -1,5 +1,6 @@
 """Report of a run: progress bar, metrics.json and figures."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ..evaluation.metrics import confusion_matrix, scores
 from ..evaluation.report import write_confusion
 from ..files import write_json
 from ..inference.segmenter import predict
+from ..progress import Progress
 from ..visualization import Color, Stretch, colorize, displayable, figure
 from .data import Data
 from .recipe import Recipe
@@ -24,7 +26,27 @@ Sample = tuple[Image.Image | np.ndarray, np.ndarray, np.ndarray]  # image, mask 
 
 
 class ProgressBar(ProgressCallback):
-    """The Trainer's progress bar with the newest numbers at its end; the original prints a dictionary for each."""
+    """Progress of a training: a bar that ends in the newest numbers, or a line a minute where stderr is no terminal."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show the bar, or begin to print lines."""
+        self.lines: Progress | None = None
+        if sys.stderr.isatty():
+            super().on_train_begin(args, state, control, **kwargs)
+        elif state.is_world_process_zero:
+            self.lines = Progress("train", state.max_steps, "steps", initial=state.global_step).__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the step."""
+        if self.lines is None:
+            super().on_step_end(args, state, control, **kwargs)
+        else:
+            self.lines.update()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        if self.lines is None:
+            super().on_train_end(args, state, control, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Show the loss, and mean IoU once it is known."""
@@ -49,6 +71,11 @@ def write_evaluation(evaluation: Evaluation, recipe: Recipe, folder: Path) -> No
 def split_name(data: DataConfig) -> str:
     """Name the evaluation split of a recipe: the split itself, or the share of the training split."""
     return f"{100 * data.eval_share:g} % of {data.train_split}" if data.eval_share else data.eval_split_name
+
+
+def class_count(number: int) -> str:
+    """Return "1 class" or "N classes"."""
+    return "1 class" if number == 1 else f"{number} classes"
 
 
 def spread(length: int, count: int = _NUM_DRAWN) -> list[int]:
@@ -93,6 +120,7 @@ def with_background(names: Sequence[str], palette: Sequence[Color]) -> tuple[lis
 __all__ = [
     "ProgressBar",
     "Sample",
+    "class_count",
     "draw_predictions",
     "predict_some",
     "split_name",

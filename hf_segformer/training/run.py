@@ -34,7 +34,7 @@ from .data_checks import check_classes, check_data, format_counts, show_batch
 from .losses import SegmentationLoss, class_weights
 from .recipe import Recipe
 from .recipe_trainer import RecipeTrainer
-from .report import draw_predictions, predict_some, spread, write_evaluation
+from .report import class_count, draw_predictions, predict_some, spread, write_evaluation
 from .resume import newest_whole_checkpoint
 from .run_folder import RunFolder
 from .run_record import build_run_record, write_run_record
@@ -206,7 +206,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     """The recipe's `[trainer]` with the defaults of segmentation.
 
     Raises:
-        ValueError: if a value is out of range.
+        ValueError: if a value is out of range; the message names its key.
     """
     logging.disable_progress_bar()  # those of reading and writing weights, which would break up the training's
     defaults = {
@@ -217,7 +217,11 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     }
     if recipe.trainer.get("load_best_model_at_end"):
         defaults["metric_for_best_model"] = "mean_iou"
-    return TrainingArguments(**{**defaults, **recipe.trainer})
+    try:
+        return TrainingArguments(**{**defaults, **recipe.trainer})
+    except ValueError as error:
+        key = next((key for key, value in recipe.trainer.items() if str(value) in str(error).split()), None)
+        raise ValueError(f"trainer.{key}: {error}" if key else f"[trainer]: {error}") from error
 
 
 def fresh_config(table: dict[str, Any], **labels: Any) -> SegFormerConfig:
@@ -392,7 +396,7 @@ def announce(model, data: Data, arguments: TrainingArguments, checkpoint: Path |
     """Print what the run trains, on which data and where."""
     length = f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs"
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
-    print(f"Model    SegFormer, {model.num_parameters():,} parameters, {len(data.names)} classes")
+    print(f"Model    SegFormer, {model.num_parameters():,} parameters, {class_count(len(data.names))}")
     number = "a stream of" if data.is_stream else len(data.train)
     print(f"Data     {number} images to train on, {len(data.evaluation)} others to evaluate on")
     print(f"Training {length} of {batch} images on {arguments.device}" + (f", from {checkpoint}" if checkpoint else ""))

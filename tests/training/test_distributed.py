@@ -211,14 +211,17 @@ def program(folder, *arguments):
 def test_ctrl_c_to_torchrun_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
     folder, output = tmp_path / "run", tmp_path / "output.txt"
     with output.open("w") as file:
-        run = subprocess.Popen([*LAUNCH, *program(folder)], cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=file)
-        while " 10/400" not in output.read_text() and run.poll() is None:
+        run = subprocess.Popen(
+            [*LAUNCH, *program(folder, "trainer.save_steps=10")], cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=file
+        )
+        while not (folder / "checkpoint-10" / "trainer_state.json").is_file() and run.poll() is None:
             time.sleep(0.05)
         run.send_signal(signal.SIGINT)
         assert run.wait() != 0
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert newest_whole_checkpoint(folder).parent == folder, output.read_text()
-    assert "Stopped. Resume from" in output.read_text()
+    newest = newest_whole_checkpoint(folder)
+    assert int(newest.name.partition("-")[2]) > 10, output.read_text()
+    assert f"Stopped. Resume from {newest}" in output.read_text()
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])

@@ -183,6 +183,13 @@ class TestResume:
         assert "no checkpoint to resume from yet" in capsys.readouterr().err
 
 
+def test_a_log_gets_no_carriage_returns(tmp_path, capsys):
+    evaluated = ("trainer.max_steps=2", "trainer.eval_strategy=steps", "trainer.eval_steps=1")
+    assert train(tmp_path / "run", *evaluated) == 0
+    printed = capsys.readouterr()
+    assert "\r" not in printed.out + printed.err
+
+
 class TestData:
     def test_check_data_reads_all_and_trains_nothing(self, tmp_path, capsys):
         assert train(tmp_path / "run", "--check-data") == 0
@@ -399,7 +406,7 @@ class TestErrors:
 
     def test_an_impossible_value_is_one_line(self, tmp_path, capsys):
         error = error_of(capsys, tmp_path / "run", "trainer.lr_scheduler_type=linaer")
-        assert "linaer is not a valid SchedulerType" in error
+        assert "trainer.lr_scheduler_type: linaer is not a valid SchedulerType" in error
 
 
 class TestModel:

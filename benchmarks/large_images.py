@@ -80,10 +80,10 @@ def write_part(path: Path, source: Path, height: int, width: int) -> None:
     path.write_text(f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}">{bands}</VRTDataset>')
 
 
-def label(
+def predict_file(
     source: Path, destination: Path, options: InferenceOptions, num_threads: int
 ) -> tuple[float, int, float | None]:
-    """Label a file with an untrained B0: seconds, peak of this process in bytes, share that others used meanwhile."""
+    """Predict a file by an untrained B0: seconds, peak of this process in bytes, share that others used meanwhile."""
     from hf_segformer.inference.large_image import predict_large_image
 
     torch.set_num_threads(num_threads)
@@ -107,7 +107,7 @@ def in_a_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def measure_size(side: int, overlap: int, part: int, halves: Sequence[bool], options: Options) -> list[Record]:
-    """Label a generated image of side x side, or its first `part` rows; in float32, or in half precision."""
+    """Predict a generated image of side x side, or its first `part` rows; in float32, or in half precision."""
     if options.device != "cpu":
         raise ValueError(f"device is {options.device}, but what is measured here is the memory of a process on a CPU")
     tiling, height = InferenceOptions(tile_size=TILE, tile_overlap=overlap), part or side
@@ -120,7 +120,7 @@ def measure_size(side: int, overlap: int, part: int, halves: Sequence[bool], opt
             write_part(folder / "part.vrt", source, part, side)
             source = folder / "part.vrt"
         arguments = source, folder / "labels.tif", tiling, torch.get_num_threads()
-        found = [in_a_fresh_process(label, *arguments, half) for half in halves]
+        found = [in_a_fresh_process(predict_file, *arguments, half) for half in halves]
     records = []
     for half, (seconds, num_bytes, others) in zip(halves, found, strict=True):
         timing = Timing((seconds,), 0, None if others is None else others <= QUIET)
@@ -192,7 +192,7 @@ def draw_seams(model: SegFormerForSemanticSegmentation, pixels: Tensor) -> None:
 
 
 def measure_agreement(options: Options) -> list[Record]:
-    """Compare tiled with whole prediction by overlap; the difference is the share of pixels with another label."""
+    """Compare tiled with whole prediction by overlap; the difference is the share of pixels of another class."""
     with torch.inference_mode():
         model, pixels = trained()
         draw_seams(model, pixels)

@@ -51,7 +51,7 @@ def add_evaluate(commands) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="table.key=value", help="set a value of the recipe, such as data.root=DIR"
     )
-    add_labeled_data(parser)
+    add_labeled_data(parser, or_recipe=True)
     add_inference_options(parser)
     add_reading_options(parser)
     parser.add_argument(

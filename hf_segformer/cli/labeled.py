@@ -14,7 +14,7 @@ def check_labeled_data(arguments: argparse.Namespace, *, or_recipe: bool = False
         or_recipe: True for a command that takes `--recipe`, too.
     """
     folders = [folder is not None for folder in (arguments.images, arguments.masks)]
-    if any(folders) != all(folders) or any(folders) == (arguments.dataset is not None) or arguments.recipe:
+    if any(folders) != all(folders) or any(folders) == (arguments.dataset is not None):
         raise ValueError(
             "expected images with masks: either --images DIR and --masks DIR, or --dataset NAME"
             + ", or --recipe RECIPE" * or_recipe

@@ -60,16 +60,18 @@ def add_label_values(parser: Any) -> None:
     )
 
 
-def add_labeled_data(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name images with masks: two folders, or a data set."""
-    group = parser.add_argument_group("images with masks", "two folders, a data set, or the data of a recipe")
+def add_labeled_data(parser: argparse.ArgumentParser, or_recipe: bool = False) -> None:
+    """Add the options that name images with masks: two folders, or a data set, on request also a recipe."""
+    kinds = "two folders, a data set, or the data of a recipe" if or_recipe else "two folders or a data set"
+    group = parser.add_argument_group("images with masks", kinds)
     group.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
     group.add_argument("--masks", type=Path, metavar="DIR", help="folder of masks with the same names")
     group.add_argument("--image-suffix", default="", metavar="END", help="end of image names, such as _rgb.tif")
     group.add_argument("--mask-suffix", default="", metavar="END", help="end of mask names, such as _mask")
-    group.add_argument(
-        "--recipe", metavar="RECIPE", help="evaluate as this recipe of `segformer train` does: its name, or a TOML file"
-    )
+    if or_recipe:
+        group.add_argument(
+            "--recipe", metavar="RECIPE", help="evaluate as this recipe of `segformer train` does: name or TOML file"
+        )
     add_dataset(group, "a folder that datasets can read, or a Hub repository", split="validation")
     group.add_argument("--mask-column", default="label", metavar="NAME", help="of the data set (default: label)")
     add_label_values(group)

@@ -1,4 +1,4 @@
-"""Benchmarks: who disagrees is refused, medians and ratios are right, rows survive, and the command prints a table."""
+"""Benchmarks: candidates that disagree are refused, medians and ratios are right, rows survive, and the command prints a table."""
 
 from functools import partial
 
@@ -43,7 +43,7 @@ def _threads():
 
 
 class Clock:
-    """Time that passes only when someone works."""
+    """Clock that advances by simulated work only."""
 
     def __init__(self):
         self.now = 0.0
@@ -75,7 +75,7 @@ class Others:
         return next(self.shares)
 
 
-def test_candidates_take_turns_and_medians_are_right():
+def test_samples_are_interleaved_and_medians_are_right():
     clock = Clock()
     calls = {"a": clock.work("a", [9, 1, 5, 2]), "b": clock.work("b", [9, 4, 4, 40])}
     timings = interleaved_timing(calls, rounds=3, clock=clock, load=Others(0.0, 0.0, 0.0))
@@ -100,7 +100,7 @@ def test_a_disturbed_round_is_measured_again():
     assert (timing.num_disturbed, timing.is_quiet) == (1, True)
 
 
-def test_where_it_never_gets_quiet_all_rounds_count_and_the_timing_says_so():
+def test_all_rounds_count_on_a_busy_machine_and_the_timing_is_marked():
     clock = Clock()
     calls = {"a": clock.work("a", [1] * 99)}
     timing = interleaved_timing(calls, rounds=4, clock=clock, load=Others(*[0.0] + [0.5] * 98), budget=6)["a"]
@@ -108,13 +108,13 @@ def test_where_it_never_gets_quiet_all_rounds_count_and_the_timing_says_so():
     assert timing.is_quiet is False
 
 
-def test_a_system_that_does_not_tell_is_neither_quiet_nor_disturbed():
+def test_unknown_load_is_neither_quiet_nor_disturbed():
     clock = Clock()
     timing = interleaved_timing({"a": clock.work("a", [1] * 9)}, rounds=2, clock=clock, load=Others(None, None))["a"]
     assert timing.is_quiet is None
 
 
-def test_own_work_is_not_taken_for_that_of_others(monkeypatch):
+def test_own_work_does_not_count_as_other_load(monkeypatch):
     times = {"busy": 0.0, "own": 0.0, "now": 0.0}
     monkeypatch.setattr("hf_segformer.benchmarking.timing._busy_seconds", lambda: times["busy"])
     monkeypatch.setattr("time.process_time", lambda: times["own"])
@@ -135,7 +135,7 @@ def build_constant(value):
     return constant(value)
 
 
-def test_who_computes_something_else_gets_no_time():
+def test_a_candidate_that_disagrees_is_not_timed():
     builds = {"first": partial(build_constant, 1.0), "second": partial(build_constant, 1.001)}
     with pytest.raises(DisagreementError, match="second differs by 1"):
         compare(builds, tolerance=1e-4, rounds=1, load=Others(0))
@@ -156,7 +156,7 @@ def build_allocation(mebibytes):
 
 
 @pytest.mark.slow
-def test_memory_is_what_the_call_needs_at_its_peak():
+def test_memory_is_the_peak_of_the_call():
     found = peak_memory(partial(build_allocation, 64))
     if found is None:
         pytest.skip("this system does not tell the peak of memory")
@@ -245,7 +245,7 @@ def test_a_good_row_is_not_replaced_by_a_worse_one(tmp_path, worse):
     assert path.read_text() != before
 
 
-def test_a_failing_row_keeps_the_old_one_and_the_others_go_on(tmp_path, capsys):
+def test_a_failing_row_keeps_the_old_one_and_other_rows_continue(tmp_path, capsys):
     def fail(options):
         raise DisagreementError("they differ")
 
@@ -318,7 +318,7 @@ def test_every_comparison_has_a_row_that_measures_it():
     assert {goal.name for goal in GOALS} <= COMPARISONS.keys()
 
 
-def test_the_page_shows_results_and_the_goals_what_is_missing(tmp_path):
+def test_the_page_shows_results_and_the_goals_show_missing_rows(tmp_path):
     pytest.importorskip("matplotlib")
     for row, ours in (("b0", 50.0), ("b2", 200.0)):
         records_of_row = [record_of(row, "transformers", 400.0), record_of(row, "hf_segformer", ours)]

@@ -68,7 +68,7 @@ def test_parameters_are_the_real_models_stage_by_stage(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_multiply_adds_are_the_papers_once_the_head_is_written_out(variant):
+def test_multiply_adds_with_an_unfolded_head_are_the_papers(variant):
     side = 640 if variant == "b5" else 512
     config = SegFormerConfig.from_variant(variant, num_labels=150)
     stages = model_info(config, side, side)[:4]
@@ -78,7 +78,7 @@ def test_multiply_adds_are_the_papers_once_the_head_is_written_out(variant):
 
 @given(height=st.integers(8, 90), width=st.integers(8, 90))
 @settings(max_examples=12, deadline=None)
-def test_multiply_adds_are_those_that_torch_counts_at_any_size(height, width):
+def test_multiply_adds_equal_torchs_count_at_any_size(height, width):
     config = tiny_config()
     rows = model_info(config, height, width)
     assert sum(row.num_multiply_adds for row in rows) == counted(
@@ -87,7 +87,7 @@ def test_multiply_adds_are_those_that_torch_counts_at_any_size(height, width):
     assert sum(row.num_multiply_adds for row in rows[:-1]) == counted(SegFormerModel(config), height, width)
 
 
-def test_the_unfolded_head_costs_what_torch_counts():
+def test_the_unfolded_head_equals_torchs_count():
     config = tiny_config()
     model = SegFormerForSemanticSegmentation(config)
     model.decode_head.linear_fuse.register_forward_hook(lambda *_: None)  # what is hooked is called, not folded
@@ -95,7 +95,7 @@ def test_the_unfolded_head_costs_what_torch_counts():
     assert decode_head_cost(config, stages, folded=False) == counted(model, 64, 96, ".decode_head")
 
 
-def test_other_shapes_of_networks_are_counted_too():
+def test_custom_architectures_are_counted_too():
     config = tiny_config(
         num_channels=5, sr_ratios=[1, 3, 2, 1], mlp_ratios=[2, 4, 1, 3], patch_sizes=[5, 3, 1, 7], strides=[3, 2, 1, 2]
     )
@@ -105,14 +105,14 @@ def test_other_shapes_of_networks_are_counted_too():
     assert sum(row.num_parameters for row in rows) == model.num_parameters()
 
 
-def test_a_classifier_costs_its_own_product():
+def test_a_classifier_counts_its_linear_layer():
     config = tiny_config(architectures=["SegFormerForImageClassification"])
     rows = model_info(config, 64, 96)
     assert rows[-1].name == "classifier"
     assert sum(row.num_multiply_adds for row in rows) == counted(SegFormerForImageClassification(config), 64, 96)
 
 
-def test_the_example_every_reader_knows():
+def test_rows_of_b2_at_128_pixels():
     first, second, third, last, head = model_info(SegFormerConfig.from_variant("b2"), 128, 128)
     assert (first.grid, first.num_tokens, first.num_channels) == ((32, 32), 1024, 64)
     assert (first.reduction, first.num_reduced_tokens) == (8, 16)

@@ -155,7 +155,7 @@ def test_a_missing_source_is_named_without_asking_the_hub(source, tmp_path, caps
     assert os.listdir(tmp_path) == []
 
 
-def test_a_web_address_is_named_as_given(tmp_path, capsys):
+def test_errors_quote_a_web_address_as_given(tmp_path, capsys):
     source = "https://huggingface.co/nvidia/mit-b0"
     assert run("convert", source, tmp_path / "converted") == 1
     assert_one_line(capsys.readouterr().err, source, "owner/name")

@@ -114,7 +114,7 @@ def _is_stale(path: Path, held: dict[str, Any]) -> bool:
 
 
 def _born(pid: int) -> str | None:
-    """Start time of a process in ticks, by which it is told from a later one of the same number; None if unknown."""
+    """Start time of a process in ticks, which a later process of the same number does not share; None if unknown."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

@@ -222,3 +222,6 @@ def _without_no_data(
             classes[~tiles.valid.take(len(classes))] = no_data
         counts += np.bincount(classes[classes < len(counts)], minlength=len(counts))
         yield top, classes
+
+
+__all__ = ["RasterReader", "predict_large_image", "segment_raster"]

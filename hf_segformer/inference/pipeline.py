@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -55,8 +56,10 @@ class Prepared:
 
 def segment_batch(
     segmenter: Segmenter, batch: list[Prepared], *, with_probabilities: bool = False
-) -> list[tuple[Tensor, Tensor | None]]:
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Segmentation map, int64 (H, W), and probabilities, float32 (K, H, W) or None, of each image of a batch.
+
+    The network sees the batch at once; probabilities are computed one image at a time.
 
     Raises:
         ValueError: if the prepared sizes differ or are too small for the network, or if one image does not fit into
@@ -67,16 +70,24 @@ def segment_batch(
         raise ValueError("the images of a batch have different prepared sizes; expected one size")
     views = [torch.cat(scale) for scale in zip(*(prepared.views for prepared in batch), strict=True)]
     sizes = [prepared.size for prepared in batch]
-    try:
+    with _named_errors(batch):
         if with_probabilities:
-            return list(segmenter.predict_probabilities(views, sizes))
-        return [(classes, None) for classes in segmenter.predict(views, sizes)]
+            yield from segmenter.predict_probabilities(views, sizes)
+        else:
+            yield from ((classes, None) for classes in segmenter.predict(views, sizes))
+
+
+@contextmanager
+def _named_errors(batch: list[Prepared]) -> Iterator[None]:
+    """Name the image, or the number of images, in errors of the network."""
+    try:
+        yield
     except ValueError as error:
         raise ValueError(f"{batch[0].name}: {error}") from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        height, width = views[0].shape[-2:]
+        height, width = batch[0].views[0].shape[-2:]
         if len(batch) == 1:
             raise ValueError(
                 f"{batch[0].name}: {height}x{width} pixels at once do not fit into memory: set sliding_window"

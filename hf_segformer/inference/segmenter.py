@@ -150,29 +150,35 @@ class Segmenter:
         """
         with inference_mode_of(self.model):
             if self._num_views == 1:
-                [logits] = self.logits(views)
-                found = self.processor.post_process_semantic_segmentation({"logits": logits}, sizes)
+                [only] = self.logits(views)
+                found = self.processor.post_process_semantic_segmentation({"logits": only}, sizes)
             else:
-                found = [self._best_class(each) for each in self._mean_probabilities(views, sizes)]
+                logits: Iterable[Tensor] = self.logits(views)
+                logits = logits if len(sizes) == 1 else list(logits)
+                found = [self._best_class(self._mean(logits, index, size)) for index, size in enumerate(sizes)]
         return [classes.clone() for classes in found]  # a tensor of inference mode cannot be modified in place
 
     def predict_probabilities(
         self, views: Sequence[Tensor], sizes: Sequence[Sequence[int]]
-    ) -> list[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Segmentation maps as `predict` returns them, each with its probabilities, float32 (K, H, W).
 
-        A binary model has the probabilities of two classes.
+        The network sees the whole batch; an image's logits are upsampled in its turn, so that memory holds the
+        probabilities of one image: 210 MB for 150 classes at 512x683. A binary model has those of two classes.
         """
         with inference_mode_of(self.model):
+            logits: Iterable[Tensor] = self.logits(views)
+            if len(sizes) > 1 or self._num_views == 1:  # else each view is computed, added and dropped below
+                logits = list(logits)
+            maps: list[Tensor] | None = None
             if self._num_views == 1:
-                [logits] = self.logits(views)
-                found = self.processor.post_process_semantic_segmentation({"logits": logits}, sizes)
-                means = list(_mean([logits], sizes))
-            else:
-                means = list(self._mean_probabilities(views, sizes))
-                found = [self._best_class(each) for each in means]
-        pairs = zip(found, means, strict=True)
-        return [(classes.clone(), _of_every_class(mean[0]).clone()) for classes, mean in pairs]
+                [only] = logits
+                maps = self.processor.post_process_semantic_segmentation({"logits": only}, sizes)
+        for index, size in enumerate(sizes):
+            with inference_mode_of(self.model):
+                mean = self._mean(logits, index, size)
+                classes = self._best_class(mean) if maps is None else maps[index]
+            yield classes.clone(), _of_every_class(mean[0]).clone()  # of inference mode, see `predict`
 
     def tile_logits(self, tiles: Sequence[np.ndarray]) -> Tensor:
         """Logits (B, K, h, w) of tiles (C, H, W) of one size, on the grid of a quarter of their sides.
@@ -224,10 +230,9 @@ class Segmenter:
                 num_visits[here] += 1
         return total / num_visits
 
-    def _mean_probabilities(self, views: Sequence[Tensor], sizes: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        """Probabilities (1, K, H, W) of each image, averaged over the views."""
-        logits: Iterable[Tensor] = self.logits(views)
-        yield from _mean(logits if len(sizes) == 1 else list(logits), sizes, self._num_views)
+    def _mean(self, logits: Iterable[Tensor], index: int, size: Sequence[int]) -> Tensor:
+        """Probabilities (1, K, H, W) of an image of the batch, averaged over the views."""
+        return sum(_probabilities(each[index : index + 1], size) for each in logits) / self._num_views
 
     def _best_class(self, probabilities: Tensor) -> Tensor:
         """Probabilities (1, K, H, W) -> classes (H, W)."""
@@ -329,11 +334,6 @@ def _in_dtype(model: PreTrainedModel, dtype: str | None) -> PreTrainedModel:
     if copied.dtype != wanted:
         raise ValueError(f"dtype is {dtype}; expected {str(model.dtype).removeprefix('torch.')}, the model's only type")
     return copied
-
-
-def _mean(logits: Iterable[Tensor], sizes: Sequence[Sequence[int]], num_views: int = 1) -> Iterator[Tensor]:
-    for index, size in enumerate(sizes):
-        yield sum(_probabilities(each[index : index + 1], size) for each in logits) / num_views
 
 
 def _of_every_class(probabilities: Tensor) -> Tensor:

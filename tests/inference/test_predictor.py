@@ -10,6 +10,7 @@ from PIL import Image
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor, SegFormerPredictor
 from hf_segformer.config import InferenceOptions
 from hf_segformer.evaluation.evaluate import evaluate
+from hf_segformer.inference import segmenter as segmenter_module
 from hf_segformer.inference.predictor import find_device
 from hf_segformer.inference.segmenter import Segmenter, predict, unique_names
 from hf_segformer.visualization import default_palette
@@ -78,6 +79,30 @@ def test_probabilities_agree_with_the_segmentation(options, num_labels):
         chosen = np.take_along_axis(prediction.probabilities, prediction.segmentation[None].astype(int), 0)[0]
         np.testing.assert_allclose(chosen, prediction.probabilities.max(axis=0), atol=1e-5)
     assert found(make_image()).probabilities is None
+
+
+@pytest.mark.parametrize("num_labels", [1, 5])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_probabilities_are_computed_one_image_at_a_time(options, num_labels, monkeypatch):
+    upsampled, own = [], segmenter_module._probabilities
+    monkeypatch.setattr(
+        segmenter_module, "_probabilities", lambda logits, size: (upsampled.append(size), own(logits, size))[1]
+    )
+    segmenter = Segmenter(lively(num_labels=num_labels), SegFormerImageProcessor(do_resize=False), options)
+    prepared = [segmenter.preprocess(make_image(seed=seed)) for seed in range(3)]
+    sizes, num_views = [(70, 110), (35, 40), (90, 111)], len(options.scales) * (1 + options.flip)
+    views = [torch.cat(scale) for scale in zip(*prepared, strict=True)]
+    found = segmenter.predict_probabilities(views, sizes)
+    maps = segmenter.predict(views, sizes)
+    upsampled.clear()
+    for index, (classes, probabilities) in enumerate(found):
+        assert upsampled == [size for size in sizes[: index + 1] for _ in range(num_views)]
+        assert not probabilities.is_inference()
+        assert torch.equal(classes, maps[index])
+        assert probabilities.shape == (max(2, num_labels), *sizes[index])
+        [(_, alone)] = segmenter.predict_probabilities(prepared[index], [sizes[index]])
+        torch.testing.assert_close(probabilities, alone, atol=1e-4, rtol=0)  # rounding differs in batches
+        del upsampled[-num_views:]
 
 
 def test_binary_model_has_two_names_and_two_colours():
@@ -157,7 +182,7 @@ def test_errors_are_raised_in_order(tmp_path):
             outcomes.append(str(error))
     assert [each for each in outcomes if each == (70, 110)] == [(70, 110)] * 3
     assert outcomes[1].startswith(f"{tmp_path / 'text.png'}: ")
-    assert outcomes[3] == f"{tmp_path / 'none.png'}: No such file or directory"
+    assert outcomes[3] == f"cannot read {tmp_path / 'none.png'}: No such file or directory"
     assert outcomes[4].startswith("image 4 has 5 bands")
     assert outcomes[5].startswith("image 5 holds NaN")
     assert outcomes[6].startswith("image 6 is a int")

@@ -1,5 +1,7 @@
 """Results of the page without Gradio: predictions, overlays, downloads, descriptions, examples."""
 
+import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -80,7 +82,7 @@ def test_large_image_is_displayed_smaller_with_its_own_classes(predictor, tmp_pa
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("text.png", b"no image at all", "not a picture of a kind"),
+        ("text.png", b"no image at all", "not an image in one of the formats"),
         ("empty.png", b"", "empty"),
         ("cut.png", None, "cut"),
     ],
@@ -198,3 +200,40 @@ def test_links_out_of_the_folder_are_no_examples(photo):
     (folder / "more").mkdir()
     (folder / "more" / "examples").symlink_to(photo.parent / "others", target_is_directory=True)
     assert find_example_images(folder / "more", skip_outside=True) == []
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def test_the_size_of_an_upload_is_found_without_decoding(predictor, tmp_path, monkeypatch):
+    """By content, whatever the name: EXIF behind the pixels of a PNG, arrays and rasters."""
+    monkeypatch.setattr(SegFormerPredictor, "prepare", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda _: pytest.fail("it was decoded"))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8193, 8193, 1, 0, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(8193 * 1026)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    (tmp_path / "late.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels + exif + chunk(b"IEND", b""))
+    with pytest.raises(ValueError, match=r"late\.png is 8193x8193"):
+        predict_upload(predictor, tmp_path / "late.png")
+    with (tmp_path / "array.png").open("wb") as file:
+        np.save(file, np.zeros((1, 20000, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"array\.png would be"):
+        predict_upload(predictor, tmp_path / "array.png")
+    rasterio = pytest.importorskip("rasterio")
+    profile = {"driver": "GTiff", "width": 8193, "height": 8193, "count": 3, "dtype": "uint16", "sparse_ok": True}
+    profile |= {"crs": "EPSG:4326", "transform": rasterio.Affine(1e-4, 0, 0, 0, -1e-4, 1)}
+    with rasterio.open(tmp_path / "raster.tif", "w", **profile, tiled=True, compress="deflate"):
+        pass
+    with pytest.raises(ValueError, match=r"raster\.tif is 8193x8193"):
+        predict_upload(predictor, tmp_path / "raster.tif")
+
+
+def test_postscript_is_not_opened(predictor, tmp_path, monkeypatch):
+    Image.new("RGB", (9, 6)).save(tmp_path / "a.eps", "EPS")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.EpsImagePlugin.EpsImageFile._open", lambda _: pytest.fail("it was opened"))
+    with pytest.raises(OSError, match=r"a\.png: a PostScript file"):
+        predict_upload(predictor, tmp_path / "a.png")

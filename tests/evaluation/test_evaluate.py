@@ -583,8 +583,8 @@ def test_weights_without_class_names_are_taken_for_as_many_classes(checkpoint, r
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["nowhere"], "there is no checkpoint nowhere"),
-        (["./no/where"], "there is no checkpoint ./no/where"),
+        (["nowhere"], "no such file or folder: nowhere"),
+        (["./no/where"], "there is no folder no/where"),
         (["MODEL", "evaluation.flipp=true"], "did you mean 'evaluation.flip'"),
         (["MODEL", "evaluation.sliding_window=7"], "evaluation.sliding_window is 7"),
         (["MODEL", "--output-dir", "RECIPE"], "cannot be written"),
@@ -608,6 +608,9 @@ def test_missing_checkpoint_is_one_line(recipe, missing):
     assert run.stderr.count("\n") == 1
 
 
-def test_debug_shows_the_traceback(recipe):
-    with pytest.raises(FileNotFoundError):
-        main(["nowhere", str(recipe), "--debug"])
+def test_debug_shows_the_traceback(recipe, capsys):
+    assert main(["nowhere", str(recipe), "--debug"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback")
+    assert "FileNotFoundError" in error
+    assert error.endswith("segformer: no such file or folder: nowhere\n")

@@ -50,6 +50,7 @@ class DataConfig:
         ignore_values: mask values that do not count, any integers. 255 never does, unless it is a class.
         value_range: values of the images that become 0 and 255: "LOW,HIGH", "percentiles:LOW,HIGH" of each image or
             "window:CENTER,WIDTH"; empty takes 8-bit and colour images by their type, other bands in their units.
+        bands: numbers, from 1, of the bands to read, in the model's order; empty is all.
         ignore_exif: take images and masks as they are stored, whatever their EXIF orientation.
         pages: of `folders`: each image of a file with several is an image of its own.
         image_size: side in pixels of the generated shapes.
@@ -89,6 +90,7 @@ class DataConfig:
     label_values: list[int] = field(default_factory=list)
     ignore_values: list[int] = field(default_factory=list)
     value_range: str = ""
+    bands: list[int] = field(default_factory=list)
     ignore_exif: bool = False
     pages: bool = False
     image_size: int = 128
@@ -113,6 +115,8 @@ class DataConfig:
         if not 0 <= self.eval_share < 1:
             raise ValueError(f"data.eval_share is {self.eval_share}; expected a share in [0, 1)")
         parse_value_range(self.value_range, "data.value_range")
+        if any(band < 1 for band in self.bands):
+            raise ValueError(f"data.bands is {self.bands}; expected numbers from 1")
         if self.pages and self.source not in ("folders", "camvid"):
             raise ValueError(f"data.pages is set, but data.source is {self.source}; expected folders")
         self._check_combinations()

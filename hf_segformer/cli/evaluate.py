@@ -34,6 +34,7 @@ _IN_RECIPE = {
     "value_range": "data.value_range",
     "pages": "data.pages",
     "as_stored": "data.ignore_exif",
+    "bands": "data.bands",
     **{name: f"evaluation.{name}" for name in ("flip", "scales", "sliding_window", "stride", "batch_size", "dtype")},
 }
 

@@ -131,8 +131,8 @@ def inference_options(arguments: argparse.Namespace) -> InferenceOptions:
         raise ValueError(as_options(str(error))) from error
 
 
-def add_reading_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add the options that say how images are read, `--value-range`, `--pages`, `--as-stored`; return their group."""
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how images are read."""
     group = parser.add_argument_group("reading images")
     group.add_argument(
         "--value-range",
@@ -145,7 +145,13 @@ def add_reading_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
         "--pages", action="store_true", help="take every image of a multi-page file, as NAME_p001, NAME_p002, ..."
     )
     group.add_argument("--as-stored", action="store_true", help="do not rotate images by their EXIF orientation")
-    return group
+    group.add_argument(
+        "--bands",
+        type=whole_number(1),
+        nargs="+",
+        metavar="N",
+        help="bands that the model takes, numbered from 1, in its order",
+    )
 
 
 def value_range(words: list[str] | None) -> Any:
@@ -175,7 +181,8 @@ def value_range(words: list[str] | None) -> Any:
 def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the keywords of the readers for the options that are given."""
     options = {"pages": arguments.pages, "ignore_exif": arguments.as_stored}
-    return {name: True for name, is_given in options.items() if is_given}
+    given: dict[str, Any] = {name: True for name, is_given in options.items() if is_given}
+    return given | {"bands": tuple(arguments.bands)} if arguments.bands else given
 
 
 def as_options(message: str) -> str:

@@ -13,7 +13,6 @@ from .options import (
     inference_options,
     reading_options,
     value_range,
-    whole_number,
 )
 
 
@@ -50,13 +49,7 @@ def add_predict(commands) -> None:
         "--probabilities", choices=["uint8", "float16"], help="also write NAME_probabilities.npy, of all classes"
     )
     add_inference_options(parser, tiles=True)
-    add_reading_options(parser).add_argument(
-        "--bands",
-        type=whole_number(1),
-        nargs="+",
-        metavar="N",
-        help="bands that the model takes, numbered from 1, in its order",
-    )
+    add_reading_options(parser)
     add_device(parser)
     parser.set_defaults(check=check, run=run)
 
@@ -92,8 +85,6 @@ def run(arguments: argparse.Namespace) -> None:
     )
     source: FileSource | DatasetSource
     reading = reading_options(arguments)
-    if arguments.bands:
-        reading["bands"] = tuple(arguments.bands)
     if arguments.dataset:
         source = DatasetSource(arguments.dataset, arguments.split, arguments.image_column, **reading)
     else:

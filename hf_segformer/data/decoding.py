@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..image_io_segformer import exif_orientation, read_image, read_mask
 from .label_mapping import LabelMapping
-from .readers import ImageSource, has_data, read_whole_image, read_whole_mask
+from .readers import ImageSource, choose_bands, has_data, read_whole_image, read_whole_mask
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class RowReader:
         label_dtype: of masks that are stored as arrays.
         ignore_exif: keep images and masks as they are stored, whatever their EXIF orientation.
         any_range: accept integers of any range, since a value range is applied later.
+        bands: numbers, from 1, of the bands to read, in the model's order; None for all.
     """
 
     num_channels: int
@@ -33,6 +34,7 @@ class RowReader:
     label_dtype: str | None = None
     ignore_exif: bool = False
     any_range: bool = False
+    bands: tuple[int, ...] | None = None
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """Decode columns of rows: images as `read_whole_image` gives them, and labels (H, W).
@@ -66,8 +68,10 @@ class RowReader:
 
     def _image(self, image: Any, name: str, page: int | None) -> Image.Image | np.ndarray:
         if not _is_file(image, name):
-            return read_image(np.asarray(image, dtype=self.image_dtype), self.num_channels, None, name, self.any_range)
-        options = {"page": page, "ignore_exif": self.ignore_exif, "any_range": self.any_range}
+            array = np.asarray(image, dtype=self.image_dtype)
+            array = array if self.bands is None else choose_bands(array, self.bands, name)
+            return read_image(array, self.num_channels, None, name, self.any_range)
+        options = {"page": page, "ignore_exif": self.ignore_exif, "any_range": self.any_range, "bands": self.bands}
         return read_whole_image(image, self.num_channels, name, **options)
 
     def _mask(self, label: Any, name: str, page: int | None) -> np.ndarray:
@@ -80,7 +84,7 @@ class RowReader:
             return ""
         if exif_orientation(ImageSource(image).file) == 1:
             return ""
-        return ". EXIF turns the image but not the mask: set ignore_exif (--ignore-exif, data.ignore_exif=true)"
+        return ". EXIF turns the image but not the mask: take both as stored (--as-stored, or data.ignore_exif=true)"
 
 
 def _is_file(value: Any, name: str) -> bool:

@@ -247,6 +247,7 @@ def decode_dataset(
     ignore_index: int | None = None,
     ignore_exif: bool = False,
     any_range: bool = False,
+    bands: Sequence[int] | None = None,
 ) -> datasets.Dataset:
     """Decode images and masks of a data set when its rows are asked for.
 
@@ -261,6 +262,7 @@ def decode_dataset(
             new model with as many classes.
         ignore_exif: keep images as they are stored, whatever their EXIF orientation.
         any_range: accept integers of any range, for a processor with a `value_range`.
+        bands: numbers, from 1, of the bands that the model takes, in its order; None for all.
 
     Raises:
         ValueError: if `label_values` does not have one value a class.
@@ -282,7 +284,17 @@ def decode_dataset(
     ignore_index = default_ignore_index(len(values)) if ignore_index is None else ignore_index
     mapping = LabelMapping(values, tuple(sorted(ignored)), ignore_index)
     image_dtype, label_dtype = (array_dtype(dataset.features[column]) for column in ("image", "label"))
-    return dataset.with_transform(RowReader(num_channels, mapping, image_dtype, label_dtype, ignore_exif, any_range))
+    return dataset.with_transform(
+        RowReader(
+            num_channels,
+            mapping,
+            image_dtype,
+            label_dtype,
+            ignore_exif,
+            any_range,
+            bands=None if bands is None else tuple(bands),
+        )
+    )
 
 
 def _suffixes(suffix: str, known: tuple[str, ...]) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ ENTRY_POINTS = "hf_segformer.readers"
 # This package's own entry points, known without installed metadata.
 _OWN_READERS = ("hf_segformer.geo.tiff:PlainRaster", "hf_segformer.geo.geotiff:GeoRaster")
 _HEAD = 4096  # bytes that readers claim a file by
-_NUMPY = b"\x93NUMPY"
+NUMPY_MAGIC = b"\x93NUMPY"
 _HUB_FILE = re.compile(
     r"((zip|tar|gzip|bz2|xz|lz4|zstd)://[^:]*::)*hf://datasets/(?P<repository>[\w.-]+/[\w.-]+)(@[^/]+)?/[^:]+"
 )
@@ -199,7 +199,7 @@ class ImageFile:
 
     def __init__(self, source: ImageSource, options: ReadOptions):
         self.source, self.options, self.name = source, options, source.name
-        self._array = _load_array(source) if source.head.startswith(_NUMPY) else None
+        self._array = _load_array(source) if source.head.startswith(NUMPY_MAGIC) else None
         self._image: Image.Image | np.ndarray | None = None
 
     @classmethod
@@ -210,7 +210,7 @@ class ImageFile:
     @classmethod
     def count(cls, source: ImageSource) -> int:
         """See `Reader.count`."""
-        return 1 if source.head.startswith(_NUMPY) else count_images(source.file, source.name)
+        return 1 if source.head.startswith(NUMPY_MAGIC) else count_images(source.file, source.name)
 
     def image(self) -> Image.Image | np.ndarray:
         """See `Reader.image`."""
@@ -220,7 +220,7 @@ class ImageFile:
             if decoded is None:
                 decoded = open_image_file(self.source.file, self.name, options.page, options.ignore_exif)
             if options.bands is not None:
-                decoded = _choose(decoded, options.bands, self.name)
+                decoded = choose_bands(decoded, options.bands, self.name)
             self._image = read_image(decoded, options.num_channels, None, self.name, options.any_range)
         return self._image
 
@@ -276,8 +276,17 @@ def _load_array(source: ImageSource) -> np.ndarray:
         raise ValueError(f"{source.name} cannot be read as a NumPy array: {error!s:.300}") from error
 
 
-def _choose(image: Image.Image | np.ndarray, bands: tuple[int, ...], name: str) -> np.ndarray:
-    """The chosen bands (C, H, W) of an image of any layout that has more than one."""
+def choose_bands(image: Image.Image | np.ndarray, bands: tuple[int, ...], name: str) -> np.ndarray:
+    """Return the chosen bands (C, H, W) of an image of any layout.
+
+    Args:
+        image: a PIL image, or an array (H, W), (H, W, C) or (C, H, W).
+        bands: their numbers, from 1.
+        name: what error messages call the image.
+
+    Raises:
+        ValueError: if there is no such band.
+    """
     if isinstance(image, Image.Image) and image.mode in ("1", "P", "PA"):  # whose values are no intensities
         has_alpha = image.mode == "PA" or "transparency" in image.info
         image = image.convert("L" if image.mode == "1" else "RGBA" if has_alpha else "RGB")
@@ -409,7 +418,7 @@ def read_whole_mask(source: Any, name: str = "", page: int | None = None, ignore
     source = source if isinstance(source, ImageSource) else ImageSource(source, name)
     reader = find_reader(source)[0]
     if reader is ImageFile:
-        if source.head.startswith(_NUMPY):
+        if source.head.startswith(NUMPY_MAGIC):
             return read_mask(_load_array(source), source.name)
         return read_mask(source.file, source.name, page=page, ignore_exif=ignore_exif)
     with reader(source, ReadOptions(1, page=page)) as opened:
@@ -446,11 +455,13 @@ def is_turned_alone(image: Any, mask: Any) -> bool:
 
 __all__ = [
     "ENTRY_POINTS",
+    "NUMPY_MAGIC",
     "ImageFile",
     "ImageSource",
     "ReadOptions",
     "Reader",
     "Tile",
+    "choose_bands",
     "count_pages",
     "find_reader",
     "has_data",

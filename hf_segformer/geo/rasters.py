@@ -198,7 +198,7 @@ class Raster:
         if self.num_bands not in counts:
             raise ValueError(
                 f"{self.name} has {total} bands; expected {num_channels}, as many as the model takes: choose bands by "
-                "their numbers (bands, from 1), or use a model for as many"
+                "their numbers, from 1 (--bands, data.bands), or use a model for as many"
                 if bands is None
                 else f"bands are {list(bands)}, {len(bands)} of {self.name}; expected {num_channels}, as many as the "
                 "model takes"

@@ -183,7 +183,7 @@ def test_wrong_options_are_one_line(options, words, folder, labelled, capsys):
     [
         (["--sliding-window", 3], ["--sliding-window is 3"]),
         (["--scales", -1], ["--scales is [-1.0]"]),
-        (["--dataset", "a/b"], ["--images DIR and --masks DIR or by --dataset NAME"]),
+        (["--dataset", "a/b"], ["either --images DIR and --masks DIR, or --dataset NAME"]),
         (["--output-dir", "/dev/null/results"], ["/dev/null/results"]),
     ],
 )

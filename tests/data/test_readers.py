@@ -1,6 +1,7 @@
 """Readers: files by their content, no data band by band, several images in a file, and what is never opened."""
 
 import io
+import logging
 import struct
 import zlib
 
@@ -307,7 +308,7 @@ def test_an_image_turned_beside_an_unturned_mask_is_found(tmp_path):
     exif[0x0112] = 6
     Image.new("RGB", (9, 6)).save(tmp_path / "turned.jpg", exif=exif)
     row = {"image": [str(tmp_path / "turned.jpg")], "label": [str(tmp_path / "mask.png")]}
-    with pytest.raises(ValueError, match=r"mask\.png is 6x9 .*turned\.jpg, 9x6\. EXIF turns .*--ignore-exif"):
+    with pytest.raises(ValueError, match=r"mask\.png is 6x9 .*turned\.jpg, 9x6\. EXIF turns .*--as-stored"):
         RowReader(3, LabelMapping((0, 1)))(row)
     assert RowReader(3, LabelMapping((0, 1)), ignore_exif=True)(row)["label"][0].shape == (6, 9)
 
@@ -394,7 +395,7 @@ def test_results_stay_below_the_output_folder(tmp_path, monkeypatch):
     (tmp_path / "b").mkdir()
     Image.new("RGB", (9, 6)).save(tmp_path / "b/c.png")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="would be filed outside /.*/out; expected a pattern that stays below"):
+    with pytest.raises(ValueError, match=r"would be filed outside /.*/out; expected a pattern that stays below"):
         find_inputs(["a/*/../../b/*.png"], tmp_path / "out")
 
 
@@ -457,3 +458,28 @@ def test_jpeg_masks_are_refused_by_name(tmp_path):
         pair_images_and_masks(tmp_path / "images", tmp_path / "masks")
     with pytest.raises(ValueError, match=r"a\.jpg is a JPEG file"):
         read_whole_mask(tmp_path / "masks/a.jpg")
+
+
+def test_bands_are_chosen_for_evaluation_and_training(tmp_path):
+    """The remedy that the message names works where it is read."""
+    stored = values(5, 8, 12, np.uint8)
+    write_geotiff(tmp_path / "scene.tif", stored)
+    Image.new("L", (12, 8), 1).save(tmp_path / "mask.png")
+    row = {"image": [str(tmp_path / "scene.tif")], "label": [str(tmp_path / "mask.png")]}
+    with pytest.raises(ValueError, match=r"has 5 bands; expected 3.*--bands, data\.bands"):
+        RowReader(3, LabelMapping((0, 1)))(row)
+    reader = RowReader(3, LabelMapping((0, 1)), bands=(4, 3, 2))
+    assert np.array_equal(reader(row)["image"][0], stored[[3, 2, 1]])
+    assert np.array_equal(reader({**row, "image": [stored.tolist()]})["image"][0], stored[[3, 2, 1]])
+
+
+def test_damaged_tiff_files_print_no_log_of_tifffile(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own would hide the last resort's
+    path = tmp_path / "scene.tif"
+    tifffile.imwrite(path, values(5, 8, 12, np.uint8), photometric="minisblack")
+    content = bytearray(path.read_bytes())
+    content[20:60] = b"\xff" * 40
+    path.write_bytes(content)
+    with pytest.raises((OSError, ValueError)):
+        read_whole_image(path, 5)
+    assert capsys.readouterr().err == ""

@@ -258,7 +258,7 @@ def test_tiles_without_data_are_not_predicted(tmp_path, model, processor, monkey
     assert summary["no_data"] == HEIGHT * 310
 
 
-# --- Other georeferences -------------------------------------------------------------------------------------------------
+# --- Other georeferences ---------------------------------------------------------------------------------------------
 
 
 def test_ground_control_points_and_rpcs_are_kept(tmp_path, model, processor):

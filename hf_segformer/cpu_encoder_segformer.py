@@ -5,7 +5,7 @@ runs in strips of rows that stay in the cache, with depthwise convolution and GE
 nothing but the input and computes each strip once more. Keys and values come from one product, and residuals are added
 by the product that makes the branch.
 
-Weights are read, and joined, anew in every call: they can change without notice.
+Weights are read, and joined, in every call: they can change without notice.
 
 Axes: B batch, C channels, E = C * mlp_ratio hidden channels, H W a stage's grid, N = H*W tokens, M reduced tokens,
 A heads.

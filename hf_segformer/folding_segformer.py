@@ -3,7 +3,7 @@
 Up to BatchNorm the head (paper section 3.2, equation 4) is linear at each pixel, and bilinear weights sum to one. So
 the fusing convolution's columns for one stage may be multiplied into that stage's linear layer, applied at that stage's
 own resolution, and the results upsampled and summed: the same numbers for a tenth of the multiplications. The product
-is formed anew in every call, in inference and in training, because parameters can change without notice.
+is formed in every call, in inference and in training, because parameters can change without notice.
 
 The fold consists of PyTorch's own operations, so that it holds in compiled and exported networks, too.
 

@@ -28,7 +28,7 @@ IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "DIB", "GIF", "JPE
 # Modes that hold one number a pixel rather than a colour.
 _WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _MASK_MODES = ("1", "L", "P", *_WIDE_MODES)
-# Formats that are recognized only to name them in errors: what they are, by offset and first bytes.
+# Formats that are recognized only to name them in errors, by offset and first bytes.
 _FOREIGN = {
     "a DICOM file: export its frames as PNG or TIFF": (128, b"DICM"),
     "a PostScript file": (0, b"%!PS"),
@@ -56,7 +56,7 @@ DECODE_ERRORS = (
     zlib.error,
 )
 _ORIENTATION = ExifTags.Base.Orientation
-_UNDO = {  # what turns an upright image back into the stored one, by EXIF orientation
+_UNDO = {  # the operation that turns an upright image back into the stored one, by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -73,7 +73,7 @@ def check_area(height: int, width: int, name: str) -> None:
     Args:
         height: in pixels.
         width: in pixels.
-        name: what the error message calls the image.
+        name: name of the image in the error message.
 
     Raises:
         ValueError: names the image and its size.
@@ -81,10 +81,15 @@ def check_area(height: int, width: int, name: str) -> None:
     if height < 1 or width < 1:
         raise ValueError(f"{name} is {height}x{width} (height x width); expected at least one pixel")
     if Image.MAX_IMAGE_PIXELS is not None and height * width > 2 * Image.MAX_IMAGE_PIXELS:
-        raise ValueError(
-            f"{name} is {height}x{width} (height x width), {height * width} pixels; expected at most Pillow's limit, "
-            f"{2 * Image.MAX_IMAGE_PIXELS} (2 * PIL.Image.MAX_IMAGE_PIXELS): cut it into tiles"
-        )
+        raise ValueError(f"{name} is {height}x{width} (height x width), {height * width} pixels; {_limit()}")
+
+
+def _limit() -> str:
+    """Return the end of a message about an image that is too large."""
+    return (
+        f"expected at most Pillow's limit, {2 * (Image.MAX_IMAGE_PIXELS or 0)} (2 * PIL.Image.MAX_IMAGE_PIXELS): "
+        "cut it into tiles"
+    )
 
 
 def image_name(source: Any, name: str) -> str:
@@ -112,7 +117,7 @@ def open_image_file(
 
     Args:
         source: a path, or a file's bytes as BytesIO.
-        name: what error messages call it.
+        name: name of the image in error messages.
         page: which image of a file with several (a TIFF's pages, an animation's frames), from 0; None expects one.
         ignore_exif: keep the image as it is stored, whatever its EXIF orientation.
         check_size: called with height and width before pixels are decoded.
@@ -143,7 +148,9 @@ def open_image_file(
             image = _as_stored(file) if ignore_exif else ImageOps.exif_transpose(file)
             image.format = file.format
             return image
-    except (Image.DecompressionBombError, Warning) as error:  # a warning is raised where a filter asks for it
+    except Image.DecompressionBombError as error:  # it names the number of pixels
+        raise ValueError(f"{name}: {str(error).partition(',')[0]}; {_limit()}") from error
+    except Warning as error:  # raised where a filter asks for it
         raise ValueError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
         raise OSError(f"{name}: {_unidentified(source)}") from error
@@ -185,6 +192,25 @@ def count_images(source: Any, name: str = "the image") -> int:
     try:
         with Image.open(source, formats=_formats()) as file:
             return len(_frames(file))
+    except (Warning, *DECODE_ERRORS) as error:
+        raise OSError(f"{name}: {error or type(error).__name__}") from error
+
+
+def size_in_header(source: Any, name: str = "the image") -> tuple[int, int]:
+    """Return height and width of an upright image without decoding its pixels.
+
+    EXIF that follows the pixels of a PNG does not count, since only decoding finds it.
+
+    Raises:
+        ValueError: if it has more pixels than Pillow opens.
+        OSError: if the header cannot be read.
+    """
+    try:
+        with Image.open(source, formats=_formats()) as file:
+            orientation = Image.Image.getexif(file).get(_ORIENTATION, 1)  # that of PNG files decodes their pixels
+            return file.size if orientation in (5, 6, 7, 8) else file.size[::-1]
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name}: {error}") from error
     except (Warning, *DECODE_ERRORS) as error:
         raise OSError(f"{name}: {error or type(error).__name__}") from error
 
@@ -289,7 +315,8 @@ def _channels_first(
     if len(array) != num_channels:
         raise ValueError(
             f"{name} has {len(array)} bands (shape {shape}); expected {num_channels}, as many as image_mean and "
-            "image_std have entries: give one mean and one standard deviation for each band, or choose bands"
+            "image_std have entries: give one mean and one standard deviation for each band, or choose bands by their "
+            "numbers, from 1 (--bands, data.bands)"
         )
     return array
 
@@ -303,7 +330,7 @@ def _repeated(array: np.ndarray) -> np.ndarray:
 
 
 def _check_values(array: np.ndarray, name: str, any_range: bool) -> np.ndarray:
-    """Refuse what are no pixels; return uint8 where whole numbers of 0 to 255 make a colour image."""
+    """Refuse values that are not pixels; return uint8 where whole numbers of 0 to 255 make a colour image."""
     kind = array.dtype.kind
     if kind not in "biuf":
         raise ValueError(f"{name} has dtype {array.dtype}; expected integers, floats or booleans")
@@ -354,7 +381,7 @@ def read_image(
         num_channels: number of channels C that are wanted.
         data_format: `"channels_first"` or `"channels_last"` for an array with three axes; None looks for the axis
             that has as many entries as channels are wanted, first before last.
-        name: what error messages call the image.
+        name: name of the image in error messages.
         any_range: take a colour image's integers whatever their range, since a value range is applied to them.
         convert_rgb: turn grey, palette, CMYK and alpha images into RGB where three channels are wanted.
         **options: `page`, `ignore_exif` and `check_size` of `open_image_file`.
@@ -390,7 +417,7 @@ def read_mask(source: Any, name: str, **options: Any) -> np.ndarray:
 
     Args:
         source: a path, a file's bytes as BytesIO, PIL image, array or tensor; never modified.
-        name: what error messages call the mask.
+        name: name of the mask in error messages.
         **options: `page` and `ignore_exif` of `open_image_file`.
 
     Returns:
@@ -432,4 +459,5 @@ __all__ = [
     "open_image_file",
     "read_image",
     "read_mask",
+    "size_in_header",
 ]

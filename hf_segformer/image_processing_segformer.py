@@ -151,7 +151,7 @@ def _bands(pixels: Image.Image | np.ndarray) -> np.ndarray:
 
 
 def _stretch(bands: np.ndarray, value_range: Any) -> np.ndarray:
-    """(C, H, W) -> float32 of 0 to 255, clipped, masked where the bands are."""
+    """(C, H, W) -> float32 from 0 to 255, clipped, masked where the bands are."""
     values = bands.astype(np.float32)
     if isinstance(value_range, Mapping) and "percentiles" in value_range:
         # One range for the channels of a colour image keeps its colours; bands have units of their own.
@@ -165,7 +165,7 @@ def _stretch(bands: np.ndarray, value_range: Any) -> np.ndarray:
 
 
 def _percentiles(values: np.ndarray, percentiles: Sequence[float]) -> tuple[float, float]:
-    """Two percentiles of the pixels that hold data, (0, 1) without any."""
+    """Return two percentiles of the pixels that hold data; (0, 1) if there are none."""
     known = values.compressed() if isinstance(values, np.ma.MaskedArray) else values
     if not known.size:
         return 0.0, 1.0
@@ -239,13 +239,13 @@ def _parse_size(size: Any) -> dict[str, int]:
     if set(sides) not in _SIZE_KEYS or not all(_is_whole(side) for side in sides.values()):
         raise ValueError(
             f"size is {size!r}; expected an int, (height, width) or a dict with height and width, "
-            "shortest_edge, or shortest_edge and longest_edge; all whole numbers above 0"
+            "shortest_edge, or shortest_edge and longest_edge; all integers above 0"
         )
     return {name: int(side) for name, side in sides.items()}
 
 
 def _parse_channels(values: Any, name: str) -> list[float]:
-    """One number a channel."""
+    """Return a list with one number for each channel, or raise."""
     listed = isinstance(values, list | tuple | np.ndarray) and len(values) > 0
     if not listed or not all(isinstance(value, Real) and math.isfinite(value) for value in values):
         raise ValueError(f"{name} is {values!r}; expected a list with one finite number for each channel")
@@ -253,7 +253,7 @@ def _parse_channels(values: Any, name: str) -> list[float]:
 
 
 def _parse_target_sizes(target_sizes: Any, num_images: int) -> list[list[int]]:
-    """Pairs of whole numbers, one an image."""
+    """Return a pair of integers for each image, or raise."""
     message = (
         f"target_sizes is {target_sizes}; expected {num_images} pairs (height, width) of integers above 0, one an image"
     )
@@ -292,7 +292,7 @@ class SegFormerImageProcessor(BaseImageProcessor):
         keep_ratio: height and width become a frame into which the image is scaled, up or down. Sides are then rounded
             to the nearest whole number, which is the rule of the paper's code; without it `shortest_edge` follows
             Transformers' rule, which drops the fraction.
-        size_divisor: both sides are then rounded up to multiples of it. There is one resize in all.
+        size_divisor: both sides are then rounded up to multiples of it. The image is resized once.
         do_rescale: multiply by `rescale_factor`.
         rescale_factor: that factor.
         do_normalize: subtract `image_mean` and divide by `image_std`.
@@ -528,7 +528,7 @@ class SegFormerImageProcessor(BaseImageProcessor):
 
         Args:
             source: see `preprocess`.
-            name: what error messages call it.
+            name: name of the image in error messages.
             data_format: `"channels_first"` or `"channels_last"`, where an array's shape does not tell.
             is_resized: the image will be resized, so that its prepared size is checked, too.
             **options: of `image_io_segformer.open_image_file`.
@@ -575,7 +575,7 @@ class SegFormerImageProcessor(BaseImageProcessor):
 
         Args:
             source: see `preprocess`.
-            name: what error messages call it.
+            name: name of the image in error messages.
             data_format: `"channels_first"` or `"channels_last"`, where an array's shape does not tell.
 
         Returns:

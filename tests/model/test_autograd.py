@@ -1,4 +1,4 @@
-"""Function transforms, and what may change between forward and backward: fast paths and reference agree."""
+"""Function transforms, and changes between forward and backward: fast paths and reference agree."""
 
 import copy
 import re
@@ -116,7 +116,7 @@ def test_a_tensor_changed_in_place_before_backward_is_refused_by_both_or_by_neit
 
 @pytest.mark.parametrize("training", [False, True])
 def test_a_later_forward_pass_in_training_mode_is_allowed(training):
-    """As in mean-teacher training; the gradient is that of the first pass."""
+    """Mean-teacher training does that; the gradient is that of the first pass."""
     model = build(training)
     found = differentiate(model, lambda model: model.train()(2 * batch()[0]), True)
     undisturbed = differentiate(model, lambda model: None, True)

@@ -1,4 +1,4 @@
-"""torch.compile, torch.export and short floats: a fresh model goes in whole, and the numbers are eager's."""
+"""torch.compile, torch.export and 16-bit floats: one graph of a fresh model, with the values of eager mode."""
 
 import shutil
 
@@ -29,7 +29,7 @@ def fresh(config, kind=SegFormerForSemanticSegmentation):
 
 
 def assert_same(first, second):
-    """Float32 equality but for the order of sums: compilers fuse, and a product of sizes may be cut otherwise."""
+    """Assert equality in float32, up to the order of sums: compilers fuse operations and split products differently."""
     torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
 
 
@@ -42,7 +42,7 @@ def assert_same(first, second):
         (SegFormerForSemanticSegmentation, "logits"),
     ],
 )
-def test_a_fresh_model_compiles_whole(kind, output, tiny_config):
+def test_a_fresh_model_compiles_to_one_graph(kind, output, tiny_config):
     config = tiny_config(out_features=["stage2", "stage4"])
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_a_fresh_model_compiles_whole(kind, output, tiny_config):
         assert_same(found, fresh(config, kind)(images)[output])
 
 
-def test_attention_maps_are_to_be_had_of_a_compiled_model_too(tiny_config):
+def test_a_compiled_model_returns_attention_maps(tiny_config):
     images = torch.randn(2, 3, 64, 96)
     model = fresh(tiny_config())
     with torch.no_grad():
@@ -76,9 +76,9 @@ INDUCTOR = pytest.param(
 @pytest.mark.parametrize(("backend", "fields"), [("eager", {}), INDUCTOR], ids=["eager", "inductor"])
 @pytest.mark.slow
 def test_one_compilation_serves_images_of_any_size(backend, fields, tiny_config):
-    """Tracing is asked of all four stages; inductor, which takes long, only of two.
+    """Tracing runs on all four stages; inductor, which takes long, on two.
 
-    Two are enough for what inductor can not do: a convolution of a channels-last view of symbolic size.
+    Two are enough for what inductor cannot do: a convolution of a channels-last view of symbolic size.
     """
     config = tiny_config(**fields)
     model, reference = fresh(config), fresh(config)
@@ -93,7 +93,7 @@ def test_one_compilation_serves_images_of_any_size(backend, fields, tiny_config)
 
 @pytest.mark.slow
 def test_a_compiled_training_step_has_eager_gradients(tiny_config):
-    """Labels included: a look at their values would break the graph. Drop path and Dropout2d draw as in eager mode."""
+    """With labels: reading their values would break the graph. Drop path and Dropout2d draw as in eager mode."""
     config = tiny_config(drop_path_rate=0.3)
     images, labels = torch.randn(2, 3, 64, 96), torch.randint(0, 5, (2, 64, 96), dtype=torch.uint8)
     labels[:, :10] = 255
@@ -148,7 +148,7 @@ def compiled_graph(model, images):
 
 
 def widest(graph):
-    """Number of elements of the largest tensor in the graph that has 4 * WIDTH channels."""
+    """Return the number of elements of the largest tensor in the graph that has 4 * WIDTH channels."""
     values = [node.meta.get("val", node.meta.get("example_value")) for node in graph.nodes]
     shapes = [value.shape for value in values if isinstance(value, torch.Tensor)]
     assert len(shapes) > 100
@@ -156,14 +156,14 @@ def widest(graph):
 
 
 class OtherLinear(nn.Linear):
-    """A linear layer that the head can not know."""
+    """A linear layer of a class that the head does not know."""
 
 
 @pytest.mark.parametrize("graph_of", [exported_graph, compiled_graph])
 def test_the_head_stays_folded_when_compiled_and_exported(graph_of, tiny_config):
     """Only the fusing weight itself has the channels of all stages, never a feature map.
 
-    With a layer in the head that can not be folded there is such a map, which shows that one would be found.
+    With a layer in the head that cannot be folded there is such a map, which shows that one would be found.
     """
     images = torch.randn(2, 3, 64, 96)
     model = fresh(tiny_config(decoder_hidden_size=WIDTH))
@@ -177,7 +177,7 @@ def test_the_head_stays_folded_when_compiled_and_exported(graph_of, tiny_config)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_model_in_short_floats_is_near_the_full_one(dtype, tiny_config):
+def test_a_16_bit_model_is_close_to_float32(dtype, tiny_config):
     """Some thirty layers round one after the other, but LayerNorms keep errors from growing: measured 1.4 steps."""
     config = tiny_config()
     images, labels = torch.randn(2, 3, 40, 72), torch.randint(0, 5, (2, 40, 72))
@@ -231,7 +231,7 @@ def test_folding_costs_mixed_precision_no_accuracy(tiny_config):
 
 
 def graphs_of(model, images):
-    """The names of what each graph calls that is traced for these images."""
+    """Return the names of the functions that each graph traced for these images calls."""
     graphs = []
 
     def keep(graph, _inputs):
@@ -256,7 +256,7 @@ def test_a_compiled_network_of_which_only_a_reduction_learns_has_its_gradient(ti
 
 
 @pytest.mark.slow
-def test_a_compiled_network_calls_the_fast_encoder_where_it_may(tiny_config):
+def test_a_compiled_network_calls_the_fast_encoder_where_allowed(tiny_config):
     model, images = fresh(tiny_config(), SegFormerModel), torch.randn(1, 3, 64, 96)
     num_blocks = sum(model.config.depths)
 

@@ -170,8 +170,8 @@ def test_statistics_of_several_batches_equal_the_reference(head):
     assert head.batch_norm.num_batches_tracked == 3
 
 
-def test_a_mean_far_from_zero_costs_no_variance():
-    """The sum of squares less the squared sum would lose it."""
+def test_a_mean_far_from_zero_does_not_spoil_the_variance():
+    """Subtracting the squared sum from the sum of squares would lose it."""
     head, features = make_head(torch.float32), features_of(dtype=torch.float32)
     with torch.no_grad():
         for linear in head.linear_c:
@@ -315,7 +315,7 @@ def test_threads_do_not_add_to_the_same_rows_at_once(num_threads):
 
 
 def test_dropout_drops_whole_channels_of_an_image():
-    """What reaches the classifier is looked at through its gradient: a dropped channel gives it none."""
+    """The classifier's gradient shows its input: a dropped channel gives none."""
     head, features = make_head(dropout=0.5), features_of()
     with switched(True):
         for _ in range(3):
@@ -371,7 +371,7 @@ def test_an_empty_batch_gives_no_logits(head):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("training", [False, True])
-def test_short_floats_are_as_accurate_as_the_reference(training, dtype):
+def test_16_bit_types_are_as_accurate_as_the_reference(training, dtype):
     head, features = make_head(torch.float32).train(training), features_of(dtype=torch.float32)
     with reference():
         expected = run(head, features)
@@ -398,7 +398,7 @@ def test_autocast_is_as_accurate_as_the_reference(training):
 
 
 def assert_as_near(found, usual, expected):
-    """Logits, some gradients and statistics are no further from the expected than usual.
+    """Assert that logits, some gradients and statistics are no further from the expected ones than usual.
 
     In a gradient a single ReLU that falls to the other side of 0 is worth a hundredth.
     """
@@ -465,7 +465,7 @@ def test_a_changed_layer_is_called(training, name, change):
 
 
 def copy_of_call(head, features):
-    """Logits; statistics are put back."""
+    """Return the logits, and restore the statistics."""
     state = {name: buffer.clone() for name, buffer in head.named_buffers()}
     logits = head(features).detach()
     for name, buffer in head.named_buffers():
@@ -501,7 +501,7 @@ def test_lora_takes_part(training, targets, tiny_config):
 
 def test_synchronized_batch_norm_takes_the_fold(head):
     for training in (False, True):
-        # It can not synchronise on a CPU, but alone it need not.
+        # It cannot synchronise on a CPU, but alone it need not.
         assert_equals_reference(
             nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(head)).train(training), features_of(), chosen=either
         )

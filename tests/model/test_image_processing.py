@@ -1,4 +1,4 @@
-"""The image processor: Transformers' pixels, every kind of picture and map, and errors that say what is wrong."""
+"""The image processor: parity with Transformers, every kind of image and mask, and error messages."""
 
 import inspect
 import json
@@ -26,25 +26,25 @@ few_examples = settings(max_examples=30, deadline=None)
 # Longer than any number of channels, so that Transformers, too, sees which axis holds them.
 sides = st.integers(5, 40)
 
-# Transformers 5.17 resizes maps with a constant from torchvision, which may be absent.
-needs_builtin_maps = pytest.mark.skipif(
+# Transformers 5.17 resizes masks with a constant from torchvision, which may be absent.
+needs_builtin_masks = pytest.mark.skipif(
     "NEAREST_EXACT" in inspect.getsource(SegformerImageProcessorPil) and not is_torchvision_available(),
-    reason="this Transformers' own PIL processor needs torchvision for segmentation maps",
+    reason="this Transformers' own PIL processor needs torchvision for masks",
 )
 
 
-def picture(height=9, width=13, seed=0, num_channels=3):
-    """Random bytes (H, W, C)."""
+def random_image(height=9, width=13, seed=0, num_channels=3):
+    """Return random bytes (H, W, C)."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, num_channels), dtype=np.uint8)
 
 
-def label_map(height=9, width=13, seed=0, dtype=np.uint8):
-    """Random labels (H, W), with those that `do_reduce_labels` treats in a special way."""
+def random_mask(height=9, width=13, seed=0, dtype=np.uint8):
+    """Return random labels (H, W), among them those that `do_reduce_labels` treats specially."""
     return np.random.default_rng(seed).choice([0, 1, 2, 17, 254, 255], (height, width)).astype(dtype)
 
 
 def raw(image, **keywords):
-    """What the processor reads, before it resizes and scales."""
+    """Return an image as the processor reads it, before resizing and scaling."""
     return SegFormerImageProcessor(**{**RAW, **keywords})(image)["pixel_values"][0]
 
 
@@ -53,7 +53,7 @@ FORMS = {
     "channels first": lambda image: image.transpose(2, 0, 1),
     "int64": lambda image: image.astype(np.int64),
     "whole floats": lambda image: image.astype(np.float32),
-    # Not whole bytes, so that rounding shows.
+    # Not multiples of 1/255, so that rounding shows.
     "unit floats": lambda image: (image / 300).astype(np.float32),
     "unit doubles": lambda image: image / 300,
     "tensor": lambda image: torch.from_numpy(image.transpose(2, 0, 1).copy()),
@@ -66,13 +66,13 @@ FORMS = {
 
 
 class TestParity:
-    """The promise: the pixels and labels of Transformers' PIL processor, bit for bit."""
+    """Pixels and labels bit-equal to those of Transformers' PIL processor."""
 
     @pytest.mark.parametrize("form", FORMS)
     @few_examples
     @given(data=st.data())
     def test_pixels_equal_transformers(self, form, data):
-        image = FORMS[form](picture(data.draw(sides), data.draw(sides), data.draw(st.integers(0, 99))))
+        image = FORMS[form](random_image(data.draw(sides), data.draw(sides), data.draw(st.integers(0, 99))))
         keywords = {
             "size": {"height": data.draw(sides), "width": data.draw(sides)},
             "resample": data.draw(st.sampled_from(list(Image.Resampling))),
@@ -90,24 +90,24 @@ class TestParity:
     @pytest.mark.parametrize("form", ["bytes", "unit floats", "PIL"])
     def test_steps_can_be_switched_off_one_by_one(self, form, do_resize, do_rescale, do_normalize):
         keywords = {"do_resize": do_resize, "do_rescale": do_rescale, "do_normalize": do_normalize, "size": 11}
-        image = FORMS[form](picture())
+        image = FORMS[form](random_image())
         expected = SegformerImageProcessorPil(**keywords)(image)["pixel_values"][0]
         np.testing.assert_array_equal(SegFormerImageProcessor(**keywords)(image)["pixel_values"][0], expected)
 
     def test_the_defaults_equal_transformers(self):
-        image = Image.fromarray(picture(60, 47))
+        image = Image.fromarray(random_image(60, 47))
         actual = SegFormerImageProcessor()(image, return_tensors="pt").pixel_values
         assert actual.shape == (1, 3, 512, 512)
         assert torch.equal(actual, SegformerImageProcessorPil()(image, return_tensors="pt").pixel_values)
 
-    @needs_builtin_maps
+    @needs_builtin_masks
     @few_examples
     @given(height=sides, width=sides, new_height=sides, new_width=sides, reduce=st.booleans(), is_pil=st.booleans())
     def test_labels_equal_transformers(self, height, width, new_height, new_width, reduce, is_pil):
-        image, mask = picture(height, width), label_map(height, width)
+        image, mask = random_image(height, width), random_mask(height, width)
         mask = Image.fromarray(mask) if is_pil else mask
         keywords = {"size": {"height": new_height, "width": new_width}, "do_reduce_labels": reduce}
-        # Transformers' processor writes into the caller's map.
+        # Transformers' processor modifies the caller's mask.
         expected = SegformerImageProcessorPil(**keywords)(image, mask.copy(), return_tensors="pt").labels
         actual = SegFormerImageProcessor(**keywords)(image, mask, return_tensors="pt").labels
         assert actual.dtype == torch.int64
@@ -117,7 +117,7 @@ class TestParity:
     @given(height=sides, width=sides, shortest=sides, longest=st.none() | st.integers(5, 60))
     def test_shortest_edge_equals_transformers(self, height, width, shortest, longest):
         size = {"shortest_edge": shortest} | ({} if longest is None else {"longest_edge": longest})
-        image = picture(height, width)
+        image = random_image(height, width)
         expected = SegformerImageProcessorPil(size=size)(image)["pixel_values"][0]
         np.testing.assert_array_equal(SegFormerImageProcessor(size=size)(image)["pixel_values"][0], expected)
 
@@ -143,9 +143,9 @@ class TestParity:
     )
 
     @pytest.mark.parametrize("content", PUBLISHED)
-    def test_published_files_are_read_and_repeat_transformers(self, content, tmp_path):
+    def test_published_files_are_read_as_by_transformers(self, content, tmp_path):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
-        image = Image.fromarray(picture())
+        image = Image.fromarray(random_image())
         expected = SegformerImageProcessorPil.from_pretrained(tmp_path)(image)["pixel_values"][0]
         actual = SegFormerImageProcessor.from_pretrained(tmp_path)(image)["pixel_values"][0]
         np.testing.assert_array_equal(actual, expected)
@@ -163,23 +163,23 @@ class TestParity:
         assert not SegFormerImageProcessor.from_pretrained(tmp_path, do_reduce_labels=False).do_reduce_labels
 
 
-class TestPictures:
-    """Every kind of picture becomes three channels."""
+class TestImages:
+    """Every kind of image becomes three channels."""
 
     @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"])
     def test_pil_modes_become_rgb(self, mode):
-        image = Image.fromarray(picture()).convert(mode)
+        image = Image.fromarray(random_image()).convert(mode)
         np.testing.assert_array_equal(raw(image), np.moveaxis(np.asarray(image.convert("RGB")), -1, 0))
 
     def test_a_palette_with_transparency_becomes_rgb_without_a_warning(self):
-        image = Image.fromarray(picture()).quantize(8)
+        image = Image.fromarray(random_image()).quantize(8)
         expected = np.moveaxis(np.asarray(image.convert("RGB")), -1, 0)
         image.info["transparency"] = bytes(range(8))
         np.testing.assert_array_equal(raw(image), expected)
 
     def test_alpha_is_dropped_before_resizing(self):
-        image = Image.fromarray(picture())
-        image.putalpha(Image.fromarray(label_map()))
+        image = Image.fromarray(random_image())
+        image.putalpha(Image.fromarray(random_mask()))
         processor = SegFormerImageProcessor(size=7)
         expected = processor(image.convert("RGB"))["pixel_values"][0]
         np.testing.assert_array_equal(processor(image)["pixel_values"][0], expected)
@@ -187,7 +187,7 @@ class TestPictures:
     @pytest.mark.parametrize("shape", [(9, 13), (1, 9, 13), (9, 13, 1)])
     @pytest.mark.parametrize("as_input", [np.asarray, torch.from_numpy])
     def test_grey_arrays_repeat(self, shape, as_input):
-        grey = picture(num_channels=1)[..., 0]
+        grey = random_image(num_channels=1)[..., 0]
         np.testing.assert_array_equal(raw(as_input(grey.reshape(shape))), np.stack([grey] * 3))
 
     @pytest.mark.parametrize("dtype", ["<u2", ">u2"])
@@ -206,8 +206,8 @@ class TestPictures:
             assert image.mode.startswith("I;16")
             np.testing.assert_array_equal(raw(image), np.stack([values // 257] * 3))
 
-    def test_32_bit_modes_are_pictures_if_their_values_are(self):
-        grey = picture(num_channels=1)[..., 0]
+    def test_32_bit_modes_are_images_if_their_values_fit(self):
+        grey = random_image(num_channels=1)[..., 0]
         for dtype in (np.int32, np.float32):
             np.testing.assert_array_equal(raw(Image.fromarray(grey.astype(dtype))), np.stack([grey] * 3))
         np.testing.assert_array_equal(raw(Image.fromarray(grey.astype(np.float32) * 1.5)), np.stack([grey * 1.5] * 3))
@@ -222,14 +222,14 @@ class TestPictures:
             assert image.mode == "I"
         np.testing.assert_array_equal(raw(tmp_path / "grey.pgm"), np.stack([values // 257] * 3))
 
-    def test_16_bit_images_of_a_narrow_range_are_warned_of(self, monkeypatch):
+    def test_16_bit_images_of_a_narrow_range_cause_a_warning(self, monkeypatch):
         warned = []
         logger = SimpleNamespace(warning_once=warned.append)
         monkeypatch.setattr("hf_segformer.image_processing_segformer.logger", logger)
-        wide = picture().astype(np.uint16)
-        for image in (picture(), wide * 257, np.zeros_like(wide)):
+        wide = random_image().astype(np.uint16)
+        for image in (random_image(), wide * 257, np.zeros_like(wide)):
             raw(image)
-        raw(picture(num_channels=5).astype(np.uint16), **BANDS)
+        raw(random_image(num_channels=5).astype(np.uint16), **BANDS)
         assert not warned
         assert raw(wide).max() <= 1
         assert "% of the range 0 to 65535" in warned[0]
@@ -239,34 +239,34 @@ class TestPictures:
         assert len(warned) == 1
 
     def test_bool_is_black_and_white(self):
-        mask = label_map() > 1
+        mask = random_mask() > 1
         np.testing.assert_array_equal(raw(mask), np.stack([mask * 255.0] * 3))
         np.testing.assert_array_equal(raw(mask), raw(Image.fromarray(mask)))
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
     def test_tensors_of_any_float_type(self, dtype):
-        image = torch.from_numpy(picture()).to(dtype).requires_grad_()
-        np.testing.assert_array_equal(raw(image), np.moveaxis(picture(), -1, 0))
+        image = torch.from_numpy(random_image()).to(dtype).requires_grad_()
+        np.testing.assert_array_equal(raw(image), np.moveaxis(random_image(), -1, 0))
 
     @pytest.mark.parametrize(("scale", "offset"), [(3.7, -100), (0.97, 0.3), (0.005, -1), (2.0, 0)])
-    def test_float_pictures_on_other_scales_are_resized_as_floats(self, scale, offset):
-        image = picture() * scale + offset
+    def test_float_images_on_other_scales_are_resized_as_floats(self, scale, offset):
+        image = random_image() * scale + offset
         actual = SegFormerImageProcessor(size=(5, 6), do_rescale=False, do_normalize=False)(image)["pixel_values"][0]
         for band, expected in zip(actual, np.moveaxis(image.astype(np.float32), -1, 0), strict=True):
             np.testing.assert_array_equal(band, Image.fromarray(expected).resize((6, 5), Image.Resampling.BILINEAR))
 
     @pytest.mark.parametrize("as_path", [str, lambda path: path])
     def test_paths_are_opened_and_closed(self, as_path, tmp_path):
-        path = tmp_path / "picture.png"
-        Image.fromarray(picture()).save(path)
-        np.testing.assert_array_equal(raw(as_path(path)), np.moveaxis(picture(), -1, 0))
+        path = tmp_path / "image.png"
+        Image.fromarray(random_image()).save(path)
+        np.testing.assert_array_equal(raw(as_path(path)), np.moveaxis(random_image(), -1, 0))
 
     @pytest.mark.parametrize("orientation", range(1, 9))
-    def test_exif_orientation_is_applied_to_images_and_maps(self, orientation, tmp_path):
+    def test_exif_orientation_is_applied_to_images_and_masks(self, orientation, tmp_path):
         exif = Image.Exif()
         exif[ORIENTATION] = orientation
-        Image.fromarray(picture()).save(tmp_path / "image.png", exif=exif)
-        Image.fromarray(label_map()).save(tmp_path / "map.png", exif=exif)
+        Image.fromarray(random_image()).save(tmp_path / "image.png", exif=exif)
+        Image.fromarray(random_mask()).save(tmp_path / "mask.png", exif=exif)
         turn = [0, lambda a: a, np.fliplr, lambda a: a[::-1, ::-1], np.flipud]
         turn += [
             lambda a: a.swapaxes(0, 1),
@@ -275,10 +275,12 @@ class TestPictures:
             np.rot90,
         ]
         for name in (str, Image.open):
-            image, mask = name(tmp_path / "image.png"), name(tmp_path / "map.png")
+            image, mask = name(tmp_path / "image.png"), name(tmp_path / "mask.png")
             batch = SegFormerImageProcessor(**RAW)(image, mask)
-            np.testing.assert_array_equal(batch["pixel_values"][0], np.moveaxis(turn[orientation](picture()), -1, 0))
-            np.testing.assert_array_equal(batch["labels"][0], turn[orientation](label_map()))
+            np.testing.assert_array_equal(
+                batch["pixel_values"][0], np.moveaxis(turn[orientation](random_image()), -1, 0)
+            )
+            np.testing.assert_array_equal(batch["labels"][0], turn[orientation](random_mask()))
             if name is Image.open:
                 assert image.size == (13, 9)
                 image.close()
@@ -286,8 +288,8 @@ class TestPictures:
 
     @few_examples
     @given(form=st.sampled_from(sorted(FORMS)), reduce=st.booleans(), resize=st.booleans())
-    def test_what_the_caller_gives_is_never_changed(self, form, reduce, resize):
-        image, mask = FORMS[form](picture()), label_map()
+    def test_inputs_are_not_modified(self, form, reduce, resize):
+        image, mask = FORMS[form](random_image()), random_mask()
         before = deepcopy(image)
         num_images = 2 if "list" in form or "batch" in form else 1
         processor = SegFormerImageProcessor(do_reduce_labels=reduce, do_resize=resize, size=8)
@@ -295,7 +297,7 @@ class TestPictures:
         result["pixel_values"].fill_(-1)
         result["labels"].fill_(-1)
         assert np.array_equal(np.asarray(image), np.asarray(before))
-        np.testing.assert_array_equal(mask, label_map())
+        np.testing.assert_array_equal(mask, random_mask())
 
 
 class TestBands:
@@ -303,8 +305,8 @@ class TestBands:
 
     @few_examples
     @given(height=st.integers(6, 30), width=st.integers(6, 30), first=st.booleans(), seed=st.integers(0, 99))
-    def test_each_band_is_resized_for_itself(self, height, width, first, seed):
-        image = picture(height, width, seed, num_channels=5)
+    def test_each_band_is_resized_separately(self, height, width, first, seed):
+        image = random_image(height, width, seed, num_channels=5)
         processor = SegFormerImageProcessor(size=(7, 11), **BANDS)
         actual = processor(image.transpose(2, 0, 1) if first else image, return_tensors="pt").pixel_values
         assert actual.shape == (1, 5, 7, 11)
@@ -318,7 +320,7 @@ class TestBands:
         [(np.int16, 30), (np.uint16, 30), (np.int32, 30), (np.float32, 30), (np.float64, 30), (np.float32, 1 / 300)],
     )
     def test_measurements_keep_their_units(self, dtype, unit):
-        image = (picture(num_channels=5) * unit).astype(dtype)
+        image = (random_image(num_channels=5) * unit).astype(dtype)
         keywords = {"size": (5, 6), "do_rescale": False, "do_normalize": False, **BANDS}
         actual = SegFormerImageProcessor(**keywords)(image)["pixel_values"][0]
         for band in range(5):
@@ -327,33 +329,33 @@ class TestBands:
 
     def test_one_channel_reads_grey(self):
         one = {"image_mean": [0.5], "image_std": [0.5]}
-        image = Image.fromarray(picture())
+        image = Image.fromarray(random_image())
         np.testing.assert_array_equal(raw(image, **one)[0], image.convert("L"))
-        np.testing.assert_array_equal(raw(label_map(), **one)[0], label_map())
+        np.testing.assert_array_equal(raw(random_mask(), **one)[0], random_mask())
 
-    def test_four_bands_of_a_pil_image_are_not_weighted_by_the_last(self):
-        image = Image.fromarray(picture(4, 13, num_channels=4))
+    def test_the_fourth_band_of_a_pil_image_is_not_alpha(self):
+        image = Image.fromarray(random_image(4, 13, num_channels=4))
         four = {"image_mean": [0.0] * 4, "image_std": [1.0] * 4, "do_rescale": False, "size": (5, 6)}
         actual = SegFormerImageProcessor(**four)(image)["pixel_values"][0]
         expected = [band.resize((6, 5), Image.Resampling.BILINEAR) for band in image.split()]
         np.testing.assert_array_equal(actual, np.stack(expected))
 
-    def test_the_first_axis_holds_the_channels_unless_the_caller_says_so(self):
-        image = picture(3, 5)
+    def test_channels_are_first_unless_the_caller_says_otherwise(self):
+        image = random_image(3, 5)
         np.testing.assert_array_equal(raw(image), image)
         processor = SegFormerImageProcessor(**RAW)
         last = processor(image, input_data_format="channels_last")["pixel_values"][0]
         np.testing.assert_array_equal(last, np.moveaxis(image, -1, 0))
-        np.testing.assert_array_equal(raw(picture(1, 5)), np.moveaxis(picture(1, 5), -1, 0))
+        np.testing.assert_array_equal(raw(random_image(1, 5)), np.moveaxis(random_image(1, 5), -1, 0))
 
     @pytest.mark.parametrize(("shape", "bands"), [((9, 13, 5), 5), ((2, 9, 13), 2), ((9, 13, 4), 4), ((9, 1, 13), 9)])
     def test_a_wrong_number_of_bands_is_named(self, shape, bands):
         with pytest.raises(
             ValueError, match=rf"image 1 has {bands} bands .*; expected 3, as many as image_mean and image_std"
         ):
-            raw([picture(), np.zeros(shape, dtype=np.uint8)])
+            raw([random_image(), np.zeros(shape, dtype=np.uint8)])
         with pytest.raises(ValueError, match=r"image 0 has 3 bands .*; expected 5"):
-            raw(Image.fromarray(picture()), **BANDS)
+            raw(Image.fromarray(random_image()), **BANDS)
 
 
 class TestSizes:
@@ -398,88 +400,92 @@ class TestSizes:
             assert side <= multiple < side + divisor
 
     def test_size_divisor_works_without_keep_ratio(self):
-        batch = SegFormerImageProcessor(size=(33, 50), size_divisor=32)(picture(), return_tensors="pt")
+        batch = SegFormerImageProcessor(size=(33, 50), size_divisor=32)(random_image(), return_tensors="pt")
         assert batch.pixel_values.shape == (1, 3, 64, 64)
 
     def test_a_call_may_switch_size_divisor_off(self):
         processor = SegFormerImageProcessor(size=(33, 50), size_divisor=32)
-        assert processor(picture(), size_divisor=None)["pixel_values"][0].shape == (3, 33, 50)
+        assert processor(random_image(), size_divisor=None)["pixel_values"][0].shape == (3, 33, 50)
         assert processor.size_divisor == 32
 
-    def test_there_is_one_resize_in_all(self):
+    def test_an_image_is_resized_once(self):
         processor = SegFormerImageProcessor(size={"shortest_edge": 20}, keep_ratio=True, size_divisor=32)
-        expected = SegFormerImageProcessor(size=32)(picture())["pixel_values"][0]
-        np.testing.assert_array_equal(processor(picture())["pixel_values"][0], expected)
+        expected = SegFormerImageProcessor(size=32)(random_image())["pixel_values"][0]
+        np.testing.assert_array_equal(processor(random_image())["pixel_values"][0], expected)
 
 
-class TestMaps:
-    """Segmentation maps are ids: never interpolated, never colours."""
+class TestMasks:
+    """Masks hold labels: never interpolated, never colours."""
 
     @few_examples
     @given(height=sides, width=sides, new_height=sides, new_width=sides)
-    def test_resizing_makes_no_new_labels_and_agrees_with_pil(self, height, width, new_height, new_width):
-        mask = label_map(height, width, seed=height)
+    def test_resizing_adds_no_labels_and_equals_pil(self, height, width, new_height, new_width):
+        mask = random_mask(height, width, seed=height)
         processor = SegFormerImageProcessor(size=(new_height, new_width), resample=Image.Resampling.BICUBIC)
-        labels = processor(picture(height, width), mask, return_tensors="pt").labels[0]
+        labels = processor(random_image(height, width), mask, return_tensors="pt").labels[0]
         expected = Image.fromarray(mask).resize((new_width, new_height), Image.Resampling.NEAREST)
         np.testing.assert_array_equal(labels, expected)
 
     @pytest.mark.parametrize("dtype", ["bool", "i1", "u1", "i2", "u2", ">u2", "i4", "u4", "i8", "u8"])
     @pytest.mark.parametrize("shape", [(9, 13), (1, 9, 13), (9, 13, 1)])
-    def test_any_whole_number_type_keeps_its_ids(self, dtype, shape):
+    def test_any_integer_type_keeps_its_labels(self, dtype, shape):
         largest = 1 if dtype == "bool" else min(np.iinfo(dtype).max, 2**53)
-        mask = np.where(label_map() > 1, largest, 0).astype(dtype)
-        labels = SegFormerImageProcessor(size=(9, 13))(picture(), mask.reshape(shape), return_tensors="pt").labels
+        mask = np.where(random_mask() > 1, largest, 0).astype(dtype)
+        labels = SegFormerImageProcessor(size=(9, 13))(random_image(), mask.reshape(shape), return_tensors="pt").labels
         assert labels.dtype == torch.int64
         np.testing.assert_array_equal(labels[0], mask.astype(np.int64))
 
-    def test_tensors_keep_ids_above_255(self):
-        mask = torch.from_numpy(label_map(dtype=np.int32)) * 1000
-        labels = SegFormerImageProcessor(**RAW)(picture(), mask, return_tensors="pt").labels
+    def test_tensors_keep_labels_above_255(self):
+        mask = torch.from_numpy(random_mask(dtype=np.int32)) * 1000
+        labels = SegFormerImageProcessor(**RAW)(random_image(), mask, return_tensors="pt").labels
         assert torch.equal(labels[0], mask.long())
 
     def test_a_palettes_indices_are_the_labels(self, tmp_path):
-        mask = Image.fromarray(label_map()).convert("P")
-        mask.putpalette(picture(16, 16).tobytes())
-        mask.save(tmp_path / "map.png")
-        for source in (mask, tmp_path / "map.png"):
-            labels = SegFormerImageProcessor(**RAW)(picture(), source)["labels"][0]
-            np.testing.assert_array_equal(labels, label_map())
+        mask = Image.fromarray(random_mask()).convert("P")
+        mask.putpalette(random_image(16, 16).tobytes())
+        mask.save(tmp_path / "mask.png")
+        for source in (mask, tmp_path / "mask.png"):
+            labels = SegFormerImageProcessor(**RAW)(random_image(), source)["labels"][0]
+            np.testing.assert_array_equal(labels, random_mask())
 
     @pytest.mark.parametrize("dtype", [bool, np.uint16, np.int32])
-    def test_wide_and_one_bit_pil_maps_keep_their_ids(self, dtype):
-        mask = (label_map(dtype=np.uint16) * 100).astype(dtype)
-        labels = SegFormerImageProcessor(**RAW)(picture(), Image.fromarray(mask))["labels"][0]
+    def test_wide_and_one_bit_pil_masks_keep_their_labels(self, dtype):
+        mask = (random_mask(dtype=np.uint16) * 100).astype(dtype)
+        labels = SegFormerImageProcessor(**RAW)(random_image(), Image.fromarray(mask))["labels"][0]
         np.testing.assert_array_equal(labels, mask)
 
     @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
     def test_reduced_labels(self, dtype):
         mask = np.array([[0, 1, 2], [254, 255, 255]], dtype=dtype)
-        labels = SegFormerImageProcessor(do_reduce_labels=True, **RAW)(picture(2, 3), mask)["labels"][0]
+        labels = SegFormerImageProcessor(do_reduce_labels=True, **RAW)(random_image(2, 3), mask)["labels"][0]
         np.testing.assert_array_equal(labels, [[255, 0, 1], [253, 255, 255]])
 
-    @pytest.mark.parametrize("as_batch", [np.stack, list, lambda maps: torch.from_numpy(np.stack(maps)[:, None])])
-    def test_maps_come_as_a_batch_too(self, as_batch):
-        maps = [label_map(seed=seed) for seed in range(3)]
-        labels = SegFormerImageProcessor(**RAW)([picture()] * 3, as_batch(maps), return_tensors="pt").labels
-        np.testing.assert_array_equal(labels, np.stack(maps))
+    @pytest.mark.parametrize("as_batch", [np.stack, list, lambda masks: torch.from_numpy(np.stack(masks)[:, None])])
+    def test_masks_may_be_a_batch(self, as_batch):
+        masks = [random_mask(seed=seed) for seed in range(3)]
+        labels = SegFormerImageProcessor(**RAW)([random_image()] * 3, as_batch(masks), return_tensors="pt").labels
+        np.testing.assert_array_equal(labels, np.stack(masks))
 
 
 class TestErrors:
-    """One line that says what is wrong, where, and what would be right."""
+    """One line with the input, its value and the expectation."""
 
     @pytest.mark.parametrize(
-        ("images", "maps", "message"),
+        ("images", "masks", "message"),
         [
-            ([picture()] * 2, [label_map(), label_map(8, 13)], "mask 1 is 8x13 .*; expected the size of image 1, 9x13"),
-            ([picture()] * 2, [label_map()], "1 masks are given for 2 images"),
-            (picture(), picture(), r"mask 0 has shape \(9, 13, 3\).*convert colours"),
-            (picture(), Image.fromarray(picture()), "mask 0 is a PIL image of mode RGB.*convert colours"),
-            (picture(), Image.fromarray(label_map()).convert("LA"), "mask 0 is a PIL image of mode LA"),
-            (picture(), label_map().astype(np.float32), "mask 0 has dtype float32; expected a mask of integers"),
-            (picture(), torch.zeros(9, 13), "mask 0 has dtype float32"),
-            (picture(), Image.new("F", (13, 9)), "mask 0 is a PIL image of mode F"),
-            (picture(), [None], "mask 0 is a NoneType"),
+            (
+                [random_image()] * 2,
+                [random_mask(), random_mask(8, 13)],
+                "mask 1 is 8x13 .*; expected the size of image 1, 9x13",
+            ),
+            ([random_image()] * 2, [random_mask()], "1 masks are given for 2 images"),
+            (random_image(), random_image(), r"mask 0 has shape \(9, 13, 3\).*convert colours"),
+            (random_image(), Image.fromarray(random_image()), "mask 0 is a PIL image of mode RGB.*convert colours"),
+            (random_image(), Image.fromarray(random_mask()).convert("LA"), "mask 0 is a PIL image of mode LA"),
+            (random_image(), random_mask().astype(np.float32), "mask 0 has dtype float32; expected a mask of integers"),
+            (random_image(), torch.zeros(9, 13), "mask 0 has dtype float32"),
+            (random_image(), Image.new("F", (13, 9)), "mask 0 is a PIL image of mode F"),
+            (random_image(), [None], "mask 0 is a NoneType"),
             (np.zeros((0, 13, 3), np.uint8), None, "image 0 is 0x13.*at least one pixel"),
             (Image.new("RGB", (0, 5)), None, "image 0 is 5x0"),
             ([], None, "no images"),
@@ -493,23 +499,23 @@ class TestErrors:
             (torch.full((3, 9, 13), float("inf")), None, "image 0 holds NaN or infinite"),
         ],
     )
-    def test_bad_inputs_are_named(self, images, maps, message):
+    def test_bad_inputs_are_named(self, images, masks, message):
         with pytest.raises(ValueError, match=message):
-            SegFormerImageProcessor(size=8)(images, maps)
+            SegFormerImageProcessor(size=8)(images, masks)
 
     @pytest.mark.parametrize("form", ["array", "PIL", "path", "target"])
     def test_decompression_bombs_are_refused(self, form, tmp_path, monkeypatch):
-        Image.fromarray(picture(20, 11)).save(tmp_path / "bomb.png")
-        bombs = {"array": picture(20, 11), "PIL": Image.new("RGB", (11, 20)), "path": tmp_path / "bomb.png"}
+        Image.fromarray(random_image(20, 11)).save(tmp_path / "bomb.png")
+        bombs = {"array": random_image(20, 11), "PIL": Image.new("RGB", (11, 20)), "path": tmp_path / "bomb.png"}
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 109)
         with pytest.raises(ValueError, match=r"image 0.*220 pixels.*limit, 218"):
-            SegFormerImageProcessor(size=(20, 11) if form == "target" else 8)(bombs.get(form, picture(4, 5)))
-        SegFormerImageProcessor(size=(20, 11), do_resize=False)(picture(4, 5))
+            SegFormerImageProcessor(size=(20, 11) if form == "target" else 8)(bombs.get(form, random_image(4, 5)))
+        SegFormerImageProcessor(size=(20, 11), do_resize=False)(random_image(4, 5))
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-        SegFormerImageProcessor(size=(20, 11) if form == "target" else 8)(bombs.get(form, picture(4, 5)))
+        SegFormerImageProcessor(size=(20, 11) if form == "target" else 8)(bombs.get(form, random_image(4, 5)))
 
     def test_missing_and_broken_files_are_named(self, tmp_path):
-        (tmp_path / "text.png").write_text("no picture")
+        (tmp_path / "text.png").write_text("no image")
         for name in ("absent.png", "text.png"):
             with pytest.raises(OSError, match=name):
                 SegFormerImageProcessor()(tmp_path / name)
@@ -517,27 +523,27 @@ class TestErrors:
     @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "webp"])
     def test_truncated_files_are_named(self, suffix, tmp_path):
         path = tmp_path / f"cut.{suffix}"
-        Image.fromarray(picture(40, 57)).save(path)
+        Image.fromarray(random_image(40, 57)).save(path)
         whole = path.read_bytes()
         for share in (0.1, 0.5, 0.8):
             path.write_bytes(whole[: int(len(whole) * share)])
             with pytest.raises(OSError, match=rf"image 1, .*cut\.{suffix}: "):
-                SegFormerImageProcessor(size=8)([picture(40, 57), path])
+                SegFormerImageProcessor(size=8)([random_image(40, 57), path])
             with pytest.raises(OSError, match=rf"mask 0, .*cut\.{suffix}: "):
-                SegFormerImageProcessor(size=8)(picture(40, 57), path)
+                SegFormerImageProcessor(size=8)(random_image(40, 57), path)
 
     def test_a_truncated_pil_image_is_named(self, tmp_path):
-        Image.fromarray(picture(40, 57)).save(tmp_path / "cut.bmp")
+        Image.fromarray(random_image(40, 57)).save(tmp_path / "cut.bmp")
         (tmp_path / "cut.bmp").write_bytes((tmp_path / "cut.bmp").read_bytes()[:3000])
         with (
             Image.open(tmp_path / "cut.bmp") as image,
             pytest.raises(OSError, match=r"image 1, .*cut\.bmp: image file is truncated"),
         ):
-            SegFormerImageProcessor(size=8)([picture(40, 57), image])
+            SegFormerImageProcessor(size=8)([random_image(40, 57), image])
 
     @pytest.mark.parametrize("return_tensors", ["pt", "np"])
     def test_different_sizes_do_not_stack(self, return_tensors):
-        processor, images = SegFormerImageProcessor(do_resize=False), [picture(), picture(13, 9)]
+        processor, images = SegFormerImageProcessor(do_resize=False), [random_image(), random_image(13, 9)]
         with pytest.raises(ValueError, match=r"different sizes after resizing, 9x13, 13x9.*do_resize.*one at a time"):
             processor(images, return_tensors=return_tensors)
         assert [pixels.shape for pixels in processor(images)["pixel_values"]] == [(3, 9, 13), (3, 13, 9)]
@@ -582,23 +588,23 @@ class TestErrors:
         with pytest.raises(ValueError, match=message):
             SegFormerImageProcessor(**keywords)
         with pytest.raises(ValueError, match=message):
-            SegFormerImageProcessor().preprocess(picture(), **keywords)
+            SegFormerImageProcessor().preprocess(random_image(), **keywords)
 
     def test_a_wrong_layout_or_tensor_type_is_named(self):
         with pytest.raises(ValueError, match="channels_middle"):
-            SegFormerImageProcessor()(picture(), input_data_format="channels_middle")
+            SegFormerImageProcessor()(random_image(), input_data_format="channels_middle")
         with pytest.raises(ValueError, match="jax"):
-            SegFormerImageProcessor()(picture(), return_tensors="jax")
+            SegFormerImageProcessor()(random_image(), return_tensors="jax")
 
 
 class TestKeywords:
-    """Overrides, files and the Transformers conventions around them."""
+    """Overrides, files and Transformers' conventions for both."""
 
     def test_overrides_hold_for_one_call(self):
         processor = SegFormerImageProcessor(size=8)
         before = processor.to_dict()
-        overridden = processor(picture(), label_map(), size=(5, 6), do_reduce_labels=True, do_rescale=None)
-        expected = SegFormerImageProcessor(size=(5, 6), do_reduce_labels=True)(picture(), label_map())
+        overridden = processor(random_image(), random_mask(), size=(5, 6), do_reduce_labels=True, do_rescale=None)
+        expected = SegFormerImageProcessor(size=(5, 6), do_reduce_labels=True)(random_image(), random_mask())
         for key in ("pixel_values", "labels"):
             np.testing.assert_array_equal(overridden[key][0], expected[key][0])
         assert processor.to_dict() == before
@@ -614,36 +620,36 @@ class TestKeywords:
 
         processor = Inverted(255, **RAW)
         for overrides in ({}, {"keep_ratio": True}):
-            pixels = processor(picture(), **overrides)["pixel_values"][0]
-            np.testing.assert_array_equal(pixels, 255 - raw(picture()))
+            pixels = processor(random_image(), **overrides)["pixel_values"][0]
+            np.testing.assert_array_equal(pixels, 255 - raw(random_image()))
 
     @pytest.mark.parametrize("overrides", [{}, {"do_rescale": True}])
-    def test_attributes_may_be_set_as_keywords_are(self, overrides):
+    def test_attributes_may_be_set_like_keywords(self, overrides):
         processor = SegFormerImageProcessor()
         processor.size = 8
-        assert processor(picture(), **overrides)["pixel_values"][0].shape == (3, 8, 8)
+        assert processor(random_image(), **overrides)["pixel_values"][0].shape == (3, 8, 8)
         processor.size = "big"
         with pytest.raises(ValueError, match="size is 'big'"):
-            processor(picture(), **overrides)
+            processor(random_image(), **overrides)
 
-    def test_numpys_whole_numbers_are_sizes_and_can_be_saved(self, tmp_path):
+    def test_numpy_integers_are_sizes_and_can_be_saved(self, tmp_path):
         SegFormerImageProcessor(size=np.int64(16), size_divisor=np.int32(32)).save_pretrained(tmp_path)
         loaded = SegFormerImageProcessor.from_pretrained(tmp_path)
         assert (loaded.size, loaded.size_divisor) == ({"height": 16, "width": 16}, 32)
 
-    def test_transformers_keywords_that_ask_for_nothing_are_accepted(self):
+    def test_transformers_keywords_without_effect_are_accepted(self):
         idle = {"do_center_crop": False, "crop_size": None, "do_convert_rgb": True, "disable_grouping": True}
         idle |= {"data_format": "channels_first", "default_to_square": True, "device": "cpu", "do_pad": None}
         assert SegFormerImageProcessor(**idle).to_dict() == SegFormerImageProcessor().to_dict()
         np.testing.assert_array_equal(
-            SegFormerImageProcessor(size=8)(picture(), **idle)["pixel_values"][0],
-            SegFormerImageProcessor(size=8)(picture())["pixel_values"][0],
+            SegFormerImageProcessor(size=8)(random_image(), **idle)["pixel_values"][0],
+            SegFormerImageProcessor(size=8)(random_image())["pixel_values"][0],
         )
 
-    def test_a_file_may_ask_for_what_transformers_passes_over(self, tmp_path):
+    def test_a_file_may_hold_keywords_that_transformers_ignores(self, tmp_path):
         content = {"do_center_crop": True, "crop_size": {"height": 5, "width": 5}, "size": 16}
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
-        image = picture()
+        image = random_image()
         expected = SegformerImageProcessorPil.from_pretrained(tmp_path)(image)["pixel_values"][0]
         actual = SegFormerImageProcessor.from_pretrained(tmp_path)(image)["pixel_values"][0]
         np.testing.assert_array_equal(actual, expected)
@@ -669,7 +675,7 @@ class TestKeywords:
         assert {keyword: getattr(loaded, keyword) for keyword in keywords} == keywords
         assert {*keywords, "reduce_labels"} == set(SegFormerImageProcessor.valid_kwargs.__annotations__)
 
-    def test_saving_writes_the_type_the_map_and_the_code(self, tmp_path):
+    def test_saving_writes_type_auto_map_and_code(self, tmp_path):
         SegFormerImageProcessor().save_pretrained(tmp_path)
         content = json.loads((tmp_path / "preprocessor_config.json").read_text())
         assert content["image_processor_type"] == "SegFormerImageProcessor"
@@ -693,7 +699,7 @@ class TestKeywords:
         loaded = SegFormerImageProcessor.from_pretrained(tmp_path, size=32, keep_ratio=True)
         assert (loaded.size, loaded.keep_ratio) == ({"height": 32, "width": 32}, True)
 
-    def test_loading_refuses_what_it_does_not_know(self, tmp_path):
+    def test_loading_refuses_unknown_keywords(self, tmp_path):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 64, "keep_rati": True}))
         with pytest.raises(ValueError, match=r"'keep_rati'.*'keep_ratio'"):
             SegFormerImageProcessor.from_pretrained(tmp_path, keep_rati=True)
@@ -705,10 +711,10 @@ class TestKeywords:
         _, unused = SegFormerImageProcessor.from_pretrained(tmp_path, keep_rati=True, return_unused_kwargs=True)
         assert unused["keep_rati"] is True
 
-    def test_a_pipelines_words_to_its_model_do_not_disturb_loading(self, tmp_path):
+    def test_a_pipelines_model_keywords_are_ignored_in_loading(self, tmp_path):
         SegFormerImageProcessor(size=64).save_pretrained(tmp_path)
-        words = {"_from_pipeline": "image-segmentation", "attn_implementation": "eager"}
-        assert SegFormerImageProcessor.from_pretrained(tmp_path, **words).size == {"height": 64, "width": 64}
+        keywords = {"_from_pipeline": "image-segmentation", "attn_implementation": "eager"}
+        assert SegFormerImageProcessor.from_pretrained(tmp_path, **keywords).size == {"height": 64, "width": 64}
 
     def test_the_file_of_a_builtin_processor_and_its_dict_are_read(self, tmp_path):
         theirs = SegformerImageProcessorPil(size={"height": 24, "width": 16}, do_reduce_labels=True)
@@ -720,19 +726,19 @@ class TestKeywords:
         ):
             assert (ours.size, ours.do_reduce_labels) == ({"height": 24, "width": 16}, True)
 
-    def test_every_image_is_scaled_twice_only_with_a_warning(self, monkeypatch):
+    def test_scaling_an_image_twice_causes_a_warning(self, monkeypatch):
         warned = []
         logger = SimpleNamespace(warning_once=warned.append)
         monkeypatch.setattr("hf_segformer.image_processing_segformer.logger", logger)
-        SegFormerImageProcessor(size=8)(picture() / 255, do_rescale=False)
-        SegFormerImageProcessor(size=8)(picture())
+        SegFormerImageProcessor(size=8)(random_image() / 255, do_rescale=False)
+        SegFormerImageProcessor(size=8)(random_image())
         assert not warned
-        SegFormerImageProcessor(size=8)(picture() / 255)
+        SegFormerImageProcessor(size=8)(random_image() / 255)
         assert "do_rescale=False" in warned[0]
 
 
 class TestPostProcessing:
-    """From logits to label maps."""
+    """Segmentation maps from logits."""
 
     LOGITS = torch.randn(2, 4, 5, 7, generator=torch.Generator().manual_seed(0))
 
@@ -747,7 +753,7 @@ class TestPostProcessing:
             assert torch.equal(labels, resized.argmax(dim=1)[0])
 
     @pytest.mark.parametrize("target_sizes", [None, [(9, 13), (20, 6)], torch.tensor([[9, 13], [20, 6]])])
-    def test_label_maps_equal_transformers(self, target_sizes):
+    def test_segmentation_maps_equal_transformers(self, target_sizes):
         outputs = SimpleNamespace(logits=self.LOGITS)
         actual = SegFormerImageProcessor().post_process_semantic_segmentation(outputs, target_sizes)
         expected = SegformerImageProcessorPil().post_process_semantic_segmentation(
@@ -770,9 +776,9 @@ class TestPostProcessing:
         assert set(expected.unique().tolist()) == {0, 1}
 
     @pytest.mark.parametrize("target_sizes", [None, [(9, 13), (9, 13)]])
-    def test_unsure_pixels_are_ignored(self, target_sizes):
+    def test_pixels_below_the_threshold_are_ignored(self, target_sizes):
         post_process = SegFormerImageProcessor().post_process_semantic_segmentation
-        plain = torch.stack(post_process({"logits": self.LOGITS}, target_sizes))
+        certain = torch.stack(post_process({"logits": self.LOGITS}, target_sizes))
         maps = torch.stack(post_process({"logits": self.LOGITS}, target_sizes, threshold=0.5))
         logits = self.LOGITS
         if target_sizes is not None:
@@ -780,7 +786,7 @@ class TestPostProcessing:
         unsure = logits.softmax(dim=1).amax(dim=1) < 0.5
         assert unsure.any()
         assert not unsure.all()
-        assert torch.equal(maps, plain.masked_fill(unsure, 255))
+        assert torch.equal(maps, certain.masked_fill(unsure, 255))
 
     @pytest.mark.parametrize(
         ("keywords", "message"),
@@ -804,14 +810,14 @@ class TestPostProcessing:
             SegFormerImageProcessor().post_process_semantic_segmentation(outputs)
 
     @pytest.mark.parametrize("num_labels", [2, 5])
-    def test_the_pipeline_runs_on_pictures_of_any_size(self, num_labels, tmp_path):
+    def test_the_pipeline_runs_on_images_of_any_size(self, num_labels, tmp_path):
         sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1, 1, 2, 2]}
         model = SegformerForSemanticSegmentation(
             SegformerConfig(**sizes, decoder_hidden_size=16, num_labels=num_labels)
         ).eval()
         processor = SegFormerImageProcessor(size={"shortest_edge": 32}, keep_ratio=True, size_divisor=32)
         segment = pipeline("image-segmentation", model=model, image_processor=processor)
-        Image.fromarray(picture(40, 57)).save(tmp_path / "picture.png")
-        (first, *_), (second, *_) = segment([str(tmp_path / "picture.png"), Image.fromarray(label_map(61, 33))])
+        Image.fromarray(random_image(40, 57)).save(tmp_path / "image.png")
+        (first, *_), (second, *_) = segment([str(tmp_path / "image.png"), Image.fromarray(random_mask(61, 33))])
         assert first["label"].startswith("LABEL_")
         assert (first["mask"].size, second["mask"].size) == ((57, 40), (33, 61))

@@ -1,4 +1,4 @@
-"""Our classes keep what Transformers asks of every model: its own common tests, run with them.
+"""Transformers' common model tests, run on this package's classes.
 
 An override says why the common form does not fit. What is skipped is skipped by the common tests themselves, with
 their reason: no accelerator here, or a trait (tokens, experts, sub-configurations) that no SegFormer has.
@@ -35,7 +35,7 @@ for _names, _model_class in {
 
 
 class ModelTester:
-    """What the common tests build their models and inputs with: a tiny network with every dropout on."""
+    """Source of models and inputs for the common tests: a tiny network with every dropout active."""
 
     is_training = True
     batch_size = 3

@@ -45,7 +45,7 @@ examples = settings(max_examples=60, deadline=None, suppress_health_check=[Healt
 
 @st.composite
 def batches(draw, dtypes=(torch.float64, torch.float32)):
-    """Logits and labels: sizes up, down, equal and by no whole factor, any layout, with ignored pixels or without."""
+    """Draw logits and labels: any ratio of sizes, any layout, with or without ignored pixels."""
     batch, classes = draw(st.integers(1, 3)), draw(st.sampled_from([2, 2, 3, 5, 19]))
     grid = draw(SIDES), draw(SIDES)
     size = draw(st.one_of(st.just(grid), st.just((4 * grid[0], 4 * grid[1])), st.tuples(NEW_SIDES, NEW_SIDES)))
@@ -61,7 +61,7 @@ def batches(draw, dtypes=(torch.float64, torch.float32)):
 
 @st.composite
 def options_of(draw, classes):
-    """Keywords of the loss: class weights, with zeros among them, and smoothing."""
+    """Draw keywords of the loss: class weights, with zeros among them, and smoothing."""
     options = {"label_smoothing": draw(st.sampled_from([0.0, 0.0, 0.1, 1.0]))}
     weights = draw(st.one_of(st.none(), st.lists(st.sampled_from([0.0, 0.3, 1.0, 7.0]), min_size=1, max_size=classes)))
     if weights is not None:
@@ -71,7 +71,7 @@ def options_of(draw, classes):
 
 
 def batch(num_classes=5, dtype=torch.float32, size=(13, 21)):
-    """Logits (2, K, 4, 6) and labels, some of them ignored."""
+    """Return logits (2, K, 4, 6) and labels, some of them ignored."""
     labels = torch.randint(max(num_classes, 2), (2, *size))
     labels[0, :3, 4:] = 255
     return 3 * torch.randn(2, num_classes, 4, 6, dtype=dtype), labels
@@ -142,7 +142,7 @@ def test_the_fast_loss_and_gradient_equal_the_reference(data, given_batch):
 
 @examples
 @given(given_batch=batches([torch.bfloat16, torch.float16]))
-def test_short_floats_have_the_loss_of_float32_and_its_gradient_rounded_once(given_batch):
+def test_16_bit_logits_have_the_loss_of_float32_and_its_gradient_rounded_once(given_batch):
     logits, labels, ignore_index = given_batch
     (expected, wanted), (found, gradient) = both(logits, labels, ignore_index=ignore_index)
     assert found.dtype == torch.float32
@@ -227,7 +227,7 @@ def test_an_empty_batch_has_a_loss_of_zero(shape):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("size", [1e4, 1e8, 1e30])
 def test_huge_logits_overflow_nowhere(dtype, size):
-    """Neighbours that are sure of different classes: halfway, all logits lie far below either's maximum."""
+    """Neighbours that are sure of different classes: halfway, all logits are far below the maximum of both."""
     logits = torch.zeros(1, 4, 3, 4, dtype=dtype)
     winners = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0], [2, 2, 0, 1]])
     logits.scatter_(1, winners[None, None], size)
@@ -257,7 +257,7 @@ def test_non_finite_logits_give_a_non_finite_loss(value):
 
 
 @pytest.mark.parametrize("scale", [128.0, -0.5, 0.0])
-def test_gradients_scale_with_what_is_made_of_the_loss(scale):
+def test_gradients_scale_with_the_incoming_gradient(scale):
     logits, labels = batch(dtype=torch.float64)
     (_, expected), (_, found) = both(logits, labels, scale)
     assert_near(found, expected, 1e-9)
@@ -318,7 +318,7 @@ def test_autocast_changes_nothing():
 
 
 def test_a_second_derivative_is_refused_rather_than_wrong():
-    """Were the gradient taken for a constant, the backward of the whole would do without the penalty."""
+    """If the gradient counted as a constant, the penalty would be missing from the result."""
     logits, labels = batch(dtype=torch.float64)
     logits.requires_grad_()
 
@@ -450,7 +450,7 @@ def test_function_transforms_take_the_reference():
 
 
 class Named(torch.Tensor):
-    """A subclass that does nothing; others dequantise, unpad or count."""
+    """A subclass without behaviour of its own; others dequantize, unpad or count."""
 
 
 def test_tensor_subclasses_take_the_reference():
@@ -466,7 +466,7 @@ def test_tensor_subclasses_take_the_reference():
 
 
 def mapped_fast(logits, size):
-    """Only the fast path, unless there is nothing to upsample."""
+    """Return a context in which only the fast path may run, unless there is nothing to upsample."""
     return switched(True) if logits.shape[-2:] == size else fast()
 
 
@@ -500,7 +500,7 @@ def test_the_fast_argmax_equals_the_reference(given_batch):
 @pytest.mark.parametrize("with_probability", [False, True])
 @pytest.mark.parametrize("size", [(4, 6), (16, 24), (13, 21), (2, 3), (1, 1)])
 def test_of_equal_logits_the_first_class_wins(size, with_probability):
-    """Whole numbers and halves are exact here, so that ties stay ties."""
+    """Integers and halves are exact here, so that ties stay ties."""
     logits = torch.randint(0, 2, (2, 4, 4, 6)).double()
     logits[:, 3], logits[:, 2] = logits[:, 1], logits[:, 0]  # each best class has its double
     with mapped_fast(logits, size):
@@ -537,7 +537,7 @@ def test_argmax_over_several_bands_and_windows():
 
 
 def test_argmax_of_smooth_regions():
-    """Where all of a window's logits have one winner it is not computed; here are both kinds of windows."""
+    """Windows in which one class wins everywhere are not computed; the sample has both kinds of windows."""
     logits = torch.randn(1, 6, 3, 4, dtype=torch.float64)
     logits = F.interpolate(logits, size=(60, 80), mode="bicubic")
     with reference():
@@ -728,6 +728,6 @@ def test_logits_at_full_size_are_never_held():
     """64 classes at 1024 x 1024 take 256 MiB, logits and gradient here 16 each, labels as int64 8."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     start, argmax, loss, _, reference_loss = (int(value) / 2**20 for value in done.stdout.split())
-    assert argmax - start < 96, "MiB of the label map"
+    assert argmax - start < 96, "MiB of the segmentation map"
     assert loss - start < 128, "MiB of the loss"
     assert reference_loss - start > 400, "MiB of the reference loss: the measure itself must be able to tell"

@@ -1,7 +1,7 @@
 """Transformers' own common tests of image processors, unchanged, on SegFormerImageProcessor.
 
-The common tests tell a model by the folder of its test file, hence this one. What is skipped is skipped by the common
-tests themselves: they compare backends or need torchvision's, an accelerator or an annotation format.
+The common tests identify a model by the folder of its test file, so this one has a folder. They skip some tests by
+themselves: those that compare backends or need torchvision, an accelerator or an annotation format.
 """
 
 import unittest

@@ -313,6 +313,7 @@ def test_one_line_for_whoever_loads_a_hostile_folder(folder, secret, capsys):
 
 
 DANGEROUS = {"eval", "exec", "__import__", "extractall", "unpack_archive", "system", "popen"}
+DANGEROUS |= {"expandvars", "expanduser", "urlopen", "urlretrieve", "create_module", "exec_module"}
 
 
 def dangerous_calls(source):
@@ -344,6 +345,9 @@ def test_no_dangerous_calls():
         "eval(x)",
         "f(trust_remote_code=True)",
         "pickle.load(f)",
+        "os.path.expandvars(p)",
+        "Path(p).expanduser()",
+        "urllib.request.urlopen(a)",
     ):
         assert list(dangerous_calls(bad)), bad
     for path in sorted((ROOT / "hf_segformer").rglob("*.py")):
@@ -499,3 +503,33 @@ def test_a_hostile_config_chooses_no_code_in_from_pretrained(name, folder, secre
     assert "kernel" not in saved
     assert "other" not in saved
     assert "custom_pipelines" not in saved
+
+
+def test_files_beside_a_raster_are_checked_as_gdal_reads_them(tmp_path):
+    """In any case of letters, with escaped letters, and whatever their length."""
+    rasterio = pytest.importorskip("rasterio")
+    (tmp_path / "own").mkdir()
+    path, other = tmp_path / "own" / "s.tif", tmp_path / "other.tif"
+    for place, side in ((path, 64), (other, 32)):
+        profile = {"width": side, "height": side, "count": 1, "dtype": "uint8"}
+        with rasterio.open(place, "w", driver="GTiff", transform=rasterio.Affine(2, 0, 0, 0, -2, 0), **profile) as file:
+            file.write(np.full((1, side, side), 77, np.uint8))
+    item = '<PAMDataset>{}<Metadata domain="OVERVIEWS"><MDI key="{}">{}</MDI></Metadata></PAMDataset>'
+    secret = str(other).replace("/", "&#47;")
+    texts = {
+        "s.tif.aux.xml": item.format("", "OVERVIEW&#95;FILE", secret),
+        "S.TIF.AUX.XML": item.format("", "OVERVIEW_FILE", other),
+        "s.aux.xml": item.format("", "&#x4F;VERVIEW_FILE", secret),
+        "s.tif.Aux.xml": item.format(f"<!-- {' ' * (16 << 20)} -->", "OVERVIEW_FILE", other),
+        "s.tif.OVR": "<VRTDataset/>",
+        "S.TIF.Msk": "<VRTDataset/>",
+        "S.AUX": "<VRTDataset/>",
+    }
+    for name, text in texts.items():
+        (path.parent / name).write_text(text)
+        with pytest.raises(ValueError, match=rf"{name} (refers to other files|is not the raster)"):
+            open_raster(path, 1)
+        (path.parent / name).unlink()
+    (path.parent / "s.tif.aux.xml").write_text(item.format("", "STATISTICS_MEAN", "a &lt; b"))
+    with open_raster(path, 1) as raster:
+        assert raster.height == 64

@@ -5,6 +5,8 @@ stored: GDAL's XML parser is laxer than any other, so that a file may mean one t
 known elements are accepted, and GDAL is given the document that was checked, serialized again.
 """
 
+import html
+import os
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,6 +14,7 @@ from xml.etree import ElementTree
 from .rasters import HFA_MAGIC, JPEG_2000_MAGIC, TIFF_MAGIC
 
 _MOST_BYTES = 16 << 20
+_REFERENCE = re.compile(r"overview_file|<vrt|/vsi|://(?!www\.opengis)", re.IGNORECASE)
 _SOURCES = {"SimpleSource", "ComplexSource"}
 _ELEMENTS = {
     *("VRTDataset", "SRS", "GeoTransform", "GCPList", "GCP", "Metadata", "MDI", "VRTRasterBand", "ColorInterp"),
@@ -88,20 +91,25 @@ def check_sidecars(path: Path) -> None:
     """
     names = {f"{name}{ending}" for name in (path.name, path.stem) for ending in (".ovr", ".msk", ".aux", ".aux.xml")}
     names |= {f"{name}{ending}" for name in names for ending in (".ovr", ".msk", ".aux.xml")}
-    for name in sorted(names):
-        sidecar = path.with_name(name)
-        if not sidecar.is_file() or sidecar == path:
-            continue
-        if name.endswith(".xml"):
-            if re.search(
-                rb"overview_file|<vrt|/vsi|://(?!www\.opengis)", sidecar.read_bytes()[:_MOST_BYTES], re.IGNORECASE
-            ):
-                raise ValueError(f"{sidecar} refers to other files; expected none: remove it, or what it refers to")
-        else:
-            with sidecar.open("rb") as file:
-                head = file.read(16)
-            if not head.startswith((HFA_MAGIC,) if name.endswith(".aux") else TIFF_MAGIC):
-                raise ValueError(f"{sidecar} is not the raster that its name says: remove it")
+    names = {name.lower() for name in names}  # GDAL finds files beside a raster in any case
+    beside = (each for each in sorted(os.listdir(path.parent)) if each.lower() in names and each != path.name)
+    for sidecar in (path.with_name(name) for name in beside):
+        if sidecar.is_file():
+            _check_sidecar(sidecar, path)
+
+
+def _check_sidecar(sidecar: Path, path: Path) -> None:
+    ending = sidecar.suffix.lower()
+    with sidecar.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1 if ending == ".xml" else 16)
+    if ending == ".xml":
+        text = html.unescape(content.decode("latin-1"))  # escaped letters are letters for GDAL
+        if len(content) > _MOST_BYTES or _REFERENCE.search(text):
+            raise ValueError(
+                f"{path}: {sidecar.name} refers to other files; expected none: remove it, or what it refers to"
+            )
+    elif not content.startswith((HFA_MAGIC,) if ending == ".aux" else TIFF_MAGIC):
+        raise ValueError(f"{path}: {sidecar.name} is not the raster that its name says: remove it")
 
 
 __all__ = ["check_sidecars", "checked_vrt"]

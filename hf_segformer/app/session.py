@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 
 from ..configuration_segformer import VARIANTS
-from ..image_io_segformer import DECODE_ERRORS
+from ..data.readers import NUMPY_MAGIC, ImageFile, ImageSource, ReadOptions, find_reader
+from ..image_io_segformer import DECODE_ERRORS, size_in_header
 from ..inference.predictor import SegFormerPredictor
 from ..inference.writers import count_pixels, segmentation_to_png
 from ..visualization import Color, Stretch, displayable, overlay
@@ -104,7 +105,7 @@ def _check_size(predictor: SegFormerPredictor, path: Path) -> None:
     Raises:
         ValueError: if one of them is too large.
     """
-    size = _size_in_header(path)
+    size = _size_in_header(path, predictor.model.config.num_channels)
     if size is None:  # it is no image, and reading it says so
         return
     height, width = size
@@ -113,7 +114,9 @@ def _check_size(predictor: SegFormerPredictor, path: Path) -> None:
             f"{path.name} is {height}x{width} (height x width); expected at most {MAX_IMAGE_PIXELS:,} pixels: cut it "
             "into pieces, or use segformer predict"
         )
-    for new_height, new_width in predictor.segmenter.prepared_sizes(height, width):
+    prepared_sizes = predictor.segmenter.prepared_sizes
+    # EXIF behind the pixels may turn the image.
+    for new_height, new_width in (*prepared_sizes(height, width), *prepared_sizes(width, height)):
         if new_height * new_width > MAX_PIXELS:
             raise ValueError(
                 f"{path.name} would be {new_height}x{new_width} (height x width) for the network; expected at most "
@@ -121,21 +124,24 @@ def _check_size(predictor: SegFormerPredictor, path: Path) -> None:
             )
 
 
-def _size_in_header(path: Path) -> tuple[int, int] | None:
-    """(H, W) of an upright image, without decoding it; None where the header cannot be read."""
+def _size_in_header(path: Path, num_channels: int) -> tuple[int, int] | None:
+    """(H, W) of an upload by its content, without decoding it; None where it cannot be opened."""
     try:
-        if path.suffix.lower() == ".npy":
-            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-            axes = [axis for count in (3, 1) for axis in (0, 2) if len(shape) == 3 and shape[axis] == count]
-            sides = [side for axis, side in enumerate(shape) if axis not in axes[:1]]
-            return (sides[0], sides[1]) if len(sides) == 2 else None
-        with Image.open(path) as image:
-            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return (image.width, image.height) if is_turned else (image.height, image.width)
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path.name}: {error}") from error
-    except (*DECODE_ERRORS, Warning):
+        source = ImageSource(path)
+        reader, _ = find_reader(source)
+        if reader is not ImageFile:
+            with reader(source, ReadOptions(num_channels)) as opened:
+                return opened.height, opened.width
+        if not source.head.startswith(NUMPY_MAGIC):
+            return size_in_header(path, path.name)
+        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    except (*DECODE_ERRORS, Warning) as error:
+        if isinstance(error, ValueError) and isinstance(error.__cause__, Image.DecompressionBombError):
+            raise
         return None
+    axes = [axis for count in (3, 1) for axis in (0, 2) if len(shape) == 3 and shape[axis] == count]
+    sides = [side for axis, side in enumerate(shape) if axis not in axes[:1]]
+    return (sides[0], sides[1]) if len(sides) == 2 else None
 
 
 def draw(result: Result, chosen: Collection[int], palette: Sequence[Color], opacity: float) -> Image.Image:

@@ -11,6 +11,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ..files import resolve_inside
+
 # The Trainer writes its state last; without the others a run cannot be resumed.
 _NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
@@ -89,7 +91,7 @@ def _open(path: Path) -> None:
     elif path.suffix == ".json":
         values = json.loads(path.read_text(encoding="utf-8"))
         for shard in set(values.get("weight_map", {}).values()):
-            (path.parent / shard).stat()
+            resolve_inside(path.parent, str(shard)).stat()
     else:
         path.read_bytes()
 

@@ -1,4 +1,4 @@
-"""Benchmarks: candidates that disagree are refused, medians and ratios are right, rows survive, and the command prints a table."""
+"""Benchmarks: candidates that disagree are refused, medians and ratios are right, rows survive, tables are printed."""
 
 from functools import partial
 

@@ -297,4 +297,4 @@ def in_rows_of_blocks(bands: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple
         yield first, np.concatenate(waiting)
 
 
-__all__ = ["MaskLayout", "Raster", "raster_kind"]
+__all__ = ["Raster", "raster_kind"]

@@ -16,8 +16,11 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.utils import logging
 
 from .dispatch_segformer import NAMESPACE, context_of, needs_gradient
+
+logger = logging.get_logger(__name__)
 
 Item = TypeVar("Item")
 
@@ -138,6 +141,22 @@ def reference_linear(tokens: Tensor, weight: Tensor) -> Tensor:
     return F.linear(tokens, weight)
 
 
+# Types
+
+
+def warn_of_slow_type(dtype: torch.dtype, device: torch.device) -> None:
+    """Warn once about weights of a 16-bit type on a CPU without instructions for it, which converts every operand."""
+    name = {torch.float16: "_is_mkldnn_fp16_supported", torch.bfloat16: "_is_mkldnn_bf16_supported"}.get(dtype)
+    if name is None or device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    is_supported = getattr(torch.ops.mkldnn, name, None)
+    if is_supported is None or not is_supported():
+        logger.warning_once(
+            f"the weights are {str(dtype).removeprefix('torch.')}, which is several times slower than float32 on this "
+            "CPU: load the model with dtype=torch.float32, or call model.float()"
+        )
+
+
 # Memory
 
 
@@ -253,4 +272,5 @@ __all__ = [
     "parallel_for",
     "reference_linear",
     "train_allocator",
+    "warn_of_slow_type",
 ]

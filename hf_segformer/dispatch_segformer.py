@@ -6,8 +6,8 @@ wrong. That is while something records the operations (export, tracing, function
 module is not exactly what its class says (LoRA, quantization, hooks, subclasses), and after `set_fast_paths(False)`.
 
 The rows of `TABLE` say where an implementation may run. The files that implement them fill the rows by `implement` when
-they are imported: the files for CPUs with the model, Triton kernels by `hf_segformer.kernels.switch.enable()`. Kernels are not
-shipped with checkpoints. Each copy of these files has its own table.
+they are imported: the files for CPUs with the model, Triton kernels by `hf_segformer.kernels.switch.enable()`. Kernels
+are not shipped with checkpoints. Each copy of these files has its own table.
 """
 
 import os

@@ -36,6 +36,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_segformer import SegFormerConfig
 from .cpu_decode_head_segformer import fused_decode_head  # noqa: F401 (fills the dispatch table)
 from .cpu_encoder_segformer import fused_attention, fused_mix_ffn  # noqa: F401 (fills the dispatch table)
+from .cpu_runtime_segformer import warn_of_slow_type
 from .dispatch_segformer import run_fast
 from .upsampling_segformer import at_least_float32, check_labels, upsample, upsample_cross_entropy
 
@@ -314,6 +315,7 @@ class SegFormerEncoder(nn.Module):
         if output_attentions and implementation != "eager" and not torch.compiler.is_compiling():
             logger.warning_once(f"{implementation!r} attention returns no maps: this call runs eager attention")
         dtype = self.patch_embeddings[0].proj.weight.dtype
+        warn_of_slow_type(dtype, pixel_values.device)
         features = to_channels_last(pixel_values.to(dtype))
         stages, attentions = [], []
         for embed, blocks, norm in zip(self.patch_embeddings, self.block, self.layer_norm, strict=True):

@@ -1,4 +1,4 @@
-"""Runtime of the CPU's fast paths: products by oneDNN against PyTorch's own, threads, memory."""
+"""Runtime of the CPU's fast paths: products by oneDNN against PyTorch's own, types, threads, memory."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_segformer import cpu_runtime_segformer
+from hf_segformer import SegFormerForSemanticSegmentation, cpu_runtime_segformer
 from hf_segformer.cpu_runtime_segformer import find_onednn, linear, multiply_over_rows, parallel_for
 from tests.support.fast_paths import assert_near
 
@@ -29,7 +29,7 @@ def samples(rows, columns, outputs, dtype):
 
 @pytest.fixture(params=["oneDNN", "without"])
 def library(request):
-    """Where products are computed."""
+    """Compute products by oneDNN, or without it."""
     if request.param == "oneDNN":
         yield
     else:
@@ -40,7 +40,7 @@ def library(request):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.usefixtures("library")
-def test_a_product_with_what_is_added(shape, dtype):
+def test_a_product_with_bias_and_addend(shape, dtype):
     tokens, weight, bias, added = samples(*shape, dtype)
     before = added.clone()
     for given_bias in (None, bias):
@@ -175,7 +175,7 @@ def test_ctrl_c_while_waiting_stops_the_others_and_puts_threads_back(num_threads
     assert default_threads() == torch.get_num_threads() == 2
 
 
-def test_a_thread_that_can_not_start_is_told_and_threads_are_put_back(num_threads, monkeypatch):
+def test_a_thread_that_cannot_start_raises_and_restores_the_number_of_threads(num_threads, monkeypatch):
     num_threads(2)
 
     class NoneLeft(threading.Thread):
@@ -189,7 +189,7 @@ def test_a_thread_that_can_not_start_is_told_and_threads_are_put_back(num_thread
     assert default_threads() == torch.get_num_threads() == 2
 
 
-def test_there_may_be_nothing_to_share():
+def test_an_empty_list_of_items_is_allowed():
     parallel_for(lambda items: list(items), [])
 
 
@@ -227,8 +227,36 @@ def test_modes_of_the_caller_hold_in_every_thread(num_threads):
     assert set(found) == {(True, torch.float32)}
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_model_on_a_cpu_warns_once_with_the_remedy(dtype, tiny_config, monkeypatch):
+    supported = {torch.float16: "_is_mkldnn_fp16_supported", torch.bfloat16: "_is_mkldnn_bf16_supported"}[dtype]
+    monkeypatch.setattr(torch.ops.mkldnn, supported, lambda: False)
+    cpu_runtime_segformer.logger.warning_once.__func__.cache_clear()
+    model = SegFormerForSemanticSegmentation(tiny_config()).eval().requires_grad_(False)
+    images = torch.randn(1, 3, 32, 64)
+    with torch.no_grad(), mock.patch.object(cpu_runtime_segformer.logger, "warning") as warning:
+        model(images)
+        assert not warning.call_count
+        expected = model.to(dtype)(images.to(dtype)).logits
+        model(images.to(dtype))
+        [[message]] = [call.args for call in warning.call_args_list]
+        assert message.startswith(f"the weights are {str(dtype)[6:]}, which is several times slower than float32")
+        assert message.endswith("load the model with dtype=torch.float32, or call model.float()")
+        cpu_runtime_segformer.logger.warning_once.__func__.cache_clear()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(images.to(dtype)).logits
+        torch.testing.assert_close(compiled, expected)
+        traced = torch.jit.trace(lambda pixels: model(pixels).logits, images.to(dtype), check_trace=False)
+        torch.testing.assert_close(traced(images.to(dtype)), expected)
+        torch.export.export(model, (images.to(dtype),), strict=True)
+        assert warning.call_count == 1  # none while something records the operations
+        monkeypatch.setattr(torch.ops.mkldnn, supported, lambda: True)
+        model(images.to(dtype))
+        assert warning.call_count == 1
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
-def test_a_network_does_not_hand_its_memory_back_and_fetch_it_again():
+def test_a_network_keeps_its_memory_between_calls():
     program = """
 import resource
 import torch
@@ -245,4 +273,4 @@ with torch.inference_mode():
     print(sorted(faults() for _ in range(9))[4])
 """
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    assert int(found.stdout) < 500  # pages; some 8,000 where each layer's memory is fetched anew
+    assert int(found.stdout) < 500  # pages; some 8,000 where each layer's memory is fetched again

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import check_writable
-from .labeled import check_labeled_data, load_labeled_data
+from .labeled import check_labeled_data, check_pattern, load_labeled_data
 from .options import (
     add_device,
     add_inference_options,
@@ -62,6 +62,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"there is one model, {arguments.models[0]}; expected at least two to compare")
     arguments.names = model_names(arguments.models)
     check_labeled_data(arguments)
+    check_pattern(arguments.group)
     arguments.options = inference_options(arguments)
     arguments.value_range = value_range(arguments.value_range)
     if arguments.output_dir is not None:

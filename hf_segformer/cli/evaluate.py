@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..files import check_writable
 from ..training.recipe import read_recipe
-from .labeled import check_labeled_data, load_labeled_data
+from .labeled import check_labeled_data, check_pattern, load_labeled_data
 from .options import (
     add_device,
     add_inference_options,
@@ -73,7 +73,7 @@ def check(arguments: argparse.Namespace) -> None:
         for name, key in _IN_RECIPE.items():
             if getattr(arguments, name) != arguments.defaults[name]:
                 option = "--" + name.replace("_", "-")
-                raise ValueError(f"{option} is given with --recipe, which says it; set {key}=VALUE instead")
+                raise ValueError(f"{option} is given with --recipe, which already sets it; set {key}=VALUE instead")
         arguments.values = read_recipe(arguments.recipe, arguments.overrides)
         if arguments.output_dir is None:
             is_folder = Path(arguments.model).is_dir()
@@ -82,6 +82,11 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.overrides[0]} is given; expected together with --recipe, whose values it sets")
     else:
         check_labeled_data(arguments, or_recipe=True)
+        if arguments.output_dir is None:
+            for option in ("title", "group"):
+                if getattr(arguments, option) is not None:
+                    raise ValueError(f"--{option} is given; it requires --output-dir DIR, the folder of the report")
+        check_pattern(arguments.group)
         arguments.options = inference_options(arguments)
         arguments.value_range = value_range(arguments.value_range)
     if arguments.output_dir is not None:

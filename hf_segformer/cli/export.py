@@ -54,7 +54,7 @@ def check(arguments: argparse.Namespace) -> None:
             )
         if arguments.masks:
             raise ValueError(
-                "--masks is given with --include-processing; mean IoU is measured on logits: leave out one of both"
+                "--masks is given with --include-processing; mean IoU is measured on logits: leave out one of them"
             )
     if arguments.int8 == "static" and not arguments.calibration_dir:
         raise ValueError("--int8 is static; expected images to calibrate on: add --calibration-dir DIR, or use dynamic")
@@ -89,6 +89,8 @@ def run(arguments: argparse.Namespace) -> None:
             model.config.num_labels,
             reduce_labels=processor.do_reduce_labels,
             label_values=arguments.label_values,
+            ignore_index=model.config.semantic_loss_ignore_index,
+            any_range=processor.value_range is not None,
         )
         request = replace(request, dataset=dataset)
     with atomic_directory(arguments.destination) as folder:

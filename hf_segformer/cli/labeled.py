@@ -1,9 +1,16 @@
 """Images with masks that a command line names, checked before and loaded after the heavy imports."""
 
 import argparse
+import os
+import sys
+import re
+import sys
 from typing import Any
 
 from .options import reading_options
+
+# Defaults of options that mean nothing for folders.
+_OF_DATA_SETS = {"split": "validation", "image_column": "image", "mask_column": "label"}
 
 
 def check_labeled_data(arguments: argparse.Namespace, *, or_recipe: bool = False) -> None:
@@ -19,11 +26,36 @@ def check_labeled_data(arguments: argparse.Namespace, *, or_recipe: bool = False
             "expected images with masks: either --images DIR and --masks DIR, or --dataset NAME"
             + ", or --recipe RECIPE" * or_recipe
         )
+    for option, default in _OF_DATA_SETS.items():
+        if arguments.dataset is None and getattr(arguments, option) != default:
+            raise ValueError(f"--{option.replace('_', '-')} is given; it requires --dataset NAME, which has such names")
     if arguments.pages and arguments.dataset:
         raise ValueError("--pages is given with --dataset, whose rows hold one image each; leave it out")
     for option in ("images", "masks"):
         if (folder := getattr(arguments, option)) is not None and not folder.is_dir():
             raise ValueError(f"--{option} is {folder}; expected a folder")
+
+
+def check_pattern(pattern: str | None) -> None:
+    """Raise ValueError if `--group` is no regular expression."""
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(f"--group is {pattern!r}; expected a regular expression: {error}") from error
+
+
+def _warn_of_rotation(pairs: Any) -> None:
+    """Print how many images EXIF rotates while their masks stay as they are stored."""
+    from ..data.readers import is_turned_alone
+
+    turned = [row["image"] for row in pairs if is_turned_alone(row["image"], row["label"])]
+    if turned:
+        noun = "image is" if len(turned) == 1 else "images are"
+        print(
+            f"segformer: {len(turned)} {noun} rotated by EXIF but not the masks, {turned[0]} first; if the masks belong "
+            "to the stored pixels, add --as-stored",
+            file=sys.stderr,
+        )
 
 
 def load_labeled_data(source: str, arguments: argparse.Namespace, device: Any) -> tuple[Any, Any, Any]:
@@ -47,9 +79,13 @@ def load_labeled_data(source: str, arguments: argparse.Namespace, device: Any) -
         suffixes = (arguments.image_suffix, arguments.mask_suffix)
         pages = {"pages": reading.pop("pages")} if "pages" in reading else {}
         dataset = pair_images_and_masks(arguments.images, arguments.masks, *suffixes, **pages)
+        if not arguments.as_stored:
+            _warn_of_rotation(dataset)
     else:
         columns = (arguments.image_column, arguments.mask_column)
         dataset = open_split(arguments.dataset, arguments.split, *columns)
+    if not arguments.as_stored:
+        _warn_of_turned_images(dataset)
     rows = decode_dataset(
         dataset,
         model.config.num_channels,
@@ -65,4 +101,19 @@ def load_labeled_data(source: str, arguments: argparse.Namespace, device: Any) -
     return model.to(device, dtype), processor, rows
 
 
-__all__ = ["check_labeled_data", "load_labeled_data"]
+def _warn_of_turned_images(dataset: Any) -> None:
+    """Print how many images EXIF turns whose masks it does not: turned by 180 degrees they still have one size."""
+    from ..data.decoding import file_name
+    from ..data.readers import is_turned_alone
+
+    turned = [row["image"] for row in dataset if is_turned_alone(row["image"], row["label"])]
+    if turned and not int(os.environ.get("RANK", "0")):
+        example = file_name(turned[0])
+        print(
+            f"segformer: EXIF turns {len(turned)} of {len(dataset)} images but not their masks"
+            f"{f', such as {example}' if example else ''}: if masks are drawn on images as stored, add --as-stored",
+            file=sys.stderr,
+        )
+
+
+__all__ = ["check_labeled_data", "check_pattern", "load_labeled_data"]

@@ -298,3 +298,23 @@ def test_system_errors_are_shown_without_their_number(tmp_path, capsys):
 def test_an_output_folder_is_checked_and_not_created(tmp_path):
     assert run("evaluate", "nothing", "--images", tmp_path, "--masks", tmp_path, "-o", tmp_path / "out") == 1
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--group", "(["], ["--group", "--output-dir"]),
+        (["--title", "mine"], ["--title", "--output-dir"]),
+        (["--split", "test"], ["--split", "--dataset"]),
+        (["--mask-column", "annotation"], ["--mask-column", "--dataset"]),
+    ],
+)
+def test_evaluate_refuses_options_without_effect(weights, tmp_path, capsys, options, words):
+    assert run("evaluate", weights, "--images", tmp_path, "--masks", tmp_path, *options) == 2
+    assert_one_line(capsys.readouterr().err, *words)
+
+
+def test_evaluate_names_a_wrong_pattern_of_groups(weights, tmp_path, capsys):
+    folders = ["--images", tmp_path, "--masks", tmp_path, "--output-dir", tmp_path / "out"]
+    assert run("evaluate", weights, *folders, "--group", "([") == 2
+    assert_one_line(capsys.readouterr().err, "--group", "regular expression")

@@ -293,6 +293,20 @@ def test_a_saved_data_set_names_files_of_its_folder_only(name, images):
         load_splits(str(images / "dict"))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("dataset_dict.json", '{"splits": 3}', "splits 3; expected a list"),
+        ("state.json", '{"_data_files": {"a": 1}}', "_data_files {'a': 1}; expected a list"),
+        ("README.md", "---\nconfigs: [3]\n---\n", "3 in configs; expected a mapping"),
+    ],
+)
+def test_damaged_metadata_of_a_data_set_are_refused_in_one_line(name, text, message, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises((ValueError, OSError), match=message):
+        load_splits(str(tmp_path))
+
+
 def test_a_data_set_script_is_not_run(tmp_path):
     data = tmp_path / "street"
     data.mkdir()

@@ -109,10 +109,10 @@ def load_splits(
 def _require_names_inside(folder: Path) -> None:
     """Raise ValueError if a data set's own files name data elsewhere, in a saved state or in a card's `data_files`."""
     if (saved := folder / "dataset_dict.json").is_file():
-        for split in read_json(saved).get("splits", ()):
+        for split in _list_in(saved, "splits"):
             _require_names_inside(resolve_inside(folder, str(split)))
     if (saved := folder / "state.json").is_file():
-        for each in read_json(saved).get("_data_files", ()):
+        for each in _list_in(saved, "_data_files"):
             resolve_inside(folder, str(each.get("filename") if isinstance(each, dict) else each))
     card = folder / "README.md"
     if card.is_file() and card.read_bytes().startswith(b"---"):
@@ -121,10 +121,19 @@ def _require_names_inside(folder: Path) -> None:
         except yaml.YAMLError as error:
             raise ValueError(f"{card} holds metadata that are not YAML") from error
         for config in configs if isinstance(configs, list) else ():
+            if not isinstance(config, dict):
+                raise ValueError(f"{card} has {config!r:.40} in configs; expected a mapping")
             for name in _strings(config.get("data_files")) + _strings(config.get("data_dir")):
                 if "://" in name:
                     raise ValueError(f"{card} names {name}; expected files of the data set itself")
                 resolve_inside(folder, name)
+
+
+def _list_in(path: Path, key: str) -> list[Any]:
+    values = read_json(path).get(key) or []
+    if not isinstance(values, list):
+        raise ValueError(f"{path} has {key} {values!r:.40}; expected a list")
+    return values
 
 
 def _strings(value: Any) -> list[str]:

@@ -128,6 +128,18 @@ def test_names_of_users_break_neither_metadata_nor_tables(measured):
     assert not [line for line in card.text.splitlines() if line.startswith("- scenes")]
 
 
+def test_names_are_no_templates(measured):
+    """Text in Jinja's brackets is text: a template could reach Python's objects."""
+    name = "{{ 7 * 7 }}{% include 'config.json' %}{{ ''.__class__ }}"
+    classes = [row | {"name": name} for row in METRICS["classes"][:1]]
+    metrics = METRICS | {"classes": classes, "dataset": {"title": name, "split": name, "images": 3}}
+    (measured / "metrics.json").write_text(json.dumps(metrics))
+    text = card_of(measured).text
+    assert "{{ 7 \\* 7 }}" in text
+    assert "49" not in "".join(line for line in text.splitlines() if line.startswith("| "))
+    assert "<class" not in text
+
+
 def test_a_class_that_is_nowhere_is_named_and_has_no_row(measured):
     text = card_of(measured).text
     assert "not part of the means: never seen." in text

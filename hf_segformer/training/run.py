@@ -220,7 +220,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     try:
         return TrainingArguments(**{**defaults, **recipe.trainer})
     except ValueError as error:
-        key = next((key for key, value in recipe.trainer.items() if str(value) in str(error).split()), None)
+        words = str(error).split()
+        key = next((key for key, value in recipe.trainer.items() if {str(value), f"--{key}"} & {*words}), None)
         raise ValueError(f"trainer.{key}: {error}" if key else f"[trainer]: {error}") from error
 
 

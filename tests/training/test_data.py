@@ -712,6 +712,22 @@ class TestShowBatch:
         assert overlay(Image.new("RGB", (1, 1), (200, 100, 50)), [[1]], palette).getpixel((0, 0)) in colors
         assert (28, 28, 30) in colors  # ignored
 
+    def test_padding_is_hatched(self, tmp_path):
+        labels, pixels = np.full((40, 60), 1), np.ones((3, 40, 60), dtype=np.float32)
+        labels[:, 30:], pixels[:, :, 40:] = 255, 0
+        processor = SegFormerImageProcessor(do_resize=False)
+        shown = []
+        for values in (pixels, np.where(pixels == 0, np.float32(1e-3), pixels)):
+            show_batch(
+                [{"pixel_values": values, "labels": labels}], NAMES, [(1, 1, 1)] * 3, processor, tmp_path / "b.png"
+            )
+            with Image.open(tmp_path / "b.png") as image:
+                shown.append(np.asarray(image).astype(int))
+        changed = np.flatnonzero((abs(shown[0] - shown[1]) > 8).any(axis=(0, 2)))
+        _, width, _ = shown[0].shape
+        assert changed.size
+        assert width / 3 < changed.min() < changed.max() < 2 * width / 3  # in the second of three panels alone
+
     @pytest.mark.parametrize("num_channels", [1, 2, 4])
     def test_other_numbers_of_bands_and_a_single_class(self, tmp_path, num_channels):
         processor = SegFormerImageProcessor(image_mean=[0.0] * num_channels, image_std=[1.0] * num_channels)

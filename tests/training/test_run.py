@@ -226,8 +226,13 @@ class TestOtherData:
         assert {"metrics.json", "confusion.png", "prediction.png", "README.md", "training.json"} <= written
         first = json.loads((folder / "metrics.json").read_text())
         evaluate_recipe(str(folder), read_recipe("shapes_b0", arguments), folder)
+        assert {"report.html", "classes.csv", "per_image.csv", "worst.png"} <= {path.name for path in folder.iterdir()}
         again = json.loads((folder / "metrics.json").read_text())
-        assert again["classes"] == first["classes"]
+        shared = first["classes"][0].keys()
+        assert [{key: row[key] for key in shared} for row in again["classes"]] == first["classes"]
+        assert {key: again[key] for key in first if key not in ("classes", "seconds")} == {
+            key: first[key] for key in first if key not in ("classes", "seconds")
+        }
         return first
 
     def stream(self, root):
@@ -403,6 +408,9 @@ class TestErrors:
         error = error_of(capsys, tmp_path / "run", *arguments, "trainer.metric_for_best_model=miou")
         assert "trainer.metric_for_best_model is 'miou'; expected one of mean_iou" in error
         assert "iou_star" in error
+
+    def test_an_impossible_number_names_its_key(self, tmp_path, capsys):
+        assert "trainer.logging_steps: " in error_of(capsys, tmp_path / "run", "trainer.logging_steps=0")
 
     def test_an_impossible_value_is_one_line(self, tmp_path, capsys):
         error = error_of(capsys, tmp_path / "run", "trainer.lr_scheduler_type=linaer")

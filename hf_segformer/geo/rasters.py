@@ -176,8 +176,9 @@ class Raster:
     def choose_bands(self, total: int, has_alpha: bool, num_channels: int, bands: Sequence[int] | None) -> None:
         """Set `bands` (indices), `num_bands` and `alpha` (the index of that band, or None).
 
-        A last band that may be alpha is it only where the model takes one band less: a fourth one may be near infrared,
-        which GDAL calls alpha by default.
+        A last band that may be alpha is it where bands are asked for and it is not among them. Where none are, it is
+        alpha only if the model takes one band less: a fourth one may be near infrared, which GDAL calls alpha by
+        default.
 
         Args:
             total: number of bands in the file.
@@ -191,7 +192,7 @@ class Raster:
         if bands is not None and not (bands and all(band in range(1, total + 1) for band in bands)):
             raise ValueError(f"bands are {list(bands)}; expected numbers from 1 to {total}, those of {self.name}")
         counts = (num_channels, 1) if num_channels == 3 else (num_channels,)  # grey stands for three channels
-        drops_alpha = bands is None and has_alpha and total - 1 in counts
+        drops_alpha = has_alpha and (total - 1 in counts if bands is None else total not in bands)
         self.alpha = total - 1 if drops_alpha else None
         self.bands = list(range(total - drops_alpha)) if bands is None else [band - 1 for band in bands]
         self.num_bands = len(self.bands)

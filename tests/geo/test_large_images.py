@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.config import InferenceOptions
-from hf_segformer.data.readers import Tile, kind_of, open_raster
+from hf_segformer.data.readers import Tile, kind_of, open_raster, read_whole_image
 from hf_segformer.files import is_full
 from hf_segformer.geo.tiff import PlainRaster
 from hf_segformer.inference.large_image import predict_large_image
@@ -245,6 +245,28 @@ def test_a_fourth_band_that_the_model_takes_is_no_alpha(tmp_path):
         lively(4), processor, write_geotiff(tmp_path / "nir.tif", pixels), tmp_path / "labels.tif"
     )
     assert summary["no_data"] == 0
+
+
+@pytest.mark.parametrize("kind", ["geo", "plain"])
+def test_alpha_marks_no_data_whatever_bands_are_chosen(tmp_path, kind):
+    pixels, valid = scene(), np.ones((HEIGHT, WIDTH), bool)
+    valid[:70, 30:100] = False
+    pixels = np.concatenate([pixels, 255 * valid[None].astype(np.uint8)])
+    if kind == "geo":
+        path = write_geotiff(tmp_path / "a.tif", pixels, photometric="rgb", alpha="yes")
+    else:
+        path = tmp_path / "a.tif"
+        tifffile.imwrite(path, pixels.transpose(1, 2, 0), photometric="rgb", extrasamples=["unassalpha"])
+    for bands in ([1, 2, 3], [3, 1, 1], [2, 3, 1]):
+        found = read_whole_image(path, 3, bands=bands)
+        assert np.array_equal(np.ma.getmaskarray(found), np.broadcast_to(~valid, found.shape))
+        assert np.array_equal(found.data, pixels[[band - 1 for band in bands]])
+        with open_raster(path, 3, bands=bands) as raster:
+            assert np.array_equal(raster.read(Tile(10, 20, 90, 100))[1], valid[10:100, 20:120])
+    # A chosen alpha band is data.
+    found = read_whole_image(path, 3, bands=[4, 1, 2])
+    assert not np.ma.is_masked(found)
+    assert np.array_equal(found, pixels[[3, 0, 1]])
 
 
 def test_tiles_without_data_are_not_predicted(tmp_path, model, processor, monkeypatch):

@@ -8,7 +8,7 @@ PIP_INSTALL := -m pip install --quiet --constraint
 SPREAD := -n auto --dist loadfile
 # The behaviour that depends on the version of Transformers; everything else runs on the newest one alone.
 OLDEST_TESTS := tests/test_auto_classes.py tests/hub/test_remote_code.py \
-    tests/training/test_trainer.py tests/training/test_segformer_trainer.py \
+    $(addprefix tests/training/test_, trainer.py segformer_trainer.py arguments.py) \
     $(addprefix tests/model/test_, modeling.py modeling_common.py configuration.py image_processing.py pipeline.py \
         peft.py offload.py compile.py)
 

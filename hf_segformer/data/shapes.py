@@ -281,3 +281,6 @@ def _texture(rng, grid, size, colors):
         wave = np.sin(across * 0.3 + 2 * np.sin(along * 0.35 + rng.uniform(0, 6)) + np.sin(across * 0.7))
     share = np.clip(0.5 + 1.5 * wave, 0, 1)[..., None]
     return colors[0] * (1 - share) + colors[1] * share
+
+
+__all__ = ["NAMES", "PALETTE", "SPLITS", "draw_sample", "shapes_dataset"]

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 import re
 import sys
 from typing import Any
@@ -44,20 +43,6 @@ def check_pattern(pattern: str | None) -> None:
         raise ValueError(f"--group is {pattern!r}; expected a regular expression: {error}") from error
 
 
-def _warn_of_rotation(pairs: Any) -> None:
-    """Print how many images EXIF rotates while their masks stay as they are stored."""
-    from ..data.readers import is_turned_alone
-
-    turned = [row["image"] for row in pairs if is_turned_alone(row["image"], row["label"])]
-    if turned:
-        noun = "image is" if len(turned) == 1 else "images are"
-        print(
-            f"segformer: {len(turned)} {noun} rotated by EXIF but not the masks, {turned[0]} first; if the masks belong "
-            "to the stored pixels, add --as-stored",
-            file=sys.stderr,
-        )
-
-
 def load_labeled_data(source: str, arguments: argparse.Namespace, device: Any) -> tuple[Any, Any, Any]:
     """Load a model, its processor, and the images with masks as the model takes them.
 
@@ -79,8 +64,6 @@ def load_labeled_data(source: str, arguments: argparse.Namespace, device: Any) -
         suffixes = (arguments.image_suffix, arguments.mask_suffix)
         pages = {"pages": reading.pop("pages")} if "pages" in reading else {}
         dataset = pair_images_and_masks(arguments.images, arguments.masks, *suffixes, **pages)
-        if not arguments.as_stored:
-            _warn_of_rotation(dataset)
     else:
         columns = (arguments.image_column, arguments.mask_column)
         dataset = open_split(arguments.dataset, arguments.split, *columns)

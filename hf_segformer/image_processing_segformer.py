@@ -106,11 +106,13 @@ class DecodedImage(NamedTuple):
         pixels: a PIL image of mode RGB or L, or an array (C, H, W).
         is_unit: holds floats of a colour image within [0, 1].
         is_byte_scaled: holds values on the scale of 0 to 255.
+        has_no_data: where no band holds data, bool (H, W); None where there is data everywhere.
     """
 
     pixels: Image.Image | np.ndarray
     is_unit: bool
     is_byte_scaled: bool
+    has_no_data: np.ndarray | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -476,7 +478,8 @@ class SegFormerImageProcessor(BaseImageProcessor):
                 `size_divisor` off.
 
         Returns:
-            `pixel_values`, float32 (B, C, H, W), and with masks `labels`, int64 (B, H, W).
+            `pixel_values`, float32 (B, C, H, W), and with masks `labels`, int64 (B, H, W), `ignore_index` where a mask
+            or every band of an image is masked.
 
         Raises:
             ValueError: if an input does not fit; the message names which one and why.
@@ -504,7 +507,7 @@ class SegFormerImageProcessor(BaseImageProcessor):
             decoded = self.decode(image, f"image {index}", input_data_format)
             new_size = self._target_size(*decoded.size)
             if segmentation_maps is not None:
-                data["labels"].append(self._process_mask(mask, decoded.size, new_size, index))
+                data["labels"].append(self._process_mask(mask, decoded, new_size, index))
             data["pixel_values"].append(self._process_image(decoded, new_size))
         sizes = sorted({pixels.shape[1:] for pixels in data["pixel_values"]})
         if return_tensors is not None and len(sizes) > 1:
@@ -553,7 +556,9 @@ class SegFormerImageProcessor(BaseImageProcessor):
 
         pixels, is_unit, is_byte_scaled = self._read(source, name, data_format, {"check_size": check_size, **options})
         check_size(*_size_of(pixels))
-        return DecodedImage(self._fill(pixels), is_unit, is_byte_scaled)
+        is_masked = isinstance(pixels, np.ma.MaskedArray) and np.ma.is_masked(pixels)
+        has_no_data = np.ma.getmaskarray(pixels).all(axis=0) if is_masked else None
+        return DecodedImage(self._fill(pixels), is_unit, is_byte_scaled, has_no_data)
 
     def _read(
         self, source: Any, name: str, data_format: str | None, options: dict[str, Any]
@@ -687,21 +692,26 @@ class SegFormerImageProcessor(BaseImageProcessor):
             band = (band - np.float32(self.image_mean[channel])) / np.float32(self.image_std[channel])
         return band
 
-    def _process_mask(self, source: Any, old_size: Sequence[int], new_size: Sequence[int], index: int) -> np.ndarray:
-        """A mask of the image's size -> int64 (H, W)."""
-        mask = read_mask(source, f"mask {index}")
+    def _process_mask(self, source: Any, image: DecodedImage, new_size: Sequence[int], index: int) -> np.ndarray:
+        """A mask of the image's size -> int64 (H, W), ignored where it or the image holds no data."""
+        mask, old_size = read_mask(source, f"mask {index}"), image.size
         if mask.shape != tuple(old_size):
             raise ValueError(
                 f"mask {index} is {mask.shape[0]}x{mask.shape[1]} (height x width); expected the size of image "
                 f"{index}, {old_size[0]}x{old_size[1]}"
             )
+        is_ignored = np.ma.getmaskarray(mask) if isinstance(mask, np.ma.MaskedArray) else None
+        if image.has_no_data is not None:
+            is_ignored = image.has_no_data if is_ignored is None else is_ignored | image.has_no_data
+        mask = np.ma.getdata(mask)
         if self.do_resize:
             rows, columns = (_nearest(old, new) for old, new in zip(old_size, new_size, strict=True))
             mask = mask[rows[:, None], columns]
+            is_ignored = None if is_ignored is None else is_ignored[rows[:, None], columns]
         mask = mask.astype(np.int64)
         if self.do_reduce_labels:
             mask = np.where((mask == 0) | (mask == self.ignore_index), self.ignore_index, mask - 1)
-        return mask
+        return mask if is_ignored is None else np.where(is_ignored, self.ignore_index, mask)
 
     def post_process_semantic_segmentation(
         self,

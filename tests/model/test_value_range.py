@@ -117,3 +117,24 @@ def test_the_used_part_of_a_range_is_measured():
     assert processor.used_range(Image.new("RGB", (4, 4), (9, 9, 9))) is None
     assert SegFormerImageProcessor(value_range=[100, 1000]).used_range(VALUES) == (125, 902, 100, 1000)
     assert SegFormerImageProcessor(value_range={"percentiles": [1, 99]}).used_range(VALUES) is None
+
+
+@pytest.mark.parametrize("side", [None, 12])
+def test_labels_are_ignored_where_image_or_mask_holds_no_data(side):
+    size = {"do_resize": False} if side is None else {"size": side}
+    processor = SegFormerImageProcessor(do_reduce_labels=True, **size)
+    hidden, uncertain = np.zeros((3, 6, 6), bool), np.zeros((6, 6), bool)
+    hidden[:, :2], hidden[0, 4], uncertain[:, 3:4] = True, True, True  # one band of row 4 alone
+    image = np.ma.MaskedArray(np.full((3, 6, 6), 80, np.uint8), hidden)
+    mask = np.ma.MaskedArray(np.full((6, 6), 5, np.uint8), uncertain)
+    expected = np.where(hidden.all(axis=0) | uncertain, 255, 4)
+    expected = expected if side is None else expected.repeat(2, 0).repeat(2, 1)
+    for given in (None, "np", "pt"):
+        [labels] = processor(image, mask, return_tensors=given)["labels"]
+        assert not isinstance(labels, np.ma.MaskedArray)
+        assert np.array_equal(np.asarray(labels), expected)
+    [labels] = processor(image, mask.data)["labels"]
+    assert np.array_equal(labels[:, 0], expected[:, 0])
+    assert (labels[4:] == 4).all()
+    [labels] = processor(image.data, mask.data)["labels"]
+    assert (labels == 4).all()

@@ -38,6 +38,7 @@ from .cpu_decode_head_segformer import fused_decode_head  # noqa: F401 (fills th
 from .cpu_encoder_segformer import fused_attention, fused_mix_ffn  # noqa: F401 (fills the dispatch table)
 from .cpu_runtime_segformer import warn_of_slow_type
 from .dispatch_segformer import run_fast
+from .shards_segformer import check_shards
 from .upsampling_segformer import at_least_float32, check_labels, upsample, upsample_cross_entropy
 
 logger = logging.get_logger(__name__)
@@ -406,6 +407,18 @@ class SegFormerPreTrainedModel(PreTrainedModel):
             )
         config.check()  # fields may have been set after construction
         super().__init__(config)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Load a checkpoint as `PreTrainedModel.from_pretrained` does, but no shards from elsewhere.
+
+        Raises:
+            ValueError: if the index of the shards names a file that is not beside it.
+        """
+        check_shards(pretrained_model_name_or_path, **kwargs)
+        model = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        check_shards(pretrained_model_name_or_path, **kwargs)  # the index may have been downloaded just now
+        return model
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the first convolution, at whose output reentrant checkpointing of a frozen base starts gradients."""

@@ -18,12 +18,13 @@ SHIPPED = {
     "configuration_segformer": (),
     "dispatch_segformer": (),
     "image_io_segformer": (),
+    "shards_segformer": (),
     "cpu_runtime_segformer": ("configuration_segformer", "dispatch_segformer"),
     "upsampling_segformer": ("configuration_segformer", "dispatch_segformer", "cpu_runtime_segformer"),
     "folding_segformer": ("upsampling_segformer",),
     "cpu_encoder_segformer": ("upsampling_segformer",),
     "cpu_decode_head_segformer": ("folding_segformer", "cpu_encoder_segformer"),
-    "modeling_segformer": ("cpu_encoder_segformer", "cpu_decode_head_segformer"),
+    "modeling_segformer": ("cpu_encoder_segformer", "cpu_decode_head_segformer", "shards_segformer"),
     "image_processing_segformer": ("upsampling_segformer", "image_io_segformer"),
 }
 # For each layer the layers directly below it.

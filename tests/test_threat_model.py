@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from transformers import AutoModelForSemanticSegmentation
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.cli.main import main
@@ -111,9 +112,32 @@ def test_shards_outside_the_folder_are_refused(name, folder, secret):
     weights = json.loads(index.read_text())
     weights["weight_map"][next(iter(weights["weight_map"]))] = name
     index.write_text(json.dumps(weights))
-    for use in (load_segmentation, published):
+    uses = (load_segmentation, published, SegFormerForSemanticSegmentation.from_pretrained)
+    for use in (*uses, AutoModelForSemanticSegmentation.from_pretrained):
         with pytest.raises(ValueError, match=r"index\.json names|is a link to|leads outside"):
             use(folder)
+
+
+def test_a_cached_repository_names_no_shards_elsewhere(folder, tmp_path):
+    """Transformers joins names to the snapshot's path, so that one may reach another repository's files."""
+    index, repository = sharded(folder), tmp_path / "cache" / "models--me--model"
+    (repository / "snapshots").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    snapshot = folder.rename(repository / "snapshots" / ("a" * 40))
+    blob = repository / "blobs" / ("b" * 64)
+    blob.parent.mkdir()
+    shard = next(snapshot.glob("model-*.safetensors"))
+    shard.rename(blob)
+    shard.symlink_to(blob)
+    options = {"cache_dir": tmp_path / "cache", "local_files_only": True}
+    assert SegFormerForSemanticSegmentation.from_pretrained("me/model", **options)
+    index = snapshot / index.name
+    weights = json.loads(index.read_text())
+    name = next(iter(weights["weight_map"]))
+    index.write_text(json.dumps(weights | {"weight_map": {**weights["weight_map"], name: f"../../blobs/{blob.name}"}}))
+    with pytest.raises(ValueError, match=r"index\.json names \.\./\.\./blobs"):
+        SegFormerForSemanticSegmentation.from_pretrained("me/model", **options)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,11 @@ class LabelMapping:
         if not known.all():
             strange = np.unique(values[~known]).tolist()
             more = f" and {len(strange) - _NUM_SHOWN} more" if len(strange) > _NUM_SHOWN else ""
-            raise ValueError(f"{name} holds {', '.join(map(str, strange[:_NUM_SHOWN]))}{more}; expected {self}")
+            raise ValueError(
+                f"{name} holds {', '.join(map(str, strange[:_NUM_SHOWN]))}{more}; expected {self}: name "
+                "others as classes (--label-values, data.label_values) or leave them out (--ignore-values, "
+                "data.ignore_values)"
+            )
         return labels
 
     def __str__(self) -> str:

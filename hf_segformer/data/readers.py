@@ -62,6 +62,7 @@ class ReadOptions(NamedTuple):
         ignore_exif: keep images as they are stored, whatever their EXIF orientation.
         any_range: accept integers of any range in three channels, since a value range is applied later.
         num_rows: height of the tiles to be read, for which decoded pixels are cached.
+        is_mask: a mask is read, of one band.
     """
 
     num_channels: int = 3
@@ -70,6 +71,7 @@ class ReadOptions(NamedTuple):
     ignore_exif: bool = False
     any_range: bool = False
     num_rows: int = 1024
+    is_mask: bool = False
 
 
 class ImageSource:
@@ -421,7 +423,7 @@ def read_whole_mask(source: Any, name: str = "", page: int | None = None, ignore
         if source.head.startswith(NUMPY_MAGIC):
             return read_mask(_load_array(source), source.name)
         return read_mask(source.file, source.name, page=page, ignore_exif=ignore_exif)
-    with reader(source, ReadOptions(1, page=page)) as opened:
+    with reader(source, ReadOptions(1, page=page, is_mask=True)) as opened:
         check_area(opened.height, opened.width, source.name)
         labels = opened.image()
     if labels.dtype.kind not in "biu":

@@ -70,7 +70,28 @@ def find_inputs(
     if not found:
         raise ValueError("no inputs are given; expected files, folders, patterns or @FILE, a list")
     items = [InputItem(*pair) for pair in sorted(found.items())]
-    return [page for item in items for page in _pages(item)] if pages else items
+    return _expanded(items) if pages else items
+
+
+def _expanded(items: Sequence[InputItem]) -> list[InputItem]:
+    """Return an item for each image of the files.
+
+    Raises:
+        ValueError: if a page would be filed under the name of another image.
+    """
+    expanded: dict[str, InputItem] = {}
+    for page in (page for item in items for page in _pages(item)):
+        other = expanded.setdefault(page.name, page)
+        if other is not page:
+            raise ValueError(
+                f"{' and '.join(_described(each) for each in (other, page))} would both be filed as {page.name}: "
+                "rename one of the files, or predict them into two folders"
+            )
+    return list(expanded.values())
+
+
+def _described(item: InputItem) -> str:
+    return str(item.source) if item.page is None else f"{item.source}, page {item.page + 1}"
 
 
 def _name(given: str, folder: str, path: str, out: Path) -> str:
@@ -265,7 +286,7 @@ class FileSource:
 
     def describe(self, item: InputItem) -> str:
         """Return the name of an image in messages."""
-        return str(item.source) if item.page is None else f"{item.source}, page {item.page + 1}"
+        return _described(item)
 
     def origin(self, item: InputItem) -> str:
         """Return the text that tells the image from every other one."""

@@ -196,6 +196,11 @@ class Raster:
         self.alpha = total - 1 if drops_alpha else None
         self.bands = list(range(total - drops_alpha)) if bands is None else [band - 1 for band in bands]
         self.num_bands = len(self.bands)
+        if self.options.is_mask and self.num_bands > 1:
+            raise ValueError(
+                f"{self.name} has {total} bands or pages; expected one of labels: convert colours to labels first, or "
+                "read pages as separate masks (--pages, data.pages=true)"
+            )
         if self.num_bands not in counts:
             raise ValueError(
                 f"{self.name} has {total} bands; expected {num_channels}, as many as the model takes: choose bands by "

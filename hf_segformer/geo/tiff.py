@@ -248,6 +248,8 @@ def _pages(file: Any, band_axes: str) -> list[list[Any]]:
         raise ValueError(
             f"{file.filename} holds an array of {series.shape} ({series.axes}); expected bands of one height and width"
         )
+    if first.samplesperpixel > 1:  # a page has colours of its own: an array of pages is one of images
+        band_axes = band_axes.replace(_UNNAMED_AXIS, "")
     num_bands = math.prod(length for axis, length in outer if axis in band_axes)
     # Planes run fastest along the last axis: bring the bands there.
     order = np.arange(len(pages)).reshape([length for _, length in outer])

@@ -209,6 +209,7 @@ def _segment_raster(job: _Job, item: InputItem, path: Path) -> dict[str, Any]:
         str(item.source),
         path,
         bands=job.source.bands,
+        page=item.page,
         palette=predictor.palette,
         progress=job.shows_progress,
     )

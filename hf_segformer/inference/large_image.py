@@ -94,10 +94,11 @@ def segment_raster(
     destination: str | Path,
     *,
     bands: Sequence[int] | None = None,
+    page: int | None = None,
     palette: Sequence[Color] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Segment a raster by a `Segmenter`; see `predict_large_image`."""
+    """Segment a raster by a `Segmenter`, or the page (from 0) of a file with several; see `predict_large_image`."""
     began, source, destination = time.perf_counter(), Path(source), Path(destination)
     options, names, processor = segmenter.options, unique_names(segmenter.names), segmenter.processor
     if options.sliding_window:
@@ -116,7 +117,7 @@ def segment_raster(
     counts, num_channels = np.zeros(len(names), np.int64), len(processor.image_mean)
     with (
         _destination(source, destination) as partial,
-        open_raster(source, num_channels, bands=bands, num_rows=options.tile_size) as raster,
+        open_raster(source, num_channels, bands=bands, page=page, num_rows=options.tile_size) as raster,
         inference_mode_of(segmenter.model),
         Progress(
             f"predict {source.name}", count_tiles(raster.height, raster.width, options), "tiles", is_shown=progress

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_segformer import SegFormerImageProcessor, SegFormerPredictor
+from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor, SegFormerPredictor
 from hf_segformer.config import AugmentationConfig
 from hf_segformer.data.decoding import RowReader
 from hf_segformer.data.label_mapping import LabelMapping
@@ -244,6 +244,20 @@ def test_several_images_in_a_file_are_refused_or_read_one_by_one(tmp_path):
     source = FileSource([str(tmp_path / "pages.tif")], tmp_path / "out", pages=True)
     assert [np.asarray(source.read(item)).max() for item in source.items()] == [0, 10, 20]
     assert len({source.origin(item) for item in source.items()}) == 3
+
+
+def test_a_page_filed_under_the_name_of_another_image_is_refused(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    page = Image.new("RGB", (9, 6))
+    page.save(images / "a.tif", save_all=True, append_images=[page])
+    page.save(images / "a_p001.png")
+    with pytest.raises(ValueError, match=r"a\.tif, page 1 and .*a_p001\.png would both be filed as a_p001: rename"):
+        find_inputs([str(images)], tmp_path / "out", pages=True)
+    assert [item.name for item in find_inputs([str(images)], tmp_path / "out")] == ["a", "a_p001"]
+    (images / "a_p001.png").rename(images / "a_p003.png")
+    names = [item.name for item in find_inputs([str(images)], tmp_path / "out", pages=True)]
+    assert names == ["a_p001", "a_p002", "a_p003"]
 
 
 def test_channels_of_imagej_and_ome_are_bands(tmp_path):
@@ -483,3 +497,55 @@ def test_damaged_tiff_files_print_no_log_of_tifffile(tmp_path, capsys, monkeypat
     with pytest.raises((OSError, ValueError)):
         read_whole_image(path, 5)
     assert capsys.readouterr().err == ""
+
+
+def test_an_array_of_rgb_pages_is_several_images(tmp_path):
+    path, stored = tmp_path / "pages.tif", np.random.default_rng(0).integers(0, 255, (3, 8, 12, 3), dtype=np.uint8)
+    tifffile.imwrite(path, stored, photometric="rgb")
+    assert count_pages(path) == 3
+    with pytest.raises(ValueError, match=r"pages\.tif holds 3 images; expected one.*--pages"):
+        read_whole_image(path, 3)
+    for page in range(3):
+        assert np.array_equal(np.asarray(read_whole_image(path, 3, page=page)), stored[page])
+
+
+def test_a_mask_of_several_pages_is_refused_with_the_remedy(tmp_path):
+    tifffile.imwrite(tmp_path / "mask.tif", np.ones((2, 8, 12), np.uint8), photometric="minisblack")
+    with pytest.raises(ValueError, match=r"mask\.tif has 2 bands or pages; expected one of labels.*--pages"):
+        read_whole_mask(tmp_path / "mask.tif")
+    assert read_whole_mask(tmp_path / "mask.tif", page=1).shape == (8, 12)
+
+
+def test_pages_of_a_raster_are_predicted_one_by_one(tmp_path, tiny_config):
+    from hf_segformer.inference.large_image import segment_raster
+
+    stored = values(6, 64, 96, np.uint8).reshape(2, 3, 64, 96)
+    path = tmp_path / "pages.tif"
+    with tifffile.TiffWriter(path) as file:
+        for page in stored:
+            file.write(np.moveaxis(page, 0, -1), photometric="rgb", tile=(32, 32), metadata=None, contiguous=False)
+    model = SegFormerForSemanticSegmentation(tiny_config())
+    predictor = SegFormerPredictor(model, SegFormerImageProcessor(do_resize=False))
+    for index, page in enumerate(stored):
+        out = tmp_path / f"{index}.tif"
+        segment_raster(predictor.segmenter, path, out, page=index, progress=False)
+        assert np.array_equal(tifffile.imread(out), predictor(np.moveaxis(page, 0, -1)).segmentation)
+
+
+def test_evaluate_names_images_that_exif_turns_alone(tmp_path, tiny_config, capsys):
+    """Turned by 180 degrees an image keeps the size of its mask."""
+    from hf_segformer.cli.main import main
+
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    Image.new("RGB", (96, 64)).save(tmp_path / "images/a.jpg", exif=exif)
+    Image.new("L", (96, 64)).save(tmp_path / "masks/a.png")
+    SegFormerForSemanticSegmentation(tiny_config()).save_pretrained(tmp_path / "model")
+    SegFormerImageProcessor(size=64).save_pretrained(tmp_path / "model")
+    words = ["evaluate", tmp_path / "model", "--images", tmp_path / "images", "--masks", tmp_path / "masks"]
+    assert main([str(word) for word in words]) == 0
+    assert "EXIF turns 1 of 1 images but not their masks, such as" in capsys.readouterr().err
+    assert main([*map(str, words), "--as-stored"]) == 0
+    assert "EXIF" not in capsys.readouterr().err

@@ -330,6 +330,7 @@ if int(os.environ.get("RANK", "0")) == 0:
 """
 
 
+@pytest.mark.slow
 def test_a_plain_trainer_in_two_processes_evaluates_unequal_sizes_as_one(model, tmp_path):
     generator = torch.Generator().manual_seed(0)
     sizes = [(40, 70), (49, 65), (40, 33), (64, 64), (33, 70)]

@@ -383,6 +383,7 @@ def run_guide(folder):
     return len(code.splitlines())
 
 
+@pytest.mark.slow
 def test_the_guides_trainer_example_runs_and_publishes(hub, author, tmp_path):
     (tmp_path / "streets").mkdir()
     assert author(run_guide, str(tmp_path)) <= 25

@@ -305,6 +305,7 @@ def test_processor_and_pipeline_load_from_a_folder_without_the_plugin(author, st
 @pytest.mark.parametrize(
     "name", ["AutoConfig", SEGMENTATION, pytest.param("AutoImageProcessor", marks=NEEDS_AUTO_IMAGE_PROCESSOR)]
 )
+@pytest.mark.slow
 def test_a_transformers_that_is_too_old_is_named_in_one_line(name, hub, stranger, answers):
     hub.copy(f"me/{SEGMENTATION}", f"me/newer-{name}")
     with pytest.raises(ImportError) as raised:

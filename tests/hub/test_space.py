@@ -171,6 +171,7 @@ def fetch(repo_id, revision=None):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_a_page_fetches_model_card_and_images_but_no_checkpoints(hub, author, folder):
     author(run_command, folder, "me/fetched")
     hub.repositories["me/fetched"].commit(

@@ -75,6 +75,7 @@ def test_torch_jit_freeze(network):
     assert_right(torch.jit.freeze(torch.jit.trace(network, EXAMPLE, check_trace=False)), network)
 
 
+@pytest.mark.slow
 def test_torch_export(network):
     assert_right(export(network, (EXAMPLE,), dynamic_shapes=DYNAMIC).module(), network)
 

@@ -153,6 +153,7 @@ def unequal(tmp_path_factory):
     return folder, data
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_images_of_unequal_size_exactly_as_one(unequal):
     folder, _ = unequal
     trainer = tiny_trainer(folder / "one", False, unequal_rows(), per_device_eval_batch_size=1)

@@ -20,6 +20,7 @@ def history(folder):
 
 
 @pytest.mark.parametrize("precision", ["trainer.bf16=true", "trainer.bf16=false"])
+@pytest.mark.slow
 def test_the_last_evaluation_is_the_cards_to_the_digit(tmp_path, precision):
     """Sliding window, flip and scales included; with autocast in the training steps alone."""
     options = (

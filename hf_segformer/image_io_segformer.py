@@ -112,6 +112,7 @@ def open_image_file(
     page: int | None = None,
     ignore_exif: bool = False,
     check_size: Callable[[int, int], None] | None = None,
+    keeps_values: bool = False,
 ) -> Image.Image:
     """Decode a file of one of `IMAGE_FORMATS`, recognized by its content.
 
@@ -121,12 +122,14 @@ def open_image_file(
         page: which image of a file with several (a TIFF's pages, an animation's frames), from 0; None expects one.
         ignore_exif: keep the image as it is stored, whatever its EXIF orientation.
         check_size: called with height and width before pixels are decoded.
+        keeps_values: return the stored values of PGM and PPM files of less than 8 bits, which stand for 0 to 255
+            otherwise. Those of more than 8 bits are always kept.
 
     Returns:
         the decoded image, upright unless `ignore_exif` is set.
 
     Raises:
-        ValueError: if it is too large, or holds several images.
+        ValueError: if it is too large, holds several images, or values that Pillow cannot keep.
         OSError: if it cannot be opened, is cut short or damaged.
     """
     try:
@@ -145,7 +148,10 @@ def open_image_file(
             if len(frames) > 1:
                 file.seek(frames[page or 0])
                 check_area(file.height, file.width, name)
+            maxval = _maxval(file)
             image = _as_stored(file) if ignore_exif else ImageOps.exif_transpose(file)
+            if maxval is not None:
+                image = _with_stored_values(image, maxval, keeps_values, name)
             image.format = file.format
             return image
     except Image.DecompressionBombError as error:  # it names the number of pixels
@@ -181,6 +187,26 @@ def _as_stored(file: Image.Image) -> Image.Image:
     for key in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):
         image.info.pop(key, None)
     return image
+
+
+def _maxval(file: Image.Image) -> int | None:
+    """Return the largest value by the header of a PGM or PPM file; None for others, and once pixels are decoded."""
+    tiles = getattr(file, "tile", None)
+    if file.format != "PPM" or not tiles or file.mode not in ("L", "I", "RGB"):
+        return None
+    arguments = tiles[0][3]  # a mode, or a mode and the largest value
+    return arguments[-1] if isinstance(arguments, tuple) else 65535 if file.mode == "I" else 255
+
+
+def _with_stored_values(image: Image.Image, maxval: int, keeps_values: bool, name: str) -> Image.Image:
+    """Undo Pillow's stretch of a PGM or PPM file from 0..maxval to all of 8 or 16 bits."""
+    if image.mode == "I":
+        return Image.fromarray(np.rint(np.asarray(image) * (maxval / 65535)).astype(np.uint16))
+    if maxval == 255 or not keeps_values:
+        return image
+    if maxval > 255:
+        raise ValueError(f"{name} is a PPM file of colours up to {maxval}, read as 8 bits; expected a PNG or TIFF file")
+    return Image.fromarray(np.rint(np.asarray(image) * (maxval / 255)).astype(np.uint8))
 
 
 def count_images(source: Any, name: str = "the image") -> int:
@@ -266,7 +292,10 @@ def _load(source: Any, name: str, **options: Any) -> Image.Image | np.ndarray:
         return open_image_file(source, name, **options)
     if isinstance(source, Image.Image):
         try:
+            maxval = _maxval(source)
             source.load()
+            if maxval is not None:
+                source = _with_stored_values(source, maxval, bool(options.get("keeps_values")), name)
             is_upright = options.get("ignore_exif") or source.getexif().get(_ORIENTATION, 1) == 1
             return source if is_upright else ImageOps.exif_transpose(source)
         except (Image.DecompressionBombError, Warning) as error:
@@ -372,8 +401,9 @@ def read_image(
 ) -> Image.Image | np.ndarray:
     """Decode one image; three channels mean a colour image, any other number means bands of measurements.
 
-    An 8-bit PIL image stays one, since PIL resizes it without a detour over an array. Mode I stands for uint16 where
-    its values lie in 0 to 65535 and one exceeds 255, since Pillow opens 16-bit PGM files so; up to 255 they are bytes.
+    An 8-bit PIL image stays one, since PIL resizes it without a detour over an array. PGM and PNG files of mode I are
+    uint16. Other images of mode I are uint16 where their values lie in 0 to 65535 and one exceeds 255; up to 255 they
+    are bytes.
 
     Args:
         source: a path, a file's bytes as BytesIO, PIL image, array (masked where there is no data) or tensor; never
@@ -394,7 +424,7 @@ def read_image(
         OSError: if a file cannot be opened, or is truncated.
     """
     name = image_name(source, name)
-    image = _load(source, name, **options)
+    image = _load(source, name, keeps_values=any_range, **options)
     if isinstance(image, Image.Image):
         check_area(image.height, image.width, name)
         mode = {1: "L", 3: "RGB"}.get(num_channels)
@@ -406,8 +436,9 @@ def read_image(
                 image = image.convert("RGBA")
             return image if image.mode == mode else image.convert(mode)
         array = np.asarray(image)
-        if image.mode == "I" and array.min() >= 0 and 255 < array.max() <= 65535:
-            array = array.astype(np.uint16)
+        if image.mode == "I" and array.min() >= 0 and array.max() <= 65535:
+            is_16_bit = image.format in ("PPM", "PNG") or array.max() > 255
+            array = array.astype(np.uint16) if is_16_bit else array
         image, data_format = array, "channels_last"
     return _check_values(_channels_first(image, num_channels, data_format, name, convert_rgb), name, any_range)
 
@@ -428,7 +459,7 @@ def read_mask(source: Any, name: str, **options: Any) -> np.ndarray:
         OSError: if a file cannot be opened.
     """
     name = image_name(source, name)
-    mask = _load(source, name, **options)
+    mask = _load(source, name, keeps_values=True, **options)
     if isinstance(mask, Image.Image):
         if mask.format == "JPEG":
             raise ValueError(f"{name} is a JPEG file, whose compression changes labels; expected PNG or TIFF")

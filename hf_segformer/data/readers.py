@@ -220,7 +220,13 @@ class ImageFile:
             options = self.options
             decoded: Any = self._array
             if decoded is None:
-                decoded = open_image_file(self.source.file, self.name, options.page, options.ignore_exif)
+                decoded = open_image_file(
+                    self.source.file,
+                    self.name,
+                    options.page,
+                    options.ignore_exif,
+                    keeps_values=options.any_range,
+                )
             if options.bands is not None:
                 decoded = choose_bands(decoded, options.bands, self.name)
             self._image = read_image(decoded, options.num_channels, None, self.name, options.any_range)

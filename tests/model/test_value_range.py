@@ -6,6 +6,8 @@ from PIL import Image
 
 from hf_segformer import SegFormerImageProcessor
 from hf_segformer.config import parse_value_range
+from hf_segformer.data.readers import read_whole_image
+from hf_segformer.image_io_segformer import read_mask
 
 RAW = {"do_resize": False, "do_rescale": False, "do_normalize": False}
 VALUES = np.linspace(125, 902, 24).round().astype(np.uint16).reshape(4, 6)  # of a 12-bit camera
@@ -138,3 +140,47 @@ def test_labels_are_ignored_where_image_or_mask_holds_no_data(side):
     assert (labels[4:] == 4).all()
     [labels] = processor(image.data, mask.data)["labels"]
     assert (labels == 4).all()
+
+
+def write_pgm(path, values, maxval, is_plain=False):
+    height, width = values.shape
+    if is_plain:
+        body = b" ".join(str(value).encode() for value in values.ravel()) + b"\n"
+    else:
+        body = values.astype(">u2" if maxval > 255 else np.uint8).tobytes()
+    path.write_bytes(f"{'P2' if is_plain else 'P5'}\n{width} {height}\n{maxval}\n".encode() + body)
+    return path
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+@pytest.mark.parametrize("maxval", [3, 100, 255, 300, 4095, 65535])
+def test_stored_values_of_pgm_files_are_ranged_whatever_their_largest(tmp_path, maxval, is_plain):
+    values = np.linspace(0, maxval, 24).round().astype(np.uint16).reshape(4, 6)
+    path = write_pgm(tmp_path / "a.pgm", values, maxval, is_plain)
+    assert np.array_equal(read_mask(path, "mask"), values)
+    for source in (path, Image.open(path)):
+        np.testing.assert_allclose(scaled(source, [0, maxval])[0], values / maxval * 255, atol=1e-4)
+    assert np.array_equal(read_whole_image(path, 1, bands=(1,), any_range=True)[0], values)
+
+
+def test_dark_pgm_files_are_no_bytes(tmp_path):
+    values = np.linspace(0, 199, 24).round().astype(np.uint16).reshape(4, 6)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    expected = SegFormerImageProcessor(**RAW)(tmp_path / "a.png")["pixel_values"][0]
+    assert expected.max() < 1
+    path = write_pgm(tmp_path / "a.pgm", values, 65535)
+    loaded = Image.open(path)
+    loaded.load()
+    for source in (path, Image.open(path), loaded, read_whole_image(path, 3)):
+        assert np.array_equal(SegFormerImageProcessor(**RAW)(source)["pixel_values"][0], expected)
+    # 300 of 4095 are 18.7 of 255.
+    path = write_pgm(tmp_path / "b.pgm", np.full((2, 2), 300), 4095)
+    assert scaled(path, [0, 4095]) == pytest.approx(18.68, abs=0.01)
+
+
+def test_colours_of_16_bit_ppm_files_have_no_range(tmp_path):
+    (tmp_path / "a.ppm").write_bytes(b"P6\n1 1\n4095\n" + np.array([0, 300, 4095], ">u2").tobytes())
+    with pytest.raises(ValueError, match=r"a\.ppm is a PPM file of colours up to 4095, .*expected a PNG or TIFF file"):
+        scaled(tmp_path / "a.ppm", [0, 4095])
+    (tmp_path / "a.ppm").write_bytes(b"P6\n1 1\n100\n" + bytes([0, 50, 100]))
+    assert scaled(tmp_path / "a.ppm", [0, 100]).ravel().tolist() == [0, 127.5, 255]

@@ -9,6 +9,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
+import torch
 import transformers
 
 # The Auto classes import this file first when they load a checkpoint's code.
@@ -62,18 +63,13 @@ _PROBABILITIES = (
     "classifier_dropout_prob",
     "drop_path_rate",
 )
-# Fields that choose the code that runs, or weights elsewhere: a caller may set them, a file may not (they can name a
-# kernel repository, a module, or any path).
-_CODE_FIELDS = (
-    "custom_pipelines",
-    "transformers_weights",
-    "attn_implementation",
-    "_attn_implementation",
-    "_attn_implementation_internal",
-    "experts_implementation",
-    "_experts_implementation",
-    "_experts_implementation_internal",
-)
+# Inherited fields of a config.json that describe the network and its outputs, beside the class's own fields.
+_INHERITED_FIELDS = {"model_type", "num_labels", "id2label", "label2id", "out_features", "out_indices", "problem_type"}
+_INHERITED_FIELDS |= {"palette"}  # of `inference.predictor`, which checks it
+# Fields that Transformers writes or wrote, which choose neither code nor weights.
+_HARMLESS_FIELDS = {"architectures", "auto_map", "transformers_version", "dtype", "torch_dtype", "_name_or_path"}
+_HARMLESS_FIELDS |= {"output_attentions", "output_hidden_states", "return_dict", "chunk_size_feed_forward"}
+_HARMLESS_FIELDS |= {"is_encoder_decoder", "_commit_hash", "downsampling_rates", "image_size"}
 # Keywords that take the place of a file's fields before the configuration is built, since they are checked together.
 _LABEL_FIELDS = ("id2label", "label2id", "semantic_loss_ignore_index")
 
@@ -98,6 +94,40 @@ def closest(name: str, known) -> str:
     """Return a hint with the known word nearest to a misspelt one, or with all of them if none is near."""
     near = get_close_matches(str(name).lower(), known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+
+
+def network_fields() -> set[str]:
+    """Names of the fields of a config.json that describe the network: all that a loaded model depends on."""
+    inherited = {field.name for field in fields(PreTrainedConfig)}
+    return {field.name for field in fields(SegFormerConfig)} - inherited | _INHERITED_FIELDS
+
+
+def foreign_fields(values: dict[str, Any], config_class: type | None = None) -> dict[str, Any]:
+    """Return the fields of a config.json that no SegFormer reads, and types of numbers that PyTorch does not have.
+
+    Such a field may choose code, as `attn_implementation`, `quantization_config` and `use_kernels` do, weights
+    elsewhere, or replace an attribute of the class.
+
+    Args:
+        values: content of the config.json.
+        config_class: a subclass of `SegFormerConfig` whose own fields are read, too.
+
+    Examples:
+        >>> from hf_segformer.configuration_segformer import foreign_fields
+        >>> foreign_fields({"depths": [2, 2, 2, 2], "dtype": "float16", "use_kernels": True})
+        {'use_kernels': True}
+    """
+    known = network_fields() | _HARMLESS_FIELDS | {field.name for field in fields(config_class or SegFormerConfig)}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in known or (name in ("dtype", "torch_dtype") and value is not None and not _is_dtype(value))
+    }
+
+
+def _is_dtype(value: Any) -> bool:
+    found = getattr(torch, value, None) if isinstance(value, str) else value
+    return isinstance(found, torch.dtype)
 
 
 @strict
@@ -283,16 +313,17 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
     def from_dict(cls, config_dict, **kwargs):
         """Build the configuration of a file's fields, which keywords override.
 
-        Fields of the file that choose code (`attn_implementation`, which may name a repository of kernels) or weights
-        elsewhere are dropped with a warning; as keywords they count. `id2label` as a keyword brings its own `label2id`.
+        Fields of the file that are not known are dropped with a warning: they may choose code (`attn_implementation`,
+        which may name a repository of kernels, `quantization_config`) or weights elsewhere. As keywords they count.
+        `id2label` as a keyword brings its own `label2id`.
         """
-        values = {name: value for name, value in config_dict.items() if name not in _CODE_FIELDS}
-        for name in sorted(config_dict.keys() & set(_CODE_FIELDS)):
-            if config_dict[name] is not None:
-                logger.warning(
-                    f"{name} is {config_dict[name]!r} in a config file; dropped, since a file may not choose code or "
-                    "weights elsewhere: pass it to from_pretrained, if you trust it"
-                )
+        foreign = foreign_fields(config_dict, cls)
+        values = {name: value for name, value in config_dict.items() if name not in foreign}
+        if named := [f"{name} is {value!r:.100}" for name, value in sorted(foreign.items()) if value is not None]:
+            logger.warning(
+                f"{', '.join(named)} in a config file; dropped, since a file may not choose code or weights elsewhere: "
+                "pass it to from_pretrained, if you trust it"
+            )
         if kwargs.get("id2label") is not None:
             values.pop("label2id", None)
         values |= {name: kwargs.pop(name) for name in _LABEL_FIELDS if name in kwargs}
@@ -308,4 +339,4 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         return values
 
 
-__all__ = ["AUTO_MAP", "VARIANTS", "SegFormerConfig", "closest", "default_ignore_index"]
+__all__ = ["AUTO_MAP", "VARIANTS", "SegFormerConfig", "closest", "default_ignore_index", "foreign_fields", "network_fields"]

@@ -195,10 +195,28 @@ def test_code_outside_the_folder_is_not_published(module, folder, secret):
         published(folder)
 
 
-@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "custom_pipelines"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "custom_pipelines",
+        "quantization_config",
+        "use_kernels",
+        "dtype",
+    ],
+)
 def test_fields_that_choose_code_are_not_published(name, folder):
     edit(folder / "config.json", **{name: "evil/kernel"})
-    with pytest.raises(ValueError, match=f"{name} is evil/kernel, which chooses code"):
+    with pytest.raises(ValueError, match=f"{name} is evil/kernel, which may choose code"):
+        published(folder)
+
+
+@pytest.mark.parametrize("value", ["../evil.Cfg", "evil", "a/b.C", ".Cfg"])
+def test_the_refusal_names_what_auto_map_says(value, folder):
+    edit(folder / "config.json", auto_map={"AutoConfig": value})
+    with pytest.raises(ValueError, match=f"auto_map names {re.escape(repr(value))}; expected"):
         published(folder)
 
 
@@ -515,7 +533,15 @@ HOSTILE = {
     "attn_implementation": "evil/kernel",
     "_attn_implementation_internal": "evil/kernel:run",
     "experts_implementation": "evil/kernel",
-    "quantization_config": {"quant_method": "evil"},
+    "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    "dtype": "os.system",
+    "torch_dtype": "load",
+    "sub_configs": {"evil": "evil/kernel"},
+    "use_kernels": True,
+    "base_model_tp_plan": {"evil": "evil/kernel"},
+    "backbone_config": {"model_type": "evil"},
+    "per_layer_config": {"0": {"evil": 1}},
+    "save_pretrained": "evil/kernel",
     "custom_pipelines": {"image-segmentation": {"impl": "evil.Pipeline"}},
     "auto_map": {"AutoModelForSemanticSegmentation": "evil/code--modeling.Evil"},
     "architectures": ["Evil"],
@@ -540,7 +566,7 @@ def test_a_hostile_config_chooses_no_code_in_from_pretrained(name, folder, secre
     assert "evil/" not in saved
     assert "kernel" not in saved
     assert "other" not in saved
-    assert "custom_pipelines" not in saved
+    assert name in ("auto_map", "architectures", "dtype") or f'"{name}"' not in saved
 
 
 def test_files_beside_a_raster_are_checked_as_gdal_reads_them(tmp_path):

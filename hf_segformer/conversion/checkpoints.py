@@ -11,7 +11,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers.configuration_utils import PreTrainedConfig
 
-from ..configuration_segformer import SegFormerConfig
+from ..configuration_segformer import SegFormerConfig, network_fields
 from ..files import read_json, resolve_inside
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
@@ -53,10 +52,7 @@ _UNREADABLE = (
 )
 # Everything that Transformers raised on strange values in a configuration.
 _WRONG_VALUES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError)
-# Fields of a config.json beside the network's own that are read. Those that choose code (attention kernels, auto_map,
-# quantisation, pipelines) or a type of numbers are not, and of `architectures` only the names of SegFormer's classes.
-_DESCRIPTIVE = {"model_type", "num_labels", "id2label", "label2id", "out_features", "out_indices", "problem_type"}
-_DESCRIPTIVE |= {"palette"}  # of `inference.predictor`, which checks it
+# Of `architectures` in a config.json only the names of SegFormer's classes are read.
 _ARCHITECTURE = re.compile(r"Seg[Ff]ormer(Model|Backbone|ForSemanticSegmentation|ForImageClassification)")
 
 
@@ -159,8 +155,7 @@ def read_config(source: str | Path) -> SegFormerConfig:
     path = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
     if path.is_file():
         read_json(path)  # Transformers' own message for a damaged file fills a page, or names no file
-    inherited = {each.name for each in fields(PreTrainedConfig)}
-    known = {each.name for each in fields(SegFormerConfig)} - inherited | _DESCRIPTIVE
+    known = network_fields()
     try:
         values, _ = SegFormerConfig.get_config_dict(source)
         config = SegFormerConfig.from_dict({name: value for name, value in values.items() if name in known})

@@ -5,6 +5,7 @@ the folder is refused, and never published.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from ..configuration_segformer import foreign_fields
 from ..files import read_json, resolve_inside
 from .examples import find_example_images
 from .model_card import IMAGES, card_text, read_model_config, read_weights, weight_files
@@ -113,11 +115,13 @@ def _code_files(folder: Path, *configs: dict[str, Any]) -> set[str]:
     """
     from transformers.dynamic_module_utils import get_relative_imports
 
-    waiting: set[str] = set()
+    waiting: dict[str, str] = {}  # names of files, and what named them
     for config in configs:
-        for name, value in config.items():
-            if name == "custom_pipelines" or (name.endswith("_implementation") and "/" in str(value)):
-                raise ValueError(f"{folder}: {name} is {value!s:.40}, which chooses code; remove it from the file")
+        # Of an image processor's file, the fields that describe the processing are not listed anywhere.
+        pipelines = {name: value for name, value in config.items() if name == "custom_pipelines"}
+        for name, value in (foreign_fields(config) if "model_type" in config else pipelines).items():
+            if value is not None:
+                raise ValueError(f"{folder}: {name} is {value!s:.40}, which may choose code; remove it from the file")
         auto_map = config.get("auto_map") or {}
         if not isinstance(auto_map, dict) or not all(isinstance(each, str) for each in auto_map.values()):
             raise ValueError(
@@ -128,17 +132,22 @@ def _code_files(folder: Path, *configs: dict[str, Any]) -> set[str]:
                 f"{folder}: auto_map names the code of another repository, {borrowed}, which may change under your "
                 "users: save the model again (save_pretrained copies the code)"
             )
-        waiting |= {f"{each.split('.')[0]}.py" for each in auto_map.values()}
+        for each in auto_map.values():
+            if not re.fullmatch(r"\w+\.\w+", each):
+                raise ValueError(f"{folder}: auto_map names {each!r:.80}; expected the module and class, module.Class")
+            waiting[f"{each.split('.')[0]}.py"] = f"auto_map names {each}"
     names: set[str] = set()
     while waiting:
-        name = waiting.pop()
+        name, origin = waiting.popitem()
         if Path(name).name != name:
             raise ValueError(f"{folder} names the code {name!r}; expected a module in the folder itself")
         path = resolve_inside(folder, name)
         if not path.is_file():
-            raise OSError(f"{folder} holds no {name}, the code that its config names: save the model again")
+            raise OSError(f"{folder} holds no {name}, but {origin}: save the model again")
         names.add(name)
-        waiting |= {f"{module}.py" for module in get_relative_imports(path)} - names
+        for module in get_relative_imports(path):
+            if f"{module}.py" not in names:
+                waiting[f"{module}.py"] = f"{name} imports it"
     return names
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from transformers import AutoConfig, SegformerConfig
 
 from hf_segformer import SegFormerConfig
@@ -121,3 +122,27 @@ def test_a_file_may_not_choose_code(tmp_path, load, monkeypatch):
         assert config._experts_implementation is None
         assert "'someone/kernels' in a config file; dropped" in warned[0]
     assert load(tmp_path, attn_implementation="eager")._attn_implementation == "eager"
+
+
+def test_fields_that_no_segformer_reads_are_dropped_with_one_warning(tmp_path, monkeypatch):
+    warned = []
+    monkeypatch.setattr("hf_segformer.configuration_segformer.logger.warning", warned.append)
+    SegFormerConfig(dtype="float16").save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    foreign = {"use_kernels": True, "sub_configs": {}, "quantization_config": {"quant_method": "bitsandbytes"}}
+    (tmp_path / "config.json").write_text(json.dumps(values | foreign | {"downsampling_rates": [1, 4, 8, 16]}))
+    config = SegFormerConfig.from_pretrained(tmp_path)
+    assert config.dtype == torch.float16
+    assert not hasattr(config, "use_kernels")
+    assert not hasattr(config, "quantization_config")
+    assert len(warned) == 1
+    assert all(name in warned[0] for name in foreign)
+    assert "downsampling_rates" not in warned[0]
+
+
+def test_fields_of_a_subclass_are_read(tmp_path):
+    class OtherConfig(SegFormerConfig):
+        own: int = 3
+
+    OtherConfig(own=4).save_pretrained(tmp_path)
+    assert OtherConfig.from_pretrained(tmp_path).own == 4

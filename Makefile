@@ -82,7 +82,7 @@ types: .venv/.installed ## check the types
 check: lint types test ## run what every change must pass: lint, types, test
 
 fuzz: .venv/.installed ## feed ten thousand damaged files to every reader
-	$(BIN)/python tests/support/fuzz_loaders.py --number 10000
+	$(BIN)/python -m tests.support.fuzz_loaders --number 10000
 
 .venv/.bench: .venv/.installed
 	$(BIN)/python $(PIP_INSTALL) constraints.txt --editable '.[$(EXTRAS),bench]'

@@ -1,6 +1,6 @@
 """Fuzzer of everything that reads files: damaged files are read whole, or refused by an error that names them.
 
-python tests/support/fuzz_loaders.py --number 10000 --seed 0
+python -m tests.support.fuzz_loaders --number 10000 --seed 0
 
 A case is a valid small file (images, masks, rasters, weights, JSON) and one to three mutations of it, all drawn
 from the seed and the case's number. Expected: it is read, or a ValueError or OSError names it. A failure is any other
@@ -184,7 +184,7 @@ def main() -> int:
                 counts["wrong"] += 1
                 if arguments.case is not None:
                     traceback.print_exc()
-                again = f"python tests/support/fuzz_loaders.py --seed {arguments.seed} --case {case}"
+                again = f"python -m tests.support.fuzz_loaders --seed {arguments.seed} --case {case}"
                 print(f"{' '.join(str(error).split())[:300]}\n    {again}", flush=True)
     print(json.dumps({"seed": arguments.seed, "files": len(cases), **counts}))
     return 1 if counts["wrong"] else 0

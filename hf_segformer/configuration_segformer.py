@@ -339,4 +339,12 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         return values
 
 
-__all__ = ["AUTO_MAP", "VARIANTS", "SegFormerConfig", "closest", "default_ignore_index", "foreign_fields", "network_fields"]
+__all__ = [
+    "AUTO_MAP",
+    "VARIANTS",
+    "SegFormerConfig",
+    "closest",
+    "default_ignore_index",
+    "foreign_fields",
+    "network_fields",
+]

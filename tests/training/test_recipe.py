@@ -131,6 +131,18 @@ def test_a_recipe_overrides_its_base(tmp_path):
     assert recipe.data == read_recipe(SHAPES).data
 
 
+def test_a_base_may_be_a_packaged_recipe(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "shapes_b0").write_text("no recipe")
+    path = recipe_file(tmp_path, 'base = "shapes_b0"\n[trainer]\nseed = 4\n')
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        monkeypatch.chdir(folder)
+        assert read_recipe(path).tables["model"] == read_recipe(SHAPES).tables["model"]
+    path.write_text('base = "shapes_b"\n')
+    with pytest.raises(FileNotFoundError, match=r"there is no recipe .*shapes_b\.toml: did you mean .*shapes_b0\.toml"):
+        read_recipe(path)
+
+
 def test_a_base_that_is_missing_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no recipe .*none.toml"):
         read_recipe(recipe_file(tmp_path, 'base = "none.toml"\n'))

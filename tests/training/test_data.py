@@ -391,16 +391,19 @@ class TestDatasets:
         assert len(list(data.train)) == 4
         assert next(iter(stream))["pixel_values"].shape == (3, 32, 32)
 
-    def test_streams_from_the_hub_name_files_by_address(self):
-        import fsspec
-
+    def test_streams_from_the_hub_name_files_by_address(self, monkeypatch):
         content = BytesIO()
         image_of(labels_of(0)).save(content, "PNG")
-        with fsspec.open("memory://p.png", "wb") as file:
-            file.write(content.getvalue())
+        opened = []
+        download = lambda path: opened.append(path) or content.getvalue()  # noqa: E731
+        monkeypatch.setattr("hf_segformer.data.readers._download", download)
         read = reader.RowReader(3, LabelMapping((0, 1, 2))).read
-        image, _ = read({"path": "memory://p.png", "bytes": None}, labels_of(0))
+        address = "hf://datasets/me/streets@main/p.png"
+        image, _ = read({"path": address, "bytes": None}, labels_of(0))
         assert np.array_equal(image, image_of(labels_of(0)))
+        with pytest.raises((ValueError, OSError)):
+            read({"path": "memory://p.png", "bytes": None}, labels_of(0))
+        assert opened == [address]
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_imagefolder_with_metadata(self, tmp_path, streaming):

@@ -148,6 +148,8 @@ def open_image_file(
             if len(frames) > 1:
                 file.seek(frames[page or 0])
                 check_area(file.height, file.width, name)
+            if file.format == "TIFF" and _orientation(file) in (5, 6, 7, 8):
+                file.filename = ""  # Pillow maps uncompressed files by name, with the sides swapped (Pillow 12.3)
             maxval = _maxval(file)
             image = _as_stored(file) if ignore_exif else ImageOps.exif_transpose(file)
             if maxval is not None:

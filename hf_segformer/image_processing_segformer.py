@@ -556,8 +556,9 @@ class SegFormerImageProcessor(BaseImageProcessor):
 
         pixels, is_unit, is_byte_scaled = self._read(source, name, data_format, {"check_size": check_size, **options})
         check_size(*_size_of(pixels))
-        is_masked = isinstance(pixels, np.ma.MaskedArray) and np.ma.is_masked(pixels)
-        has_no_data = np.ma.getmaskarray(pixels).all(axis=0) if is_masked else None
+        has_no_data = None
+        if isinstance(pixels, np.ma.MaskedArray) and np.ma.is_masked(pixels):
+            has_no_data = np.asarray(np.ma.getmaskarray(pixels).all(axis=0))
         return DecodedImage(self._fill(pixels), is_unit, is_byte_scaled, has_no_data)
 
     def _read(

@@ -429,7 +429,7 @@ def read_whole_mask(source: Any, name: str = "", page: int | None = None, ignore
         if source.head.startswith(NUMPY_MAGIC):
             return read_mask(_load_array(source), source.name)
         return read_mask(source.file, source.name, page=page, ignore_exif=ignore_exif)
-    with reader(source, ReadOptions(1, page=page, is_mask=True)) as opened:
+    with reader(source, ReadOptions(1, page=page, ignore_exif=ignore_exif, is_mask=True)) as opened:
         check_area(opened.height, opened.width, source.name)
         labels = opened.image()
     if labels.dtype.kind not in "biu":

@@ -31,6 +31,7 @@ from .rasters import (
     is_installed,
     mask_no_data,
     raster_kind,
+    tiff_orientation,
 )
 from .vrt import check_sidecars, checked_vrt
 
@@ -106,8 +107,10 @@ class GeoRaster(Raster):
         self.stack.close()
         self.limit.__exit__(*error)
 
-    def read(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Raster.read`."""
+    def _orientation(self) -> int:
+        return tiff_orientation(self.source, self.options.page or 0)
+
+    def _read(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
         import rasterio
 
         part = rasterio.windows.Window(tile.left, tile.top, tile.width, tile.height)

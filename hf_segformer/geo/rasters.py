@@ -8,13 +8,14 @@ Axes: C bands, H height, W width.
 
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from ..data.readers import ImageSource, Kind, ReadOptions, Tile
 from ..image_io_segformer import DECODE_ERRORS, check_area
@@ -27,6 +28,7 @@ JPEG_2000_MAGIC = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 HFA_MAGIC = b"EHFA_HEADER_TAG"
 GEOREFERENCE = (33550, 33922, 34264, 34735, 50844)  # TIFF tags: scale, tie points, matrix, keys, RPCs
 NODATA = 42113  # GDAL's TIFF tag
+ORIENTATION = 274  # TIFF tag, as in EXIF
 _EXTRA_SAMPLES = 338
 _MOST_FLOAT32 = 3.4e38  # beyond it a value for no data means the largest float32, however many digits it is written in
 INSTALL = "pip install 'hf-segformer[geo]'"
@@ -63,6 +65,18 @@ def raster_kind(source: ImageSource) -> Kind | None:
         return "raster"
 
 
+def tiff_orientation(source: ImageSource, page: int) -> int:
+    """Return the orientation of a page of a TIFF file by its tag, 1 for other files and without one."""
+    if not source.head.startswith(TIFF_MAGIC):
+        return 1
+    with source.path.open("rb") if source.path is not None else BytesIO(source.content or b"") as file:
+        directory = ImageFileDirectory_v2(file.read(16 if source.head[2:4] in (b"+\0", b"\0+") else 8))
+        for _ in range(page + 1):
+            file.seek(directory.next)
+            directory.load(file)
+    return directory.get(ORIENTATION, 1)
+
+
 def is_installed(name: str) -> bool:
     """Return True if a package can be imported."""
     try:
@@ -82,8 +96,9 @@ class Raster:
         name: what error messages call it.
         path: of the file, None in memory.
         kind: of the file.
-        height: in pixels.
+        height: in pixels, of the upright image.
         width: in pixels.
+        orientation: EXIF orientation of the stored pixels; 1 if they are upright, or read as they are stored.
         num_bands: number of bands that are read, without an alpha band that only says where there is no data.
         dtype: number type of the pixels.
         nodata: the value for no data of each band that is read, None where a band has none.
@@ -99,6 +114,7 @@ class Raster:
     kind: Kind
     height: int
     width: int
+    orientation: int = 1
     num_bands: int
     dtype: np.dtype
     nodata: tuple[float | None, ...]
@@ -115,6 +131,7 @@ class Raster:
             self.file = self._open()
             try:
                 self._look(options)
+                self._turn(self._orientation())
             except BaseException:
                 self.file.close()
                 raise
@@ -127,15 +144,52 @@ class Raster:
         raise NotImplementedError
 
     def _look(self, options: ReadOptions) -> None:
-        """Set the attributes, or raise ValueError."""
+        """Set the attributes, height and width as stored, or raise ValueError."""
         raise NotImplementedError
 
+    def _orientation(self) -> int:
+        """Return the EXIF orientation of the file."""
+        raise NotImplementedError
+
+    def _turn(self, orientation: int) -> None:
+        """Read the image upright from now on; refuse a raster, whose georeference would not be turned with it."""
+        self.stored_height, self.stored_width = self.height, self.width
+        if self.options.ignore_exif or orientation not in range(2, 9):
+            return
+        if self.kind == "raster":
+            raise ValueError(
+                f"{self.name} is a raster of orientation {orientation} (TIFF tag 274); expected 1, upright: remove the "
+                "tag, or take it as stored (--as-stored, or data.ignore_exif=true)"
+            )
+        self.orientation = orientation
+        if orientation >= 5:
+            self.height, self.width = self.width, self.height
+
     def read(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return a tile; see `data.readers.Reader.read`.
+        """Return a tile of the upright image; see `data.readers.Reader.read`.
 
         Raises:
             OSError: if the file is cut or damaged there.
         """
+        if self.orientation == 1:
+            return self._read(tile)
+        is_transposed = self.orientation >= 5
+        down, across = -1 if self.orientation in (3, 4, 6, 7) else 1, -1 if self.orientation in (2, 3, 7, 8) else 1
+        top, left, height, width = tile
+        if is_transposed:
+            top, left, height, width = left, top, width, height
+        top = top if down == 1 else self.stored_height - top - height
+        left = left if across == 1 else self.stored_width - left - width
+
+        def upright(array: np.ndarray) -> np.ndarray:
+            array = array[..., ::down, ::across]
+            return array.swapaxes(-1, -2) if is_transposed else array
+
+        pixels, valid = self._read(Tile(top, left, height, width))
+        return upright(pixels), None if valid is None else upright(valid)
+
+    def _read(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return a tile of the stored image."""
         raise NotImplementedError
 
     def image(self) -> np.ndarray:

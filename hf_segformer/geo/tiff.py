@@ -19,6 +19,7 @@ from .rasters import (
     BLOCK,
     GEOREFERENCE,
     NODATA,
+    ORIENTATION,
     TIFF_MAGIC,
     Raster,
     in_rows_of_blocks,
@@ -92,8 +93,11 @@ class PlainRaster(Raster):
         self.segments: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self.num_cached = 0
 
-    def read(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Raster.read`."""
+    def _orientation(self) -> int:
+        tag = self.page.tags.get(ORIENTATION)
+        return 1 if tag is None else int(tag.value)
+
+    def _read(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
         try:
             parts = [self._read_page(index, tile) for index in range(len(self.pages))]
         except Exception as error:  # decoders of damaged data raise errors of every kind
@@ -118,7 +122,7 @@ class PlainRaster(Raster):
         page, frame = self.page, self.pages[index]
         planes = page.samplesperpixel if page.planarconfig == 2 else 1
         height, width = self.piece
-        down, across = -(-self.height // height), -(-self.width // width)
+        down, across = -(-self.stored_height // height), -(-self.stored_width // width)
         out = np.full((page.samplesperpixel, tile.height, tile.width), self._absent(), page.dtype)
         for plane in range(planes):
             samples = slice(plane, plane + 1) if planes > 1 else slice(None)
@@ -142,7 +146,8 @@ class PlainRaster(Raster):
         page, frame = self.page, self.pages[index]
         planar = page.planarconfig == 2 and page.samplesperpixel > 1
         samples = page.samplesperpixel
-        shape = (samples, self.height, self.width) if planar else (self.height, self.width, samples)
+        height, width = self.stored_height, self.stored_width
+        shape = (samples, height, width) if planar else (height, width, samples)
         dtype = page.dtype.newbyteorder(self.file.byteorder)
         # Mapped again each time: pages of the file count as this process's memory until they are unmapped.
         assert self.path is not None  # a flat file is on disk

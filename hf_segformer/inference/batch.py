@@ -210,6 +210,7 @@ def _segment_raster(job: _Job, item: InputItem, path: Path) -> dict[str, Any]:
         path,
         bands=job.source.bands,
         page=item.page,
+        ignore_exif=job.source.ignore_exif,
         palette=predictor.palette,
         progress=job.shows_progress,
     )

@@ -95,6 +95,7 @@ def segment_raster(
     *,
     bands: Sequence[int] | None = None,
     page: int | None = None,
+    ignore_exif: bool = False,
     palette: Sequence[Color] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -115,9 +116,10 @@ def segment_raster(
     no_data = int(np.iinfo(dtype).max)
     layout = MaskLayout(dtype, no_data, palette or palette_for(names), names)
     counts, num_channels = np.zeros(len(names), np.int64), len(processor.image_mean)
+    reading: dict[str, Any] = {"bands": bands, "page": page, "ignore_exif": ignore_exif, "num_rows": options.tile_size}
     with (
         _destination(source, destination) as partial,
-        open_raster(source, num_channels, bands=bands, page=page, num_rows=options.tile_size) as raster,
+        open_raster(source, num_channels, **reading) as raster,
         inference_mode_of(segmenter.model),
         Progress(
             f"predict {source.name}", count_tiles(raster.height, raster.width, options), "tiles", is_shown=progress

@@ -311,6 +311,52 @@ def test_images_are_read_as_stored_on_request(tmp_path, suffix, orientation):
     )
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("reader", ["tifffile", "rasterio"])
+@pytest.mark.parametrize("tile", [{}, {"tile": (16, 16)}])
+def test_images_without_data_are_turned_like_others(tmp_path, orientation, reader, tile, monkeypatch):
+    if reader == "rasterio":
+        monkeypatch.setattr("hf_segformer.geo.tiff.is_installed", lambda name: False)
+    stored = values(3, 20, 33, np.uint8).transpose(1, 2, 0)
+    alpha = np.full((20, 33, 1), 255, np.uint8)
+    alpha[:5, :9] = 0
+    tags = [(274, 3, 1, orientation, True)]
+    path, colours = tmp_path / "a.tif", tmp_path / "colours.tif"
+    options = {"photometric": "rgb", "extratags": tags, **tile}
+    tifffile.imwrite(path, np.concatenate([stored, alpha], 2), extrasamples=["unassalpha"], **options)
+    tifffile.imwrite(colours, stored, **options)
+    expected = np.asarray(read_whole_image(colours, 3)).transpose(2, 0, 1)
+    tifffile.imwrite(tmp_path / "alpha.tif", alpha[..., 0], photometric="minisblack", extratags=tags)
+    valid = np.asarray(read_whole_mask(tmp_path / "alpha.tif")) != 0
+    assert np.array_equal(read_whole_mask((tmp_path / "alpha.tif").read_bytes()) != 0, valid)
+    found = read_whole_image(path, 3)
+    assert np.array_equal(found.data, expected)
+    assert np.array_equal(~np.ma.getmaskarray(found), np.broadcast_to(valid, found.shape))
+    with open_image(path, 3) as opened:
+        assert type(opened).__name__ == {"tifffile": "PlainRaster", "rasterio": "GeoRaster"}[reader]
+        assert (opened.height, opened.width) == valid.shape
+        pixels, part = opened.read(Tile(3, 2, 15, 17))
+        assert np.array_equal(pixels.data, expected[:, 3:18, 2:19])
+        assert np.array_equal(part, valid[3:18, 2:19])
+    found = read_whole_image(path, 3, ignore_exif=True)
+    assert np.array_equal(found.data, stored.transpose(2, 0, 1))
+    # A mask that declares no data is turned like one that does not.
+    no_data = (42113, 2, 0, "0", True)
+    tifffile.imwrite(tmp_path / "mask.tif", alpha[..., 0], photometric="minisblack", extratags=[*tags, no_data])
+    mask = read_whole_mask(tmp_path / "mask.tif")
+    assert np.array_equal(mask.filled(0) != 0, valid)
+    assert read_whole_mask(tmp_path / "mask.tif", ignore_exif=True).shape == (20, 33)
+
+
+def test_a_raster_that_is_to_be_turned_is_refused(tmp_path):
+    tags = [(274, 3, 1, 6, True), (33550, 12, 3, (0.5, 0.5, 0.0), True)]
+    pixels = values(3, 20, 33, np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels.transpose(1, 2, 0), photometric="rgb", extratags=tags)
+    with pytest.raises(ValueError, match=r"a\.tif is a raster of orientation 6 .*expected 1, upright: .*--as-stored"):
+        open_image(tmp_path / "a.tif")
+    assert np.array_equal(read_whole_image(tmp_path / "a.tif", 3, ignore_exif=True), pixels)
+
+
 def test_an_image_turned_beside_an_unturned_mask_is_found(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3

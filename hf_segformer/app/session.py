@@ -60,7 +60,7 @@ class Result:
     @property
     def segmentation(self) -> np.ndarray:
         """(H, W) classes."""
-        return np.asarray(Image.open(BytesIO(self.mask_file)))
+        return np.asarray(Image.open(BytesIO(self.mask_file), formats=("PNG",)))
 
 
 def predict_upload(predictor: SegFormerPredictor, path: str | Path) -> Result:

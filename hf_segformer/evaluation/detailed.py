@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..config import InferenceOptions
 from ..configuration_segformer import default_ignore_index
+from ..data.readers import read_whole_image
 from ..image_io_segformer import read_mask
 from ..inference.segmenter import Segmenter
 from ..visualization import Color, Stretch, displayable
@@ -106,22 +107,40 @@ def sample_loader(segmenter: Segmenter, dataset: Any) -> Callable[[int], tuple[I
         segmenter: predicts.
         dataset: rows with `image` and `label`.
     """
-    stretch = Stretch.of_processor(segmenter.processor)
+    processor = segmenter.processor
+    stretch, num_channels, any_range = (
+        Stretch.of_processor(processor),
+        len(processor.image_mean),
+        processor.value_range is not None,
+    )
 
     def load(index: int) -> tuple[Image.Image, np.ndarray, np.ndarray]:
         row = dataset[index]
         labels = read_mask(row["label"], "its mask").astype(np.int64)
         [prediction] = segmenter.predict(segmenter.preprocess(row["image"]), [labels.shape])
-        return displayable(as_displayed(row["image"]), stretch), prediction.cpu().numpy(), labels
+        return (
+            displayable(as_displayed(row["image"], num_channels, any_range), stretch),
+            prediction.cpu().numpy(),
+            labels,
+        )
 
     return load
 
 
-def as_displayed(image: Any) -> Image.Image | np.ndarray:
-    """An image of a data set as `visualization.displayable` takes it: Pillow, or an array (C, H, W)."""
+def as_displayed(image: Any, num_channels: int = 3, any_range: bool = False) -> Image.Image | np.ndarray:
+    """Return an image of a data set as `visualization.displayable` takes it: Pillow, or an array (C, H, W).
+
+    Args:
+        image: a path, a PIL image or an array.
+        num_channels: of the model, for files.
+        any_range: accept integers of any range in files, since a value range is applied.
+
+    Raises:
+        ValueError: if a file does not fit.
+        OSError: if a file cannot be read.
+    """
     if isinstance(image, str | os.PathLike):
-        with Image.open(image) as opened:
-            return opened.convert("RGB")
+        return read_whole_image(image, num_channels, any_range=any_range)
     if isinstance(image, Image.Image):
         return image
     array = np.asarray(image)

@@ -99,3 +99,18 @@ def test_arrays_of_any_layout_are_displayed(tmp_path):
     assert as_displayed(np.zeros((4, 5))).shape == (1, 4, 5)
     assert as_displayed(np.zeros((40, 50, 7))).shape == (7, 40, 50)
     assert as_displayed(torch.zeros(7, 40, 50).numpy()).shape == (7, 40, 50)
+
+
+def test_files_are_displayed_as_they_are_read(tmp_path, monkeypatch):
+    stored = np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(np.asarray(as_displayed(tmp_path / "turned.png")), np.rot90(stored, -1))
+    np.save(tmp_path / "bands.npy", np.zeros((5, 6, 9), np.float32))
+    assert as_displayed(str(tmp_path / "bands.npy"), 5).shape == (5, 6, 9)
+    # No other program is run for a PostScript file in disguise.
+    monkeypatch.setattr("subprocess.check_call", lambda *a, **k: pytest.fail("a program was run"))
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 6\n%%EndComments\n%%EOF\n")
+    with pytest.raises(OSError, match=r"a\.png: a PostScript file"):
+        as_displayed(tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""Progress of long jobs on stderr: a bar in a terminal, a line a minute in a log."""
+"""Progress of long jobs on stderr, a bar in a terminal, a line a minute in a log; names that are safe to print."""
 
 import sys
 import time
@@ -75,4 +75,16 @@ class Progress:
         )
 
 
-__all__ = ["Progress"]
+def printable(name: object) -> str:
+    r"""A stranger's name, such as a class's, with line breaks and control characters as escapes.
+
+    Examples:
+        >>> from hf_segformer.progress import printable
+        >>> print(printable("a\n\x1b[31mred"))
+        a\n\x1b[31mred
+    """
+    escaped = (sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in str(name))
+    return "".join(escaped)
+
+
+__all__ = ["Progress", "printable"]

@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..evaluation.inspection import draw_inspection, inspect_image
     from ..files import atomic_write
     from ..inference.predictor import SegFormerPredictor, find_device
+    from ..progress import printable
 
     model, processor = load_segmentation(arguments.model)
     predictor = SegFormerPredictor(model.to(find_device(arguments.device)), processor)
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     row, column = inspection.point
     name = predictor.names[inspection.prediction[row, column]]
     uncertainty = inspection.uncertainty[row, column]
-    print(f"pixel at column {column}, row {row}: {name}, uncertainty {uncertainty:.2f} of 1")
+    print(f"pixel at column {column}, row {row}: {printable(name)}, uncertainty {uncertainty:.2f} of 1")
     print(f"written to {path}")
 
 

@@ -151,9 +151,11 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
 
 def format_error(error: Exception) -> str:
     """Return the message of an error in one line, without the number that the system's errors begin with."""
+    from ..progress import printable
+
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+        return printable(f"{error.filename}: {error.strerror}")
+    return printable(" ".join(str(error).split()))
 
 
 __all__ = ["COMMANDS", "CommandParser", "build_parser", "format_error", "main", "one_line_errors", "parse"]

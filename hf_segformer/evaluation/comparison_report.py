@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ..files import write_json
+from ..progress import printable
 from ..visualization import Color, colorize, figure
 from . import plots
 from .bootstrap import Interval
@@ -252,6 +253,7 @@ def _cells(test: ClassTest, floor: float) -> tuple[str, str]:
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as lines, the first column to the left and the others to the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

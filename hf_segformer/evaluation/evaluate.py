@@ -26,7 +26,7 @@ from ..image_processing_segformer import SegFormerImageProcessor
 from ..inference.distributed import DistributedContext
 from ..inference.pipeline import Prepared, ReadAhead, segment_batch
 from ..inference.segmenter import Segmenter, class_names
-from ..progress import Progress
+from ..progress import Progress, printable
 from .accumulator import MetricAccumulator
 from .metrics import confusion_matrix, named_scores, scores
 
@@ -89,8 +89,9 @@ class Evaluation:
         """IoU, accuracy and share of the pixels by class, in percent, for a terminal."""
         metrics, pixels = self.metrics, self._pixels()
         shares = [count / max(1, sum(pixels)) for count in pixels]
-        columns = (self.names, metrics["per_category_iou"], metrics["per_category_accuracy"], shares)
-        width = max(len(name) for name in ("mean", *self.names))
+        names = [printable(name) for name in self.names]
+        columns = (names, metrics["per_category_iou"], metrics["per_category_accuracy"], shares)
+        width = max(len(name) for name in ("mean", *names))
         lines = [f"  {'':{width}}    IoU  accuracy  pixels"]
         for name, *values in zip(*columns, strict=True):
             iou, accuracy, share = (_percent(value) for value in values)

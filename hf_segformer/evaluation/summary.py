@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..progress import printable
 from .accumulator import MetricAccumulator
 from .binary import auc_error, average_precision, best_threshold, roc_auc, threshold_scores, threshold_sweep
 from .bootstrap import LEVEL, NUM_RESAMPLES, Interval, bootstrap_intervals, class_scores
@@ -159,7 +160,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def escape_latex(text: str) -> str:
-    r"""Text with LaTeX's special characters escaped.
+    r"""Text with LaTeX's special characters and control characters escaped.
 
     Examples:
         >>> from hf_segformer.evaluation.summary import escape_latex
@@ -168,7 +169,7 @@ def escape_latex(text: str) -> str:
     """
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {sign: "\\" + sign for sign in "&%$#_{}"}
-    return "".join(special.get(sign, sign) for sign in text)
+    return "".join(special.get(sign, sign) for sign in printable(text))
 
 
 def group_names(names: Iterable[str], pattern: str) -> list[str]:
@@ -279,10 +280,16 @@ def _latex_cell(value: float | None, interval: Sequence[float] | None) -> str:
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    """Rows as CSV; None is an empty cell."""
+    """Rows as CSV; None is an empty cell, and text that a spreadsheet would compute begins with an apostrophe."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([_csv_cell(cell) for cell in row] for row in rows)
     return text.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return f"'{printable(value)}" if value.lstrip().startswith(("=", "+", "-", "@")) else printable(value)
 
 
 def _known(value: Any) -> float | None:

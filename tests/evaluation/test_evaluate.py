@@ -391,6 +391,13 @@ def test_the_table_has_every_class_in_percent():
     ]
 
 
+def test_a_class_name_sends_no_control_characters_to_the_terminal():
+    matrix = torch.tensor([[6, 2, 0], [0, 1, 1]])
+    table = Evaluation(matrix, ("a\n\x1b[31mred", "car"), (), 1.0, 2).format_table()
+    assert "  a\\n\\x1b[31mred   75.0" in table
+    assert "\x1b" not in table
+
+
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "metrics.json"
     write_json({"mean_iou": 1}, path)

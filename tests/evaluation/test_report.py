@@ -21,7 +21,15 @@ from hf_segformer.evaluation.calibration import calibration_error, calibration_e
 from hf_segformer.evaluation.metrics import scores
 from hf_segformer.evaluation.report import Report, choose_samples
 from hf_segformer.evaluation.samples import Sample, error_map, sample_sheet
-from hf_segformer.evaluation.summary import classes_csv, classes_latex, group_names, per_image_csv, summarize
+from hf_segformer.evaluation.summary import (
+    classes_csv,
+    classes_latex,
+    csv_text,
+    escape_latex,
+    group_names,
+    per_image_csv,
+    summarize,
+)
 from tests.support.evaluations import IGNORE, NAMES, PALETTE, evaluation
 
 RESAMPLES = 100
@@ -279,3 +287,13 @@ def test_many_classes_and_missing_values_are_drawn(accumulator):
             assert image.format == "PNG"
             assert max(image.size) < 12_000
     assert math.isfinite(image.size[0])
+
+
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", " ="])
+def test_a_spreadsheet_computes_no_name(sign):
+    text = csv_text([["class", "iou"], [f"{sign}1+1", -0.5], ["a\n\x1b[31mred", None]])
+    assert text.splitlines() == ["class,iou", f"'{sign}1+1,-0.5", "a\\n\\x1b[31mred,"]
+
+
+def test_a_name_puts_no_control_characters_into_latex():
+    assert escape_latex("a\n\x1b") == r"a\textbackslash{}n\textbackslash{}x1b"

@@ -26,6 +26,7 @@ from hf_segformer.data.pairing import load_splits, open_split, two_columns
 from hf_segformer.data.readers import ImageSource, Tile, open_raster
 from hf_segformer.data.sources import DatasetSource, FileSource, find_inputs
 from hf_segformer.hub.push import checked_files
+from hf_segformer.inference.batch import Report
 from hf_segformer.inference.writers import RECORD, PngWriter
 from tests.support.tiny import TINY
 
@@ -597,3 +598,9 @@ def test_files_beside_a_raster_are_checked_as_gdal_reads_them(tmp_path):
     (path.parent / "s.tif.aux.xml").write_text(item.format("", "STATISTICS_MEAN", "a &lt; b"))
     with open_raster(path, 1) as raster:
         assert raster.height == 64
+
+
+def test_an_ending_of_a_skipped_file_is_printed_escaped():
+    report = Report.__new__(Report)
+    object.__setattr__(report, "skipped", {".\x1b[31m": 1})
+    assert "1 .\\x1b[31m" in report.format_skipped()

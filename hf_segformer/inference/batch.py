@@ -19,7 +19,7 @@ import torch
 from ..data.sources import DatasetSource, FileSource, InputItem
 from ..files import is_full, read_json, remove_stale_partials, write_json
 from ..locks import locked_folder
-from ..progress import Progress
+from ..progress import Progress, printable
 from .distributed import DistributedContext
 from .large_image import segment_raster
 from .pipeline import Prepared, ReadAhead
@@ -67,7 +67,9 @@ class Report:
         if not self.skipped:
             return ""
         number = sum(self.skipped.values())
-        kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(self.skipped.items()))
+        kinds = ", ".join(
+            f"{count} {printable(suffix) or 'without suffix'}" for suffix, count in sorted(self.skipped.items())
+        )
         return f"{number} {'file' if number == 1 else 'files'} skipped that are no images: {kinds}"
 
 

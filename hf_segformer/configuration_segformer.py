@@ -70,6 +70,7 @@ _INHERITED_FIELDS |= {"palette"}  # of `inference.predictor`, which checks it
 _HARMLESS_FIELDS = {"architectures", "auto_map", "transformers_version", "dtype", "torch_dtype", "_name_or_path"}
 _HARMLESS_FIELDS |= {"output_attentions", "output_hidden_states", "return_dict", "chunk_size_feed_forward"}
 _HARMLESS_FIELDS |= {"is_encoder_decoder", "_commit_hash", "downsampling_rates", "image_size"}
+_HARMLESS_FIELDS |= {"use_cache"}  # every Trainer sets it
 # Keywords that take the place of a file's fields before the configuration is built, since they are checked together.
 _LABEL_FIELDS = ("id2label", "label2id", "semantic_loss_ignore_index")
 

@@ -168,7 +168,7 @@ def _with_bases(path: Path) -> list[Path]:
     files = [path]
     while base := _read_tables(files[0]).get("base"):
         if not isinstance(base, str) or Path(base).name != base:
-            raise ValueError(f"{files[0]}: base is {base!r}; expected the name of a recipe beside it, or of a packaged one")
+            raise ValueError(f"{files[0]}: base is {base!r}; expected the name of a recipe beside it or a packaged one")
         beside = resolve_inside(files[0].parent, base)
         is_name = beside.suffix != ".toml" and not beside.is_file()  # of one of this package's recipes
         files.insert(0, find_recipe(recipe_folder() / f"{base}.toml" if is_name else beside))

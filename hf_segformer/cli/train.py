@@ -45,6 +45,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError("--resume and --overwrite are both set; expected one: go on with a run, or take its place")
     arguments.values = read_recipe(arguments.recipe, arguments.overrides)
     if not (arguments.check_data or arguments.show_batch):
+        arguments.values.check_trainable()
         check_writable(Path(arguments.values.trainer["output_dir"]), "trainer.output_dir")
     if _is_main():
         print("Loading PyTorch and Transformers ...", flush=True)

@@ -75,6 +75,11 @@ class Recipe:
         """Keywords of `TrainingArguments`."""
         return self.tables["trainer"]
 
+    def check_trainable(self) -> None:
+        """Raise ValueError if a training lacks what reading the recipe, for its data say, does not need."""
+        if self.lora.rank and not self.model.get("checkpoint"):
+            raise ValueError("lora.rank is set, but adapters cannot train a random encoder: set model.checkpoint")
+
     @property
     def loss(self) -> "SegmentationLoss":
         """The table `[loss]` as a `SegmentationLoss`; this imports PyTorch."""
@@ -124,8 +129,6 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     recipe.data.check_root()
     if recipe.data.streaming and recipe.trainer.get("max_steps", 0) <= 0:
         raise ValueError("data.streaming is set, but a stream has no length: set trainer.max_steps")
-    if recipe.lora.rank and not recipe.model.get("checkpoint"):
-        raise ValueError("lora.rank is set, but adapters cannot train a random encoder: set model.checkpoint")
     return recipe
 
 

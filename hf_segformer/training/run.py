@@ -60,6 +60,7 @@ def fine_tune(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> 
         OSError: if files are missing or cannot be read or written.
         KeyboardInterrupt: if it was stopped; there is a checkpoint then.
     """
+    recipe.check_trainable()
     arguments = training_arguments(recipe)
     folder, is_main = Path(arguments.output_dir), arguments.process_index == 0
     with RunFolder(folder, is_owner=is_main) as run:

@@ -167,7 +167,7 @@ def test_every_table_becomes_its_options():
 
 def test_adapters_need_a_trained_encoder():
     with pytest.raises(ValueError, match=r"lora.rank is set, .*: set model.checkpoint"):
-        read_recipe(SHAPES, ["lora.rank=2"])
+        read_recipe(SHAPES, ["lora.rank=2"]).check_trainable()
 
 
 def test_persistent_workers_need_a_worker(tmp_path):

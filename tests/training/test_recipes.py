@@ -27,10 +27,7 @@ def read(tmp_path):
     def read(name, *overrides):
         path = next(file for file in FILES if file.stem == name)
         root = f"data.root={tmp_path}"
-        extra = ["model.checkpoint=" + str(tmp_path)] if name.startswith("lora") else []
-        return read_recipe(
-            path, [root, *extra, "trainer.use_cpu=true", f"trainer.output_dir={tmp_path}/run", *overrides]
-        )
+        return read_recipe(path, [root, "trainer.use_cpu=true", f"trainer.output_dir={tmp_path}/run", *overrides])
 
     return read
 

@@ -46,8 +46,12 @@ class DataConfig:
         names: class names in order of their labels, after `reduce_labels`; empty if the data bring them.
         palette: one [red, green, blue] a class; empty is the data's own, or generated colours.
         reduce_labels: ignore label 0 and subtract one from all others, as ADE20K needs.
-        label_values: mask value of each class, for example [0, 255]; empty is 0, 1, 2 and so on.
-        ignore_values: mask values that do not count. 255 never does, unless `label_values` has it.
+        label_values: mask value of each class, any integers, for example [0, 255]; empty is 0, 1, 2 and so on.
+        ignore_values: mask values that do not count, any integers. 255 never does, unless it is a class.
+        value_range: values of the images that become 0 and 255: "LOW,HIGH", "percentiles:LOW,HIGH" of each image or
+            "window:CENTER,WIDTH"; empty takes 8-bit and colour images by their type, other bands in their units.
+        ignore_exif: take images and masks as they are stored, whatever their EXIF orientation.
+        pages: of `folders`: each image of a file with several is an image of its own.
         image_size: side in pixels of the generated shapes.
         num_train: number of training images; 0 is all (of real ones).
         num_eval: number of evaluation images; 0 is all (of real ones).
@@ -84,6 +88,9 @@ class DataConfig:
     reduce_labels: bool = False
     label_values: list[int] = field(default_factory=list)
     ignore_values: list[int] = field(default_factory=list)
+    value_range: str = ""
+    ignore_exif: bool = False
+    pages: bool = False
     image_size: int = 128
     num_train: int = 0
     num_eval: int = 0
@@ -105,6 +112,9 @@ class DataConfig:
                 raise ValueError(f"data.{name} is {getattr(self, name)}; expected at least {least}")
         if not 0 <= self.eval_share < 1:
             raise ValueError(f"data.eval_share is {self.eval_share}; expected a share in [0, 1)")
+        parse_value_range(self.value_range, "data.value_range")
+        if self.pages and self.source not in ("folders", "camvid"):
+            raise ValueError(f"data.pages is set, but data.source is {self.source}; expected folders")
         self._check_combinations()
         self._check_labels()
 
@@ -418,6 +428,40 @@ class InferenceOptions:
         return self.stride or max(TILE_STEP, self.sliding_window * 3 // 4 // TILE_STEP * TILE_STEP)
 
 
+def parse_value_range(text: str, setting: str = "value_range") -> "list[float] | dict[str, list[float] | float] | None":
+    """Parse a value range as recipes and command lines spell it, to the form that the image processor takes.
+
+    Args:
+        text: `"LOW,HIGH"`, `"percentiles:LOW,HIGH"` or `"window:CENTER,WIDTH"`; empty is None.
+        setting: what the error message calls it.
+
+    Raises:
+        ValueError: if it is none of these, or the range is empty.
+
+    Example:
+        >>> from hf_segformer.config import parse_value_range
+        >>> parse_value_range("0,4095"), parse_value_range("window:40,400")
+        ([0.0, 4095.0], {'center': 40.0, 'width': 400.0})
+    """
+    if not text:
+        return None
+    kind, colon, rest = text.strip().rpartition(":")
+    try:
+        first, second = (float(number) for number in rest.replace(",", " ").split())
+    except ValueError:
+        first = second = math.nan
+    low, high = (0, second) if kind == "window" else (first, second)
+    in_range = low >= 0 and high <= 100 if kind == "percentiles" else math.isfinite(first) and math.isfinite(second)
+    if kind not in ("", "percentiles", "window") or (colon and not kind) or not (low < high and in_range):
+        raise ValueError(
+            f"{setting} is {text!r}; expected LOW,HIGH or percentiles:LOW,HIGH with LOW below HIGH, or "
+            "window:CENTER,WIDTH with a width above 0"
+        )
+    if kind == "window":
+        return {"center": first, "width": second}
+    return {"percentiles": [first, second]} if kind else [first, second]
+
+
 __all__ = [
     "CLASS_WEIGHT_SCHEMES",
     "DATA_SOURCES",
@@ -433,4 +477,5 @@ __all__ = [
     "check_class_weight_scheme",
     "check_palette",
     "check_unique",
+    "parse_value_range",
 ]

@@ -1,17 +1,17 @@
-"""SegFormer's configuration: the shape of the network in the words of Transformers' own files.
+"""SegFormer's configuration, with the field names of Transformers' own files.
 
-Every field of a published `segformer` config.json is read under its published name, and every combination of values
-that can not make a network is refused here, at construction, rather than deep in a forward pass.
+Every field of a published `segformer` config.json is read under its published name. Values that cannot make a network
+are refused at construction rather than deep in a forward pass.
 """
 
 from copy import deepcopy
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import transformers
 
-# The Auto classes import this file first when they load a checkpoint's code, so this is the place to say it.
+# The Auto classes import this file first when they load a checkpoint's code.
 if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 17):
     raise ImportError(
         f"SegFormer's code needs transformers 5.17 or newer, but {transformers.__version__} is installed: "
@@ -22,8 +22,11 @@ from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
 
-# What is written into every config.json, so that each Auto class finds the code that lies beside it.
+logger = logging.get_logger(__name__)
+
+# Written into every config.json, so that each Auto class finds the code that is shipped with the file.
 AUTO_MAP = {
     "AutoConfig": "configuration_segformer.SegFormerConfig",
     "AutoModel": "modeling_segformer.SegFormerModel",
@@ -59,20 +62,47 @@ _PROBABILITIES = (
     "classifier_dropout_prob",
     "drop_path_rate",
 )
+# Fields that choose the code that runs: a caller may set them, a file may not (they can name a kernel repository).
+_CODE_FIELDS = (
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "experts_implementation",
+    "_experts_implementation",
+    "_experts_implementation_internal",
+)
+# Keywords that take the place of a file's fields before the configuration is built, since they are checked together.
+_LABEL_FIELDS = ("id2label", "label2id", "semantic_loss_ignore_index")
+
+
+def default_ignore_index(num_labels: int) -> int:
+    """The label of pixels that do not count: 255 while no class has that label, else -100.
+
+    255 is the convention of ADE20K, Cityscapes and Transformers' SegFormer; -100 is PyTorch's, and never a class.
+
+    Args:
+        num_labels: number of classes K.
+
+    Example:
+        >>> from hf_segformer.configuration_segformer import default_ignore_index
+        >>> default_ignore_index(255), default_ignore_index(256)
+        (255, -100)
+    """
+    return 255 if num_labels <= 255 else -100
 
 
 def closest(name: str, known) -> str:
-    """A hint that names the known word nearest to a misspelt one, or lists all of them if none is near."""
+    """Return a hint with the known word nearest to a misspelt one, or with all of them if none is near."""
     near = get_close_matches(str(name).lower(), known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
 
 
 @strict
 class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
-    """The shape of a SegFormer network (paper section 3).
+    """Configuration of a SegFormer network (paper section 3).
 
-    The defaults are B0. The fields are those of Transformers' `SegformerConfig`, so that its files are read as they
-    are; unlike there, `layer_norm_eps` is read.
+    The defaults are B0. The fields are those of Transformers' `SegformerConfig`, whose files load unchanged; unlike
+    there, `layer_norm_eps` is read.
 
     Args:
         num_channels: bands of the input image.
@@ -93,13 +123,15 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         layer_norm_eps: epsilon of the blocks' and stages' LayerNorms (1e-6 in the original; patch embeddings and
             reductions keep 1e-5, as there). Set 1e-5 to repeat what Transformers' own model computes.
         decoder_hidden_size: width of the decode head.
-        semantic_loss_ignore_index: label of pixels that do not count.
-        reshape_last_stage: whether `SegFormerModel` gives its last stage as (B, C, H, W) or as tokens (B, N, C).
+        semantic_loss_ignore_index: label of pixels that do not count, none of the classes'; by default
+            `default_ignore_index(num_labels)`, 255 for up to 255 classes and -100 for more.
+        reshape_last_stage: return the last stage of `SegFormerModel` as (B, C, H, W) rather than as tokens (B, N, C).
         out_features: stages that `SegFormerBackbone` returns, of `"stage1"` to `"stage4"`; the last by default.
         out_indices: the same by index, from 0.
+        id2label: names of the classes, a list or a dictionary from numbers; `label2id` follows from it.
 
     Raises:
-        ValueError: if values can not make a network; the message names the field and the value.
+        ValueError: if values cannot make a network; the message names the field and the value.
 
     Example:
         >>> from hf_segformer import SegFormerConfig
@@ -128,19 +160,28 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
     drop_path_rate: float | int = 0.1
     layer_norm_eps: float = 1e-6
     decoder_hidden_size: int = 256
-    semantic_loss_ignore_index: int = 255
+    semantic_loss_ignore_index: int | None = None
     reshape_last_stage: bool = True
+    id2label: Any = None
+    label2id: Any = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, dict(enumerate(value)) if name == "id2label" and isinstance(value, list) else value)
 
     def __post_init__(self, **kwargs):
         num_labels = kwargs.get("num_labels")
         if num_labels is not None and (not isinstance(num_labels, int) or num_labels < 1):
-            raise ValueError(f"num_labels is {num_labels!r}, but it must be a whole number, at least 1")
-        if num_labels is not None and num_labels > _MAX_LABELS:  # each gets a name, before any check comes
-            raise ValueError(f"num_labels is {num_labels}, but it must be at most {_MAX_LABELS}")
+            raise ValueError(f"num_labels is {num_labels!r}; expected a whole number, at least 1")
+        if num_labels is not None and num_labels > _MAX_LABELS:  # each label gets a name before any check runs
+            raise ValueError(f"num_labels is {num_labels}; expected at most {_MAX_LABELS}")
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         super().__post_init__(**kwargs)
+        if self.label2id is None and self.id2label is not None:
+            self.label2id = {name: label for label, name in self.id2label.items()}
+        if self.semantic_loss_ignore_index is None:
+            self.semantic_loss_ignore_index = default_ignore_index(self.num_labels)
         self.check()
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
 
@@ -150,63 +191,69 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         return [f"stage{stage}" for stage in range(1, self.num_encoder_blocks + 1)]
 
     def check(self) -> None:
-        """Refuse what can not make a network; also called on what was changed after construction.
+        """Refuse values that cannot make a network; the models call it too, for fields that were assigned later.
 
         Raises:
             ValueError: names the field and the value.
         """
         stages = self.num_encoder_blocks
         if not 1 <= stages <= 4:
-            raise ValueError(f"num_encoder_blocks is {stages}, but SegFormer has 1 to 4 stages")
+            raise ValueError(f"num_encoder_blocks is {stages}; expected 1 to 4")
         for name in _PER_STAGE:
             values = list(getattr(self, name))
             if len(values) != stages:
                 raise ValueError(
-                    f"{name} is {values}: {len(values)} entries, but num_encoder_blocks is {stages}; give one a stage"
+                    f"{name} is {values}, {len(values)} entries; expected num_encoder_blocks, {stages}: one a stage"
                 )
             if min(values) < 1:
-                raise ValueError(f"{name} is {values}, but every entry must be at least 1")
+                raise ValueError(f"{name} is {values}; expected at least 1 in every entry")
             if max(values) > _MAX_WIDTH:
-                raise ValueError(f"{name} is {values}, but every entry must be at most {_MAX_WIDTH}")
+                raise ValueError(f"{name} is {values}; expected at most {_MAX_WIDTH} in every entry")
         for hidden, heads in zip(self.hidden_sizes, self.num_attention_heads, strict=True):
             if hidden % heads:
                 raise ValueError(
                     f"hidden_sizes is {list(self.hidden_sizes)} and num_attention_heads is "
-                    f"{list(self.num_attention_heads)}, but {hidden} channels do not divide by {heads} heads"
+                    f"{list(self.num_attention_heads)}; expected channels that divide by heads, but {hidden} channels "
+                    f"do not divide by {heads} heads"
                 )
         if any(size % 2 == 0 for size in self.patch_sizes):
-            raise ValueError(f"patch_sizes is {list(self.patch_sizes)}, but every entry must be odd")
+            raise ValueError(f"patch_sizes is {list(self.patch_sizes)}; expected odd numbers")
         if self.hidden_act not in ACT2FN:
             raise ValueError(
-                f"hidden_act is {self.hidden_act!r}, no activation's name: {closest(self.hidden_act, ACT2FN)}"
+                f"hidden_act is {self.hidden_act!r}; expected an activation's name: {closest(self.hidden_act, ACT2FN)}"
             )
         if set(self.id2label) != set(range(len(self.id2label))):
+            raise ValueError(f"id2label has the keys {sorted(self.id2label)}; expected 0 to {len(self.id2label) - 1}")
+        num_classes = max(self.num_labels, 2)  # a single label has the background beside it
+        if self.semantic_loss_ignore_index is not None and 0 <= self.semantic_loss_ignore_index < num_classes:
             raise ValueError(
-                f"id2label has the keys {sorted(self.id2label)}, but must number its {len(self.id2label)} labels from 0"
+                f"semantic_loss_ignore_index is {self.semantic_loss_ignore_index}, one of the classes 0 to "
+                f"{num_classes - 1}; expected another number, semantic_loss_ignore_index="
+                f"{default_ignore_index(num_classes)}"
             )
         for name in ("num_channels", "decoder_hidden_size", "num_labels"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 1")
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         for name in ("num_channels", "decoder_hidden_size"):
             if getattr(self, name) > _MAX_WIDTH:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at most {_MAX_WIDTH}")
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at most {_MAX_WIDTH}")
         for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must lie in [0, 1)")
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a value in [0, 1)")
         for name in ("initializer_range", "layer_norm_eps"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be above 0")
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a value above 0")
 
     @classmethod
     def from_variant(cls, variant: str, **overrides) -> "SegFormerConfig":
-        """The configuration of a published size (paper, Table 6).
+        """Build the configuration of a published size (paper, Table 6).
 
         Args:
             variant: `"b0"` to `"b5"`.
             **overrides: any field of this class, `num_labels`, `id2label`, ...
 
         Raises:
-            ValueError: if the variant or a field is unknown; the message gives the nearest right name.
+            ValueError: if the variant or a field is unknown; the message gives the nearest known name.
         """
         if variant not in VARIANTS:
             raise ValueError(f"unknown variant {variant!r}: {closest(variant, VARIANTS)}")
@@ -219,24 +266,43 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """Read config.json; Transformers' own `segformer` files count as ours, any other network is refused."""
+        """Read config.json of a SegFormer, this package's or Transformers' own; other networks are refused."""
         values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = values.get("model_type")
         if model_type not in ("hf_segformer", "segformer"):
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds a config of model_type {model_type!r}, "
-                "but SegFormer reads 'hf_segformer' and 'segformer'"
+                f"{pretrained_model_name_or_path} holds a config of model_type {model_type!r}; "
+                "expected 'hf_segformer' or 'segformer'"
             )
         return {**values, "model_type": cls.model_type}, kwargs
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """Build the configuration of a file's fields, which keywords override.
+
+        Fields of the file that choose code (`attn_implementation`, which may name a repository of kernels) are
+        dropped with a warning; as keywords they count. `id2label` as a keyword brings its own `label2id`.
+        """
+        values = {name: value for name, value in config_dict.items() if name not in _CODE_FIELDS}
+        for name in sorted(config_dict.keys() & set(_CODE_FIELDS)):
+            if config_dict[name] is not None:
+                logger.warning(
+                    f"{name} is {config_dict[name]!r} in a config file; dropped, since a file may not choose code: "
+                    "pass attn_implementation to from_pretrained"
+                )
+        if kwargs.get("id2label") is not None:
+            values.pop("label2id", None)
+        values |= {name: kwargs.pop(name) for name in _LABEL_FIELDS if name in kwargs}
+        return super().from_dict(values, **kwargs)
+
     def to_dict(self) -> dict:
-        """The fields as written to config.json, with the whole map from Auto classes to the shipped code."""
+        """Return the fields as written to config.json, with the whole map from Auto classes to the shipped code."""
         values = super().to_dict()
         if self._auto_class is not None:
-            # A repository's name before "--" points at where the code came from; it now lies beside the file.
+            # A repository's name before "--" points at where the code came from; it is now shipped with the file.
             own = {name: reference.split("--")[-1] for name, reference in (values.get("auto_map") or {}).items()}
             values["auto_map"] = {**AUTO_MAP, **own}
         return values
 
 
-__all__ = ["SegFormerConfig"]
+__all__ = ["AUTO_MAP", "VARIANTS", "SegFormerConfig", "closest", "default_ignore_index"]

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under another name beside their own, then renamed."""
+"""Atomic writes, and the names of files that are read as images and masks."""
 
 import errno
 import hashlib
@@ -17,11 +17,21 @@ from typing import Any
 
 _LONGEST_NAME = 255  # bytes, on most file systems
 _numbers = itertools.count()
+# The mask value of pixels that do not count, by the convention of ADE20K and Cityscapes, unless a class has it.
+IGNORE_INDEX = 255
+
+# Endings of the files that a folder is searched for; the kind of a file follows from its content. A virtual raster
+# (.vrt) is a view of other files, and taken where it is named itself.
+MASK_SUFFIXES = (".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".npy", ".img")
+IMAGE_SUFFIXES = (
+    *MASK_SUFFIXES,
+    *(".jpg", ".jpeg", ".jfif", ".jp2", ".j2k", ".avif", ".ppm", ".tga"),
+)
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A path beside the file to write to; it takes the file's place if all went well, and is removed if not.
+    """Yield a path to write to, which replaces the file if all went well, and is removed if not.
 
     The name is another one in every process and at every call, so that two writers of one file never mix their bytes.
 
@@ -29,7 +39,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         path: the file; its folder must be there.
 
     Raises:
-        OSError: if it can not be written.
+        OSError: if it cannot be written.
 
     Example:
         >>> import tempfile
@@ -88,7 +98,7 @@ def _host() -> str:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Adds the file's name to errors of the system: a write that fails does not say which file it was."""
+    """Add the name of the file to system errors: a write that fails does not say which file it was."""
     try:
         yield
     except OSError as error:
@@ -98,7 +108,7 @@ def named(path: Path) -> Iterator[None]:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a disk is full, a quota used up or a file system read-only: what stops a job, not one file."""
+    """Return True for a full disk, an exhausted quota or a read-only file system: they stop a job, not one file."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -164,7 +174,7 @@ def check_writable(folder: Path, setting: str) -> None:
 
 
 def write_json(values: dict[str, Any], path: str | Path) -> None:
-    """Write a JSON file whole or not at all: what reads it never finds half of it.
+    """Write a JSON file atomically.
 
     Args:
         values: without NaN, which JSON does not have.
@@ -172,7 +182,7 @@ def write_json(values: dict[str, Any], path: str | Path) -> None:
 
     Raises:
         ValueError: if a value is NaN.
-        OSError: if the file can not be written.
+        OSError: if the file cannot be written.
     """
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_write(path) as partial:
@@ -248,6 +258,9 @@ def _is_cached_blob(root: Path, target: Path) -> bool:
 
 
 __all__ = [
+    "IGNORE_INDEX",
+    "IMAGE_SUFFIXES",
+    "MASK_SUFFIXES",
     "atomic_directory",
     "atomic_write",
     "check_new_or_empty",

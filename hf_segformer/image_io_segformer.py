@@ -1,7 +1,11 @@
-"""Reads whatever people call an image or a label map: paths, PIL images of any mode, arrays, tensors.
+"""Decoding of images and masks: paths, bytes, PIL images of any mode, arrays and tensors.
 
-The image processor needs two things: bands of numbers for the network, and whole numbers for labels. All guessing that
-this takes (modes, layout of axes, number ranges) is here, and what can not be guessed safely is refused.
+The image processor needs bands of numbers for the network and integers for labels. Everything that has to be inferred
+for that (modes, layout of axes, number ranges) is inferred here, and what cannot be inferred safely is refused. Files
+are opened by their content, and only in the formats of `IMAGE_FORMATS`: a name's ending decides nothing, and formats
+that run other programs (EPS) are never tried. Sizes are checked from the header, before pixels are decoded.
+
+Pixels without data are the masked ones of a `numpy.ma.MaskedArray`, band by band.
 
 Axes: C bands, H height, W width. Sizes are (height, width).
 """
@@ -10,20 +14,31 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
-from transformers.utils import logging
 
-logger = logging.get_logger(__name__)
-
+# Pillow's readers that decode pixels by themselves.
+IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "DIB", "GIF", "JPEG2000", "AVIF", "PPM", "TGA")
 # Modes that hold one number a pixel rather than a colour.
 _WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _MASK_MODES = ("1", "L", "P", *_WIDE_MODES)
-# What Pillow was seen to raise when files were cut and their bytes changed (tests/fuzz_loaders.py).
+# Formats that are recognized only to name them in errors: what they are, by offset and first bytes.
+_FOREIGN = {
+    "a DICOM file: export its frames as PNG or TIFF": (128, b"DICM"),
+    "a PostScript file": (0, b"%!PS"),
+    "a PostScript file with a preview": (0, b"\xc5\xd0\xd3\xc6"),
+    "a PDF file": (0, b"%PDF"),
+    "an HDF5 or NetCDF file: export its arrays as TIFF": (0, b"\x89HDF"),
+    "a virtual raster (VRT): its name has to end in .vrt": (0, b"<VRTDataset"),
+    "an XML or SVG file": (0, b"<?xml"),
+}
+# Errors that Pillow raises for cut and damaged files (found by tests/support/fuzz_loaders.py).
 DECODE_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -40,6 +55,16 @@ DECODE_ERRORS = (
     struct.error,
     zlib.error,
 )
+_ORIENTATION = ExifTags.Base.Orientation
+_UNDO = {  # what turns an upright image back into the stored one, by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
 def check_area(height: int, width: int, name: str) -> None:
@@ -54,49 +79,186 @@ def check_area(height: int, width: int, name: str) -> None:
         ValueError: names the image and its size.
     """
     if height < 1 or width < 1:
-        raise ValueError(f"{name} is {height}x{width} (height x width), but it needs at least one pixel")
+        raise ValueError(f"{name} is {height}x{width} (height x width); expected at least one pixel")
     if Image.MAX_IMAGE_PIXELS is not None and height * width > 2 * Image.MAX_IMAGE_PIXELS:
         raise ValueError(
-            f"{name} is {height}x{width} (height x width): {height * width} pixels, more than Pillow's limit of "
-            f"{2 * Image.MAX_IMAGE_PIXELS} (2 * PIL.Image.MAX_IMAGE_PIXELS); cut it into tiles"
+            f"{name} is {height}x{width} (height x width), {height * width} pixels; expected at most Pillow's limit, "
+            f"{2 * Image.MAX_IMAGE_PIXELS} (2 * PIL.Image.MAX_IMAGE_PIXELS): cut it into tiles"
         )
 
 
-def _named(source: Any, name: str) -> str:
-    """What messages call an image: with its file, where it is known."""
+def image_name(source: Any, name: str) -> str:
+    """Return the name of an image for messages, with its file where that is known."""
     path = source if isinstance(source, str | os.PathLike) else getattr(source, "filename", None)
     path = os.fsdecode(path) if path else ""
     return name if path in name else f"{name}, {path}"
 
 
-def _load(source: Any, name: str) -> Image.Image | np.ndarray:
-    """A path, BytesIO, PIL image, array or tensor -> an upright PIL image or an array; the source stays as it is."""
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return the allowed formats that this build of Pillow reads."""
+    Image.init()
+    return tuple(each for each in IMAGE_FORMATS if each in Image.OPEN)
+
+
+def open_image_file(
+    source: Any,
+    name: str,
+    page: int | None = None,
+    ignore_exif: bool = False,
+    check_size: Callable[[int, int], None] | None = None,
+) -> Image.Image:
+    """Decode a file of one of `IMAGE_FORMATS`, recognized by its content.
+
+    Args:
+        source: a path, or a file's bytes as BytesIO.
+        name: what error messages call it.
+        page: which image of a file with several (a TIFF's pages, an animation's frames), from 0; None expects one.
+        ignore_exif: keep the image as it is stored, whatever its EXIF orientation.
+        check_size: called with height and width before pixels are decoded.
+
+    Returns:
+        the decoded image, upright unless `ignore_exif` is set.
+
+    Raises:
+        ValueError: if it is too large, or holds several images.
+        OSError: if it cannot be opened, is cut short or damaged.
+    """
     try:
-        if isinstance(source, str | os.PathLike | io.BytesIO):
-            with Image.open(source) as file:
-                return ImageOps.exif_transpose(file)
-        if isinstance(source, Image.Image):
-            source.load()
-            upright = source.getexif().get(ExifTags.Base.Orientation, 1) == 1
-            return source if upright else ImageOps.exif_transpose(source)
-    except (Image.DecompressionBombError, Warning) as error:  # a warning is raised where its user asked for that
+        with Image.open(source, formats=_formats()) as file:
+            check_area(file.height, file.width, name)
+            if check_size is not None:
+                _check_either(check_size, *file.size)
+            frames = _frames(file)
+            if page is None and len(frames) > 1:
+                raise ValueError(
+                    f"{name} holds {len(frames)} images; expected one: read them as separate images with pages "
+                    "(--pages, data.pages=true), or store the one that is meant as a file of its own"
+                )
+            if page is not None and page >= len(frames):
+                raise ValueError(f"{name} has no page {page + 1}; expected at most {len(frames)}")
+            if len(frames) > 1:
+                file.seek(frames[page or 0])
+                check_area(file.height, file.width, name)
+            image = _as_stored(file) if ignore_exif else ImageOps.exif_transpose(file)
+            image.format = file.format
+            return image
+    except (Image.DecompressionBombError, Warning) as error:  # a warning is raised where a filter asks for it
         raise ValueError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise OSError(f"{name}: cut off, or not a picture of a kind that Pillow reads") from error
-    except OSError as error:  # of a truncated file Pillow says no name
+        raise OSError(f"{name}: {_unidentified(source)}") from error
+    except OSError as error:  # Pillow does not name a truncated file
         raise OSError(f"{name}: {error.strerror or error}") from error
     except DECODE_ERRORS as error:
+        if isinstance(error, ValueError) and str(error).startswith(name):  # one of those above
+            raise
         raise OSError(f"{name}: damaged, {error or type(error).__name__}") from error
+
+
+def _check_either(check_size: Callable[[int, int], None], width: int, height: int) -> None:
+    """Check a size of which EXIF may swap the sides; EXIF of a PNG may follow its pixels, which are not decoded yet."""
+    try:
+        check_size(height, width)
+    except ValueError as error:
+        try:
+            check_size(width, height)
+        except ValueError:
+            raise error from None
+
+
+def _as_stored(file: Image.Image) -> Image.Image:
+    """Return an image without regard to its EXIF orientation, and without it, so that nothing turns it later."""
+    turn = _orientation(file) if file.format == "TIFF" else 1
+    file.load()  # which turns a TIFF upright by itself
+    image = file.transpose(_UNDO[turn]) if turn in _UNDO else file.copy()
+    for key in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):
+        image.info.pop(key, None)
+    return image
+
+
+def count_images(source: Any, name: str = "the image") -> int:
+    """Return the number of images in a file: a TIFF's pages, an animation's frames, 1 for others.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    try:
+        with Image.open(source, formats=_formats()) as file:
+            return len(_frames(file))
+    except (Warning, *DECODE_ERRORS) as error:
+        raise OSError(f"{name}: {error or type(error).__name__}") from error
+
+
+def exif_orientation(source: Any) -> int:
+    """Return the EXIF orientation of a file, 1 (upright) where it has none or cannot be read."""
+    try:
+        with Image.open(source, formats=_formats()) as file:
+            return _orientation(file)
+    except (Warning, *DECODE_ERRORS):
+        return 1
+
+
+def _orientation(file: Image.Image) -> int:
+    return file.getexif().get(_ORIENTATION, 1)
+
+
+def _frames(file: Image.Image) -> list[int]:
+    """Return the frames that are images of their own: no thumbnails, pyramid levels or masks of a TIFF page."""
+    number = getattr(file, "n_frames", 1)
+    if number == 1 or file.format == "MPO":  # a camera's JPEG: further frames are previews and depth
+        return [0]
+    if file.format != "TIFF":
+        return list(range(number))
+    frames = []
+    for frame in range(number):
+        file.seek(frame)
+        if not file.tag_v2.get(254, 0) & 5:  # type: ignore[attr-defined]  # NewSubfileType: reduced, mask
+            frames.append(frame)
+    file.seek(0)
+    return frames or [0]
+
+
+def _unidentified(source: Any) -> str:
+    """Return why Pillow opens a file in none of the allowed formats."""
+    try:
+        if isinstance(source, io.BytesIO):
+            head = source.getvalue()[:256]
+        else:
+            with open(source, "rb") as file:
+                head = file.read(256)
+    except OSError:
+        head = b""
+    for kind, (offset, magic) in _FOREIGN.items():
+        if head[offset:].lstrip().startswith(magic):
+            return kind
+    return f"cut off, or not an image in one of the formats that are read ({', '.join(IMAGE_FORMATS)})"
+
+
+def _load(source: Any, name: str, **options: Any) -> Image.Image | np.ndarray:
+    """Decode a path, BytesIO, PIL image, array or tensor to an upright PIL image or an array; copy, never modify."""
+    if isinstance(source, str | os.PathLike | io.BytesIO):
+        return open_image_file(source, name, **options)
+    if isinstance(source, Image.Image):
+        try:
+            source.load()
+            is_upright = options.get("ignore_exif") or source.getexif().get(_ORIENTATION, 1) == 1
+            return source if is_upright else ImageOps.exif_transpose(source)
+        except (Image.DecompressionBombError, Warning) as error:
+            raise ValueError(f"{name}: {error}") from error
+        except OSError as error:
+            raise OSError(f"{name}: {error.strerror or error}") from error
+        except DECODE_ERRORS as error:
+            raise OSError(f"{name}: damaged, {error or type(error).__name__}") from error
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu()
         return (source.float() if source.dtype == torch.bfloat16 else source).numpy()
     if isinstance(source, np.ndarray):
         return source
-    raise ValueError(f"{name} is a {type(source).__name__}, but it must be a path, PIL image, NumPy array or tensor")
+    raise ValueError(f"{name} is a {type(source).__name__}; expected a path, PIL image, NumPy array or tensor")
 
 
 def flatten(inputs: Any) -> list:
-    """Lists, however nested, and arrays with four axes -> one flat list of single images or maps."""
+    """Turn nested lists and arrays with four axes into one flat list of single images or masks."""
     if isinstance(inputs, list | tuple):
         return [single for item in inputs for single in flatten(item)]
     if isinstance(inputs, np.ndarray | torch.Tensor) and inputs.ndim == 4:
@@ -104,133 +266,170 @@ def flatten(inputs: Any) -> list:
     return [inputs]
 
 
-def _channels_first(array: np.ndarray, num_channels: int, data_format: str | None, name: str) -> np.ndarray:
+def _channels_first(
+    array: np.ndarray, num_channels: int, data_format: str | None, name: str, convert_rgb: bool
+) -> np.ndarray:
     """(H, W), (H, W, C) or (C, H, W) -> (C, H, W), a view; grey repeats where three channels are wanted."""
     shape = array.shape
     if array.ndim == 2:
         array = array[None]
     elif array.ndim != 3:
-        raise ValueError(f"{name} has shape {shape}, but it must be (H, W), (H, W, C) or (C, H, W)")
+        raise ValueError(f"{name} has shape {shape}; expected (H, W), (H, W, C) or (C, H, W)")
     elif data_format is not None:
         array = np.moveaxis(array, 0 if ChannelDimension(data_format) == "channels_first" else -1, 0)
     else:
         counts = (3, 1) if num_channels == 3 else (num_channels,)
         axes = [axis for count in counts for axis in (0, -1) if shape[axis] == count]
-        # With no fitting axis the shorter one is named as the bands, below.
+        # Where no axis fits, the message below calls the shorter one the bands.
         array = np.moveaxis(array, axes[0] if axes else (-1 if shape[-1] < shape[0] else 0), 0)
     height, width = array.shape[1:]
     check_area(height, width, name)
-    if len(array) == 1 and num_channels == 3:
-        return np.broadcast_to(array, (3, height, width))
+    if len(array) == 1 and num_channels == 3 and convert_rgb:
+        return _repeated(array)
     if len(array) != num_channels:
         raise ValueError(
-            f"{name} has {len(array)} bands (shape {shape}), but image_mean and image_std hold {num_channels}: "
-            "give one mean and one standard deviation for each band"
+            f"{name} has {len(array)} bands (shape {shape}); expected {num_channels}, as many as image_mean and "
+            "image_std have entries: give one mean and one standard deviation for each band, or choose bands"
         )
     return array
 
 
-def _values(array: np.ndarray, name: str) -> np.ndarray:
-    """Numbers of any type -> uint8 where they stand for a picture's bytes, else floats."""
+def _repeated(array: np.ndarray) -> np.ndarray:
+    """(1, H, W) -> (3, H, W), a view, masked where the band is."""
+    shape = (3, *array.shape[1:])
+    if isinstance(array, np.ma.MaskedArray):
+        return np.ma.MaskedArray(np.broadcast_to(array.data, shape), np.broadcast_to(np.ma.getmaskarray(array), shape))
+    return np.broadcast_to(array, shape)
+
+
+def _check_values(array: np.ndarray, name: str, any_range: bool) -> np.ndarray:
+    """Refuse what are no pixels; return uint8 where whole numbers of 0 to 255 make a colour image."""
     kind = array.dtype.kind
     if kind not in "biuf":
-        raise ValueError(f"{name} has dtype {array.dtype}, but pixels are integers, floats or booleans")
-    if kind == "f" and not np.isfinite(array).all():
-        raise ValueError(f"{name} holds NaN or infinite values")
+        raise ValueError(f"{name} has dtype {array.dtype}; expected integers, floats or booleans")
+    if kind == "f" and not np.isfinite(array).all():  # masked pixels do not count
+        raise ValueError(
+            f"{name} holds NaN or infinite values where no no-data value is declared: declare it in the file "
+            "(rio edit-info --nodata nan FILE), or give a numpy.ma.MaskedArray that masks them"
+        )
     if array.dtype == np.uint8:
         return array
     if kind == "b":
         return array.astype(np.uint8) * 255
-    if len(array) != 3:
+    if array.dtype == np.uint16 and (any_range or len(array) == 3):
+        return array
+    if any_range or len(array) != 3:
         return array.astype(np.float32)
-    if kind == "u" and array.dtype.itemsize == 2:
-        if 0 < array.max() <= 255:
-            logger.warning_once(
-                "A uint16 picture without any value above 255 is divided by 257 like every uint16 picture and becomes "
-                'nearly black: where its values are bytes, give image.astype("uint8").'
-            )
-        # 257 = 65535 / 255: white stays white.
-        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    fits = array.min() >= 0 and array.max() <= 255
+    known = array.compressed() if isinstance(array, np.ma.MaskedArray) else array
+    low, high = (known.min(), known.max()) if known.size else (0, 0)
+    fits = low >= 0 and high <= 255
     if kind == "f":
-        # Whole numbers in floats are bytes for Transformers, too.
-        return array.astype(np.uint8) if fits and np.array_equal(array, np.trunc(array)) else array
+        # Transformers, too, takes whole numbers in floats for bytes.
+        return array.astype(np.uint8) if fits and np.array_equal(known, np.trunc(known)) else array
     if not fits:
         raise ValueError(
-            f"{name} has dtype {array.dtype} and values from {array.min()} to {array.max()}, but a picture's lie in "
-            "0 to 255; give 16-bit pictures as uint16, other measurements as float32"
+            f"{name} has dtype {array.dtype} and values from {low} to {high}; expected 0 to 255, or uint16: give "
+            "16-bit images as uint16, other measurements as float32, or set value_range"
         )
     return array.astype(np.uint8)
 
 
-def read_image(source: Any, num_channels: int, data_format: str | None, name: str) -> Image.Image | np.ndarray:
-    """Reads one image; three channels mean a picture, any other number means bands of measurements.
+def read_image(
+    source: Any,
+    num_channels: int,
+    data_format: str | None,
+    name: str,
+    any_range: bool = False,
+    convert_rgb: bool = True,
+    **options: Any,
+) -> Image.Image | np.ndarray:
+    """Decode one image; three channels mean a colour image, any other number means bands of measurements.
 
-    A PIL picture stays one, since PIL resizes it without a detour over an array. Mode I stands for uint16 where its
-    values lie in 0 to 65535 and one exceeds 255, since Pillow opens 16-bit PGM files so; up to 255 they are bytes.
+    An 8-bit PIL image stays one, since PIL resizes it without a detour over an array. Mode I stands for uint16 where
+    its values lie in 0 to 65535 and one exceeds 255, since Pillow opens 16-bit PGM files so; up to 255 they are bytes.
 
     Args:
-        source: a path, a file's bytes as BytesIO, PIL image, array or tensor; never changed.
-        num_channels: how many channels are wanted.
+        source: a path, a file's bytes as BytesIO, PIL image, array (masked where there is no data) or tensor; never
+            modified.
+        num_channels: number of channels C that are wanted.
         data_format: `"channels_first"` or `"channels_last"` for an array with three axes; None looks for the axis
             that has as many entries as channels are wanted, first before last.
         name: what error messages call the image.
+        any_range: take a colour image's integers whatever their range, since a value range is applied to them.
+        convert_rgb: turn grey, palette, CMYK and alpha images into RGB where three channels are wanted.
+        **options: `page`, `ignore_exif` and `check_size` of `open_image_file`.
 
     Returns:
-        A PIL image of mode RGB (three channels) or L (one), or a (C, H, W) array of uint8 or floats.
+        A PIL image of mode RGB (three channels) or L (one), or a (C, H, W) array of uint8, uint16 or floats.
 
     Raises:
-        ValueError: if bands, values or size do not fit; the message says how.
-        OSError: if a file can not be opened, or is truncated.
+        ValueError: if bands, values or size do not fit; the message gives the remedy.
+        OSError: if a file cannot be opened, or is truncated.
     """
-    name = _named(source, name)
-    image = _load(source, name)
+    name = image_name(source, name)
+    image = _load(source, name, **options)
     if isinstance(image, Image.Image):
         check_area(image.height, image.width, name)
         mode = {1: "L", 3: "RGB"}.get(num_channels)
+        if mode == "RGB" and image.mode != mode and not convert_rgb:
+            raise ValueError(f"{name} has mode {image.mode}; expected RGB, since do_convert_rgb is False")
         if mode is not None and image.mode not in (*_WIDE_MODES, "F"):
             if image.mode != mode and image.info.get("transparency") is not None:
-                # Pillow warns of palettes with transparency unless they go by RGBA.
+                # Pillow warns about palettes with transparency unless they are converted by way of RGBA.
                 image = image.convert("RGBA")
             return image if image.mode == mode else image.convert(mode)
         array = np.asarray(image)
         if image.mode == "I" and array.min() >= 0 and 255 < array.max() <= 65535:
             array = array.astype(np.uint16)
         image, data_format = array, "channels_last"
-    return _values(_channels_first(image, num_channels, data_format, name), name)
+    return _check_values(_channels_first(image, num_channels, data_format, name, convert_rgb), name, any_range)
 
 
-def read_mask(source: Any, name: str) -> np.ndarray:
-    """Reads one label map; a palette's indices are the labels, whatever its colours.
+def read_mask(source: Any, name: str, **options: Any) -> np.ndarray:
+    """Decode one mask; a palette's indices are the labels, whatever its colours.
 
     Args:
-        source: a path, PIL image, array or tensor; never changed.
-        name: what error messages call the map.
+        source: a path, a file's bytes as BytesIO, PIL image, array or tensor; never modified.
+        name: what error messages call the mask.
+        **options: `page` and `ignore_exif` of `open_image_file`.
 
     Returns:
         An (H, W) array of integers or booleans.
 
     Raises:
         ValueError: if it holds colours or floats.
-        OSError: if a file can not be opened.
+        OSError: if a file cannot be opened.
     """
-    name = _named(source, name)
-    mask = _load(source, name)
+    name = image_name(source, name)
+    mask = _load(source, name, **options)
     if isinstance(mask, Image.Image):
+        if mask.format == "JPEG":
+            raise ValueError(f"{name} is a JPEG file, whose compression changes labels; expected PNG or TIFF")
         if mask.mode not in _MASK_MODES:
             raise ValueError(
-                f"{name} is a PIL image of mode {mask.mode}, but a segmentation map holds one whole number a pixel "
-                f"(modes {', '.join(_MASK_MODES)}): turn colours into ids first"
+                f"{name} is a PIL image of mode {mask.mode}; expected one integer a pixel (modes "
+                f"{', '.join(_MASK_MODES)}): convert colours to labels first"
             )
         mask = np.asarray(mask)
     shape = mask.shape
     if mask.ndim == 3 and 1 in (shape[0], shape[-1]):
         mask = mask[0] if shape[0] == 1 else mask[..., 0]
     if mask.ndim != 2:
-        raise ValueError(f"{name} has shape {shape}, but a segmentation map is (H, W): turn colours into ids first")
+        raise ValueError(f"{name} has shape {shape}; expected a mask (H, W): convert colours to labels first")
     if mask.dtype.kind not in "biu":
-        raise ValueError(f"{name} has dtype {mask.dtype}, but a segmentation map holds whole numbers")
+        raise ValueError(f"{name} has dtype {mask.dtype}; expected a mask of integers")
     return mask
 
 
-__all__ = ["DECODE_ERRORS", "check_area", "flatten", "read_image", "read_mask"]
+__all__ = [
+    "DECODE_ERRORS",
+    "IMAGE_FORMATS",
+    "check_area",
+    "count_images",
+    "exif_orientation",
+    "flatten",
+    "image_name",
+    "open_image_file",
+    "read_image",
+    "read_mask",
+]

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .configuration_segformer import default_ignore_index
 from .cpu_runtime_segformer import once_differentiable, parallel_for
 from .dispatch_segformer import implement, run_fast
 
@@ -148,12 +149,13 @@ def reference_cross_entropy(
     logits: Tensor,
     labels: Tensor,
     *,
-    ignore_index: int = 255,
+    ignore_index: int | None = None,
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """Compute `upsample_cross_entropy` by PyTorch's own operations, at full size."""
     num_classes = max(logits.shape[1], 2)
+    ignore_index = default_ignore_index(num_classes) if ignore_index is None else ignore_index
     labels = check_labels(labels, (len(logits), "height", "width"), num_classes, ignore_index)
     logits = upsample(_with_background(at_least_float32(logits)), labels.shape[-2:])
     if weight is not None:
@@ -168,7 +170,7 @@ def upsample_cross_entropy(
     logits: Tensor,
     labels: Tensor,
     *,
-    ignore_index: int = 255,
+    ignore_index: int | None = None,
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
@@ -181,7 +183,7 @@ def upsample_cross_entropy(
     Args:
         logits: (B, K, h, w).
         labels: (B, H, W) of any integer type, 0..K-1 (0 and 1 where K is 1) or `ignore_index`; any size.
-        ignore_index: label of pixels that do not count.
+        ignore_index: label of pixels that do not count; by default `default_ignore_index(K)`.
         weight: (K,), with one logit (2,); the weight of a pixel is that of its class.
         label_smoothing: share of the target that is spread evenly over the classes.
 
@@ -199,6 +201,7 @@ def upsample_cross_entropy(
         if weight.shape != (num_classes,):
             raise ValueError(f"weight has shape {tuple(weight.shape)}; expected one for each of {num_classes} classes")
         weight = weight.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
+    ignore_index = default_ignore_index(num_classes) if ignore_index is None else ignore_index
     labels = check_labels(labels, (len(logits), "height", "width"), num_classes, ignore_index)
     fast = run_fast("upsample_cross_entropy", None, logits, labels, ignore_index, weight, label_smoothing)
     if fast is not NotImplemented:

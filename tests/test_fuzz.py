@@ -1,4 +1,4 @@
-"""A few hundred of the fuzzer's damaged files, every kind of picture cut short, and that the fuzzer can fail."""
+"""A few hundred damaged files of the fuzzer, every kind of image cut short, and a check that the fuzzer can fail."""
 
 import random
 
@@ -25,34 +25,34 @@ def samples(tmp_path_factory):
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_damaged_files_are_read_or_refused_in_words(part, samples):
+def test_damaged_files_are_read_or_refused_by_name(part, samples):
     outcomes = {run_case(samples, 11, case) for case in range(part, NUM_CASES, 4)}
     assert outcomes == {"read", "refused"}
 
 
 def test_every_sample_is_valid(samples):
     processor = SegFormerImageProcessor(do_resize=False)
-    for path in samples["pictures"]:
-        if path.name != "floats.tif":  # measurements, which make no picture
+    for path in samples["images"]:
+        if path.name != "floats.tif":  # measurements, which are no colour image
             assert processor(path, return_tensors="np").pixel_values.shape[1] == 3
-    for path in samples["maps"]:
-        assert image_io_segformer.read_mask(path, "map").shape == (17, 24)
+    for path in samples["masks"]:
+        assert image_io_segformer.read_mask(path, "mask").shape == (17, 24)
     for path in (*samples["weights"], *(path.parent for path in samples["folders"])):
         if not path.name.startswith("few"):
             assert load_segmentation(path)[0].config.num_labels == 2
 
 
 def read(processor, path):
-    """The pixels and no message, or none and the message."""
+    """Return the pixels and no message, or None and the message."""
     try:
         return processor(path, return_tensors="np").pixel_values, ""
     except (OSError, ValueError) as error:
         return None, str(error)
 
 
-def test_a_picture_cut_anywhere_is_refused_or_was_all_there(samples):
+def test_an_image_cut_anywhere_is_refused_or_complete(samples):
     processor, chance = SegFormerImageProcessor(do_resize=False), random.Random(0)
-    for path in samples["pictures"]:
+    for path in samples["images"]:
         if path.name == "floats.tif":
             continue
         whole = path.read_bytes()
@@ -72,12 +72,12 @@ def run_all(samples, number):
         run_case(samples, 11, case)
 
 
-def test_the_fuzzer_finds_what_is_wrong(samples, monkeypatch):
-    """Without the list of what Pillow raises the same cases fail."""
+def test_the_fuzzer_finds_faults(samples, monkeypatch):
+    """Without the list of errors that Pillow raises the same cases fail."""
     monkeypatch.setattr(image_io_segformer, "DECODE_ERRORS", ())
     with pytest.raises(AssertionError):
-        run_all({"pictures": samples["pictures"]}, 3000)
+        run_all({"images": samples["images"]}, 3000)
     monkeypatch.undo()
     monkeypatch.setattr(Image.Image, "convert", lambda *_: 1 / 0)
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
-        run_all({"pictures": samples["pictures"]}, 300)
+        run_all({"images": samples["images"]}, 300)

@@ -1,7 +1,7 @@
 """The layers of the package, read from its import graph: imports inside functions count too.
 
 `LAYERS` is the table; docs and CONTRIBUTING.md quote it. A module imports its own layer, the layers that its entry
-names, and whatever these may import. Change the table only with a reason in docs/decisions.md.
+names, and whatever these may import. Change the table only with a reason in docs/explanation/decisions.md.
 """
 
 import ast

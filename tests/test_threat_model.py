@@ -6,7 +6,7 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import datasets
 import pytest
@@ -17,7 +17,7 @@ from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegF
 from hf_segformer.cli.main import main
 from hf_segformer.conversion.loading import load_segmentation
 from hf_segformer.data.pairing import load_splits, open_split
-from hf_segformer.data.sources import DatasetSource, FileSource, find_pictures
+from hf_segformer.data.sources import DatasetSource, FileSource, find_inputs
 from hf_segformer.hub.push import checked_files
 from hf_segformer.inference.writers import RECORD, PngWriter
 from tests.support.tiny import TINY
@@ -192,11 +192,11 @@ def images(tmp_path):
 def test_results_stay_in_the_output_folder(pattern, images, monkeypatch):
     monkeypatch.chdir(images)
     with pytest.raises(ValueError, match=r"outside|holds no"):
-        find_pictures([pattern.format(name=images.name)], Path("out"))
+        find_inputs([pattern.format(name=images.name)], Path("out"))
     assert not (images.parent / "b").exists()
     (images / "list.txt").write_text("a/../../b/1.png\nb/1.png\n")
     if (images.parent / "b" / "1.png").exists():
-        assert all(".." not in item.name for item in find_pictures(["@list.txt"], Path("out")))
+        assert all(".." not in item.name for item in find_inputs(["@list.txt"], Path("out")))
 
 
 def test_a_link_in_the_output_folder_is_not_followed(images):
@@ -211,7 +211,7 @@ def test_a_link_in_the_output_folder_is_not_followed(images):
             writer._path(name)
     (images / "out" / f".{RECORD}.00000").symlink_to(images / "b" / "1.png")
     with pytest.raises(ValueError, match="is a link to"):
-        PngWriter(images / "out", SimpleNamespace(names=["a"], palette=[(0, 0, 0)]))
+        PngWriter(MagicMock(out=images / "out", outputs=MagicMock(clear=()), predictor=MagicMock(names=["a"])))
 
 
 @pytest.mark.parametrize("base", ["../base.toml", "/base.toml", "sub/base.toml", "link.toml"])

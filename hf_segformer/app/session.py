@@ -126,7 +126,8 @@ def _size_in_header(path: Path) -> tuple[int, int] | None:
     try:
         if path.suffix.lower() == ".npy":
             shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-            sides = sorted(shape)[-2:]  # whatever the layout: the page takes one channel or three
+            axes = [axis for count in (3, 1) for axis in (0, 2) if len(shape) == 3 and shape[axis] == count]
+            sides = [side for axis, side in enumerate(shape) if axis not in axes[:1]]
             return (sides[0], sides[1]) if len(sides) == 2 else None
         with Image.open(path) as image:
             is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5

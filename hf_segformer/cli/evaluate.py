@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..files import check_writable
 from ..training.recipe import read_recipe
+from .labeled import check_labeled_data, load_labeled_data
 from .options import (
     add_device,
     add_inference_options,
@@ -14,7 +15,6 @@ from .options import (
     add_output_dir,
     add_reading_options,
     inference_options,
-    reading_options,
     value_range,
 )
 
@@ -44,7 +44,8 @@ def add_evaluate(commands) -> None:
         "evaluate",
         help="evaluate a model on images with masks",
         description="Prints IoU and accuracy by class; with --output-dir also writes metrics.json, which the model "
-        "card and `segformer push` read, and a plot of the confusion matrix. Under torchrun, processes share the work.",
+        "card and `segformer push` read, and report.html with all figures, their confidence intervals and the worst "
+        "images. Under torchrun, processes share the work.",
     )
     add_model(parser)
     parser.add_argument(
@@ -53,6 +54,12 @@ def add_evaluate(commands) -> None:
     add_labeled_data(parser)
     add_inference_options(parser)
     add_reading_options(parser)
+    parser.add_argument(
+        "--group",
+        metavar="REGEX",
+        help="draw groups of images for confidence intervals instead of images; the first bracket of the pattern, or "
+        "its match, in the name of an image is its group, such as '^(patient[0-9]+)_'",
+    )
     add_output_dir(parser, "write the results to this folder (with --recipe by default the model's)")
     parser.add_argument("--title", help="name of the data in metrics.json and the card (default: the folder's name)")
     add_device(parser)
@@ -73,28 +80,18 @@ def check(arguments: argparse.Namespace) -> None:
     elif arguments.overrides:
         raise ValueError(f"{arguments.overrides[0]} is given; expected together with --recipe, whose values it sets")
     else:
-        _check_data(arguments)
+        check_labeled_data(arguments, or_recipe=True)
         arguments.options = inference_options(arguments)
         arguments.value_range = value_range(arguments.value_range)
     if arguments.output_dir is not None:
         check_writable(arguments.output_dir, "--output-dir")
 
 
-def _check_data(arguments: argparse.Namespace) -> None:
-    folders = [folder is not None for folder in (arguments.images, arguments.masks)]
-    if any(folders) != all(folders) or any(folders) == (arguments.dataset is not None):
-        raise ValueError(
-            "expected images with masks: either --images DIR and --masks DIR, or --dataset NAME, or --recipe RECIPE"
-        )
-    if arguments.pages and arguments.dataset:
-        raise ValueError("--pages is given with --dataset, whose rows hold one image each; leave it out")
-    for option in ("images", "masks"):
-        if (folder := getattr(arguments, option)) is not None and not folder.is_dir():
-            raise ValueError(f"--{option} is {folder}; expected a folder")
-
-
 def run(arguments: argparse.Namespace) -> None:
-    """Evaluate, print the table, and write metrics.json and confusion.png."""
+    """Evaluate, print the table, and write metrics.json and the report."""
+    from ..evaluation.detailed import evaluate_in_detail
+    from ..evaluation.evaluate import evaluate
+    from ..inference.distributed import DistributedContext
     from ..inference.predictor import find_device
 
     device = find_device(arguments.device)
@@ -103,8 +100,12 @@ def run(arguments: argparse.Namespace) -> None:
 
         evaluate_recipe(arguments.model, arguments.values, arguments.output_dir, device)
         return
-    result, is_main = _evaluate(arguments, device)
-    if not is_main:  # every process has the whole result
+    model, processor, dataset = load_labeled_data(arguments.model, arguments, device)
+    if arguments.output_dir is None:
+        result, accumulator = evaluate(model, processor, dataset, arguments.options), None
+    else:  # the figures of a report take the probabilities, which a table does not
+        result, accumulator = evaluate_in_detail(model, processor, dataset, arguments.options)
+    if not DistributedContext().is_main:  # every process has the whole result
         return
     print(result.format_table())
     if result.misses_its_class() and not arguments.label_values:  # masks of 0 and 255 are the most common reason
@@ -112,55 +113,35 @@ def run(arguments: argparse.Namespace) -> None:
             f"segformer: no mask has a pixel of {result.names[1]!r}; if 255 stands for it, add --label-values 0 255",
             file=sys.stderr,
         )
-    if arguments.output_dir is not None:
-        _write(result, arguments)
+    if accumulator is not None:
+        _write(result, accumulator, model, processor, dataset, arguments)
 
 
-def _evaluate(arguments: argparse.Namespace, device):
-    """Return the evaluation, and True in the main process."""
-    import torch
-    from accelerate import PartialState
-
-    from ..conversion.loading import load_segmentation
-    from ..data.pairing import decode_dataset, open_split, pair_images_and_masks
-    from ..evaluation.evaluate import evaluate
-
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    model, processor = load_segmentation(arguments.model)
-    if arguments.value_range is not None:
-        processor.value_range = arguments.value_range
-    reading = reading_options(arguments)
-    if arguments.dataset is None:
-        suffixes = (arguments.image_suffix, arguments.mask_suffix)
-        pages = {"pages": reading.pop("pages")} if "pages" in reading else {}
-        dataset = pair_images_and_masks(arguments.images, arguments.masks, *suffixes, **pages)
-    else:
-        columns = (arguments.image_column, arguments.mask_column)
-        dataset = open_split(arguments.dataset, arguments.split, *columns)
-    dataset = decode_dataset(
-        dataset,
-        model.config.num_channels,
-        model.config.num_labels,
-        reduce_labels=processor.do_reduce_labels,
-        label_values=arguments.label_values,
-        ignore=arguments.ignore_values,
-        **reading,
-    )
-    dtype = getattr(torch, arguments.options.dtype) if arguments.options.dtype else None
-    return evaluate(model.to(device, dtype), processor, dataset, arguments.options), state.is_main_process
-
-
-def _write(result, arguments: argparse.Namespace) -> None:
-    from ..files import write_json
+def _write(result, accumulator, model, processor, dataset, arguments: argparse.Namespace) -> None:
+    from ..evaluation.detailed import build_report
+    from ..inference.predictor import SegFormerPredictor
     from ..training.plots import draw_confusion, save_plot
 
-    folder = arguments.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
+    predictor, folder = SegFormerPredictor(model, processor, arguments.options), arguments.output_dir
     title = arguments.title or Path(arguments.dataset or arguments.images).resolve().name
     values = result.to_json(title, arguments.split if arguments.dataset else "", arguments.options)
-    write_json(values, folder / "metrics.json")
-    has_plot = save_plot(folder / "confusion.png", draw_confusion, result.matrix, result.names)
-    print(f"written to {folder}: metrics.json" + ", confusion.png" * has_plot)
+    details = {"Model": arguments.model, "Data": str(arguments.dataset or arguments.images)}
+    details |= {name.replace("_", " ").capitalize(): str(value) for name, value in values["method"].items()}
+    report = build_report(
+        result,
+        accumulator,
+        predictor.segmenter,
+        dataset,
+        predictor.palette,
+        title=title,
+        values=values,
+        details=details,
+        group_pattern=arguments.group,
+    )
+    names = [path.name for path in report.write(folder)]
+    if save_plot(folder / "confusion.png", draw_confusion, result.matrix, result.names):
+        names.append("confusion.png")
+    print(f"written to {folder}: {', '.join(names)}")
 
 
 __all__ = ["add_evaluate"]

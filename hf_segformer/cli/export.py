@@ -69,7 +69,7 @@ def check(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Export, and print the comparison."""
     from ..conversion.loading import load_segmentation
-    from ..data.pairing import decode_dataset, pair_images_and_masks, pictures_in
+    from ..data.pairing import decode_dataset, find_images, pair_images_and_masks
     from ..export.exporters import ExportConfig, export_model, format_report
 
     request = ExportConfig(
@@ -77,8 +77,8 @@ def run(arguments: argparse.Namespace) -> None:
         include_processing=arguments.include_processing,
         float16=arguments.fp16,
         int8=arguments.int8,
-        calibration=pictures_in(arguments.calibration_dir) if arguments.calibration_dir else (),
-        images=pictures_in(arguments.images) if arguments.images else (),
+        calibration=find_images(arguments.calibration_dir) if arguments.calibration_dir else (),
+        images=find_images(arguments.images) if arguments.images else (),
         dataset=pair_images_and_masks(arguments.images, arguments.masks) if arguments.masks else (),
     )
     model, processor = load_segmentation(arguments.source)

@@ -16,15 +16,29 @@ from typing import NoReturn
 from ..version import __version__
 from .app import add_app
 from .bench import add_bench
+from .compare import add_compare
 from .convert import add_convert
 from .evaluate import add_evaluate
 from .export import add_export
 from .info import add_info
+from .inspect import add_inspect
 from .predict import add_predict
 from .push import add_push
 from .train import add_train
 
-COMMANDS = (add_train, add_evaluate, add_predict, add_export, add_convert, add_push, add_app, add_info, add_bench)
+COMMANDS = (
+    add_train,
+    add_evaluate,
+    add_compare,
+    add_inspect,
+    add_predict,
+    add_export,
+    add_convert,
+    add_push,
+    add_app,
+    add_info,
+    add_bench,
+)
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -129,8 +129,8 @@ def inference_options(arguments: argparse.Namespace) -> InferenceOptions:
         raise ValueError(as_options(str(error))) from error
 
 
-def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how images are read: `--value-range`, `--pages`, `--as-stored`."""
+def add_reading_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options that say how images are read, `--value-range`, `--pages`, `--as-stored`; return their group."""
     group = parser.add_argument_group("reading images")
     group.add_argument(
         "--value-range",
@@ -143,6 +143,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         "--pages", action="store_true", help="take every image of a multi-page file, as NAME_p001, NAME_p002, ..."
     )
     group.add_argument("--as-stored", action="store_true", help="do not rotate images by their EXIF orientation")
+    return group
 
 
 def value_range(words: list[str] | None) -> Any:

@@ -13,6 +13,7 @@ from .options import (
     inference_options,
     reading_options,
     value_range,
+    whole_number,
 )
 
 
@@ -49,7 +50,13 @@ def add_predict(commands) -> None:
         "--probabilities", choices=["uint8", "float16"], help="also write NAME_probabilities.npy, of all classes"
     )
     add_inference_options(parser, tiles=True)
-    add_reading_options(parser)
+    add_reading_options(parser).add_argument(
+        "--bands",
+        type=whole_number(1),
+        nargs="+",
+        metavar="N",
+        help="bands that the model takes, numbered from 1, in its order",
+    )
     add_device(parser)
     parser.set_defaults(check=check, run=run)
 
@@ -84,10 +91,13 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.format, arguments.overlay, arguments.legend, tuple(arguments.clear), arguments.probabilities
     )
     source: FileSource | DatasetSource
+    reading = reading_options(arguments)
+    if arguments.bands:
+        reading["bands"] = tuple(arguments.bands)
     if arguments.dataset:
-        source = DatasetSource(arguments.dataset, arguments.split, arguments.image_column, **reading_options(arguments))
+        source = DatasetSource(arguments.dataset, arguments.split, arguments.image_column, **reading)
     else:
-        source = FileSource(arguments.inputs, arguments.output_dir, **reading_options(arguments))
+        source = FileSource(arguments.inputs, arguments.output_dir, **reading)
     device = find_device(arguments.device)
     predictor = SegFormerPredictor.from_pretrained(arguments.model, device=device, options=arguments.options)
     if arguments.value_range is not None:

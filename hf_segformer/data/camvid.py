@@ -1,10 +1,10 @@
 """CamVid: road scenes in the layout of the SegNet tutorial.
 
-    train/NAME.png       picture
-    trainannot/NAME.png  its label map, 8-bit, one class index a pixel
-    val/, valannot/      the same for evaluation
+    train/NAME.png       image
+    trainannot/NAME.png  its mask, 8-bit, one class index a pixel
+    val/, valannot/      images and masks for evaluation
 
-Index 11 is what nobody labelled; it does not count.
+Index 11 marks unlabeled pixels, which do not count.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ IMAGE_FOLDER, MASK_FOLDER = "{split}", "{split}annot"
 
 
 def find_camvid(root: Path, split: str) -> Path:
-    """The folder that holds the split: `root`, or its `CamVid/`.
+    """Return the folder that holds the split: `root`, or its `CamVid/`.
 
     Raises:
         FileNotFoundError: if neither does.
@@ -49,5 +49,8 @@ def find_camvid(root: Path, split: str) -> Path:
         if (folder / split).is_dir():
             return folder
     raise FileNotFoundError(
-        f"{root} holds neither {split}/ nor CamVid/{split}/: data.root must name the folder of the data"
+        f"{root} holds neither {split}/ nor CamVid/{split}/; expected the folder of the data as data.root"
     )
+
+
+__all__ = ["IMAGE_FOLDER", "MASK_FOLDER", "NAMES", "PALETTE", "UNLABELLED", "find_camvid"]

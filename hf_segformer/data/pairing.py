@@ -1,11 +1,12 @@
-"""Finds labelled pictures: pairs of files in two folders, or a data set that `datasets` reads.
+"""Images with masks: pairs of files in two folders, or a data set that `datasets` reads.
 
-Nothing is decoded here: rows hold `image` and `label` as they are stored, and `reader.RowReader` reads them when they
-are asked for. Training and `segformer evaluate` find their pictures by the same functions.
+Nothing is decoded here: rows hold `image` and `label` as they are stored, and `decoding.RowReader` decodes them when
+they are asked for. Training and `segformer evaluate` find their data by the same functions.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,70 +15,79 @@ import pyarrow.compute
 import yaml
 from huggingface_hub import DatasetCard, constants
 
-from ..files import read_json, resolve_inside
-from .decoding import LabelMapping, RowReader, array_dtype, class_values
+from ..configuration_segformer import default_ignore_index
+from ..files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_json, resolve_inside
+from .decoding import RowReader, array_dtype
+from .label_mapping import LabelMapping, class_values
+from .readers import count_pages
 
-_PICTURE_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2", ".avif"),
-    *(".ppm", ".pgm", ".tga", ".npy"),
-)
-_MAP_SUFFIXES = (".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".npy")
-_NUM_LISTED = 5
+_NUM_LISTED, _NUM_TRIED = 5, 50
 
 
 def pair_images_and_masks(
-    images: Path, labels: Path, image_suffix: str = "", label_suffix: str = ""
+    images: Path, masks: Path, image_suffix: str = "", mask_suffix: str = "", pages: bool = False
 ) -> datasets.Dataset:
-    """Pairs of pictures and label maps that share folder and name, in order of names.
+    """Pair images and masks that share folder and name, in order of names.
 
     Args:
-        images: folder of the pictures, at any depth.
-        labels: folder of the label maps; may be the same.
-        image_suffix: how the names of pictures end, `"_leftImg8bit.png"`, or `"_image"` before any known ending; empty
-            is any known ending. What comes before it pairs a picture with its label map.
-        label_suffix: the same for label maps.
+        images: folder of the images, at any depth.
+        masks: folder of the masks; may be the same.
+        image_suffix: how the names of images end, `"_leftImg8bit.png"`, or `"_image"` before any known ending; empty
+            is any known ending. The part before it pairs an image with its mask.
+        mask_suffix: the same for masks.
+        pages: take each image of a file with several as an image of its own, beside the mask file's image of the same
+            number.
 
     Returns:
-        A data set with the columns `image` and `label`, which hold paths.
+        A data set with the columns `image` and `label`, which hold paths, and with `pages` a column `page`.
 
     Raises:
-        ValueError: if a file has no partner, or two files one name.
+        ValueError: if a file has no partner, two files share one name, or numbers of pages differ.
         OSError: if there is no such folder.
     """
-    suffixes = (_suffixes(image_suffix, _PICTURE_SUFFIXES), _suffixes(label_suffix, _MAP_SUFFIXES))
-    pairs = _pairs((images, labels), suffixes)
-    return datasets.Dataset.from_dict(
-        {"image": [str(image) for image, _ in pairs], "label": [str(label) for _, label in pairs]}
-    )
+    suffixes = (_suffixes(image_suffix, IMAGE_SUFFIXES), _suffixes(mask_suffix, MASK_SUFFIXES))
+    pairs = _pairs((images, masks), suffixes, mask_suffix)
+    columns: dict[str, list] = {"image": [str(image) for image, _ in pairs], "label": [str(mask) for _, mask in pairs]}
+    if pages:
+        rows = [(*pair, page) for pair in zip(*columns.values(), strict=True) for page in range(_num_pages(*pair))]
+        columns = dict(zip(("image", "label", "page"), map(list, zip(*rows, strict=True)), strict=True))
+    return datasets.Dataset.from_dict(columns)
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """The pictures of a folder, at any depth, by name.
+def _num_pages(image: str, mask: str) -> int:
+    numbers = [count_pages(image), count_pages(mask)]
+    if numbers[0] != numbers[1]:
+        raise ValueError(f"{image} holds {numbers[0]} images and {mask} {numbers[1]}; expected as many masks as images")
+    return numbers[0]
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return the images of a folder, at any depth, by name.
 
     Raises:
         ValueError: if there is none.
         OSError: if there is no such folder.
     """
-    found = [path for path in _files(folder) if path.name.lower().endswith(_PICTURE_SUFFIXES)]
+    found = [path for path in _files(folder) if path.name.lower().endswith(IMAGE_SUFFIXES)]
     if not found:
-        raise _no_pictures(folder, _PICTURE_SUFFIXES)
+        raise _no_images(folder, IMAGE_SUFFIXES)
     return found
 
 
 def load_splits(
     root: str, subset: str = "", as_folder: bool = False, streaming: bool = False, only: str = "train"
 ) -> dict[str, Any]:
-    """The splits of a data set by name.
+    """Load the splits of a data set by name.
 
     Args:
-        root: what `save_to_disk` wrote, a folder that `datasets` reads, or a Hub repository.
-        subset: of a data set that has several, its `datasets` configuration.
+        root: a folder that `save_to_disk` wrote or that `datasets` reads, or a Hub repository.
+        subset: the `datasets` configuration of a data set that has several.
         as_folder: read a folder as an imagefolder, whatever else is in it.
         streaming: do not fetch the rows before they are used.
-        only: name of the split where the data have but one without a name.
+        only: name of the split where the data have a single one without a name.
 
     Raises:
-        ValueError: if it can not be read; the message begins with `root`.
+        ValueError: if it cannot be read; the message begins with `root`.
         OSError: if there is no such folder or repository.
     """
     folder = Path(root)
@@ -93,7 +103,7 @@ def load_splits(
     try:
         return dict(datasets.load_dataset(**arguments, streaming=streaming))
     except (datasets.exceptions.DatasetsError, ValueError) as error:
-        raise ValueError(f"{root} is not read: {error.__cause__ or error}") from error
+        raise ValueError(f"{root} cannot be read: {error.__cause__ or error}") from error
 
 
 def _require_names_inside(folder: Path) -> None:
@@ -127,29 +137,30 @@ def _strings(value: Any) -> list[str]:
 
 
 def two_columns(dataset: Any, root: str, columns: Sequence[str], settings: Sequence[str]) -> Any:
-    """Only the columns `image` and `label`, undecoded.
+    """Keep the columns of images and masks alone, as `image` and `label`, undecoded.
 
     Args:
         dataset: of `datasets`, a stream or not.
         root: what messages call it.
-        columns: the names that the two have there.
-        settings: by which other names are given, for messages.
+        columns: the names of the two columns.
+        settings: the settings that choose them, for messages.
 
     Raises:
-        ValueError: if there is no such column, or it holds no pictures.
+        ValueError: if there is no such column, or it holds no images.
     """
     if dataset.features is None:
-        raise ValueError(f"{root} does not tell its columns before it is read: set data.streaming=false")
+        raise ValueError(f"{root} does not declare its columns, which a stream needs: set data.streaming=false")
     kinds = (datasets.Image, datasets.Array2D, datasets.Array3D, datasets.List)
     for name, setting in zip(columns, settings, strict=True):
         if name not in dataset.features:
             raise ValueError(
-                f"{root} has no column {name!r}, it has {', '.join(map(repr, dataset.features))}: set {setting}"
+                f"{root} has no column {name!r}; expected one of {', '.join(map(repr, dataset.features))}: "
+                f"set {setting}"
             )
         feature = dataset.features[name]
         if not isinstance(feature, kinds) and getattr(feature, "dtype", None) not in ("string", "large_string"):
             raise ValueError(
-                f"column {name!r} of {root} is {type(feature).__name__}, but it must hold pictures, paths or arrays: "
+                f"column {name!r} of {root} is {type(feature).__name__}; expected images, paths or arrays: "
                 f"set {setting}"
             )
     dataset = require_own_files(undecoded(dataset.select_columns(list(columns))), root)
@@ -158,7 +169,7 @@ def two_columns(dataset: Any, root: str, columns: Sequence[str], settings: Seque
 
 
 def undecoded(dataset: Any) -> Any:
-    """Files stay as they are stored: `datasets` would turn a palette's ids into others."""
+    """Keep files as they are stored: `datasets` would turn a palette's labels into others."""
     for name, feature in dataset.features.items():
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
@@ -208,17 +219,17 @@ def require_own_files(dataset: Any, root: str) -> Any:
     return dataset
 
 
-def open_split(root: str, split: str, image_column: str = "image", label_column: str = "label") -> datasets.Dataset:
-    """One split of a data set, as `two_columns` gives it; for `segformer evaluate`.
+def open_split(root: str, split: str, image_column: str = "image", mask_column: str = "label") -> datasets.Dataset:
+    """Load one split of a data set, as `two_columns` gives it; for `segformer evaluate`.
 
     Raises:
-        ValueError: if the data can not be read, or have no such split or columns.
+        ValueError: if the data cannot be read, or have no such split or columns.
         OSError: if there is no such folder or repository.
     """
     splits = load_splits(root, only=split)
     if split not in splits:
-        raise ValueError(f"{root} has no split {split!r}, it has {', '.join(map(repr, splits))}: set --split")
-    return two_columns(splits[split], root, (image_column, label_column), ("--image-column", "--label-column"))
+        raise ValueError(f"{root} has no split {split!r}; expected one of {', '.join(map(repr, splits))}: set --split")
+    return two_columns(splits[split], root, (image_column, mask_column), ("--image-column", "--mask-column"))
 
 
 def decode_dataset(
@@ -229,19 +240,26 @@ def decode_dataset(
     reduce_labels: bool = False,
     label_values: Sequence[int] = (),
     ignore: Sequence[int] = (),
+    ignore_index: int | None = None,
+    ignore_exif: bool = False,
+    any_range: bool = False,
 ) -> datasets.Dataset:
-    """Rows of files -> rows of pictures and label maps 0..K-1, read when they are asked for.
+    """Decode images and masks of a data set when its rows are asked for.
 
     Args:
         dataset: with the columns `image` and `label`, undecoded.
         num_channels: bands that the model takes.
-        num_labels: classes K of the model; a binary one has the values 0 and 1.
-        reduce_labels: whether the maps' classes begin at 1, and 0 does not count (ADE20K).
-        label_values: what the maps hold for each class, `(0, 255)` say; by default 0, 1, 2 and so on.
-        ignore: values that do not count, beside 255.
+        num_labels: classes K of the model; a binary one has the labels 0 and 1.
+        reduce_labels: classes begin at 1 in the masks, and 0 does not count (ADE20K).
+        label_values: the mask value of each class, `(0, 255)` for example; by default 0, 1, 2 and so on.
+        ignore: mask values that do not count, beside 255.
+        ignore_index: label of pixels that do not count, the model's `semantic_loss_ignore_index`; by default that of a
+            new model with as many classes.
+        ignore_exif: keep images as they are stored, whatever their EXIF orientation.
+        any_range: accept integers of any range, for a processor with a `value_range`.
 
     Raises:
-        ValueError: if `label_values` has not one value a class.
+        ValueError: if `label_values` does not have one value a class.
 
     Example:
         >>> import tempfile
@@ -251,14 +269,16 @@ def decode_dataset(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Image.new("RGB", (9, 6)).save(Path(folder, "a.jpg"))
         ...     Image.new("L", (9, 6), 255).save(Path(folder, "a_mask.png"))
-        ...     pairs = pair_images_and_masks(Path(folder), Path(folder), label_suffix="_mask")
+        ...     pairs = pair_images_and_masks(Path(folder), Path(folder), mask_suffix="_mask")
         ...     int(decode_dataset(pairs, 3, 1, label_values=(0, 255))[0]["label"].max())
         1
     """
     values = class_values(num_labels, reduce_labels, label_values, "--label-values")
-    rule = LabelMapping(values, tuple(sorted({*ignore, *((0,) if reduce_labels and not label_values else ())})))
-    dtypes = (array_dtype(dataset.features[column]) for column in ("image", "label"))
-    return dataset.with_transform(RowReader(num_channels, rule, *dtypes))
+    ignored = {*ignore, *((0,) if reduce_labels and not label_values else ())}
+    ignore_index = default_ignore_index(len(values)) if ignore_index is None else ignore_index
+    mapping = LabelMapping(values, tuple(sorted(ignored)), ignore_index)
+    image_dtype, label_dtype = (array_dtype(dataset.features[column]) for column in ("image", "label"))
+    return dataset.with_transform(RowReader(num_channels, mapping, image_dtype, label_dtype, ignore_exif, any_range))
 
 
 def _suffixes(suffix: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -267,52 +287,87 @@ def _suffixes(suffix: str, known: tuple[str, ...]) -> tuple[str, ...]:
     return (suffix.lower(),) if "." in suffix else tuple(suffix.lower() + ending for ending in known)
 
 
-def _pairs(folders: tuple[Path, Path], suffixes: tuple[tuple[str, ...], tuple[str, ...]]) -> list[tuple[Path, Path]]:
-    """Pictures and label maps that share folder and name before the suffix, in order of names."""
+def _pairs(
+    folders: tuple[Path, Path], suffixes: tuple[tuple[str, ...], tuple[str, ...]], mask_suffix: str
+) -> list[tuple[Path, Path]]:
+    """Images and masks that share folder and name before the suffix, in order of names."""
     is_one = folders[0].resolve() == folders[1].resolve()
-    images = _by_stem(folders[0], suffixes[0], () if not is_one or suffixes[1] == _MAP_SUFFIXES else suffixes[1])
-    labels = _by_stem(folders[1], suffixes[1])
+    images = _by_stem(folders[0], suffixes[0], suffixes[1] if is_one and mask_suffix else ())
+    masks = _by_stem(folders[1], suffixes[1])
     if not images:
-        raise _no_pictures(folders[0], suffixes[0])
-    alone = sorted(images.keys() ^ labels.keys())
+        raise _no_images(folders[0], suffixes[0])
+    alone = sorted(images.keys() ^ masks.keys())
     if alone:
-        stem, others = alone[0], _others(alone[1:])
+        stem, others = alone[0], _others(alone[1:]) + _hint(images, masks, folders, mask_suffix)
         if stem in images:
             wanted = folders[1] / f"{stem}{suffixes[1][0]}"
-            raise ValueError(f"{images[stem]} has no label map {wanted}{others}")
-        raise ValueError(f"{labels[stem]} has no picture {folders[0] / stem}{suffixes[0][0]}{others}")
-    return [(images[stem], labels[stem]) for stem in sorted(images)]
+            raise ValueError(f"{images[stem]} has no mask; expected {wanted}{others}")
+        raise ValueError(f"{masks[stem]} has no image; expected {folders[0] / stem}{suffixes[0][0]}{others}")
+    return [(images[stem], masks[stem]) for stem in sorted(images)]
 
 
-def _no_pictures(folder: Path, suffixes: Sequence[str]) -> ValueError:
-    return ValueError(f"{folder} holds no pictures (files that end in {', '.join(suffixes)})")
+def _hint(images: Mapping[str, Path], masks: Mapping[str, Path], folders: tuple[Path, Path], mask_suffix: str) -> str:
+    """Return the remedy where every image lacks a partner for one reason, as far as it can be seen."""
+    if images.keys() & masks.keys():
+        return ""
+    if masks and not mask_suffix:
+        if ending := _shared_ending(images, masks):
+            return f". Names of masks have {ending!r} more than those of their images: set mask_suffix={ending!r}"
+        if ending := _shared_ending(masks, images):
+            return f". Names of images have {ending!r} more than those of their masks: set image_suffix={ending!r}"
+    lossy = [path for path in _files(folders[1]) if path.suffix.lower() in (".jpg", ".jpeg", ".jfif")]
+    if lossy and folders[0].resolve() != folders[1].resolve():
+        return f". {lossy[0]} is a JPEG file, whose compression changes labels: store masks as PNG or TIFF"
+    return ""
+
+
+def _shared_ending(stems: Mapping[str, Path], longer: Mapping[str, Path]) -> str:
+    """Return the shortest ending that makes longer names of all stems (the first fifty), empty without one."""
+    endings = [{name[len(stem) :] for name in longer if name.startswith(stem)} for stem in islice(stems, _NUM_TRIED)]
+    shared = set.intersection(*endings) - {""} if endings else set()
+    return min(shared, key=len, default="")
+
+
+def _no_images(folder: Path, suffixes: Sequence[str]) -> ValueError:
+    return ValueError(f"{folder} holds no images; expected files that end in {', '.join(suffixes)}")
 
 
 def _others(stems: Sequence[str]) -> str:
-    """What a message says of further files without a partner."""
+    """Return the part of a message about further files without a partner."""
     if not stems:
         return ""
     rest = f" and {len(stems) - _NUM_LISTED} more" if len(stems) > _NUM_LISTED else ""
     return f"; nor has {', '.join(stems[:_NUM_LISTED])}{rest} a partner"
 
 
-def _by_stem(folder: Path, suffixes: tuple[str, ...], passed_over: tuple[str, ...] = ()) -> dict[str, Path]:
+def _by_stem(folder: Path, suffixes: tuple[str, ...], skipped: tuple[str, ...] = ()) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in _files(folder):
         name = path.name.lower()
         ending = next((suffix for suffix in suffixes if name.endswith(suffix)), None)
-        if ending is None or (passed_over and name.endswith(passed_over)):
+        if ending is None or (skipped and name.endswith(skipped)):
             continue
         stem = (path.relative_to(folder).parent / path.name[: -len(ending)]).as_posix()
         if path != files.setdefault(stem, path):
-            raise ValueError(f"{files[stem]} and {path.name} have one name: which is meant?")
+            raise ValueError(f"{files[stem]} and {path.name} share one name; expected one of them")
     return files
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """What lies in a folder at any depth, by name, but for what is hidden or lies in hidden folders."""
+    """Yield the files in a folder at any depth, by name, but for hidden ones and those in hidden folders."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     for path in sorted(folder.rglob("*")):
         if not any(part.startswith(".") for part in path.relative_to(folder).parts):
             yield path
+
+
+__all__ = [
+    "decode_dataset",
+    "find_images",
+    "load_splits",
+    "open_split",
+    "pair_images_and_masks",
+    "two_columns",
+    "undecoded",
+]

@@ -1,11 +1,11 @@
 """A generated data set: textured shapes that hide one another on cluttered ground.
 
-It needs no download and any number of pictures can be drawn, yet it is no toy. Shapes are vivid, ground and clutter
-dull, but textures and colours are drawn alike for every class: nothing but the outline tells which one it is. Picture i
-of a split is a function of (seed, split, i) alone.
+It needs no download, and any number of images can be drawn. Shapes are vivid, ground and clutter dull, but textures and
+colours have one distribution for all classes: only the outline identifies a class. Image i of a split is a function of
+(seed, split, i) alone.
 
 Outlines are signed distances: negative inside, in pixels, from which both the label (below 0) and the soft edge of
-the picture follow. Axes: H W pixels, here H = W.
+the image follow. Axes: H W pixels, here H = W.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,8 @@ from math import cos, pi, sin
 
 import numpy as np
 from PIL import Image
+
+from ..files import IGNORE_INDEX
 
 NAMES = ("ground", "disc", "triangle", "bar", "ring", "cross", "star")
 PALETTE = (
@@ -25,7 +27,6 @@ PALETTE = (
     (150, 84, 166),
     (214, 72, 122),
 )
-IGNORE_INDEX = 255
 SPLITS = ("train", "validation")
 
 # (generator, across (h, w), along (h, w), radius) -> signed distance (h, w), all in pixels
@@ -37,30 +38,30 @@ _MAX_HIDDEN = 0.2  # of a shape; more would leave outlines that are truly ambigu
 
 
 def draw_sample(seed: int, split: str, index: int, size: int = 128) -> tuple[Image.Image, Image.Image]:
-    """Draw one picture and its label map.
+    """Draw one image and its mask.
 
     Args:
         seed: of the whole data set.
-        split: `"train"` or `"validation"`; they share no picture.
-        index: of the picture.
+        split: `"train"` or `"validation"`; they share no image.
+        index: of the image.
         size: sides H = W in pixels, 16 or more.
 
     Returns:
-        RGB picture and 8-bit grey label map; 255 where edges are declared uncertain and under smudges.
+        RGB image and 8-bit grey mask; 255 where edges are declared uncertain and under smudges.
 
     Raises:
         ValueError: if the split is unknown, the index is negative or the size is below 16.
 
     Example:
         >>> from hf_segformer.data.shapes import draw_sample
-        >>> picture, labels = draw_sample(seed=0, split="train", index=3, size=64)
-        >>> picture.size, labels.mode
+        >>> image, mask = draw_sample(seed=0, split="train", index=3, size=64)
+        >>> image.size, mask.mode
         ((64, 64), 'L')
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: known are {', '.join(SPLITS)}")
+        raise ValueError(f"unknown split {split!r}; expected {', '.join(SPLITS)}")
     if size < 16 or index < 0:
-        raise ValueError(f"size is {size} and index {index}, but size must be 16 or more and index 0 or more")
+        raise ValueError(f"size is {size} and index {index}; expected at least 16 and at least 0")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     scene = _Scene(rng, size)
     for _ in range(rng.integers(2, 5)):
@@ -73,11 +74,11 @@ def draw_sample(seed: int, split: str, index: int, size: int = 128) -> tuple[Ima
 
 
 def shapes_dataset(split: str, num_samples: int, size: int = 128, seed: int = 0):
-    """The first pictures of a split as a `datasets.Dataset`, held in memory.
+    """Draw the first images of a split as a `datasets.Dataset`, held in memory.
 
     Args:
         split: `"train"` or `"validation"`.
-        num_samples: how many.
+        num_samples: number of images.
         size: sides H = W in pixels.
         seed: of the whole data set.
 
@@ -92,20 +93,20 @@ def shapes_dataset(split: str, num_samples: int, size: int = 128, seed: int = 0)
 
     columns: dict[str, list] = {"image": [], "label": []}
     for index in trange(num_samples, desc=f"drawing shapes, {split}", leave=False):
-        for column, picture in zip(columns.values(), draw_sample(seed, split, index, size), strict=True):
-            column.append({"bytes": _png(picture), "path": None})
+        for column, image in zip(columns.values(), draw_sample(seed, split, index, size), strict=True):
+            column.append({"bytes": _png(image), "path": None})
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
     return datasets.Dataset.from_dict(columns, features=features)
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     buffer = BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)
+    image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 class _Scene:
-    """A picture under construction: `colors` (H, W, 3) of 0..1, `labels` and `owners` (H, W)."""
+    """An image under construction: `colors` (H, W, 3) of 0..1, `labels` and `owners` (H, W)."""
 
     def __init__(self, rng: np.random.Generator, size: int):
         self.rng, self.size = rng, size
@@ -146,7 +147,7 @@ class _Scene:
         self._paint(*self._place(_blob if self.rng.random() < 0.6 else _stroke), self._dull())
 
     def add_smudge(self) -> None:
-        """Wipe out a spot, so that nobody could tell what is there, and ignore it."""
+        """Wipe out a spot, and ignore it."""
         radius, center = self.size * self.rng.uniform(0.05, 0.09), self.rng.uniform(0, self.size, (2, 1, 1))
         inside = np.square(self.grid - center).sum(axis=0) < radius**2
         self.colors[inside] = self.colors[inside].mean(axis=0)

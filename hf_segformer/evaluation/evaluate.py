@@ -20,12 +20,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import InferenceOptions
+from ..data.torch_datasets import ignore_no_data
 from ..image_io_segformer import read_mask
-from ..image_processing_segformer import IGNORE_INDEX, SegFormerImageProcessor
+from ..image_processing_segformer import SegFormerImageProcessor
 from ..inference.distributed import DistributedContext
 from ..inference.pipeline import Prepared, ReadAhead, segment_batch
 from ..inference.segmenter import Segmenter, class_names
 from ..progress import Progress
+from .accumulator import MetricAccumulator
 from .metrics import confusion_matrix, named_scores, scores
 
 
@@ -114,6 +116,7 @@ def evaluate(
     *,
     names: Sequence[str] | None = None,
     num_worst: int = 0,
+    accumulator: MetricAccumulator | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Predict every image and compare with its mask, at the size of the mask.
@@ -131,6 +134,8 @@ def evaluate(
         options: see `InferenceOptions`; by default images are seen whole and once.
         names: names of the classes; by default the model's. The one of a binary model gets `background` before it.
         num_worst: number of the worst images to list.
+        accumulator: counts what a report needs besides, which takes the probabilities of every image; every process
+            has the counts of all images afterwards.
         progress: show the progress of the first process.
 
     Returns:
@@ -158,35 +163,47 @@ def evaluate(
     matrix = torch.zeros(len(names), len(names) + 1, dtype=torch.int64, device=model.device)
     worst: list[tuple[float, int]] = []
     error: Exception | None = None
+    counted = _count(segmenter, dataset, mine, len(names), accumulator)
     try:
         with Progress("evaluate", len(mine), "images", is_shown=progress and context.is_main) as bar:
-            for index, counts in zip(mine, _count(segmenter, dataset, mine, len(names)), strict=True):
+            for index, counts in zip(mine, counted, strict=True):
                 matrix += counts
                 if num_worst and not math.isnan(score := scores(counts)["mean_iou"]):  # of a mask without labels it is
                     worst = nsmallest(num_worst, [*worst, (score, index)])
                 bar.update()
     except (ValueError, OSError, MemoryError) as raised:
         error = raised
-    found = context.gather((matrix.cpu(), worst, error))
-    for _, _, failure in found:  # in every process the same one, so that none waits for another that has ended
+    found = context.gather((matrix.cpu(), worst, error, accumulator and accumulator.state()))
+    for _, _, failure, _ in found:  # in every process the same one, so that none waits for another that has ended
         if failure is not None:
             raise failure
-    worst = nsmallest(num_worst, [pair for _, pairs, _ in found for pair in pairs])
-    matrix = torch.stack([each for each, _, _ in found]).sum(dim=0)
+    worst = nsmallest(num_worst, [pair for _, pairs, _, _ in found for pair in pairs])
+    matrix = torch.stack([each for each, _, _, _ in found]).sum(dim=0)
+    if accumulator is not None:
+        accumulator.combine(state for _, _, _, state in found)
     seconds = time.perf_counter() - start
     return Evaluation(matrix, names, tuple((index, score) for score, index in worst), seconds, num_images)
 
 
-def _count(segmenter: Segmenter, dataset: Any, indices: Sequence[int], num_classes: int) -> Iterator[Tensor]:
+def _count(
+    segmenter: Segmenter,
+    dataset: Any,
+    indices: Sequence[int],
+    num_classes: int,
+    accumulator: MetricAccumulator | None = None,
+) -> Iterator[Tensor]:
     """Confusion matrix (K, K + 1) of each row, read ahead and in batches."""
-    ignore_index = getattr(segmenter.model.config, "semantic_loss_ignore_index", IGNORE_INDEX)
+    ignore_index = segmenter.ignore_index
 
     def segment(batch: list[Prepared]) -> list[Tensor]:
         counts = []
-        for prepared, (prediction, _) in zip(batch, segment_batch(segmenter, batch), strict=True):
+        found = segment_batch(segmenter, batch, with_probabilities=accumulator is not None)
+        for prepared, (prediction, probabilities) in zip(batch, found, strict=True):
             labels = torch.from_numpy(prepared.labels).to(prediction.device)
             try:
                 counts.append(confusion_matrix(prediction, labels, num_classes, ignore_index))
+                if accumulator is not None:
+                    accumulator.update(probabilities, prediction, labels, index=prepared.index)
             except ValueError as error:
                 raise ValueError(f"{prepared.name}: {error}") from error
         return counts
@@ -204,14 +221,15 @@ def _load(segmenter: Segmenter, dataset: Any, index: int) -> Prepared:
     name = f"row {index} of the data"
     try:
         row = dataset[index]
-        labels = read_mask(row["label"], "its mask").astype("int64")
+        mask = read_mask(row["label"], "its mask").astype("int64")
+        labels = ignore_no_data(mask, row["image"], segmenter.ignore_index)
         views = segmenter.preprocess(row["image"])
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     except OSError as error:
         raise OSError(f"{name}: {error}") from error
     # Batches of the order of the rows alone, which all processes share.
-    return Prepared(views, labels.shape, name, labels=labels, group=index // segmenter.batch_size)
+    return Prepared(views, labels.shape, name, labels=labels, group=index // segmenter.batch_size, index=index)
 
 
 def _known(value: float) -> float | None:

@@ -26,7 +26,7 @@ class MeanIoU(evaluate.Metric):
 
     Args:
         num_labels: number of classes K.
-        ignore_index: label of ignored pixels.
+        ignore_index: label of ignored pixels, by default that of a model with as many classes.
         **kwargs: keywords of `evaluate.Metric`.
 
     Example:
@@ -38,7 +38,7 @@ class MeanIoU(evaluate.Metric):
         [0.75, 0.5]
     """
 
-    def __init__(self, num_labels: int, ignore_index: int = 255, **kwargs):
+    def __init__(self, num_labels: int, ignore_index: int | None = None, **kwargs):
         super().__init__(**kwargs)
         if num_labels < 1:
             raise ValueError(f"num_labels is {num_labels}; expected at least 1")

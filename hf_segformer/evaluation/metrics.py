@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
+from ..configuration_segformer import default_ignore_index
 from ..upsampling_segformer import upsample_argmax
 
 _PADDING = -100  # with which a Trainer pads the masks of unequal heights
 
 
-def confusion_matrix(predictions: Any, labels: Any, num_labels: int, ignore_index: int = 255) -> Tensor:
+def confusion_matrix(predictions: Any, labels: Any, num_labels: int, ignore_index: int | None = None) -> Tensor:
     """Count how often each true class was predicted as each class.
 
     IoU and accuracy need no more than a matrix of counts, and the matrices of batches sum to that of the whole.
@@ -27,7 +28,7 @@ def confusion_matrix(predictions: Any, labels: Any, num_labels: int, ignore_inde
             last column: dropping them would flatter the model.
         labels: true class ids of the same shape.
         num_labels: number of classes K.
-        ignore_index: label of ignored pixels.
+        ignore_index: label of ignored pixels, by default that of a model with as many classes.
 
     Returns:
         int64 tensor (K, K + 1) on the device of `labels`, rows true, columns predicted.
@@ -45,6 +46,7 @@ def confusion_matrix(predictions: Any, labels: Any, num_labels: int, ignore_inde
         raise ValueError(
             f"predictions have shape {tuple(predictions.shape)}; expected that of the labels, {tuple(labels.shape)}"
         )
+    ignore_index = default_ignore_index(num_labels) if ignore_index is None else ignore_index
     predictions, is_counted = predictions.to(labels.device), labels != ignore_index
     is_unknown = is_counted & ((labels < 0) | (labels >= num_labels))
     if is_unknown.any():
@@ -135,9 +137,9 @@ class SegmentationMetrics:
         True
     """
 
-    def __init__(self, names: Sequence[str], ignore_index: int = 255):
+    def __init__(self, names: Sequence[str], ignore_index: int | None = None):
         self.names = ["background", *names] if len(names) == 1 else list(names)
-        self.ignore_index = ignore_index
+        self.ignore_index = default_ignore_index(len(self.names)) if ignore_index is None else ignore_index
         self.matrix: Tensor | None = None
 
     def preprocess_logits(self, logits: Tensor, labels: Tensor | None) -> Tensor:

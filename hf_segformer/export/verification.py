@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.decoding import read_picture
+from ..data.readers import read_whole_image
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..modeling_segformer import SegFormerForSemanticSegmentation
 from ..upsampling_segformer import upsample, upsample_argmax
@@ -184,7 +184,7 @@ class ReferenceOutputs:
 
 def read_if_path(image: Any, num_channels: int) -> Any:
     """Read an image from a file of any kind that batch inference reads; return anything else as it is."""
-    return read_picture(os.fspath(image), num_channels) if isinstance(image, str | os.PathLike) else image
+    return read_whole_image(os.fspath(image), num_channels) if isinstance(image, str | os.PathLike) else image
 
 
 __all__ = ["ParityReport", "ReferenceOutputs", "read_if_path", "smooth_images", "summarise"]

@@ -1,6 +1,9 @@
 """Rasters by rasterio (GDAL): GeoTIFF above all, whose georeference, tags and overviews go with the labels.
 
-rasterio is an extra and imported where it is needed. Axes: C bands, h w a window's sides.
+GDAL is given the drivers of the file's content alone: left to itself it opens what a file's content asks for, other
+files, addresses in the network and scripts among them. rasterio is an extra and imported where it is needed.
+
+Axes: C bands, h w a tile's sides.
 """
 
 import errno
@@ -8,83 +11,124 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
-from ..inference.tiling import Tile as Window
-from .rasters import BLOCK, LabelFile, Raster, holds_data, in_rows_of_blocks
+from ..data.readers import ImageSource, Kind, ReadOptions, Tile
+from ..inference.tiling import MaskLayout
+from .rasters import (
+    BLOCK,
+    HFA_MAGIC,
+    INSTALL,
+    JPEG_2000_MAGIC,
+    TIFF_MAGIC,
+    Raster,
+    in_rows_of_blocks,
+    is_installed,
+    mask_no_data,
+    raster_kind,
+)
+from .vrt import check_sidecars, checked_vrt
+
+logger = logging.get_logger(__name__)
+
+_DRIVERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
+    (TIFF_MAGIC, "GTiff"),
+    (JPEG_2000_MAGIC, "JP2OpenJPEG"),
+    ((HFA_MAGIC,), "HFA"),
+    ((b"\x89PNG\r\n",), "PNG"),
+    ((b"\xff\xd8\xff",), "JPEG"),
+)
+# No network, no code in virtual rasters, whatever a file asks for.
+_SAFE = {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none", "GDAL_VRT_ENABLE_PYTHON": "NO", "GDAL_HTTP_MAX_RETRY": "0"}
 
 
 class GeoRaster(Raster):
     """A raster by rasterio.
 
-    What GDAL keeps of decoded blocks, of this file and of that to be written, is bounded: by default it is a share of
-    the machine's memory.
+    The memory in which GDAL keeps decoded blocks, of this file and of the one to be written, is bounded: by default it
+    is a share of the machine's memory.
     """
 
+    @classmethod
+    def claims(cls, source: ImageSource, by_tiles: bool = False) -> Kind | None:
+        """See `data.readers.Reader.claims`."""
+        is_known = any(source.head.startswith(magic) for magic, _ in _DRIVERS)
+        return raster_kind(source) or ("raster" if by_tiles and is_known and is_installed("rasterio") else None)
+
+    @classmethod
+    def count(cls, source: ImageSource) -> int:
+        """See `data.readers.Reader.count`."""
+        with ExitStack() as stack:
+            return _num_pages(_open(source, None, stack))
+
     def _open(self) -> Any:
-        import rasterio
+        with ExitStack() as stack:
+            file = _open(self.source, None, stack)
+            page = self.choose_page(_num_pages(file))
+            if page:
+                file = _open(self.source, page, stack)
+            self.stack = stack.pop_all()
+        return file
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            return rasterio.open(self.path)
-
-    def _look(self, num_channels: int, bands: Sequence[int] | None, num_rows: int) -> None:
+    def _look(self, options: ReadOptions) -> None:
         from rasterio.enums import ColorInterp, MaskFlags
 
-        file = self.file
+        file, num_channels = self.file, options.num_channels
         self.height, self.width = file.height, file.width
         colors = file.colorinterp
-        self.choose_bands(file.count, colors[-1] == ColorInterp.alpha, num_channels, bands)
+        self.choose_bands(file.count, colors[-1] == ColorInterp.alpha, num_channels, options.bands)
         self.numbers = [band + 1 for band in self.bands]
         first = self.numbers[0]
         self.colors: np.ndarray | None = None
         if colors[first - 1] == ColorInterp.palette and self.num_bands == 1 and num_channels == 3:
             self.colors = _color_table(file.colormap(first))
         self.has_mask = any(file.mask_flag_enums[band] == [MaskFlags.per_dataset] for band in self.bands)
-        self.nodata = [file.nodatavals[band] for band in self.bands]
-        has_nodata = all(value is not None for value in self.nodata)
-        self.may_lack_data = self.alpha is not None or self.has_mask or has_nodata
+        self.nodata = tuple(file.nodatavals[band] for band in self.bands)
+        self.dtype = np.result_type(*(file.dtypes[band] for band in self.bands))
+        self.may_lack_data = self.alpha is not None or self.has_mask or any(v is not None for v in self.nodata)
         pixel = sum(np.dtype(file.dtypes[band]).itemsize for band in self.bands)
-        self.keep_at_hand(max(file.block_shapes), pixel, num_rows)
+        self.keep_at_hand(max(file.block_shapes), pixel, options.num_rows)
 
     def __enter__(self) -> "Raster":
         import rasterio
 
-        self.limit = rasterio.Env(GDAL_CACHEMAX=self.cache)
+        self.limit = rasterio.Env(GDAL_CACHEMAX=self.cache, **_SAFE)
         self.limit.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.file.close()
+        self.stack.close()
         self.limit.__exit__(*error)
 
-    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
+    def read(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
         """See `Raster.read`."""
         import rasterio
 
-        part = rasterio.windows.Window(window.left, window.top, window.width, window.height)
+        part = rasterio.windows.Window(tile.left, tile.top, tile.width, tile.height)
         try:
-            pixels = self.file.read(self.numbers, window=part)
+            pixels, valid = self.file.read(self.numbers, window=part), None
             if self.alpha is not None:
                 valid = self.file.read(self.alpha + 1, window=part) != 0
             elif self.has_mask:
                 valid = self.file.read_masks(self.numbers[0], window=part) != 0
-            else:
-                valid = holds_data(pixels, self.nodata)
         except OSError as error:
-            raise self.damaged(window, error) from error
+            raise self.damaged(tile, error) from error
+        pixels, valid = mask_no_data(pixels, self.nodata, valid)
         if self.colors is not None:
-            pixels = np.moveaxis(self.colors[pixels[0]], -1, 0)
+            pixels = _colored(pixels, self.colors)
         return pixels, valid
 
-    def write(self, path: Path, bands: Iterable[tuple[int, np.ndarray]], labels: LabelFile) -> None:
+    def write(self, path: Path, bands: Iterable[tuple[int, np.ndarray]], labels: MaskLayout) -> None:
         """See `Raster.write`."""
         import rasterio
 
-        factors, checksums = self.file.overviews(self.numbers[0]), []
+        factors, checksums = self._overviews(), []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(path, "w", **self._profile(labels)) as out:
@@ -96,31 +140,34 @@ class GeoRaster(Raster):
                         raise _not_written(path, f"{error.__cause__ or error}") from error
                     checksums.append((top, len(rows), zlib.crc32(rows.data)))
             if factors:
-                with rasterio.open(path, "r+") as out:
-                    out.build_overviews(factors, rasterio.enums.Resampling.nearest)
-            self._check(path, factors, checksums)
+                _build_overviews(path, factors)
+            self._check(path, checksums)
+
+    def _overviews(self) -> list[int]:
+        """Return the factors of the file's overviews, unless the file says that they are elsewhere."""
+        return [] if self.file.tags(ns="OVERVIEWS") else self.file.overviews(self.numbers[0])
 
     def _rows(self, top: int, num_rows: int) -> Any:
         import rasterio
 
         return rasterio.windows.Window(0, top, self.width, num_rows)
 
-    def _check(self, path: Path, factors: list[int], checksums: Sequence[tuple[int, int, int]]) -> None:
-        """Read what was written: GDAL closes a file on a full disk without an error (GDAL 3.10)."""
+    def _check(self, path: Path, checksums: Sequence[tuple[int, int, int]]) -> None:
+        """Read the pixels that were written: GDAL closes a file on a full disk without an error (GDAL 3.10)."""
         import rasterio
 
         try:
-            with rasterio.open(path) as file:
-                is_whole = file.overviews(1) == factors and all(
+            with rasterio.open(path, driver="GTiff") as file:
+                is_whole = all(
                     zlib.crc32(file.read(1, window=self._rows(top, num_rows))) == checksum
                     for top, num_rows, checksum in checksums
                 )
         except OSError:
             is_whole = False
         if not is_whole:
-            raise _not_written(path, "what was written can not be read again")
+            raise _not_written(path, "the written pixels cannot be read again")
 
-    def _profile(self, labels: LabelFile) -> dict[str, Any]:
+    def _profile(self, labels: MaskLayout) -> dict[str, Any]:
         profile = {
             "driver": "GTiff",
             "height": self.height,
@@ -138,7 +185,7 @@ class GeoRaster(Raster):
             profile |= {"crs": self.file.crs, "transform": self.file.transform}
         return profile
 
-    def _describe(self, out: Any, labels: LabelFile) -> None:
+    def _describe(self, out: Any, labels: MaskLayout) -> None:
         points, reference = self.file.gcps
         if points:
             out.gcps = points, reference
@@ -146,13 +193,68 @@ class GeoRaster(Raster):
             out.rpcs = self.file.rpcs
         out.update_tags(**self.file.tags())
         out.update_tags(1, **{f"class_{index}": name for index, name in enumerate(labels.names)})
-        out.write_colormap(1, {index: tuple(color) for index, color in enumerate(labels.colors().tolist())})
+        if np.dtype(labels.dtype).itemsize <= 2:  # GDAL keeps no colours of wider types
+            out.write_colormap(1, {index: tuple(color) for index, color in enumerate(labels.colors().tolist())})
 
 
 def _not_written(path: Path, reason: str) -> OSError:
-    """GDAL does not tell a full disk by the system's number."""
+    """Return the error of a failed write; GDAL does not report a full disk by the system's number."""
     free = shutil.disk_usage(path.parent).free >> 20
     return OSError(errno.EIO if free else errno.ENOSPC, f"{reason}, and {free} MiB are free")
+
+
+def _open(source: ImageSource, page: int | None, stack: ExitStack) -> Any:
+    """Open a file, or one page of it, by the drivers of its content.
+
+    Raises:
+        ValueError: if rasterio is not installed, or the file refers to others outside its folder.
+        OSError: if it cannot be opened.
+    """
+    if not is_installed("rasterio"):
+        raise ValueError(f"{source.name} needs rasterio, or tifffile if it is a plain TIFF: {INSTALL}")
+    import rasterio
+
+    driver = next((driver for magic, driver in _DRIVERS if source.head.startswith(magic)), None)
+    if source.path is None:
+        place: Any = stack.enter_context(rasterio.MemoryFile(source.content)).name
+    else:
+        place = str(source.path.resolve())  # a scheme such as s3:// would be an address
+        check_sidecars(source.path)
+    if driver is None:
+        if source.path is None:
+            raise OSError(f"{source.name} is a virtual raster in memory; expected a file")
+        place, driver = checked_vrt(source.path), "VRT"
+    if page is not None:
+        place = f"GTIFF_DIR:{page + 1}:{place}"
+    with warnings.catch_warnings(), rasterio.Env(**_SAFE):
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        file = rasterio.open(place, driver=driver)
+    stack.callback(file.close)
+    return file
+
+
+def _num_pages(file: Any) -> int:
+    """Return the number of a TIFF's pages that are images of their own."""
+    return len(file.subdatasets) or 1 if file.driver == "GTiff" else 1
+
+
+def _build_overviews(path: Path, factors: Sequence[int]) -> None:
+    """Add levels of smaller size as far as GDAL makes them; they are a convenience, and the pixels are complete."""
+    import rasterio
+
+    try:
+        with rasterio.open(path, "r+", driver="GTiff") as out:
+            out.build_overviews(factors, rasterio.enums.Resampling.nearest)
+    except (rasterio.errors.RasterioError, ValueError) as error:
+        logger.warning(f"{path} has no overviews {list(factors)}: {error}")
+
+
+def _colored(pixels: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """Palette indices (1, h, w) -> red, green and blue (3, h, w), masked where the indices are."""
+    bands = np.moveaxis(colors[np.ma.getdata(pixels)[0]], -1, 0)
+    if not isinstance(pixels, np.ma.MaskedArray):
+        return bands
+    return np.ma.MaskedArray(bands, np.broadcast_to(np.ma.getmaskarray(pixels), bands.shape))
 
 
 def _color_table(colors: dict[int, tuple[int, ...]]) -> np.ndarray:

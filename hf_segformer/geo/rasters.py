@@ -1,153 +1,153 @@
-"""What a raster is: an image that is read by windows, beside which a label map is written by bands of rows.
+"""Rasters: images that are read by tiles, beside which a segmentation map is written row by row.
 
-Neither is ever in memory as a whole. `geotiff` reads and writes by rasterio, `plain_tiff` by tifffile; here is what
-they share, and how to tell that a file is one for them.
+Neither is ever in memory as a whole. `geotiff` reads and writes by rasterio, `tiff` by tifffile; here is what they
+share, and how a file is recognized as one for them.
 
 Axes: C bands, H height, W width.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from ..image_io_segformer import DECODE_ERRORS
-from ..inference.tiling import Tile as Window
+from ..data.readers import ImageSource, Kind, ReadOptions, Tile
+from ..image_io_segformer import DECODE_ERRORS, check_area
+from ..inference.tiling import MaskLayout
 
-Color = tuple[int, int, int]
-
-BLOCK = 512  # side in pixels of the tiles that a label map is written in
+BLOCK = 512  # side in pixels of the tiles that a segmentation map is written in
 LEAST_CACHE, MOST_CACHE = 64 << 20, 512 << 20  # bytes of decoded pixels
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+JPEG_2000_MAGIC = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+HFA_MAGIC = b"EHFA_HEADER_TAG"
 GEOREFERENCE = (33550, 33922, 34264, 34735, 50844)  # TIFF tags: scale, tie points, matrix, keys, RPCs
-_ONLY_RASTERS = (".vrt", ".img")  # Pillow reads neither
+NODATA = 42113  # GDAL's TIFF tag
+_EXTRA_SAMPLES = 338
+_MOST_FLOAT32 = 3.4e38  # beyond it a value for no data means the largest float32, however many digits it is written in
+INSTALL = "pip install 'hf-segformer[geo]'"
 
 
-def is_raster(path: str | Path) -> bool:
-    """Whether a file is better labelled by windows than as one picture.
+def raster_kind(source: ImageSource) -> Kind | None:
+    """Return the kind of a file that a raster reader opens, None for others.
 
-    That is a TIFF file, or a JPEG 2000 one, with a georeference, with more pixels than Pillow opens without a warning,
-    or whose bands make no picture that Pillow opens, and GDAL's virtual rasters. Neither rasterio nor tifffile is
+    A raster is a TIFF or JPEG 2000 file with a georeference, with more pixels than Pillow opens without a warning, or
+    with bands that Pillow has no mode for, and GDAL's virtual and Erdas rasters. A TIFF that says where it holds no
+    data, by a value or an alpha band, is an image, to be read by a raster reader. Neither rasterio nor tifffile is
     needed to tell.
-
-    Args:
-        path: of a file; one that is not there is no raster.
-
-    Raises:
-        OSError: if it can not be opened.
-
-    Example:
-        >>> from hf_segformer.geo.rasters import is_raster
-        >>> is_raster("photo.jpg")
-        False
     """
-    path = Path(path)
-    if not path.is_file():
-        return False
-    suffix = path.suffix.lower()
-    if suffix in _ONLY_RASTERS:
-        return True
-    with path.open("rb") as file:
-        is_tiff = file.read(4) in _TIFF
-    if not is_tiff and suffix not in (".jp2", ".j2k"):
-        return False
-    reader: Callable[..., Image.Image] = TiffImageFile if is_tiff else Jpeg2KImageFile  # no warning of many pixels
+    if source.suffix == ".vrt" and source.head.lstrip().startswith(b"<VRTDataset"):
+        return "raster"
+    if source.head.startswith(HFA_MAGIC):
+        return "raster"
+    is_tiff = source.head.startswith(TIFF_MAGIC)
+    if not is_tiff and not source.head.startswith(JPEG_2000_MAGIC):
+        return None
+    reader: Any = TiffImageFile if is_tiff else Jpeg2KImageFile  # unlike Image.open they do not warn of many pixels
     try:
-        with reader(path) as image:
+        with reader(source.file) as image:
             is_large = Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS
             tags = getattr(image, "tag_v2", {})
-            return is_large or any(tag in tags for tag in GEOREFERENCE) or len(image.getbands()) not in (1, 3, 4)
-    except (*DECODE_ERRORS, Warning):  # a warning is raised where its user asked for that
-        return True
+            if is_large or any(tag in tags for tag in GEOREFERENCE) or len(image.getbands()) not in (1, 3, 4):
+                return "raster"
+            if NODATA in tags:
+                return "image"
+            extra = tags.get(_EXTRA_SAMPLES) or ()
+            has_alpha = (extra if isinstance(extra, tuple) else (extra,))[-1:] in ((1,), (2,))
+            return "image" if has_alpha and (is_installed("tifffile") or is_installed("rasterio")) else None
+    except (*DECODE_ERRORS, Warning):  # a warning is raised where a filter asks for it
+        return "raster"
 
 
-class LabelFile(NamedTuple):
-    """What is to be written beside the labels.
-
-    Attributes:
-        dtype: of the labels, uint8 or uint16.
-        ignored: the label of pixels that hold no data.
-        palette: one (red, green, blue) a class.
-        names: of the classes.
-    """
-
-    dtype: type[np.integer]
-    ignored: int
-    palette: Sequence[Color]
-    names: Sequence[str]
-
-    def colors(self) -> np.ndarray:
-        """(256 or 65536, 4): red, green, blue, opacity of every value."""
-        table = np.zeros((np.iinfo(self.dtype).max + 1, 4), np.uint8)
-        table[: len(self.palette), :3] = self.palette
-        table[: len(self.palette), 3] = 255
-        return table
+def is_installed(name: str) -> bool:
+    """Return True if a package can be imported."""
+    try:
+        return find_spec(name) is not None
+    except ValueError:  # a module without a specification, or one that was blocked
+        return False
 
 
 class Raster:
-    """An image that is read by windows.
+    """An open raster; see `data.readers.Reader`.
 
     Args:
-        path: of the file.
-        num_channels: of the model.
-        bands: numbers, from 1 on, of those that the model takes, in its order; None for all.
-        num_rows: height of the windows to come.
+        source: the file.
+        options: of reading; `num_rows` is the height of the tiles to come.
 
     Attributes:
-        path: of the file.
+        name: what error messages call it.
+        path: of the file, None in memory.
+        kind: of the file.
         height: in pixels.
-        width: likewise.
-        num_bands: without an alpha band that only tells where there is no data.
-        may_lack_data: whether some pixels may hold none.
-        file: of the library that reads it.
-        bands: indices of those that are read, in the model's order.
-        alpha: index of the one that tells where there is data, or None.
-        cache: bytes of decoded pixels to keep at hand.
+        width: in pixels.
+        num_bands: number of bands that are read, without an alpha band that only says where there is no data.
+        dtype: number type of the pixels.
+        nodata: the value for no data of each band that is read, None where a band has none.
+        may_lack_data: some pixels may hold none.
+        file: the open file of the library that reads it.
+        bands: indices of the bands that are read, in the model's order.
+        alpha: index of the band that says where there is data, or None.
+        cache: bytes of decoded pixels to keep.
     """
 
-    path: Path
+    name: str
+    path: Path | None
+    kind: Kind
     height: int
     width: int
     num_bands: int
+    dtype: np.dtype
+    nodata: tuple[float | None, ...]
     may_lack_data: bool
     file: Any
     bands: list[int]
     alpha: int | None
     cache: int
 
-    def __init__(self, path: Path, num_channels: int, bands: Sequence[int] | None, num_rows: int):
-        self.path = path
-        self.file = self._open()
+    def __init__(self, source: ImageSource, options: ReadOptions):
+        self.source, self.options = source, options
+        self.name, self.path, self.kind = source.name, source.path, raster_kind(source) or "image"
         try:
-            self._look(num_channels, bands, num_rows)
-        except BaseException:
-            self.file.close()
-            raise
+            self.file = self._open()
+            try:
+                self._look(options)
+            except BaseException:
+                self.file.close()
+                raise
+        except DECODE_ERRORS as error:
+            if isinstance(error, OSError | ValueError) and self.name in str(error):
+                raise
+            raise OSError(f"{self.name} is damaged, or no image that can be read: {_in_a_line(error)}") from error
 
     def _open(self) -> Any:
         raise NotImplementedError
 
-    def _look(self, num_channels: int, bands: Sequence[int] | None, num_rows: int) -> None:
+    def _look(self, options: ReadOptions) -> None:
         """Set the attributes, or raise ValueError."""
         raise NotImplementedError
 
-    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
-        """(C, h, w) of a window, and where it holds data, bool (h, w); None where it holds data everywhere.
+    def read(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return a tile; see `data.readers.Reader.read`.
 
         Raises:
             OSError: if the file is cut or damaged there.
         """
         raise NotImplementedError
 
-    def write(self, path: Path, bands: Iterable[tuple[int, np.ndarray]], labels: LabelFile) -> None:
-        """Write bands of labels, whole rows from top to bottom, to a file of the raster's size.
+    def image(self) -> np.ndarray:
+        """Return the whole raster; see `data.readers.Reader.image`."""
+        check_area(self.height, self.width, self.name)
+        return self.read(Tile(0, 0, self.height, self.width))[0]
+
+    def write(self, path: Path, bands: Iterable[tuple[int, np.ndarray]], labels: MaskLayout) -> None:
+        """Write rows of labels, from top to bottom, to a file of the raster's size.
 
         Raises:
-            OSError: if it can not be written.
+            OSError: if it cannot be written.
         """
         raise NotImplementedError
 
@@ -157,23 +157,39 @@ class Raster:
     def __exit__(self, *error: Any) -> None:
         self.file.close()
 
+    def choose_page(self, total: int) -> int:
+        """Return the index of the page to read.
+
+        Raises:
+            ValueError: if there are several and none was asked for, or fewer.
+        """
+        page = self.options.page
+        if page is None and total > 1:
+            raise ValueError(
+                f"{self.name} holds {total} images; expected one: read them as separate images with pages (--pages, "
+                "data.pages=true), or store the one that is meant as a file of its own"
+            )
+        if page is not None and page >= total:
+            raise ValueError(f"{self.name} has no page {page + 1}; expected at most {total}")
+        return page or 0
+
     def choose_bands(self, total: int, has_alpha: bool, num_channels: int, bands: Sequence[int] | None) -> None:
         """Set `bands` (indices), `num_bands` and `alpha` (the index of that band, or None).
 
         A last band that may be alpha is it only where the model takes one band less: a fourth one may be near infrared,
-        which GDAL calls alpha unless told otherwise.
+        which GDAL calls alpha by default.
 
         Args:
-            total: of bands in the file.
-            has_alpha: whether the last one is said to be alpha.
+            total: number of bands in the file.
+            has_alpha: the last one is said to be alpha.
             num_channels: of the model.
-            bands: numbers from 1 on that were asked for, or None.
+            bands: numbers, from 1, that were asked for, or None.
 
         Raises:
             ValueError: if they do not fit the model.
         """
         if bands is not None and not (bands and all(band in range(1, total + 1) for band in bands)):
-            raise ValueError(f"bands are {list(bands)}, but those of {self.path} have the numbers 1 to {total}")
+            raise ValueError(f"bands are {list(bands)}; expected numbers from 1 to {total}, those of {self.name}")
         counts = (num_channels, 1) if num_channels == 3 else (num_channels,)  # grey stands for three channels
         drops_alpha = bands is None and has_alpha and total - 1 in counts
         self.alpha = total - 1 if drops_alpha else None
@@ -181,63 +197,98 @@ class Raster:
         self.num_bands = len(self.bands)
         if self.num_bands not in counts:
             raise ValueError(
-                f"{self.path} has {total} bands, but the model takes {num_channels}: choose {num_channels} of them by "
-                "their numbers (bands, from 1 on), or take a model for as many"
+                f"{self.name} has {total} bands; expected {num_channels}, as many as the model takes: choose bands by "
+                "their numbers (bands, from 1), or use a model for as many"
                 if bands is None
-                else f"bands are {list(bands)}, {len(bands)} of {self.path}, but the model takes {num_channels}"
+                else f"bands are {list(bands)}, {len(bands)} of {self.name}; expected {num_channels}, as many as the "
+                "model takes"
             )
 
     def keep_at_hand(self, block: tuple[int, int], pixel: int, num_rows: int, is_compressed: bool = True) -> None:
         """Set `cache`, the bytes of decoded pixels to keep.
 
-        Pieces as wide as the image are needed again by the next window, so that a row of windows is kept of them.
+        Blocks as wide as the image are needed again by the next tile, so that a row of tiles is kept of them.
 
         Args:
-            block: height and width of the pieces in which the file is stored.
+            block: height and width of the blocks in which the file is stored.
             pixel: bytes of all bands.
-            num_rows: of a window.
-            is_compressed: whether a piece is read as a whole.
+            num_rows: of a tile.
+            is_compressed: a block is read as a whole.
 
         Raises:
-            ValueError: if pieces are too large for that.
+            ValueError: if blocks are too large for that.
         """
         height, width = min(block[0], self.height), block[1]
         num_bytes = height * width * pixel
         if is_compressed and num_bytes > MOST_CACHE:
             raise ValueError(
-                f"{self.path} is stored in compressed pieces of {height}x{width} pixels (height x width), "
-                f"{num_bytes >> 20} MiB each, which can not be read by windows: write it in tiles first, for instance "
+                f"{self.name} is stored in compressed blocks of {height}x{width} pixels (height x width), "
+                f"{num_bytes >> 20} MiB each, which cannot be read by tiles: write it in tiles first, for instance "
                 "by gdal_translate -co TILED=YES -co COMPRESS=DEFLATE -co BIGTIFF=IF_SAFER"
             )
         needed = (num_rows + 2 * height) * width * pixel if width >= self.width else 0
         self.cache = min(max(needed, LEAST_CACHE), MOST_CACHE)
 
-    def damaged(self, window: Window, error: BaseException) -> OSError:
-        """What to raise where a window can not be read."""
+    def damaged(self, tile: Tile, error: BaseException) -> OSError:
+        """Return the error to raise where a tile cannot be read."""
         return OSError(
-            f"{self.path} can not be read in rows {window.top} to {window.top + window.height} and columns "
-            f"{window.left} to {window.left + window.width}: it is cut short or damaged ({error.__cause__ or error})"
+            f"{self.name} cannot be read in rows {tile.top} to {tile.top + tile.height} and columns "
+            f"{tile.left} to {tile.left + tile.width}: it is cut short or damaged "
+            f"({_in_a_line(error.__cause__ or error)})"
         )
 
 
-def holds_data(pixels: np.ndarray, nodata: Sequence[float | None]) -> np.ndarray | None:
-    """Where any band of (C, h, w) differs from its value for no data; None where one has no such value."""
-    if any(value is None for value in nodata):
+def _in_a_line(error: BaseException) -> str:
+    """Return an error's text in one line of bounded length."""
+    return f"{' '.join(str(error).split()) or type(error).__name__:.300}"
+
+
+def without_data(band: np.ndarray, nodata: float | None) -> np.ndarray | None:
+    """Return where a band (h, w) holds its value for no data; None where it has no such value.
+
+    A value of the size of the largest float32 stands for it, with whatever digits it was written.
+    """
+    if nodata is None:
         return None
-    valid = np.zeros(pixels.shape[1:], bool)
-    for band, value in zip(pixels, nodata, strict=True):
-        valid |= ~np.isnan(band) if value is not None and np.isnan(value) else band != value
-    return valid
+    if np.isnan(nodata):
+        return np.isnan(band) if band.dtype.kind == "f" else np.zeros(band.shape, bool)
+    if band.dtype.kind != "f":
+        return band == nodata
+    if abs(nodata) >= _MOST_FLOAT32 and band.dtype == np.float32:
+        return band <= -_MOST_FLOAT32 if nodata < 0 else band >= _MOST_FLOAT32
+    return band == band.dtype.type(nodata)
+
+
+def mask_no_data(
+    pixels: np.ndarray, nodata: Sequence[float | None], valid: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Mask a tile (C, h, w) band by band where it holds no data.
+
+    Args:
+        pixels: the tile.
+        nodata: the value for no data of each band, None where a band has none.
+        valid: where a mask or an alpha band says that there is data, bool (h, w); None everywhere.
+
+    Returns:
+        the tile, masked if any pixel lacks data, and where any band holds data; None everywhere.
+    """
+    masks = [without_data(band, value) for band, value in zip(pixels, nodata, strict=True)]
+    if valid is None and not any(mask is not None and mask.any() for mask in masks):
+        return pixels, None
+    outside = np.zeros(pixels.shape[1:], bool) if valid is None else ~valid
+    masked = np.stack([outside if mask is None else mask | outside for mask in masks])
+    any_valid = np.asarray(~masked.all(axis=0))
+    return np.ma.MaskedArray(pixels, masked), any_valid
 
 
 def in_rows_of_blocks(bands: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
-    """Bands of any height -> bands of whole blocks, so that each block is compressed and written once."""
+    """Regroup rows into whole blocks, so that each block is compressed and written once."""
     waiting: list[np.ndarray] = []
     first = num_rows = 0
     for _, rows in bands:
         while len(rows):
             taken = rows[: BLOCK - num_rows]
-            waiting.append(taken.copy())  # the next band overwrites it
+            waiting.append(taken.copy())  # the next rows overwrite it
             num_rows, rows = num_rows + len(taken), rows[len(taken) :]
             if num_rows == BLOCK:
                 yield first, np.concatenate(waiting)
@@ -246,4 +297,4 @@ def in_rows_of_blocks(bands: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple
         yield first, np.concatenate(waiting)
 
 
-__all__ = ["LabelFile", "Raster", "is_raster"]
+__all__ = ["MaskLayout", "Raster", "raster_kind"]

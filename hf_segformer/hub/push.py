@@ -220,7 +220,7 @@ def one_line_errors(repo_id: str, so_far: str = "nothing was published") -> Iter
 def _refusal(error: HfHubHTTPError, repo_id: str) -> str:
     status = error.response.status_code
     if status == 401:
-        return "the Hub rejects the access token: sign in anew by `hf auth login`, or set HF_TOKEN"
+        return "the Hub rejects the access token: sign in again by `hf auth login`, or set HF_TOKEN"
     if status == 403:
         return f"the access token has no right to write to {repo_id}: check the owner's name and the token's rights"
     if status == 409:

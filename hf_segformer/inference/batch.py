@@ -146,7 +146,7 @@ class _Job(NamedTuple):
 
     def failure(self, item: InputItem, error: Exception) -> str:
         """Message of an item's error."""
-        return format_error(error, self.source.call(item))
+        return format_error(error, self.source.describe(item))
 
 
 def _predict_batch(job: _Job) -> Report:
@@ -205,7 +205,12 @@ def _predict_items(job: _Job, writer: Writer, number: int, pending: Sequence[Inp
 def _segment_raster(job: _Job, item: InputItem, path: Path) -> dict[str, Any]:
     predictor = job.predictor
     return segment_raster(
-        predictor.segmenter, str(item.source), path, palette=predictor.palette, progress=job.shows_progress
+        predictor.segmenter,
+        str(item.source),
+        path,
+        bands=job.source.bands,
+        palette=predictor.palette,
+        progress=job.shows_progress,
     )
 
 
@@ -215,16 +220,18 @@ _RASTER = object()  # outcome of an item that is predicted by tiles
 def _outcomes(job: _Job, writer: Writer, items: Sequence[InputItem]) -> Iterator[tuple[InputItem, Any]]:
     """Each item with its (prepared image, prediction), with `_RASTER`, or with its error."""
     predictor, source, outputs = job.predictor, job.source, job.outputs
+    processor = predictor.processor
 
     def prepare(item: InputItem) -> Any:
-        if source.is_raster(item):
+        if source.kind(item) == "raster":
             if writer.takes_rasters:
                 return _RASTER
             raise ValueError(
-                f"{source.call(item)} is a raster or damaged; expected an image for --format {outputs.kind}, "
+                f"{source.describe(item)} is a raster or damaged; expected an image for --format {outputs.kind}, "
                 "choose --format png"
             )
-        return predictor.prepare(source.read(item), source.call(item), keep_image=outputs.overlay)
+        image = source.read(item, len(processor.image_mean), any_range=processor.value_range is not None)
+        return predictor.prepare(image, source.describe(item), keep_image=outputs.overlay)
 
     def segment(batch: list[Prepared]) -> list[tuple[Prepared, Prediction]]:
         predictions = predictor.predict(batch, with_probabilities=outputs.probabilities is not None)
@@ -276,6 +283,8 @@ def _settings(job: _Job, writer: Writer) -> dict[str, Any]:
         "weights": _digest_of_weights(predictor.model),
         "classes": list(predictor.names),
         "palette": [list(color) for color in predictor.palette],
+        "bands": list(job.source.bands or ()),
+        "ignore_exif": job.source.ignore_exif,
         "processor": {**processor, "size": dict(predictor.processor.size)},
         **asdict(job.outputs),
         "clear": list(job.outputs.clear),

@@ -10,9 +10,8 @@ Axes: C bands, K classes, h w sides of a tile's logits.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,18 +19,25 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import InferenceOptions
+from ..data.readers import Reader, Tile, open_raster
 from ..files import atomic_write
-from ..geo.geotiff import GeoRaster
-from ..geo.rasters import LabelFile, Raster
-from ..geo.tiff import PlainRaster, why_not_plain
-from ..image_io_segformer import DECODE_ERRORS
-from ..image_processing_segformer import IGNORE_INDEX, SegFormerImageProcessor
+from ..image_processing_segformer import SegFormerImageProcessor, range_limits
 from ..progress import Progress
 from ..visualization import Color, palette_for
 from .segmenter import Segmenter, inference_mode_of, is_out_of_memory, unique_names
-from .tiling import CELL, Tile, count_tiles, segment_rows
+from .tiling import CELL, MaskLayout, count_tiles, segment_rows
 
-_INSTALL = "pip install 'hf-segformer[geo]'"
+
+@runtime_checkable
+class RasterReader(Reader, Protocol):
+    """A reader that also writes a segmentation map with what its file has beside the pixels, such as a reference."""
+
+    def write(self, path: Path, rows: Iterator[tuple[int, np.ndarray]], layout: MaskLayout) -> None:
+        """Write blocks of whole rows, from top to bottom, to a file of the raster's size.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
 
 
 def predict_large_image(
@@ -93,23 +99,31 @@ def segment_raster(
 ) -> dict[str, Any]:
     """Segment a raster by a `Segmenter`; see `predict_large_image`."""
     began, source, destination = time.perf_counter(), Path(source), Path(destination)
-    options, names = segmenter.options, unique_names(segmenter.names)
+    options, names, processor = segmenter.options, unique_names(segmenter.names), segmenter.processor
     if options.sliding_window:
         raise ValueError(
             f"evaluation.sliding_window is {options.sliding_window}; expected 0 for a raster, which is cut by "
             "evaluation.tile_size and evaluation.tile_overlap"
         )
-    dtype, no_data = (np.uint8, IGNORE_INDEX) if len(names) <= IGNORE_INDEX else (np.uint16, 65535)
-    layout = LabelFile(dtype, no_data, palette or palette_for(names), names)
-    counts, num_channels = np.zeros(len(names), np.int64), len(segmenter.processor.image_mean)
+    if processor.value_range is not None and range_limits(processor.value_range) is None:
+        raise ValueError(
+            f"value_range is {processor.value_range}, a range of each image, which the tiles of a raster would each "
+            "have for themselves; expected a fixed one: value_range=[low, high]"
+        )
+    dtype = next(each for each in (np.uint8, np.uint16, np.uint32) if len(names) <= np.iinfo(each).max)
+    no_data = int(np.iinfo(dtype).max)
+    layout = MaskLayout(dtype, no_data, palette or palette_for(names), names)
+    counts, num_channels = np.zeros(len(names), np.int64), len(processor.image_mean)
     with (
         _destination(source, destination) as partial,
-        open_raster(source, num_channels, bands, options.tile_size) as raster,
+        open_raster(source, num_channels, bands=bands, num_rows=options.tile_size) as raster,
         inference_mode_of(segmenter.model),
         Progress(
             f"predict {source.name}", count_tiles(raster.height, raster.width, options), "tiles", is_shown=progress
         ) as bar,
     ):
+        if not isinstance(raster, RasterReader):
+            raise ValueError(f"{source} is no raster; expected a TIFF, JPEG 2000, PNG or JPEG file that rasterio reads")
         tiles, size = _RasterTiles(segmenter, raster, bar.update), (raster.height, raster.width)
         rows = segment_rows(*size, options, tiles.logits, segmenter.tile_batch_size, dtype)
         raster.write(partial, _without_no_data(rows, tiles, no_data, counts), layout)
@@ -142,7 +156,7 @@ def _destination(source: Path, destination: Path) -> Iterator[Path]:
 class _RasterTiles:
     """Logits of a raster's tiles; remembers which pixels hold data until their rows are written."""
 
-    def __init__(self, segmenter: Segmenter, raster: Raster, when_done: Callable[[int], Any]):
+    def __init__(self, segmenter: Segmenter, raster: RasterReader, when_done: Callable[[int], Any]):
         self.segmenter, self.raster, self.when_done = segmenter, raster, when_done
         self.valid = _ValidRows(raster.width) if raster.may_lack_data else None
 
@@ -151,8 +165,6 @@ class _RasterTiles:
         images, is_empty = [], True
         for tile in tiles:
             pixels, valid = self.raster.read(tile)
-            if valid is not None:
-                pixels = self._filled(pixels, valid)
             if self.valid is not None:
                 self.valid.put(tile, valid)
             is_empty = is_empty and valid is not None and not valid.any()
@@ -165,24 +177,6 @@ class _RasterTiles:
         model, grid = self.segmenter.model, [-(-side // CELL) for side in (tiles[0].height, tiles[0].width)]
         return torch.zeros(len(tiles), model.config.num_labels, *grid, device=model.device)
 
-    def _filled(self, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Replace pixels without data by the mean of their band, as crops are padded in training."""
-        processor, lacks_data = self.segmenter.processor, ~valid
-        if not lacks_data.any():
-            return pixels
-        pixels = pixels.copy()
-        means = processor.image_mean if processor.do_normalize else [0.0] * len(processor.image_mean)
-        factor = 1 / processor.rescale_factor if processor.do_rescale else 1.0
-        if len(means) == 3 and pixels.dtype == np.uint16:
-            factor *= 257  # by which such images are divided
-        for band, mean in zip(pixels, means, strict=False):
-            value = mean * factor
-            if pixels.dtype.kind in "iu":
-                limits = np.iinfo(pixels.dtype)
-                value = min(max(round(value), limits.min), limits.max)
-            band[lacks_data] = value
-        return pixels
-
     def _predict(self, images: Sequence[np.ndarray], tiles: Sequence[Tile]) -> Tensor:
         try:
             return self.segmenter.tile_logits(images)
@@ -191,7 +185,7 @@ class _RasterTiles:
                 raise
             first, last = tiles[0], tiles[-1]
             raise ValueError(
-                f"{self.raster.path}, rows {first.top} to {first.top + first.height} and columns {first.left} to "
+                f"{self.raster.name}, rows {first.top} to {first.top + first.height} and columns {first.left} to "
                 f"{last.left + last.width}: {error}"
             ) from error
 
@@ -226,46 +220,5 @@ def _without_no_data(
     for top, classes in strips:
         if tiles.valid is not None:
             classes[~tiles.valid.take(len(classes))] = no_data
-        found = np.bincount(classes.ravel(), minlength=len(counts))
-        counts += found[: len(counts)]
+        counts += np.bincount(classes[classes < len(counts)], minlength=len(counts))
         yield top, classes
-
-
-def open_raster(path: Path, num_channels: int, bands: Sequence[int] | None = None, num_rows: int = 1024) -> Raster:
-    """Open a raster to be read by tiles, and check that it fits a model.
-
-    tifffile reads plain TIFF files if it is installed and they need no further codec, rasterio all others.
-
-    Args:
-        path: path of the file.
-        num_channels: channels of the model.
-        bands: numbers, from 1 on, of the bands that the model takes, in its order; by default all.
-        num_rows: height of the tiles to come, for which decoded pixels are cached.
-
-    Raises:
-        ValueError: if bands do not fit, the file cannot be read by tiles as it is stored, or a library is missing.
-        OSError: if the file cannot be read.
-    """
-    path = Path(path)
-    path.stat()  # names what is wrong with the path better than any library
-    try:
-        return _open_raster(path, num_channels, bands, num_rows)
-    except DECODE_ERRORS as error:
-        if isinstance(error, OSError | ValueError) and str(path) in str(error):
-            raise
-        raise OSError(f"{path} is damaged, or no image that can be read: {error or type(error).__name__}") from error
-
-
-def _open_raster(path: Path, num_channels: int, bands: Sequence[int] | None, num_rows: int) -> Raster:
-    has_rasterio, has_tifffile = (find_spec(name) is not None for name in ("rasterio", "tifffile"))
-    if not (has_rasterio or has_tifffile):
-        raise ValueError(f"{path} takes rasterio or tifffile, and neither is installed: {_INSTALL}")
-    reason = why_not_plain(path) if has_tifffile else "is to be read by rasterio"
-    if reason is None:
-        return PlainRaster(path, num_channels, bands, num_rows)
-    if not has_rasterio:
-        raise ValueError(f"{path} {reason}, and rasterio is not installed: {_INSTALL}")
-    return GeoRaster(path, num_channels, bands, num_rows)
-
-
-__all__ = ["open_raster", "predict_large_image", "segment_raster"]

@@ -34,6 +34,8 @@ class Prepared:
         image: the image as it was read, an upright Pillow image or an array (C, H, W); None if it is not needed.
         labels: (H, W) labels to compare with, if there are any.
         group: only images of one group share a batch.
+        index: position in the data set.
+        valid: pixels that hold data, bool (H, W); None for all of them.
     """
 
     views: list[Tensor]
@@ -42,6 +44,8 @@ class Prepared:
     image: Any = None
     labels: np.ndarray | None = None
     group: int = 0
+    index: int = 0
+    valid: np.ndarray | None = None
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 
 from ..config import InferenceOptions
 from ..conversion.loading import load_segmentation
+from ..data.readers import has_data, read_whole_image
 from ..image_io_segformer import DECODE_ERRORS, read_image
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..visualization import BACKGROUND_COLOR, Color, default_palette, palette_for
@@ -143,7 +145,11 @@ class SegFormerPredictor:
         """
         name = os.fspath(image) if isinstance(image, str | os.PathLike) else name
         try:
-            pixels = read_image(_array(image), len(self.processor.image_mean), None, name)
+            num_channels, any_range = len(self.processor.image_mean), self.processor.value_range is not None
+            if isinstance(image, str | os.PathLike | BytesIO):
+                pixels = read_whole_image(image, num_channels, name, any_range=any_range)
+            else:
+                pixels = read_image(image, num_channels, None, name, any_range)
             data_format = "channels_first" if isinstance(pixels, np.ndarray) else None
             views = self.segmenter.preprocess(pixels, data_format)
         except OSError as error:
@@ -151,7 +157,7 @@ class SegFormerPredictor:
         except DECODE_ERRORS as error:
             raise ValueError(format_error(error, name)) from error
         size = pixels.shape[-2:] if isinstance(pixels, np.ndarray) else (pixels.height, pixels.width)
-        return Prepared(views, size, name, pixels if keep_image else None)
+        return Prepared(views, size, name, pixels if keep_image else None, valid=has_data(pixels))
 
     def predict(self, batch: list[Prepared], *, with_probabilities: bool = False) -> list[Prediction]:
         """Predict images of one prepared size at once.
@@ -161,14 +167,16 @@ class SegFormerPredictor:
                 into memory.
             MemoryError: if several images at once do not fit into memory.
         """
-        dtype = np.min_scalar_type(len(self.names) - 1)
-        return [
-            Prediction(
-                classes.cpu().numpy().astype(dtype),
-                None if probabilities is None else probabilities.float().cpu().numpy(),
-            )
-            for classes, probabilities in segment_batch(self.segmenter, batch, with_probabilities=with_probabilities)
-        ]
+        dtype = np.min_scalar_type(len(self.names))  # of the classes, and of one value for no data
+        predictions = []
+        segmented = segment_batch(self.segmenter, batch, with_probabilities=with_probabilities)
+        for prepared, (classes, probabilities) in zip(batch, segmented, strict=True):
+            segmentation = classes.cpu().numpy().astype(dtype)
+            if prepared.valid is not None:
+                segmentation[~prepared.valid] = np.iinfo(dtype).max
+            scores = None if probabilities is None else probabilities.float().cpu().numpy()
+            predictions.append(Prediction(segmentation, scores))
+        return predictions
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
@@ -213,12 +221,6 @@ def _palette(config: Any, names: tuple[str, ...]) -> list[Color]:
             f"each of {len(names)} classes"
         )
     return colors if len(colors) == len(names) else [BACKGROUND_COLOR, *colors]
-
-
-def _array(image: Any) -> Any:
-    """The array of a .npy file; any other image as it is."""
-    is_file = isinstance(image, str | os.PathLike) and os.fspath(image).lower().endswith(".npy")
-    return np.load(image, allow_pickle=False) if is_file else image
 
 
 __all__ = ["Prediction", "SegFormerPredictor", "find_device", "format_error"]

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..config import InferenceOptions
+from ..configuration_segformer import default_ignore_index
 from ..image_processing_segformer import SegFormerImageProcessor
 from .tiling import CELL
 
@@ -43,6 +44,7 @@ class Segmenter:
 
     Attributes:
         names: names of the classes; a model with one label has two, background and its own.
+        ignore_index: label of pixels that do not count.
 
     Raises:
         ValueError: if the model cannot compute in `options.dtype`.
@@ -66,6 +68,8 @@ class Segmenter:
         self.options = options or InferenceOptions()
         self.model, self.processor = _in_dtype(model, self.options.dtype), processor
         self.names = class_names(model.config)
+        default = default_ignore_index(len(self.names))
+        self.ignore_index: int = getattr(model.config, "semantic_loss_ignore_index", default)
 
     @property
     def batch_size(self) -> int:

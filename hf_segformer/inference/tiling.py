@@ -18,19 +18,34 @@ import torch
 from torch import Tensor
 
 from ..config import TILE_STEP, InferenceOptions
+from ..data.readers import Tile
 from ..upsampling_segformer import upsample_argmax
 
 CELL = 4  # pixels for each cell of the grid of logits
 _UPSAMPLED_SIZE = 1 << 25  # floats that the reference of `upsample_argmax` may hold at once
 
 
-class Tile(NamedTuple):
-    """A rectangle of the image, in pixels."""
+class MaskLayout(NamedTuple):
+    """Layout of a written segmentation map.
 
-    top: int
-    left: int
-    height: int
-    width: int
+    Attributes:
+        dtype: of the labels: uint8, uint16 or uint32.
+        ignored: the value of pixels that hold no data.
+        palette: one (red, green, blue) a class.
+        names: of the classes.
+    """
+
+    dtype: type[np.integer]
+    ignored: int
+    palette: Sequence[tuple[int, int, int]]
+    names: Sequence[str]
+
+    def colors(self) -> np.ndarray:
+        """Return red, green, blue and opacity of every value, (256 or 65536, 4)."""
+        table = np.zeros((np.iinfo(self.dtype).max + 1, 4), np.uint8)
+        table[: len(self.palette), :3] = self.palette
+        table[: len(self.palette), 3] = 255
+        return table
 
 
 def tile_spans(length: int, options: InferenceOptions) -> list[tuple[int, int]]:
@@ -282,7 +297,7 @@ def segment_rows(
 __all__ = [
     "CELL",
     "Block",
-    "Tile",
+    "MaskLayout",
     "blend",
     "blending_weights",
     "count_tiles",

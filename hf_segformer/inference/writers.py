@@ -163,11 +163,13 @@ def open_writer(arguments: WriterArguments, rank: int = 0) -> Writer:
 
 
 def segmentation_to_png(segmentation: np.ndarray, palette: Sequence[Color]) -> Image.Image:
-    """Image whose pixel values are the classes (H, W): with a palette, or 16-bit grey for more than 256 classes.
+    """Image whose pixel values are the classes (H, W): with a palette, or 16-bit grey for more than 255 classes.
 
     The palette has all 256 values: Pillow stores fewer bits for a shorter one, and 255 must survive.
     """
-    if len(palette) > 256:
+    if segmentation.dtype.itemsize > 2 or segmentation.max(initial=0) > 65535:
+        raise ValueError(f"the segmentation map is {segmentation.dtype}; expected at most 65,535 classes in a PNG")
+    if len(palette) > 255:
         return Image.fromarray(segmentation.astype(np.uint16))
     image = Image.fromarray(segmentation.astype(np.uint8))
     colors = np.zeros((256, 3), dtype=np.uint8)
@@ -178,7 +180,7 @@ def segmentation_to_png(segmentation: np.ndarray, palette: Sequence[Color]) -> I
 
 def count_pixels(segmentation: np.ndarray, num_classes: int) -> list[int]:
     """Number of pixels of each class."""
-    return np.bincount(segmentation.ravel(), minlength=num_classes)[:num_classes].tolist()
+    return np.bincount(segmentation[segmentation < num_classes], minlength=num_classes).tolist()
 
 
 class PngWriter:

@@ -47,7 +47,8 @@ def enable(device: str = "cuda", without: Collection[str] = ()) -> None:
         )
     implementations = importlib.import_module(".implementations", __name__).IMPLEMENTATIONS
     for name, (op, row) in ROWS.items():
-        implement(op, row, *(implementations[name] if name not in without else (None, None)), device=device)
+        bind, run = (None, None) if name in without else implementations[name]
+        implement(op, row, bind, run, device=device)
     if device == "cuda":
         os.environ["HF_SEGFORMER_KERNELS"] = "1"
 

@@ -14,8 +14,11 @@ from PIL import Image
 
 from hf_segformer import SegFormerImageProcessor
 
-from ..config import DataConfig, check_palette
-from ..data.decoding import LabelMapping, RowReader, array_dtype, class_values, file_name
+from ..config import DataConfig, check_palette, parse_value_range
+from ..configuration_segformer import default_ignore_index
+from ..data.decoding import RowReader, array_dtype, file_name
+from ..data.label_mapping import LabelMapping, class_values
+from ..data.readers import is_turned_alone
 from ..visualization import Color, default_palette
 from .sources import open_source
 
@@ -27,7 +30,8 @@ class Data:
     """Training and evaluation data with their classes.
 
     A row has the columns `image`, a Pillow image or, with other than one or three bands, an array (C, H, W), and
-    `label`, integers (H, W): 0..K-1, or the ignore index. A single class has the labels 0 and 1.
+    `label`, integers (H, W): 0..K-1, and the processor's `ignore_index` for pixels that do not count. A single class
+    has the labels 0 and 1.
 
     Args:
         train: a `Dataset`, or a shuffled `IterableDataset`.
@@ -35,6 +39,7 @@ class Data:
         names: names of the K classes.
         palette: one colour a class.
         processor: prepares whole images for evaluation and inference.
+        ignore_exif: True takes images as they are stored.
     """
 
     train: Dataset | IterableDataset
@@ -42,11 +47,19 @@ class Data:
     names: tuple[str, ...]
     palette: tuple[Color, ...]
     processor: SegFormerImageProcessor
+    ignore_exif: bool = False
 
     @property
     def is_stream(self) -> bool:
         """Return True if `train` has neither length nor indices."""
         return not isinstance(self.train, Dataset)
+
+    def is_turned_alone(self, split: str, index: int) -> bool:
+        """Return True if EXIF turns an image but not its mask."""
+        if self.ignore_exif or (split == "train" and self.is_stream):
+            return False
+        row = getattr(self, split).with_format(None)[index]
+        return is_turned_alone(row["image"], row["label"])
 
     def describe(self, split: str, index: int) -> str:
         """Name an image in messages: its file, where it has one, with split and row.
@@ -95,13 +108,17 @@ def load_data(config: DataConfig, num_channels: int = 3) -> Data:
     ignore = {*config.ignore_values, *((0,) if config.reduce_labels else ()), *source.ignore_values}
     reader = RowReader(
         num_channels,
-        LabelMapping(values, tuple(sorted(ignore))),
-        *(array_dtype(source.evaluation.features[column]) for column in ("image", "label")),
+        LabelMapping(values, tuple(sorted(ignore)), default_ignore_index(len(values))),
+        image_dtype=array_dtype(source.evaluation.features["image"]),
+        label_dtype=array_dtype(source.evaluation.features["label"]),
+        ignore_exif=config.ignore_exif,
+        any_range=bool(config.value_range),
     )
     train = source.train.map(_Row(reader)) if config.streaming else source.train.with_transform(reader)
     evaluation = source.evaluation.with_transform(reader)
-    processor = _processor(config, num_channels, train, evaluation)
-    return Data(train, evaluation, names, _palette(config, names, source.palette), processor)
+    processor = _processor(config, num_channels, len(values), train, evaluation)
+    palette = _palette(config, names, source.palette)
+    return Data(train, evaluation, names, palette, processor, config.ignore_exif)
 
 
 @dataclass(frozen=True)
@@ -122,15 +139,23 @@ def _palette(config: DataConfig, names: Sequence[str], own: tuple[Color, ...]) -
     return own if len(own) == len(names) else tuple(default_palette(len(names)))
 
 
-def _processor(config: DataConfig, num_channels: int, train: Any, evaluation: Dataset) -> SegFormerImageProcessor:
+def _processor(
+    config: DataConfig, num_channels: int, num_labels: int, train: Any, evaluation: Dataset
+) -> SegFormerImageProcessor:
     size: dict[str, Any] = {"do_resize": False}
+    keywords: dict[str, Any] = {
+        "value_range": parse_value_range(config.value_range, "data.value_range"),
+        "ignore_index": default_ignore_index(num_labels),
+    }
     if config.eval_size or config.source != "shapes":
         edge = config.eval_size or min(_bands(evaluation[0]["image"]).shape[1:])
         size = {"size": {"shortest_edge": edge}, "keep_ratio": True, "size_divisor": 32}
     if num_channels == 3:
-        return SegFormerImageProcessor(**size)
-    mean, std = _measure(train)
-    return SegFormerImageProcessor(**size, do_rescale=False, image_mean=mean, image_std=std)
+        return SegFormerImageProcessor(**size, **keywords)
+    keywords["image_mean"], keywords["image_std"] = [0.0] * num_channels, [1.0] * num_channels
+    unscaled = SegFormerImageProcessor(do_resize=False, do_rescale=False, do_normalize=False, **keywords)
+    keywords["image_mean"], keywords["image_std"] = _measure(train, unscaled)
+    return SegFormerImageProcessor(**size, do_rescale=False, **keywords)
 
 
 def _bands(image: Image.Image | np.ndarray) -> np.ndarray:
@@ -138,16 +163,23 @@ def _bands(image: Image.Image | np.ndarray) -> np.ndarray:
     return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1) if isinstance(image, Image.Image) else image
 
 
-def _measure(train: Any) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each band over the first images of a stream, or some of the whole data set."""
+def _measure(train: Any, processor: SegFormerImageProcessor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each band over the first images of a stream, or some of the whole data set.
+
+    They are those of the values that the network is fed, on the scale of the value range, and of the pixels that hold
+    data.
+    """
     if isinstance(train, Dataset):
         rows = train.select(np.linspace(0, len(train) - 1, min(_NUM_MEASURED, len(train))).astype(int))
     else:
         rows = train.take(_NUM_MEASURED)
-    sums: Any = 0.0
+    sums = np.zeros((3, len(processor.image_mean)))
     for row in rows:
-        pixels = _bands(row["image"]).astype(np.float64)
-        sums = sums + np.stack([np.ones(len(pixels)) * pixels[0].size, pixels.sum((1, 2)), (pixels**2).sum((1, 2))])
+        pixels = np.ma.MaskedArray(processor.apply_range(row["image"]), dtype=np.float64)
+        sums += np.stack([pixels.count((1, 2)), pixels.sum((1, 2)).filled(0), (pixels**2).sum((1, 2)).filled(0)])
+    if not sums[0].all():
+        band = int(np.argmin(sums[0])) + 1
+        raise ValueError(f"band {band} holds no data in the first {_NUM_MEASURED} images; expected some to measure")
     mean = sums[1] / sums[0]
     std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0))
     return mean.tolist(), np.where(std > 0, std, 1.0).tolist()  # a band that never varies is only centred

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 
 from hf_segformer import SegFormerImageProcessor
 
-from ..data.decoding import IGNORE_INDEX
 from ..visualization import Color, colorize, figure, overlay
 from .data import Data
 
@@ -26,6 +25,7 @@ SPLITS = ("train", "evaluation")
 
 _NUM_STREAMED = 1000
 _NUM_SHOWN, _MAX_FAULTS = 5, 50
+_NARROW = 0.25  # share of the value range
 
 
 def check_data(data: Data, num_classes: int, quiet: bool = False) -> np.ndarray:
@@ -57,7 +57,8 @@ def check_data(data: Data, num_classes: int, quiet: bool = False) -> np.ndarray:
     counts = np.zeros((2, num_labels + 1), dtype=np.int64)
     faults: list[str] = []
     seen: dict[bytes, str] = {}
-    duplicates = []
+    duplicates, turned = [], []
+    ranges: list[tuple[float, float, float, float]] = []
     for row, split in enumerate(SPLITS):
         for place, found in _results(data, split, num_labels, quiet):
             if isinstance(found, str):
@@ -65,7 +66,9 @@ def check_data(data: Data, num_classes: int, quiet: bool = False) -> np.ndarray:
                 if len(faults) == _MAX_FAULTS:
                     break
                 continue
-            pixels, digest = found
+            pixels, digest, used, is_turned = found
+            ranges += [used] if used else []
+            turned += [place] if is_turned else []
             counts[row] += pixels
             if split == "train":
                 seen[digest] = place
@@ -77,24 +80,63 @@ def check_data(data: Data, num_classes: int, quiet: bool = False) -> np.ndarray:
         print(f"Of the stream only the first {_NUM_STREAMED:,} samples were checked and counted.")
     if duplicates and not quiet:
         print(f"{len(duplicates)} evaluation image(s) are trained on, {duplicates[0]} first: metrics will be too high.")
+    if turned and not quiet:
+        print(
+            f"{len(turned)} image(s) are turned by EXIF beside masks that are not, {turned[0]} first: where masks were "
+            "drawn on the stored pixels, set data.ignore_exif=true."
+        )
+    if ranges and not quiet:
+        print(describe_range(ranges))
     _check_counts(counts, data.names)
     return counts
 
 
-def _results(
-    data: Data, split: str, num_labels: int, quiet: bool
-) -> Iterator[tuple[str, tuple[np.ndarray, bytes] | str]]:
-    """For each image its name, and its counts and checksum or its fault."""
+def describe_range(ranges: Sequence[tuple[float, float, float, float]]) -> str:
+    """Describe which part of the value range images use, with a warning where it is below a quarter.
 
-    def examine(row: dict[str, Any]) -> tuple[np.ndarray, bytes]:
-        counts = np.bincount(row["label"].ravel(), minlength=IGNORE_INDEX + 1)
-        pixels = np.ascontiguousarray(np.asarray(row["image"]))
+    Args:
+        ranges: what `SegFormerImageProcessor.used_range` gives for each.
+
+    Example:
+        >>> from hf_segformer.training.data_checks import describe_range
+        >>> print(describe_range([(12, 240, 0, 255)]))
+        Images use values from 12 to 240, 89.4 % of the range 0 to 255.
+    """
+    low, high = min(each[0] for each in ranges), max(each[1] for each in ranges)
+    first, last = ranges[0][2:]
+    share = max(0.0, min(high, last) - max(low, first)) / (last - first)
+    text = f"Images use values from {low:g} to {high:g}, {100 * share:.1f} % of the range {first:g} to {last:g}"
+    if share >= _NARROW:
+        return f"{text}."
+    return (
+        f"WARNING: {text} that the network is fed: it hardly sees differences. Set data.value_range, for example "
+        f'data.value_range="{low:g},{high:g}".'
+    )
+
+
+# Pixels of each label and ignored ones, a checksum, the used part of the value range, and turned by EXIF alone.
+_Found = tuple[np.ndarray, bytes, tuple[float, float, float, float] | None, bool]
+
+
+def _count(labels: np.ndarray, num_labels: int) -> np.ndarray:
+    """Count the pixels of each label, and last those that do not count."""
+    counts = np.bincount(labels[(labels >= 0) & (labels < num_labels)], minlength=num_labels)
+    return np.append(counts, labels.size - counts.sum())
+
+
+def _results(data: Data, split: str, num_labels: int, quiet: bool) -> Iterator[tuple[str, _Found | str]]:
+    """For each image its name, and what was found in it or its fault."""
+
+    def examine(row: dict[str, Any], is_turned: bool = False) -> _Found:
+        counts = _count(row["label"], num_labels)
+        pixels = np.ascontiguousarray(np.ma.getdata(np.asanyarray(row["image"])))
         digest = blake2b(pixels.data, digest_size=16, key=repr(pixels.shape).encode())
-        return np.append(counts[:num_labels], counts[IGNORE_INDEX]), digest.digest()
+        data.processor.apply_range(row["image"])  # refuses what training would refuse
+        return counts, digest.digest(), data.processor.used_range(row["image"]), is_turned
 
-    def read(index: int) -> tuple[np.ndarray, bytes] | str:
+    def read(index: int) -> _Found | str:
         try:
-            return examine(rows[index])
+            return examine(rows[index], data.is_turned_alone(split, index))
         except (ValueError, OSError) as error:
             return str(error)
 
@@ -236,8 +278,9 @@ def _denormalized(pixels: np.ndarray, processor: SegFormerImageProcessor) -> Ima
     if processor.do_normalize:
         mean, std = (np.asarray(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
         pixels = pixels * std + mean
-    if len(pixels) == 3:
+    if len(pixels) == 3 or processor.value_range is not None:
         pixels = pixels / processor.rescale_factor if processor.do_rescale else pixels
+        pixels = pixels[: 3 if len(pixels) >= 3 else 1]
     else:
         pixels = pixels[: 3 if len(pixels) > 3 else 1]
         low, high = np.percentile(pixels, (1, 99), axis=(1, 2), keepdims=True)
@@ -248,11 +291,11 @@ def _denormalized(pixels: np.ndarray, processor: SegFormerImageProcessor) -> Ima
 
 def _caption(labels: np.ndarray, names: Sequence[str]) -> str:
     """Size and largest classes of an image."""
-    shares = np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1) / labels.size
-    order = [int(label) for label in np.argsort(-shares[: len(names)], kind="stable")[:4] if shares[label] >= 0.005]
+    *shares, ignored = _count(labels, len(names)) / labels.size
+    order = [int(label) for label in np.argsort(-np.array(shares), kind="stable")[:4] if shares[label] >= 0.005]
     parts = [f"{names[label]} {shares[label]:.0%}" for label in order]
-    parts += [f"ignored {shares[IGNORE_INDEX]:.0%}"] if shares[IGNORE_INDEX] >= 0.005 else []
+    parts += [f"ignored {ignored:.0%}"] if ignored >= 0.005 else []
     return f"{labels.shape[0]}x{labels.shape[1]}: {', '.join(parts)}"
 
 
-__all__ = ["check_classes", "check_data", "format_counts", "show_batch"]
+__all__ = ["check_classes", "check_data", "describe_range", "format_counts", "show_batch"]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import LossConfig, check_class_weight_scheme
+from ..configuration_segformer import default_ignore_index
 from ..upsampling_segformer import at_least_float32, check_labels, upsample, upsample_cross_entropy
 
 
@@ -28,18 +29,19 @@ class SegmentationLoss(LossConfig):
         1.6863
     """
 
-    def __call__(self, logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+    def __call__(self, logits: Tensor, labels: Tensor, ignore_index: int | None = None) -> Tensor:
         """Compute the loss of a batch, at least in float32.
 
         Args:
             logits: (B, K, h, w).
             labels: (B, H, W), 0..K-1 (0 and 1 where K is 1) or `ignore_index`.
-            ignore_index: label of pixels that do not count.
+            ignore_index: label of pixels that do not count, by default that of a model with as many classes.
 
         Raises:
             ValueError: if labels do not fit, or class weights are still a scheme or not one for each class.
         """
         num_classes = max(logits.shape[1], 2)
+        ignore_index = default_ignore_index(num_classes) if ignore_index is None else ignore_index
         if not (self.ohem or self.dice or self.focal):
             weight = None
             if self.class_weights is not None:

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import ProgressCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..data.transforms import EvalDataset, collate
+from ..data.torch_datasets import EvalDataset, collate
 from ..evaluation.evaluate import evaluate
 from ..evaluation.metrics import named_scores
 from .data import Data

@@ -23,8 +23,8 @@ from transformers import (
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 
 from ..config import LoraConfig
-from ..configuration_segformer import VARIANTS
-from ..data.transforms import EpochSampler, TrainDataset, TrainStream
+from ..configuration_segformer import VARIANTS, default_ignore_index
+from ..data.torch_datasets import EpochSampler, TrainDataset, TrainStream
 from ..evaluation.evaluate import evaluate
 from ..files import read_json
 from ..hub.model_card import write_card
@@ -262,6 +262,7 @@ def build_model(table: dict[str, Any], names: Sequence[str]) -> SegFormerForSema
         OSError: if the checkpoint cannot be read.
     """
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    labels["semantic_loss_ignore_index"] = default_ignore_index(max(len(names), 2))
     source = table.get("checkpoint")
     if not source:
         return SegFormerForSemanticSegmentation(fresh_config(table, **labels))

@@ -129,7 +129,8 @@ def _open_folders(
         for folder in (image_folder, mask_folder):
             is_whole = "{split}" in folder or config.eval_share
             folders.append(root / folder.replace("{split}", split) / ("" if is_whole else split))
-        return pair_images_and_masks(folders[0], folders[1], config.image_suffix, config.mask_suffix)
+        suffixes = (config.image_suffix, config.mask_suffix)
+        return pair_images_and_masks(folders[0], folders[1], *suffixes, config.pages)
 
     if config.eval_share:
         return _hold_out(read(config.train_split), config)

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..config import OptimizerConfig
-from ..data.transforms import EpochSampler, EvalDataset, TrainDataset, TrainStream
+from ..data.torch_datasets import EpochSampler, EvalDataset, TrainDataset, TrainStream
 from ..evaluation.metrics import SegmentationMetrics
 from ..hub.model_card import write_card
 from .arguments import check_arguments

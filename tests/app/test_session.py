@@ -11,13 +11,13 @@ from hf_segformer import SegFormerImageProcessor, SegFormerPredictor
 from hf_segformer.app.session import (
     MAX_PIXELS,
     draw,
-    example_images,
     predict_upload,
     summary,
     timing,
     write_mask,
     write_selection,
 )
+from hf_segformer.hub.examples import find_example_images
 
 
 @pytest.fixture
@@ -145,21 +145,21 @@ def test_examples_are_the_images_of_the_card(photo):
         "- src: missing.png\n"
         "- text: no picture",
     )
-    assert example_images(folder / "model") == [(folder / "model" / "one.png", "A street")]
+    assert find_example_images(folder / "model", skip_outside=True) == [(folder / "model" / "one.png", "A street")]
 
 
 def test_examples_default_to_their_folder(photo):
     folder = photo.parent
-    assert example_images(folder) == []
+    assert find_example_images(folder, skip_outside=True) == []
     (folder / "examples").mkdir()
     for name in ("b.png", "a.jpg", "notes.txt"):
         (folder / "examples" / name).write_bytes(photo.read_bytes())
-    assert [title for _, title in example_images(folder)] == ["a", "b"]
+    assert [title for _, title in find_example_images(folder, skip_outside=True)] == ["a", "b"]
 
 
 def test_a_broken_card_hides_no_model(tmp_path):
     write_card(tmp_path, "widget: [unclosed")
-    assert example_images(tmp_path) == []
+    assert find_example_images(tmp_path, skip_outside=True) == []
 
 
 def test_result_of_a_large_image_is_small(predictor, tmp_path):
@@ -192,19 +192,9 @@ def test_links_out_of_the_folder_are_no_examples(photo):
     (folder / "examples" / "link.png").symlink_to(secret)
     (folder / "link.png").symlink_to(secret)
     write_card(folder, "widget:\n- src: link.png")
-    assert example_images(folder) == []
+    assert find_example_images(folder, skip_outside=True) == []
     (photo.parent / "others").mkdir()
     (photo.parent / "others" / "a.png").write_bytes(photo.read_bytes())
     (folder / "more").mkdir()
     (folder / "more" / "examples").symlink_to(photo.parent / "others", target_is_directory=True)
-    assert example_images(folder / "more") == []
-
-
-def test_links_of_a_hub_snapshot_to_its_own_blobs_are_examples(photo):
-    home = photo.parent / "models--me--streets"
-    snapshot = home / "snapshots" / "abc"
-    (snapshot / "examples").mkdir(parents=True)
-    (home / "blobs").mkdir()
-    (home / "blobs" / "0123").write_bytes(photo.read_bytes())
-    (snapshot / "examples" / "a.png").symlink_to(home / "blobs" / "0123")
-    assert [title for _, title in example_images(snapshot)] == ["a"]
+    assert find_example_images(folder / "more", skip_outside=True) == []

@@ -1,4 +1,4 @@
-"""Labelled pictures in folders and data sets, and `segformer evaluate`, which judges a model on them."""
+"""Images with masks in folders and data sets, and `segformer evaluate` on them."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 
 from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.config import InferenceOptions
-from hf_segformer.data.pairing import decode_dataset, open_split, pair_images_and_masks, pictures_in
+from hf_segformer.data.pairing import decode_dataset, find_images, open_split, pair_images_and_masks
 from hf_segformer.evaluation.evaluate import evaluate
 from hf_segformer.inference.segmenter import predict
 from tests.support.commands import assert_one_line, run
@@ -21,7 +21,7 @@ HEIGHT, WIDTH = 40, 56
 
 @pytest.fixture
 def labelled(tmp_path):
-    """Three pictures of different kinds with label maps of five classes."""
+    """Three images of different kinds with masks of five classes."""
     random = np.random.default_rng(0)
     for name in ("images/a.jpg", "images/b.png", "images/deep/c.webp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def folder(tiny_config, tmp_path):
 
 
 def pairs_of(root, **suffixes):
-    return pair_images_and_masks(root / "images", root / "labels", **{"label_suffix": "_labels", **suffixes})
+    return pair_images_and_masks(root / "images", root / "labels", **{"mask_suffix": "_labels", **suffixes})
 
 
 def judge(folder, root, *options):
@@ -53,19 +53,19 @@ def test_a_suffix_without_an_ending_stands_before_any_known_one(labelled):
     assert names == ["a_labels.png", "b_labels.tif", "c_labels.png"]
 
 
-def test_what_is_hidden_is_no_picture(labelled):
+def test_hidden_files_are_no_images(labelled):
     for name in ("images/.ipynb_checkpoints/a-checkpoint.jpg", "images/._b.png", "images/notes.pdf"):
         (labelled / name).parent.mkdir(exist_ok=True)
         (labelled / name).write_bytes(b"")
     assert len(pairs_of(labelled)) == 3
-    assert [path.name for path in pictures_in(labelled / "images")] == ["a.jpg", "b.png", "c.webp"]
+    assert [path.name for path in find_images(labelled / "images")] == ["a.jpg", "b.png", "c.webp"]
 
 
-def test_all_without_a_partner_are_told_in_one_line(labelled):
+def test_files_without_a_partner_are_listed_in_one_line(labelled):
     for name in ("a_labels.png", "b_labels.tif", "deep/c_labels.png"):
         (labelled / "labels" / name).rename(labelled / name.split("/")[-1])
     with pytest.raises(
-        ValueError, match=r"images/a\.jpg has no label map .*a_labels\.png; nor has b, deep/c a partner$"
+        ValueError, match=r"images/a\.jpg has no mask; expected .*a_labels\.png; nor has b, deep/c a partner$"
     ):
         pairs_of(labelled)
 
@@ -102,9 +102,9 @@ def test_a_data_set_gives_what_its_folders_give(folder, labelled, capsys):
     columns = ("--image-column", "photo", "--mask-column", "mask")
     assert run("evaluate", folder, "--dataset", labelled / "data", "--split", "test", *columns, "--device", "cpu") == 0
     assert capsys.readouterr().out == of_folders
-    with pytest.raises(ValueError, match=r"no split 'validation', it has 'test': set --split"):
+    with pytest.raises(ValueError, match=r"no split 'validation'; expected one of 'test': set --split"):
         open_split(str(labelled / "data"), "validation")
-    with pytest.raises(ValueError, match=r"no column 'image', it has 'photo', 'mask': set --image-column"):
+    with pytest.raises(ValueError, match=r"no column 'image'; expected one of 'photo', 'mask': set --image-column"):
         open_split(str(labelled / "data"), "test")
 
 
@@ -125,7 +125,7 @@ def test_a_binary_model_is_judged_on_two_values(tiny_config, labelled, capsys):
     assert shares[1] == pytest.approx(40, abs=5)
 
 
-def test_a_model_that_reduces_labels_reads_maps_from_one(tiny_config, folder, labelled):
+def test_reduce_labels_maps_classes_from_one(tiny_config, folder, labelled):
     rows = decode_dataset(pairs_of(labelled), 3, 4, reduce_labels=True)
     stored = np.asarray(Image.open(labelled / "labels/a_labels.png"))
     assert np.array_equal(rows[0]["label"], np.where(stored == 0, 255, stored - 1))
@@ -139,28 +139,28 @@ def spoil(path, content):
     ("damage", "words"),
     [
         (lambda root: spoil(root / "images/b.png", b""), ["b.png"]),
-        (lambda root: spoil(root / "images/b.png", b"a text"), ["b.png", "not a picture"]),
+        (lambda root: spoil(root / "images/b.png", b"a text"), ["b.png", "not an image in one of the formats"]),
         (lambda root: spoil(root / "images/b.png", (root / "images/b.png").read_bytes()[:2000]), ["b.png"]),
         (lambda root: spoil(root / "labels/b_labels.tif", b"II*\0"), ["b_labels.tif"]),
         (
             lambda root: Image.new("L", (9, 7)).save(root / "labels/b_labels.tif"),
-            ["b_labels.tif is 7x9", "b.png is 40x56"],
+            ["b_labels.tif is 7x9", "b.png, 40x56"],
         ),
         (
             lambda root: Image.new("L", (90, 70)).save(root / "labels/b_labels.tif"),
-            ["b_labels.tif is 70x90", "b.png is 40x56"],
+            ["b_labels.tif is 70x90", "b.png, 40x56"],
         ),
         (
             lambda root: Image.new("L", (WIDTH, HEIGHT), 77).save(root / "labels/b_labels.tif"),
-            ["b_labels.tif holds 77, but the classes are 0 to 4"],
+            ["b_labels.tif holds 77; expected the classes 0 to 4"],
         ),
         (
             lambda root: Image.new("RGB", (WIDTH, HEIGHT)).save(root / "labels/b_labels.tif"),
-            ["b_labels.tif", "turn colours into ids first"],
+            ["b_labels.tif", "convert colours to labels first"],
         ),
     ],
 )
-def test_what_is_wrong_with_a_pair_is_one_line_that_names_the_file(damage, words, folder, labelled, capsys):
+def test_a_faulty_pair_is_one_line_with_its_file(damage, words, folder, labelled, capsys):
     damage(labelled)
     assert judge(folder, labelled) == 1
     assert_one_line(capsys.readouterr().err.splitlines()[-1].lstrip("\r") + "\n", *words)
@@ -170,7 +170,7 @@ def test_what_is_wrong_with_a_pair_is_one_line_that_names_the_file(damage, words
     ("options", "words"),
     [
         (["--device", "tpu"], ["device is 'tpu'"]),
-        (["--label-values", 0, 1], ["--label-values has 2 entries, but 5 are needed"]),
+        (["--label-values", 0, 1], ["--label-values has 2 entries; expected 5"]),
     ],
 )
 def test_wrong_options_are_one_line(options, words, folder, labelled, capsys):
@@ -217,7 +217,7 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_results(folder, labelled, ca
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20000), (20000, 1), (3, 5)])
 @pytest.mark.parametrize("keywords", [{"size": 64}, {"size": {"shortest_edge": 32}, "keep_ratio": True}])
-def test_pictures_of_any_shape_get_a_label_map_of_their_size(tiny_config, keywords, size):
+def test_images_of_any_shape_get_a_segmentation_map_of_their_size(tiny_config, keywords, size):
     if "keep_ratio" in keywords and max(size) > 100:
         keywords = {**keywords, "size": {"shortest_edge": 32, "longest_edge": 256}, "size_divisor": 32}
     model, processor = SegFormerForSemanticSegmentation(tiny_config()), SegFormerImageProcessor(**keywords)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from hf_segformer.data.shapes import IGNORE_INDEX, NAMES, PALETTE, _Scene, draw_sample, shapes_dataset
+from hf_segformer.data.shapes import NAMES, PALETTE, _Scene, draw_sample, shapes_dataset
+from hf_segformer.files import IGNORE_INDEX
 
 SIZE = 48
 

@@ -10,17 +10,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hf_segformer import SegFormerImageProcessor
-from hf_segformer.data.transforms import (
-    IGNORE_INDEX,
-    AugmentationConfig,
-    EpochSampler,
-    EvalDataset,
-    TrainDataset,
-    TrainStream,
-    augment,
-    collate,
-    photometric_distortion,
-)
+from hf_segformer.config import AugmentationConfig
+from hf_segformer.data.torch_datasets import EpochSampler, EvalDataset, TrainDataset, TrainStream, collate
+from hf_segformer.data.transforms import augment, photometric_distortion
+from hf_segformer.files import IGNORE_INDEX
 
 PLAIN = AugmentationConfig(crop_size=32, scale=[1.0, 1.0], max_class_share=1.0, flip=0.0, distortion=0.0)
 
@@ -160,9 +153,18 @@ def test_four_bands_of_bytes_change_brightness_and_contrast_only():
     assert all((other.flatten()[order].int().diff() >= 0).all() for other in changed)
 
 
-def test_measurements_can_not_be_distorted():
-    with pytest.raises(ValueError, match=r"images are float32 .* set augmentation.distortion=0"):
-        photometric_distortion(torch.zeros(4, 6, 5), 1.0, generator())
+def test_measurements_cannot_be_distorted():
+    image, labels = torch.zeros(4, 40, 52), torch.zeros(40, 52, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"float32 images in units of their own.*set data.value_range, or"):
+        augment(image, labels, with_changes(distortion=1.0), generator())
+
+
+def test_floats_on_the_byte_scale_are_distorted_like_bytes_without_rounding():
+    image = torch.randint(0, 256, (3, 6, 5), generator=generator(99)).to(torch.uint8)
+    for seed in range(8):
+        exact = photometric_distortion(image.float(), 1.0, generator(seed))
+        assert exact.dtype == torch.float32
+        assert torch.equal(exact.round().to(torch.uint8), photometric_distortion(image, 1.0, generator(seed)))
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone():
@@ -310,7 +312,7 @@ def test_pictures_of_several_sizes_do_not_make_a_batch():
 
 def test_a_label_map_of_another_size_is_named():
     row = {"image": Image.new("RGB", (52, 40)), "label": Image.new("L", (40, 52))}
-    with pytest.raises(ValueError, match=r"picture 0 is 40x52 .* but its label map 52x40"):
+    with pytest.raises(ValueError, match=r"image 0 is 40x52 .* but its mask 52x40"):
         TrainDataset([row], PLAIN, SegFormerImageProcessor(), 0)[0, 0]
 
 

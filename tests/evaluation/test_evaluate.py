@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from training.evaluate import main
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segformer.cli.main import main as command
 from hf_segformer.config import InferenceOptions
 from hf_segformer.data.shapes import NAMES
 from hf_segformer.evaluation.evaluate import Evaluation, evaluate
@@ -505,10 +505,16 @@ def checkpoint(tmp_path):
     return save
 
 
+def main(arguments):
+    """Run `segformer evaluate MODEL --recipe RECIPE ...`; the first two arguments are model and recipe."""
+    model, recipe, *others = map(str, arguments)
+    return command(["evaluate", model, "--recipe", recipe, *others])
+
+
 def error_of(capsys, *arguments):
-    assert main([str(argument) for argument in arguments]) == 1
+    assert main(arguments) in (1, 2)
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ")
+    assert error.startswith("segformer: ")
     return error
 
 
@@ -529,7 +535,14 @@ def test_program_prints_a_table_and_writes_metrics_and_figures(checkpoint, recip
 
 def test_program_takes_options_and_output_folder(checkpoint, recipe, tmp_path):
     folder, out = checkpoint(processor=False), tmp_path / "a" / "b"
-    arguments = [str(folder), str(recipe), "evaluation.sliding_window=32", "evaluation.flip=false", "--out", str(out)]
+    arguments = [
+        str(folder),
+        str(recipe),
+        "evaluation.sliding_window=32",
+        "evaluation.flip=false",
+        "--output-dir",
+        str(out),
+    ]
     assert main(arguments) == 0
     assert json.loads((out / "metrics.json").read_text())["method"]["sliding_window"] == 32
     assert not (folder / "metrics.json").exists()
@@ -556,10 +569,10 @@ def test_a_binary_checkpoint_is_judged_on_two_classes(checkpoint, recipe, tmp_pa
 def test_other_classes_are_refused_with_both_lists(checkpoint, recipe, capsys):
     folder = checkpoint(names=("road", "sky"))
     assert error_of(capsys, folder, recipe).endswith(
-        f"tells 2 classes apart, road, sky, but the data have 7: {', '.join(NAMES)}"
+        f"has 2 classes, road, sky; expected the 7 of the data: {', '.join(NAMES)}"
     )
     reordered = checkpoint(names=NAMES[::-1])
-    assert "tells 7 classes apart, star," in error_of(capsys, reordered, recipe)
+    assert "has 7 classes, star," in error_of(capsys, reordered, recipe)
     assert not (folder / "metrics.json").exists()
 
 
@@ -574,7 +587,7 @@ def test_weights_without_class_names_are_taken_for_as_many_classes(checkpoint, r
         (["./no/where"], "there is no checkpoint ./no/where"),
         (["MODEL", "evaluation.flipp=true"], "did you mean 'evaluation.flip'"),
         (["MODEL", "evaluation.sliding_window=7"], "evaluation.sliding_window is 7"),
-        (["MODEL", "--out", "RECIPE"], "can not be written to"),
+        (["MODEL", "--output-dir", "RECIPE"], "cannot be written"),
         (["RECIPE"], "is no checkpoint"),
     ],
 )
@@ -587,13 +600,12 @@ def test_errors_are_one_line(checkpoint, recipe, capsys, change, message):
 @pytest.mark.parametrize("missing", ["no/such/folder", "runs/none"])
 def test_missing_checkpoint_is_one_line(recipe, missing):
     """A path beside the recipe's run is no name of a repository."""
-    code = (
-        "import sys; from training.evaluate import main; "
-        f"assert main([{missing!r}, {str(recipe)!r}, 'trainer.output_dir=runs/shapes']) == 1"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stderr.strip() == f"error: there is no checkpoint {missing}"
+    arguments = ["evaluate", missing, "--recipe", str(recipe), "trainer.output_dir=runs/shapes"]
+    command = [sys.executable, "-m", "segformer_command", *arguments]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1, run.stderr
+    assert missing in run.stderr
+    assert run.stderr.count("\n") == 1
 
 
 def test_debug_shows_the_traceback(recipe):

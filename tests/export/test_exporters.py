@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.cli.main import main
-from hf_segformer.data.pairing import decode_dataset, pair_images_and_masks, pictures_in
+from hf_segformer.data.pairing import decode_dataset, find_images, pair_images_and_masks
 from hf_segformer.evaluation.evaluate import evaluate
 from hf_segformer.export.exportable import DeployedSegFormer, SegFormerWithProcessing, resize, trace
 from hf_segformer.export.exporters import (
@@ -99,7 +99,7 @@ def onnx_folder(model, processor, data, tmp_path_factory):
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name)
     folder = tmp_path_factory.mktemp("onnx")
-    images, dataset = pictures_in(data / "images"), rows_of(data)
+    images, dataset = find_images(data / "images"), rows_of(data)
     export_config = ExportConfig(
         "onnx", float16=True, int8="static", calibration=images, images=images, dataset=dataset
     )
@@ -312,6 +312,7 @@ def test_calibration_images_are_read_one_at_a_time(onnx_folder, tmp_path):
     assert len(seen) == 4
 
 
+@pytest.mark.slow
 def test_openvino_takes_any_size(model, processor, tmp_path):
     pytest.importorskip("openvino")
     figures = export_model(model, processor, tmp_path, ExportConfig("openvino"))
@@ -321,6 +322,7 @@ def test_openvino_takes_any_size(model, processor, tmp_path):
     assert figures["files"]["model.xml"]["bytes"] > 4 * weights  # in float32
 
 
+@pytest.mark.slow
 def test_openvino_refuses_smaller_images_and_is_right_afterwards(model, processor, tmp_path):
     """Unbounded, it answered a 20x33 image with the previous one's shape."""
     pytest.importorskip("openvino")
@@ -369,6 +371,7 @@ def test_the_report_says_whether_the_graph_resizes(keywords, include_processing,
     assert "sides: 64 pixels and up" in format_report(report)
 
 
+@pytest.mark.slow
 def test_openvino_maps_images_to_segmentation_maps(model, processor, tmp_path):
     pytest.importorskip("openvino")
     figures = export_model(model, processor, tmp_path, ExportConfig("openvino", include_processing=True))
@@ -413,7 +416,7 @@ def test_a_missing_package_is_named_with_its_installation(model, processor, tmp_
 
 
 def test_a_package_may_come_under_another_name(model, processor, tmp_path, monkeypatch):
-    """As onnxruntime does from onnxruntime-gpu."""
+    """onnxruntime comes from onnxruntime-gpu, for one."""
     monkeypatch.setitem(sys.modules, "renamed", SimpleNamespace(__version__="7.1"))
     monkeypatch.setitem(TARGETS, "torch", replace(TARGETS["torch"], packages=("renamed",)))
     assert export_model(model, processor, tmp_path, ExportConfig("torch"))["versions"]["renamed"] == "7.1"
@@ -458,7 +461,7 @@ def test_files_of_many_channels_can_be_compared_on(tmp_path):
     processor = SegFormerImageProcessor(size=64, image_mean=[0.5] * 5, image_std=[0.3] * 5, do_rescale=False)
     bands = np.random.default_rng(0).random((5, 70, 90), dtype=np.float32)
     np.save(tmp_path / "scene.npy", bands)
-    [path] = pictures_in(tmp_path)
+    [path] = find_images(tmp_path)
     *_, (inputs, _) = ReferenceOutputs(model, processor, DeployedSegFormer(model)).cases([path])
     assert torch.equal(inputs, processor(bands, return_tensors="pt").pixel_values)
 
@@ -491,6 +494,7 @@ def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_torch_program_for_any_size_and_reports_parity(checkpoint, model, data, tmp_path, capsys):
     destination = tmp_path / "exported"
     images = ("--images", data / "images", "--masks", data / "labels", "--label-values", *range(5))

@@ -53,8 +53,8 @@ def test_the_pipeline_gives_pytorchs_labels(exported, model, processor):
     assert shares["model_fp16.onnx"] > 0.99
     assert 0.9 < shares["model_quantized.onnx"] <= 1
     assert figures["version"].startswith("4.")
-    [picture] = smooth_images(1, 96, 128, 3, seed=7)
-    assert len(expected_segmentation(model, processor, picture).unique()) > 2
+    [image] = smooth_images(1, 96, 128, 3, seed=7)
+    assert len(expected_segmentation(model, processor, image).unique()) > 2
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "segformer"
     assert config["id2label"]["2"] == "house"
@@ -76,8 +76,8 @@ def test_other_labels_and_a_broken_file_are_refused(exported, model, processor, 
 
 @pytest.mark.browser
 def test_a_missing_package_is_reported(model, processor, tmp_path):
-    told = check_in_node(tmp_path, model, processor, ["model.onnx"], working_folder=tmp_path)
-    assert told == {
+    message = check_in_node(tmp_path, model, processor, ["model.onnx"], working_folder=tmp_path)
+    assert message == {
         "not_run": "Node finds no @huggingface/transformers from here: npm install @huggingface/transformers"
     }
 

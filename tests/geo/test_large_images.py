@@ -17,12 +17,11 @@ from PIL import Image, ImageFile
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.config import InferenceOptions
+from hf_segformer.data.readers import Tile, kind_of, open_raster
 from hf_segformer.files import is_full
-from hf_segformer.geo.rasters import is_raster
 from hf_segformer.geo.tiff import PlainRaster
-from hf_segformer.inference.large_image import open_raster, predict_large_image
+from hf_segformer.inference.large_image import predict_large_image
 from hf_segformer.inference.segmenter import predict
-from hf_segformer.inference.tiling import Tile as Window
 from hf_segformer.inference.tiling import count_tiles
 from hf_segformer.upsampling_segformer import upsample, upsample_argmax
 from tests.support.tiny import TINY
@@ -137,7 +136,7 @@ def test_one_window_is_labelled_as_the_picture_is_predicted(tmp_path, model, pro
 def test_a_window_of_a_raster_is_prepared_as_part_of_the_picture(tmp_path, processor):
     pixels = scene()
     with open_raster(write_geotiff(tmp_path / "scene.tif", pixels), 3) as raster:
-        part, valid = raster.read(Window(32, 64, 96, 100))
+        part, valid = raster.read(Tile(32, 64, 96, 100))
     assert valid is None
     whole = processor(pixels, do_resize=False, return_tensors="np").pixel_values
     cut = processor(part, do_resize=False, return_tensors="np").pixel_values
@@ -184,7 +183,7 @@ def test_grey_and_palette_files_are_pictures(tmp_path, model, processor):
     with rasterio.open(source, "r+") as file:
         file.write_colormap(1, {index: (255 - index, index // 2, 7) for index in range(256)})
     with open_raster(source, 3) as raster:
-        colors, _ = raster.read(Window(0, 0, 5, 5))
+        colors, _ = raster.read(Tile(0, 0, 5, 5))
     assert (colors == np.stack([255 - grey[0, :5, :5], grey[0, :5, :5] // 2, np.full((5, 5), 7)])).all()
 
 
@@ -313,7 +312,7 @@ def test_plain_files_of_any_layout(tmp_path, layout, dtype):
     with open_raster(tmp_path / "plain.tif", 3) as raster:
         assert isinstance(raster, PlainRaster)
         assert (raster.height, raster.width, raster.num_bands) == (HEIGHT, WIDTH, 3)
-        for window in (Window(0, 0, 96, 96), Window(54, 114, 96, 96), Window(0, 0, HEIGHT, WIDTH)):
+        for window in (Tile(0, 0, 96, 96), Tile(54, 114, 96, 96), Tile(0, 0, HEIGHT, WIDTH)):
             part, valid = raster.read(window)
             top, left, height, width = window
             assert valid is None
@@ -342,7 +341,7 @@ def test_jpeg_pieces_get_the_tables_of_their_file_and_are_read_whole_or_not_at_a
     layout = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "jpeg", "photometric": "ycbcr"}
     smooth = np.linspace(0, 255, HEIGHT)[:, None] * np.ones(WIDTH) * [[[0.9]], [[0.5]], [[1.0]]]  # no edges in colour
     write_geotiff(source, smooth.astype(np.uint8), place={}, **layout)
-    whole = Window(0, 0, HEIGHT, WIDTH)
+    whole = Tile(0, 0, HEIGHT, WIDTH)
     with open_raster(source, 3) as raster:
         assert isinstance(raster, GeoRaster)  # no codec for tifffile is installed
         expected, _ = raster.read(whole)
@@ -369,7 +368,7 @@ def test_pyramids_are_read_at_full_size(tmp_path):
         file.write(np.moveaxis(pixels, 0, -1), subifds=1, photometric="rgb", tile=(64, 64))
         file.write(np.moveaxis(pixels, 0, -1)[::2, ::2], subfiletype=1, photometric="rgb", tile=(64, 64))
     with open_raster(tmp_path / "pyramid.tif", 3) as raster:
-        part, _ = raster.read(Window(0, 0, HEIGHT, WIDTH))
+        part, _ = raster.read(Tile(0, 0, HEIGHT, WIDTH))
     assert (part == pixels).all()
 
 
@@ -377,14 +376,14 @@ def test_pages_are_bands(tmp_path):
     pixels = scene(5, np.uint16)
     tifffile.imwrite(tmp_path / "pages.tif", pixels, photometric="minisblack", tile=(64, 64), compression="zlib")
     with open_raster(tmp_path / "pages.tif", 5) as raster:
-        part, _ = raster.read(Window(32, 64, 96, 100))
+        part, _ = raster.read(Tile(32, 64, 96, 100))
     assert (part == pixels[:, 32:128, 64:164]).all()
-    with pytest.raises(ValueError, match="has 5 bands, but the model takes 3"):
+    with pytest.raises(ValueError, match="has 5 bands; expected 3"):
         open_raster(tmp_path / "pages.tif", 3)
 
 
 def test_plain_files_with_alpha_no_data_palette_or_white_as_zero(tmp_path):
-    pixels, part = scene(4), Window(10, 20, 50, 60)
+    pixels, part = scene(4), Tile(10, 20, 50, 60)
     here = (slice(10, 60), slice(20, 80))
     pixels[3, :30] = 0
     path = tmp_path / "plain.tif"
@@ -414,13 +413,13 @@ def test_pieces_are_kept_for_the_next_window_and_no_longer(tmp_path):
     path = tmp_path / "strips.tif"
     tifffile.imwrite(path, np.moveaxis(scene(), 0, -1), photometric="rgb", rowsperstrip=10, compression="zlib")
     with open_raster(path, 3) as raster:
-        raster.read(Window(0, 0, 96, 96))
+        raster.read(Tile(0, 0, 96, 96))
         kept = dict(raster.segments)
         assert len(kept) == 10
-        raster.read(Window(0, 96, 96, 96))
+        raster.read(Tile(0, 96, 96, 96))
         assert all(raster.segments[key] is kept[key] for key in kept)
         raster.cache = 3 * kept[0, 0].nbytes
-        raster.read(Window(54, 0, 96, 96))
+        raster.read(Tile(54, 0, 96, 96))
         assert raster.num_cached == sum(piece.nbytes for piece in raster.segments.values()) <= raster.cache
 
 
@@ -526,12 +525,12 @@ def test_which_files_are_rasters(tmp_path, monkeypatch):
     )
     write_geotiff(tmp_path / "geo.tif", scene())
     (tmp_path / "mosaic.vrt").write_text("<VRTDataset/>")
-    found = {path.name for path in tmp_path.iterdir() if is_raster(path)}
+    found = {path.name for path in tmp_path.iterdir() if kind_of(path) == "raster"}
     assert found == {"five.tif", "geo.tif", "mosaic.vrt"}
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert is_raster(tmp_path / "photo.tif")
-    assert not is_raster(tmp_path / "photo.png")
-    assert not is_raster(tmp_path / "nowhere.tif")
+    assert kind_of(tmp_path / "photo.tif") == "raster"
+    assert kind_of(tmp_path / "photo.png") == "image"
+    assert kind_of(tmp_path / "nowhere.tif") == "image"
 
 
 # --- Errors -----------------------------------------------------------------------------------------------------------
@@ -539,28 +538,26 @@ def test_which_files_are_rasters(tmp_path, monkeypatch):
 
 def hide(monkeypatch, *names):
     """As if these packages were not installed."""
-    monkeypatch.setattr(
-        "hf_segformer.inference.large_image.find_spec", lambda name: None if name in names else find_spec(name)
-    )
+    monkeypatch.setattr("hf_segformer.geo.rasters.find_spec", lambda name: None if name in names else find_spec(name))
 
 
 def test_missing_libraries_are_named(tmp_path, monkeypatch):
     source = write_geotiff(tmp_path / "scene.tif", scene())
     hide(monkeypatch, "rasterio")
-    with pytest.raises(ValueError, match=r"georeference.*rasterio is not installed: pip install 'hf-segformer\[geo\]'"):
+    with pytest.raises(ValueError, match=r"needs rasterio, or tifffile .*: pip install 'hf-segformer\[geo\]'"):
         open_raster(source, 3)
     hide(monkeypatch, "rasterio", "tifffile")
-    with pytest.raises(ValueError, match=r"neither.*pip install 'hf-segformer\[geo\]'"):
+    with pytest.raises(ValueError, match=r"needs rasterio.*pip install 'hf-segformer\[geo\]'"):
         open_raster(source, 3)
 
 
 def test_wrong_bands_are_named(tmp_path, model, processor):
     source = write_geotiff(tmp_path / "scene.tif", scene(5))
-    with pytest.raises(ValueError, match=r"scene.tif has 5 bands, but the model takes 3"):
+    with pytest.raises(ValueError, match=r"scene.tif has 5 bands; expected 3, as many as the model takes"):
         labelled(model, processor, source, tmp_path / "labels.tif")
-    with pytest.raises(ValueError, match=r"bands are \[1, 2, 6\], but those of .*scene.tif have the numbers 1 to 5"):
+    with pytest.raises(ValueError, match=r"bands are \[1, 2, 6\]; expected numbers from 1 to 5, those of .*scene.tif"):
         labelled(model, processor, source, tmp_path / "labels.tif", bands=[1, 2, 6])
-    with pytest.raises(ValueError, match=r"bands are \[1, 2\], 2 of .*scene.tif, but the model takes 3"):
+    with pytest.raises(ValueError, match=r"bands are \[1, 2\], 2 of .*scene.tif; expected 3"):
         labelled(model, processor, source, tmp_path / "labels.tif", bands=[1, 2])
     assert not (tmp_path / "labels.tif").exists()
 
@@ -584,7 +581,7 @@ def test_a_cut_file_says_where_and_leaves_the_old_labels(tmp_path, model, proces
         tifffile.imwrite(source, np.moveaxis(noise, 0, -1), photometric="rgb", **layout)
     source.write_bytes(source.read_bytes()[:60_000])
     (tmp_path / "labels.tif").write_text("those of yesterday")
-    with pytest.raises(OSError, match=r"cut\.tif can not be read in rows \d+ to \d+ and columns .*: it is cut short"):
+    with pytest.raises(OSError, match=r"cut\.tif cannot be read in rows \d+ to \d+ and columns .*: it is cut short"):
         predict_large_image(model, processor, source, tmp_path / "labels.tif", options=TILED, progress=False)
     assert (tmp_path / "labels.tif").read_text() == "those of yesterday"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.tif", "labels.tif"]
@@ -607,7 +604,7 @@ def test_one_compressed_strip_can_not_be_read_by_windows(tmp_path, monkeypatch, 
         write_geotiff(source, scene(), blockysize=HEIGHT, compress="deflate")
     else:
         tifffile.imwrite(source, scene().transpose(1, 2, 0), photometric="rgb", rowsperstrip=HEIGHT, compression="zlib")
-    with pytest.raises(ValueError, match=r"strip\.tif is stored in compressed pieces of 150x210 .*gdal_translate"):
+    with pytest.raises(ValueError, match=r"strip\.tif is stored in compressed blocks of 150x210 .*gdal_translate"):
         open_raster(source, 3)
 
 
@@ -689,3 +686,67 @@ def test_the_example_of_the_docs_runs(tmp_path, processor, monkeypatch, capsys):
     exec(compile(example, "using.md", "exec"), {"__name__": "example"})
     assert "LABEL_4" in capsys.readouterr().out
     assert tifffile.imread("labels.tif").shape == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("side", [70, 150, 1000])
+def test_overviews_that_gdal_rounds_are_best_effort(tmp_path, model, processor, side):
+    source = write_geotiff(tmp_path / "scene.tif", scene(height=side, width=side), tiled=True)
+    with rasterio.open(source, "r+") as file:
+        file.build_overviews([2, 4, 8, 16, 32], Resampling.nearest)
+    options = InferenceOptions(tile_size=512, tile_overlap=32) if side == 1000 else TILED
+    predict_large_image(model, processor, source, tmp_path / "labels.tif", options, progress=False)
+    with rasterio.open(tmp_path / "labels.tif") as file:
+        assert len(file.overviews(1)) == 5
+        assert (file.read(1, out_shape=(side // 2, side // 2)) < 5).all()
+
+
+def test_overviews_that_cannot_be_built_leave_the_pixels(tmp_path, model, processor, monkeypatch):
+    source = write_geotiff(tmp_path / "scene.tif", scene())
+    with rasterio.open(source, "r+") as file:
+        file.build_overviews([2], Resampling.nearest)
+    monkeypatch.setattr(GeoRaster, "_overviews", lambda self: [2, 4096])
+    _, labels = labelled(model, processor, source, tmp_path / "labels.tif")
+    assert labels.shape == (HEIGHT, WIDTH)
+
+
+def test_overviews_elsewhere_are_not_looked_for(tmp_path, model, processor):
+    """GDAL would open what the file names, an address in the network for instance."""
+    source = write_geotiff(tmp_path / "scene.tif", scene())
+    with rasterio.open(source, "r+") as file:
+        file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=str(write_geotiff(tmp_path / "other.tif", scene())))
+    with open_raster(source, 3) as raster:
+        assert raster._overviews() == []
+
+
+def test_no_data_of_one_band_is_filled_and_counts_only_where_all_lack_data(tmp_path):
+    pixels = scene(4, np.float32)
+    pixels[1, :40] = -9999
+    pixels[:, 100:, :50] = -9999
+    source = write_geotiff(tmp_path / "scene.tif", pixels, nodata=-9999)
+    processor = SegFormerImageProcessor(do_rescale=False, image_mean=[100.0] * 4, image_std=[50.0] * 4)
+    summary, labels = labelled(lively(4), processor, source, tmp_path / "labels.tif")
+    assert ((labels == 255) == (pixels == -9999).all(0)).all()
+    filled = np.where(pixels == -9999, 100, pixels).astype(np.float32)
+    _, same = labelled(lively(4), processor, write_geotiff(tmp_path / "filled.tif", filled), tmp_path / "same.tif")
+    outside = np.s_[:95, :]
+    assert (labels[outside] == same[outside]).all()
+    assert summary["no_data"] == 50 * 50
+
+
+def test_evaluation_agrees_with_a_prediction_of_the_same_scene(tmp_path, tiny_config):
+    """Prediction, statistics and evaluation read no data by one rule."""
+    from hf_segformer.data.pairing import decode_dataset, pair_images_and_masks
+    from hf_segformer.evaluation.evaluate import evaluate
+
+    model = lively(4)
+    processor = SegFormerImageProcessor(do_resize=False, do_rescale=False, image_mean=[100.0] * 4, image_std=[50.0] * 4)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    pixels = scene(4, np.float32, 96, 96)
+    pixels[:, :, :30] = -9999
+    source = write_geotiff(tmp_path / "images/scene.tif", pixels, nodata=-9999)
+    labelled(model, processor, source, tmp_path / "masks/scene.tif")
+    rows = decode_dataset(pair_images_and_masks(tmp_path / "images", tmp_path / "masks"), 4, 5)
+    result = evaluate(model, processor, rows, progress=False)
+    assert result.metrics["overall_accuracy"] == 1
+    assert result.matrix.sum() == 96 * 66

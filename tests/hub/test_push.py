@@ -47,8 +47,8 @@ def train_and_push(folder, repo_id):
     from transformers import TrainingArguments
 
     from hf_segformer.config import AugmentationConfig
-    from hf_segformer.data.transforms import EvalDataset, TrainDataset, collate
-    from hf_segformer.evaluation.metrics import MeanIoU
+    from hf_segformer.data.torch_datasets import EvalDataset, TrainDataset, collate
+    from hf_segformer.evaluation.mean_iou import MeanIoU
     from hf_segformer.training.trainer import SegFormerTrainer
     from tests.support.remote_code import answer, new_model, new_processor
 

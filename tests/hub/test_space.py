@@ -179,12 +179,12 @@ def test_a_page_fetches_model_card_and_images_but_no_checkpoints(hub, author, fo
             **hub.repositories["me/fetched"].files(),
             "checkpoint-5/model.safetensors": Blob(b"large", is_lfs=True),
             "checkpoint-5/config.json": Blob(b"{}"),
-            "assets/street.jpg": Blob(b"a picture"),
-            "examples/corner.png": Blob(b"a picture"),
+            "assets/street.jpg": Blob(b"an image"),
+            "examples/corner.png": Blob(b"an image"),
         },
     )
-    pictures = ["assets/street.jpg", "examples/corner.png"]
-    wanted = ["README.md", *pictures, "config.json", "model.safetensors", "preprocessor_config.json"]
+    images = ["assets/street.jpg", "examples/corner.png"]
+    wanted = ["README.md", *images, "config.json", "model.safetensors", "preprocessor_config.json"]
     for revision in (None, hub.repositories["me/fetched"].branches["main"]):
         assert author(fetch, "me/fetched", revision) == sorted(wanted)
 
@@ -194,8 +194,8 @@ def test_a_model_that_may_not_be_read_is_named_with_the_remedy(hub, author, fold
     author(run_command, folder, "me/hidden", "--private")
     stranger = Client(tmp_path / "stranger", hub.url, has_plugin=True)
     try:
-        told = stranger(fetch, "me/hidden", hub.repositories["me/hidden"].branches["main"])
+        message = stranger(fetch, "me/hidden", hub.repositories["me/hidden"].branches["main"])
     finally:
         stranger.close()
-    assert "no model me/hidden that may be read from here" in told
-    assert "HF_TOKEN" in told
+    assert "no model me/hidden that may be read from here" in message
+    assert "HF_TOKEN" in message

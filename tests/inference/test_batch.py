@@ -18,7 +18,7 @@ from PIL import Image
 from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor, SegFormerPredictor
 from hf_segformer.cli.main import main
 from hf_segformer.config import InferenceOptions
-from hf_segformer.data.sources import DatasetSource, FileSource, InputItem, find_pictures
+from hf_segformer.data.sources import DatasetSource, FileSource, InputItem, find_inputs
 from hf_segformer.files import atomic_write
 from hf_segformer.inference.batch import predict_batch
 from hf_segformer.inference.large_image import segment_raster
@@ -420,7 +420,7 @@ def test_ctrl_c_can_be_resumed(checkpoint, pictures, out, monkeypatch, capsys):
 
 def test_inputs_of_every_kind_keep_folders_in_their_names(pictures, tmp_path, out, monkeypatch):
     def names(*inputs):
-        return [item.name for item in find_pictures([str(each) for each in inputs], out)]
+        return [item.name for item in find_inputs([str(each) for each in inputs], out)]
 
     assert names(pictures) == ["0", "1", "2", "3", "below/0"]
     assert names(pictures / "1.png", pictures / "0.png") == ["0", "1"]

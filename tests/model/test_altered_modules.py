@@ -64,7 +64,20 @@ class Identity(nn.Identity):
 
 
 def identity(parent, name, module):
-    if name in ("linear_fuse", "linear_c", "self", "attention", "sr", "block", "0", "1", "proj", "head", "dense1"):
+    if name in (
+        "linear_fuse",
+        "linear_c",
+        "self",
+        "attention",
+        "sr",
+        "block",
+        "0",
+        "1",
+        "proj",
+        "head",
+        "dense1",
+        "dense2",
+    ):
         return False  # another shape, or a tuple, is expected of them
     setattr(parent, name, nn.Identity() if name not in ("mlp", "dwconv") else Identity())
     return True

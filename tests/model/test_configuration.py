@@ -1,4 +1,4 @@
-"""The configuration: published fields, and values that can not make a network are refused by name."""
+"""The configuration: published fields, and values that cannot make a network are refused by name."""
 
 import json
 
@@ -11,20 +11,20 @@ from hf_segformer import SegFormerConfig
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"depths": [2, 2]}, r"depths is \[2, 2\]: 2 entries, but num_encoder_blocks is 4"),
-        ({"num_encoder_blocks": 5}, "num_encoder_blocks is 5, but SegFormer has 1 to 4 stages"),
+        ({"depths": [2, 2]}, r"depths is \[2, 2\], 2 entries; expected num_encoder_blocks, 4"),
+        ({"num_encoder_blocks": 5}, "num_encoder_blocks is 5; expected 1 to 4"),
         ({"num_attention_heads": [3, 2, 5, 8]}, "32 channels do not divide by 3 heads"),
-        ({"sr_ratios": [8, 0, 2, 1]}, r"sr_ratios is \[8, 0, 2, 1\], but every entry must be at least 1"),
-        ({"patch_sizes": [7, 3, 2, 3]}, r"patch_sizes is \[7, 3, 2, 3\], but every entry must be odd"),
-        ({"drop_path_rate": 1.5}, r"drop_path_rate is 1.5, but it must lie in \[0, 1\)"),
+        ({"sr_ratios": [8, 0, 2, 1]}, r"sr_ratios is \[8, 0, 2, 1\]; expected at least 1 in every entry"),
+        ({"patch_sizes": [7, 3, 2, 3]}, r"patch_sizes is \[7, 3, 2, 3\]; expected odd numbers"),
+        ({"drop_path_rate": 1.5}, r"drop_path_rate is 1.5; expected a value in \[0, 1\)"),
         ({"classifier_dropout_prob": -0.1}, "classifier_dropout_prob is -0.1"),
-        ({"layer_norm_eps": 0.0}, "layer_norm_eps is 0.0, but it must be above 0"),
-        ({"num_labels": -3}, "num_labels is -3, but it must be a whole number, at least 1"),
-        ({"num_labels": "3"}, "num_labels is '3', but it must be a whole number"),
-        ({"id2label": {0: "sky", 2: "road"}}, r"id2label has the keys \[0, 2\], but must number its 2 labels from 0"),
-        ({"num_channels": 0}, "num_channels is 0, but it must be at least 1"),
+        ({"layer_norm_eps": 0.0}, "layer_norm_eps is 0.0; expected a value above 0"),
+        ({"num_labels": -3}, "num_labels is -3; expected a whole number, at least 1"),
+        ({"num_labels": "3"}, "num_labels is '3'; expected a whole number"),
+        ({"id2label": {0: "sky", 2: "road"}}, r"id2label has the keys \[0, 2\]; expected 0 to 1"),
+        ({"num_channels": 0}, "num_channels is 0; expected at least 1"),
         ({"out_features": ["stage9"]}, "stage9"),
-        ({"hidden_act": "gleu"}, "hidden_act is 'gleu', no activation's name: did you mean 'gelu'"),
+        ({"hidden_act": "gleu"}, "hidden_act is 'gleu'; expected an activation's name: did you mean 'gelu'"),
     ],
 )
 def test_impossible_values_are_refused_with_field_and_value(overrides, message):
@@ -41,7 +41,7 @@ def test_a_field_set_after_construction_is_checked_when_the_model_is_built(tiny_
         SegFormerModel(config)
 
 
-def test_a_misspelt_variant_or_field_is_answered_with_the_nearest_right_name():
+def test_the_nearest_name_is_given_for_a_misspelt_variant_or_field():
     with pytest.raises(ValueError, match="unknown variant 'b6': known are b0, b1, b2, b3, b4, b5"):
         SegFormerConfig.from_variant("b6")
     with pytest.raises(ValueError, match="unknown variant 'B0': did you mean 'b0'"):
@@ -90,9 +90,34 @@ def test_save_and_load_keep_every_field_and_name_the_code_of_every_auto_class(ti
 
 def test_another_networks_config_is_refused_and_transformers_own_is_not(tmp_path, recwarn):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(ValueError, match="model_type 'vit', but SegFormer reads 'hf_segformer' and 'segformer'"):
+    with pytest.raises(ValueError, match="model_type 'vit'; expected 'hf_segformer' or 'segformer'"):
         SegFormerConfig.from_pretrained(tmp_path)
     SegformerConfig(num_labels=3, depths=[1, 1, 1, 1]).save_pretrained(tmp_path)
     config = SegFormerConfig.from_pretrained(tmp_path)
     assert (config.num_labels, config.depths, config.layer_norm_eps) == (3, [1, 1, 1, 1], 1e-6)
     assert config.to_dict()["model_type"] == "hf_segformer"
+
+
+def test_id2label_may_be_a_list_and_brings_its_label2id():
+    config = SegFormerConfig(id2label=["road", "sky", "car"])
+    assert config.id2label == {0: "road", 1: "sky", 2: "car"}
+    assert config.label2id == {"road": 0, "sky": 1, "car": 2}
+    assert SegFormerConfig(id2label={0: "road", 1: "sky"}).label2id == {"road": 0, "sky": 1}
+    config.id2label = ["a", "b"]
+    assert (config.id2label, config.num_labels) == ({0: "a", 1: "b"}, 2)
+
+
+@pytest.mark.parametrize("load", [SegFormerConfig.from_pretrained, AutoConfig.from_pretrained])
+def test_a_file_may_not_choose_code(tmp_path, load, monkeypatch):
+    warned = []
+    monkeypatch.setattr("hf_segformer.configuration_segformer.logger.warning", warned.append)
+    SegFormerConfig().save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    for name in ("attn_implementation", "_attn_implementation", "experts_implementation"):
+        (tmp_path / "config.json").write_text(json.dumps({**values, name: "someone/kernels"}))
+        warned.clear()
+        config = load(tmp_path)
+        assert config._attn_implementation is None
+        assert config._experts_implementation is None
+        assert "'someone/kernels' in a config file; dropped" in warned[0]
+    assert load(tmp_path, attn_implementation="eager")._attn_implementation == "eager"

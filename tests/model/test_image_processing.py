@@ -192,14 +192,14 @@ class TestPictures:
 
     @pytest.mark.parametrize("dtype", ["<u2", ">u2"])
     @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 1), (3, 2, 3)])
-    def test_16_bits_become_8(self, dtype, shape):
+    def test_16_bits_are_scaled_without_rounding(self, dtype, shape):
         values = np.resize(np.array([0, 128, 129, 257 * 100, 65535, 65406], dtype=dtype), shape)
-        expected = np.round(values.astype(float) / 257)
+        expected = (values.astype(float) / 257).astype(np.float32)
         expected = expected if shape == (3, 2, 3) else np.stack([expected.reshape(2, 3)] * 3)
         np.testing.assert_array_equal(raw(values), expected)
 
     @pytest.mark.parametrize("suffix", ["png", "tif"])
-    def test_16_bit_files_become_8(self, suffix, tmp_path):
+    def test_16_bit_files_are_scaled_to_bytes(self, suffix, tmp_path):
         values = np.arange(15, dtype=np.uint16).reshape(3, 5) * 257
         Image.fromarray(values).save(tmp_path / f"grey.{suffix}")
         with Image.open(tmp_path / f"grey.{suffix}") as image:
@@ -212,26 +212,31 @@ class TestPictures:
             np.testing.assert_array_equal(raw(Image.fromarray(grey.astype(dtype))), np.stack([grey] * 3))
         np.testing.assert_array_equal(raw(Image.fromarray(grey.astype(np.float32) * 1.5)), np.stack([grey * 1.5] * 3))
         for value in (-1, 65536):
-            with pytest.raises(ValueError, match=rf"image 0 has dtype int32 and values from .* to {value},.* uint16"):
+            with pytest.raises(ValueError, match=rf"image 0 has dtype int32 and values from .* to {value};.* uint16"):
                 raw(Image.fromarray(np.full((4, 5), value, dtype=np.int32)))
 
-    def test_16_bit_pgm_files_become_8(self, tmp_path):
+    def test_16_bit_pgm_files_are_scaled_to_bytes(self, tmp_path):
         values = np.arange(15, dtype=np.uint16).reshape(3, 5) * 257
         (tmp_path / "grey.pgm").write_bytes(b"P5 5 3 65535\n" + values.astype(">u2").tobytes())
         with Image.open(tmp_path / "grey.pgm") as image:
             assert image.mode == "I"
         np.testing.assert_array_equal(raw(tmp_path / "grey.pgm"), np.stack([values // 257] * 3))
 
-    def test_only_16_bit_pictures_that_turn_black_are_warned_of(self, monkeypatch):
+    def test_16_bit_images_of_a_narrow_range_are_warned_of(self, monkeypatch):
         warned = []
-        monkeypatch.setattr("hf_segformer.image_io_segformer.logger", SimpleNamespace(warning_once=warned.append))
+        logger = SimpleNamespace(warning_once=warned.append)
+        monkeypatch.setattr("hf_segformer.image_processing_segformer.logger", logger)
         wide = picture().astype(np.uint16)
         for image in (picture(), wide * 257, np.zeros_like(wide)):
             raw(image)
         raw(picture(num_channels=5).astype(np.uint16), **BANDS)
         assert not warned
         assert raw(wide).max() <= 1
+        assert "% of the range 0 to 65535" in warned[0]
+        assert "set value_range" in warned[0]
         assert 'astype("uint8")' in warned[0]
+        raw(wide, value_range=[0, 255])
+        assert len(warned) == 1
 
     def test_bool_is_black_and_white(self):
         mask = label_map() > 1
@@ -343,9 +348,11 @@ class TestBands:
 
     @pytest.mark.parametrize(("shape", "bands"), [((9, 13, 5), 5), ((2, 9, 13), 2), ((9, 13, 4), 4), ((9, 1, 13), 9)])
     def test_a_wrong_number_of_bands_is_named(self, shape, bands):
-        with pytest.raises(ValueError, match=rf"image 1 has {bands} bands .* image_mean and image_std hold 3"):
+        with pytest.raises(
+            ValueError, match=rf"image 1 has {bands} bands .*; expected 3, as many as image_mean and image_std"
+        ):
             raw([picture(), np.zeros(shape, dtype=np.uint8)])
-        with pytest.raises(ValueError, match=r"image 0 has 3 bands .* hold 5"):
+        with pytest.raises(ValueError, match=r"image 0 has 3 bands .*; expected 5"):
             raw(Image.fromarray(picture()), **BANDS)
 
 
@@ -464,15 +471,15 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("images", "maps", "message"),
         [
-            ([picture()] * 2, [label_map(), label_map(8, 13)], "segmentation map 1 is 8x13 .* image 1 is 9x13"),
-            ([picture()] * 2, [label_map()], "1 segmentation maps are given for 2 images"),
-            (picture(), picture(), r"segmentation map 0 has shape \(9, 13, 3\).*ids"),
-            (picture(), Image.fromarray(picture()), "segmentation map 0 is a PIL image of mode RGB.*ids"),
-            (picture(), Image.fromarray(label_map()).convert("LA"), "segmentation map 0 is a PIL image of mode LA"),
-            (picture(), label_map().astype(np.float32), "segmentation map 0 has dtype float32.*whole numbers"),
-            (picture(), torch.zeros(9, 13), "segmentation map 0 has dtype float32"),
-            (picture(), Image.new("F", (13, 9)), "segmentation map 0 is a PIL image of mode F"),
-            (picture(), [None], "segmentation map 0 is a NoneType"),
+            ([picture()] * 2, [label_map(), label_map(8, 13)], "mask 1 is 8x13 .*; expected the size of image 1, 9x13"),
+            ([picture()] * 2, [label_map()], "1 masks are given for 2 images"),
+            (picture(), picture(), r"mask 0 has shape \(9, 13, 3\).*convert colours"),
+            (picture(), Image.fromarray(picture()), "mask 0 is a PIL image of mode RGB.*convert colours"),
+            (picture(), Image.fromarray(label_map()).convert("LA"), "mask 0 is a PIL image of mode LA"),
+            (picture(), label_map().astype(np.float32), "mask 0 has dtype float32; expected a mask of integers"),
+            (picture(), torch.zeros(9, 13), "mask 0 has dtype float32"),
+            (picture(), Image.new("F", (13, 9)), "mask 0 is a PIL image of mode F"),
+            (picture(), [None], "mask 0 is a NoneType"),
             (np.zeros((0, 13, 3), np.uint8), None, "image 0 is 0x13.*at least one pixel"),
             (Image.new("RGB", (0, 5)), None, "image 0 is 5x0"),
             ([], None, "no images"),
@@ -495,7 +502,7 @@ class TestErrors:
         Image.fromarray(picture(20, 11)).save(tmp_path / "bomb.png")
         bombs = {"array": picture(20, 11), "PIL": Image.new("RGB", (11, 20)), "path": tmp_path / "bomb.png"}
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 109)
-        with pytest.raises(ValueError, match=r"image 0.*220 pixels.*limit of 218"):
+        with pytest.raises(ValueError, match=r"image 0.*220 pixels.*limit, 218"):
             SegFormerImageProcessor(size=(20, 11) if form == "target" else 8)(bombs.get(form, picture(4, 5)))
         SegFormerImageProcessor(size=(20, 11), do_resize=False)(picture(4, 5))
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
@@ -516,7 +523,7 @@ class TestErrors:
             path.write_bytes(whole[: int(len(whole) * share)])
             with pytest.raises(OSError, match=rf"image 1, .*cut\.{suffix}: "):
                 SegFormerImageProcessor(size=8)([picture(40, 57), path])
-            with pytest.raises(OSError, match=rf"segmentation map 0, .*cut\.{suffix}: "):
+            with pytest.raises(OSError, match=rf"mask 0, .*cut\.{suffix}: "):
                 SegFormerImageProcessor(size=8)(picture(40, 57), path)
 
     def test_a_truncated_pil_image_is_named(self, tmp_path):
@@ -531,7 +538,7 @@ class TestErrors:
     @pytest.mark.parametrize("return_tensors", ["pt", "np"])
     def test_different_sizes_do_not_stack(self, return_tensors):
         processor, images = SegFormerImageProcessor(do_resize=False), [picture(), picture(13, 9)]
-        with pytest.raises(ValueError, match=r"different sizes, 9x13, 13x9.*do_resize.*one at a time"):
+        with pytest.raises(ValueError, match=r"different sizes after resizing, 9x13, 13x9.*do_resize.*one at a time"):
             processor(images, return_tensors=return_tensors)
         assert [pixels.shape for pixels in processor(images)["pixel_values"]] == [(3, 9, 13), (3, 13, 9)]
 
@@ -539,9 +546,8 @@ class TestErrors:
         ("keywords", "message"),
         [
             ({"keep_ration": True}, "'keep_ration'.*'keep_ratio'"),
-            ({"reduce_labels": True}, "'reduce_labels'.*'do_reduce_labels'"),
             ({"segmentation_map": None}, "'segmentation_map'.*'segmentation_maps'"),
-            ({"do_center_crop": True}, "do_center_crop is True.*not offer"),
+            ({"do_center_crop": True}, "do_center_crop is True; .* no such step"),
             ({"do_pad": True}, "do_pad is True"),
             ({"data_format": "channels_last"}, "data_format is 'channels_last'"),
             ({"default_to_square": False}, "default_to_square is False"),
@@ -654,11 +660,14 @@ class TestKeywords:
             "do_normalize": False,
             **BANDS,
             "do_reduce_labels": True,
+            "do_convert_rgb": False,
+            "value_range": {"percentiles": [1, 99.5]},
+            "ignore_index": -100,
         }
         SegFormerImageProcessor(**keywords).save_pretrained(tmp_path)
         loaded = SegFormerImageProcessor.from_pretrained(tmp_path)
         assert {keyword: getattr(loaded, keyword) for keyword in keywords} == keywords
-        assert set(keywords) == set(SegFormerImageProcessor.valid_kwargs.__annotations__)
+        assert {*keywords, "reduce_labels"} == set(SegFormerImageProcessor.valid_kwargs.__annotations__)
 
     def test_saving_writes_the_type_the_map_and_the_code(self, tmp_path):
         SegFormerImageProcessor().save_pretrained(tmp_path)
@@ -688,7 +697,7 @@ class TestKeywords:
         (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 64, "keep_rati": True}))
         with pytest.raises(ValueError, match=r"'keep_rati'.*'keep_ratio'"):
             SegFormerImageProcessor.from_pretrained(tmp_path, keep_rati=True)
-        with pytest.raises(ValueError, match=r"do_center_crop is True.*not offer"):
+        with pytest.raises(ValueError, match=r"do_center_crop is True; .* no such step"):
             SegFormerImageProcessor.from_pretrained(tmp_path, do_center_crop=True)
         known = {"trust_remote_code": True, "revision": "main", "token": None, "use_fast": False, "backend": "pil"}
         known |= {"cache_dir": None, "local_files_only": True, "subfolder": "", "_commit_hash": None}
@@ -776,12 +785,12 @@ class TestPostProcessing:
     @pytest.mark.parametrize(
         ("keywords", "message"),
         [
-            ({"target_sizes": [(9, 13)]}, r"target_sizes is \[\(9, 13\)\], but 2 images need 2 pairs"),
+            ({"target_sizes": [(9, 13)]}, r"target_sizes is \[\(9, 13\)\]; expected 2 pairs"),
             ({"target_sizes": (9, 13)}, "target_sizes"),
             ({"target_sizes": [(9, 13), (0, 4)]}, "target_sizes"),
-            ({"target_sizes": [(9.5, 13), (20, 6)]}, r"target_sizes is \[\(9.5, 13\).*whole numbers"),
+            ({"target_sizes": [(9.5, 13), (20, 6)]}, r"target_sizes is \[\(9.5, 13\).*integers above 0"),
             ({"target_sizes": [(9, 13), (20,)]}, r"target_sizes is \[\(9, 13\), \(20,\)\].*pairs"),
-            ({"threshold": 1.5}, r"threshold is 1.5, but it must lie in \[0, 1\]"),
+            ({"threshold": 1.5}, r"threshold is 1.5; expected a value in \[0, 1\]"),
             ({"threshold": float("nan")}, "threshold is nan"),
         ],
     )

@@ -6,7 +6,7 @@ from transformers import TrainingArguments
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.config import AugmentationConfig
-from hf_segformer.data.transforms import EvalDataset, TrainDataset, collate
+from hf_segformer.data.torch_datasets import EvalDataset, TrainDataset, collate
 from hf_segformer.evaluation.metrics import SegmentationMetrics
 from hf_segformer.training.trainer import SegFormerTrainer
 from tests.support.tiny import TINY

@@ -1,9 +1,9 @@
-"""Feeds damaged files to everything that reads files, and sees that each is read whole or refused in words.
+"""Fuzzer of everything that reads files: damaged files are read whole, or refused by an error that names them.
 
 python tests/support/fuzz_loaders.py --number 10000 --seed 0
 
-A case is a valid small file (pictures, label maps, rasters, weights, JSON) and one to three mutations of it, all drawn
-from the seed and the case's number. Right is: it is read, or a ValueError or OSError names it. Wrong is any other
+A case is a valid small file (images, masks, rasters, weights, JSON) and one to three mutations of it, all drawn
+from the seed and the case's number. Expected: it is read, or a ValueError or OSError names it. A failure is any other
 exception, a warning that is not Pillow's own, a hang, memory without bounds, and pixels of a file that was cut short,
 unless all of them were there. Each failure is printed with the command that repeats it.
 """
@@ -29,11 +29,10 @@ from hf_segformer import SegFormerImageProcessor
 from hf_segformer.conversion.checkpoints import read_checkpoint, read_config
 from hf_segformer.conversion.convert import convert_checkpoint
 from hf_segformer.conversion.loading import load_segmentation
-from hf_segformer.data.decoding import LabelMapping, RowReader
-from hf_segformer.geo.rasters import is_raster
+from hf_segformer.data.decoding import RowReader
+from hf_segformer.data.label_mapping import LabelMapping
+from hf_segformer.data.readers import Tile, kind_of, open_raster
 from hf_segformer.image_io_segformer import read_mask
-from hf_segformer.inference.large_image import open_raster
-from hf_segformer.inference.tiling import Tile as Window
 from tests.support.damage import mutate
 from tests.support.samples import write_samples
 
@@ -45,27 +44,27 @@ class Hang(BaseException):
     """Raised where a loader takes too long; no loader's `except` may catch it."""
 
 
-def _read_picture(path: Path, chance: random.Random) -> np.ndarray:
+def _read_image(path: Path, chance: random.Random) -> np.ndarray:
     num_channels = chance.choice((1, 3))
     means = {"image_mean": [0.5] * num_channels, "image_std": [0.5] * num_channels}
     return np.asarray(SegFormerImageProcessor(do_resize=False, **means)(path).pixel_values[0])
 
 
-def _read_map(path: Path, chance: random.Random) -> np.ndarray:
-    return read_mask(path, "label map")
+def _read_mask(path: Path, chance: random.Random) -> np.ndarray:
+    return read_mask(path, "mask")
 
 
 def _read_row(path: Path, chance: random.Random) -> np.ndarray:
     whole = path.parent.with_name("rows") / "labels.png"
     if path.parent.name == "rows_labels":
-        return RowReader(3, LabelMapping(tuple(range(5)))).read(str(whole.with_name("picture.png")), str(path))[1]
+        return RowReader(3, LabelMapping(tuple(range(5)))).read(str(whole.with_name("image.png")), str(path))[1]
     return np.asarray(RowReader(chance.choice((1, 3, 5)), LabelMapping(tuple(range(5)))).read(str(path), str(whole))[0])
 
 
 def _read_raster(path: Path, chance: random.Random) -> np.ndarray:
-    is_raster(path)
+    kind_of(path)
     with open_raster(path, 3) as raster:
-        pixels, valid = raster.read(Window(0, 0, min(raster.height, 64), min(raster.width, 64)))
+        pixels, valid = raster.read(Tile(0, 0, min(raster.height, 64), min(raster.width, 64)))
     return pixels if valid is None else np.where(valid, pixels, 0)
 
 
@@ -83,8 +82,8 @@ def _read_folder(path: Path, chance: random.Random) -> None:
 
 
 READERS = {
-    "pictures": _read_picture,
-    "maps": _read_map,
+    "images": _read_image,
+    "masks": _read_mask,
     "rows": _read_row,
     "rasters": _read_raster,
     "weights": _read_weights,
@@ -125,7 +124,7 @@ def run_case(samples: dict[str, list[Path]], seed: int, case: int) -> str:
 
 
 def _outcome(reader: Callable, path: Path, reader_seed: float) -> object:
-    """What was read; None if it was refused in the right way."""
+    """Return what was read, None if it was refused as expected."""
     with warnings.catch_warnings(record=True) as caught, _watchdog():
         warnings.simplefilter("always")
         try:

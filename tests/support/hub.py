@@ -28,12 +28,12 @@ def run_command(*arguments):
     return status, out.getvalue(), err.getvalue()
 
 
-def assert_refused(author, folder, repo_id, *words, options=()):
+def assert_refused(author, folder, repo_id, *expected_words, options=()):
     """Assert that a push ends with one line that holds these words."""
     status, out, err = author(run_command, folder, repo_id, *options)
     assert status == 1
     assert out == ""
     assert err.startswith("segformer: ")
     assert err.count("\n") == 1
-    for word in words:
-        assert word in err
+    for expected in expected_words:
+        assert expected in err

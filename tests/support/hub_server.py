@@ -54,7 +54,7 @@ class Blob:
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
     def entry(self, path: str) -> dict:
-        """How listings describe it."""
+        """Describe the file as listings do."""
         lfs = {"lfs": {"oid": self.sha256, "size": len(self.content), "pointerSize": 134}} if self.is_lfs else {}
         return {"type": "file", "path": path, "size": len(self.content), "oid": self.oid, **lfs}
 
@@ -122,7 +122,7 @@ class LoopbackHub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def storage_url(self, oid: str) -> str:
-        """Where a large file lies: on another host, so that clients treat it as the separate service it is."""
+        """Return the address of a large file: another host, so that clients treat it as a separate service."""
         return f"http://localhost:{self.server_port}/storage/{oid}"
 
     def __enter__(self):
@@ -151,7 +151,7 @@ class LoopbackHub(ThreadingHTTPServer):
         return left
 
     def takes_drop(self, request: str) -> bool:
-        """Whether this request is to be broken; each drop counts once."""
+        """Return True if this request is to be broken; each drop counts once."""
         for pattern in self._drops:
             if re.match(pattern, request):
                 self._drops.remove(pattern)
@@ -214,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
             with self.server.lock:
                 status = self.server.takes_failure(request)
                 if status is not None:
-                    raise RefusedError(status, "", f"told to answer {status}")
+                    raise RefusedError(status, "", f"made to answer {status}")
                 self._dispatch(path)
         except RefusedError as refused:
             self._answer({"error": str(refused)}, refused.status, **refused.headers)
@@ -389,7 +389,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif operation == "deletedFile" and path in files:
             del files[path]
         else:
-            raise RefusedError(400, "", f"{operation} can not be done: {path}")
+            raise RefusedError(400, "", f"{operation} cannot be done: {path}")
 
     @_route("GET", f"/(?P<kind>spaces/)?{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
     def _resolve(self, repo: Repository, revision: str, path: str):

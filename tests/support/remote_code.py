@@ -1,6 +1,6 @@
-"""What the Hub tests run in processes of their own: an author who has the plugin and strangers who have not.
+"""Processes of the Hub tests: an author who has the plugin, and strangers who have not.
 
-The Hub's client reads its environment when it is imported, and what can be imported can not be taken back, so each
+The Hub's client reads its environment when it is imported, and imports cannot be undone, so each
 part is played in a fresh process. This file imports nothing heavy at its top: the environment comes first.
 """
 
@@ -62,7 +62,7 @@ class Client:
         self._pool.submit(_import)  # waits for nobody, so that several clients start at the same time
 
     def __call__(self, function, *arguments, **options):
-        """What the function returns there, or the error that it raises there."""
+        """Run a function there; returns its result, or raises its error."""
         return self._pool.submit(function, *arguments, **options).result(timeout=120)
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class Client:
 
 
 def can_import(name: str) -> bool:
-    """Whether a module can be imported here."""
+    """Return True if a module can be imported here."""
     with contextlib.suppress(ImportError):
         __import__(name)
         return True
@@ -79,7 +79,7 @@ def can_import(name: str) -> bool:
 
 
 def answer(model):
-    """What a model says to a fixed input: logits, or the deepest features."""
+    """Run a model on a fixed input; returns logits, or the deepest features."""
     import torch
 
     pixel_values = torch.linspace(-2, 2, 3 * HEIGHT * WIDTH).reshape(1, 3, HEIGHT, WIDTH)
@@ -88,8 +88,8 @@ def answer(model):
     return (output[-1] if isinstance(output, tuple) else output).numpy()
 
 
-def picture():
-    """A fixed picture, not square and not of the processor's size."""
+def image():
+    """A fixed image, not square and not of the processor's size."""
     import numpy as np
     from PIL import Image
 
@@ -193,14 +193,14 @@ def save_again(auto_class: str, source: str, folder: str, **options) -> None:
 
 
 def prepare(source: str | None = None, **options):
-    """What a processor, loaded from a source or the author's own, makes of the picture."""
+    """Run a processor, loaded from a source or the author's own, on the image."""
     processor = _load("AutoImageProcessor", source, **options) if source else new_processor()
-    return processor(picture(), return_tensors="np")["pixel_values"]
+    return processor(image(), return_tensors="np")["pixel_values"]
 
 
 def segment(source: str, **options):
-    """What a pipeline from a source finds in the picture: a mask for each label."""
+    """Run a pipeline from a source on the image; returns a mask for each label."""
     from transformers import pipeline
 
-    segments = pipeline("image-segmentation", model=source, device="cpu", **options)(picture())
+    segments = pipeline("image-segmentation", model=source, device="cpu", **options)(image())
     return {segment["label"]: segment["mask"] for segment in segments}

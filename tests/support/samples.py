@@ -1,4 +1,4 @@
-"""Small valid files of every kind that is read here, for tests that damage them."""
+"""Small valid files of every kind that the package reads, for tests that damage them."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 
 _HEIGHT, _WIDTH = 17, 24
-# The smallest network whose sizes can be told from its weights.
+# The smallest network whose sizes follow from its weights.
 _SMALLEST = {
     "hidden_sizes": [1, 2, 5, 8],
     "depths": [1, 1, 1, 1],
@@ -30,13 +30,13 @@ def write_samples(folder: Path) -> dict[str, list[Path]]:
         folder: an empty one.
 
     Returns:
-        pictures, maps, rows (pictures and label maps of data sets), rasters, weights and folders (files of checkpoint
-        folders), each a list of paths.
+        images, masks, rows (images and masks of data sets), rasters, weights and folders (files of checkpoint folders),
+        each a list of paths.
     """
     return {
-        "pictures": _write(folder / "pictures", _pictures()),
-        "maps": _write(folder / "maps", _maps()),
-        "rows": [*_write(folder / "rows", _row_pictures()), *_write(folder / "rows_labels", _row_labels())],
+        "images": _write(folder / "images", _images()),
+        "masks": _write(folder / "masks", _masks()),
+        "rows": [*_write(folder / "rows", _row_images()), *_write(folder / "rows_labels", _row_labels())],
         "rasters": _write(folder / "rasters", _rasters()),
         "weights": _weights(folder / "weights"),
         "folders": [*_folder(folder / "whole"), *_shards(folder / "sharded")],
@@ -51,13 +51,13 @@ def _write(folder: Path, files: dict[str, bytes]) -> list[Path]:
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    """A picture as the bytes of a file."""
+    """Return an image as the bytes of a file."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def _pictures() -> dict[str, bytes]:
+def _images() -> dict[str, bytes]:
     random = np.random.default_rng(0)
     noise = Image.fromarray(random.integers(0, 256, (_HEIGHT, _WIDTH, 3), dtype=np.uint8))
     smooth = noise.resize((5, 4)).resize((_WIDTH, _HEIGHT))
@@ -66,7 +66,6 @@ def _pictures() -> dict[str, bytes]:
     exif[0x0112], exif[0x010E] = 6, "a description"
     alpha = smooth.convert("RGBA")
     alpha.putalpha(smooth.convert("L"))
-    frames = {"save_all": True, "append_images": [noise.convert("P")]}
     files = {
         "rgb.png": encoded(noise, "PNG"),
         "grey.png": encoded(smooth.convert("L"), "PNG"),
@@ -83,7 +82,7 @@ def _pictures() -> dict[str, bytes]:
         "raw.tif": encoded(noise, "TIFF", exif=exif),
         "wide.tif": encoded(wide, "TIFF"),
         "floats.tif": encoded(smooth.convert("F"), "TIFF"),
-        "moving.gif": encoded(smooth.convert("P"), "GIF", **frames),
+        "still.gif": encoded(smooth.convert("P"), "GIF"),
         "lossy.webp": encoded(smooth, "WEBP", exif=exif),
         "lossless.webp": encoded(alpha, "WEBP", lossless=True),
         "colours.bmp": encoded(noise, "BMP"),
@@ -99,7 +98,7 @@ def _pictures() -> dict[str, bytes]:
     return files
 
 
-def _maps() -> dict[str, bytes]:
+def _masks() -> dict[str, bytes]:
     labels = np.random.default_rng(1).integers(0, 5, (_HEIGHT, _WIDTH), dtype=np.uint8)
     palette = Image.fromarray(labels).convert("P")
     palette.putpalette([value for label in range(5) for value in (40 * label, 7, 200)])
@@ -140,18 +139,18 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _row_pictures() -> dict[str, bytes]:
+def _row_images() -> dict[str, bytes]:
     bands = np.random.default_rng(2).random((5, _HEIGHT, _WIDTH), dtype=np.float32)
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, bands, photometric="minisblack")
-    files = _pictures()
+    files = _images()
     kept = {name: files[name] for name in ("rgb.png", "photo.jpg", "tiff_lzw.tif")}
-    right = {"picture.png": files["rgb.png"], "labels.png": _maps()["grey.png"]}
+    right = {"image.png": files["rgb.png"], "labels.png": _masks()["grey.png"]}
     return {**right, **kept, "bands.npy": _npy(bands), "bands.tif": buffer.getvalue()}
 
 
 def _row_labels() -> dict[str, bytes]:
-    files = _maps()
+    files = _masks()
     kept = {name: files[name] for name in ("grey.png", "raw.tif", "palette.png")}
     return {**kept, "labels.npy": _npy(np.ones((_HEIGHT, _WIDTH), dtype=np.int64))}
 

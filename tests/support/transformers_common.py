@@ -62,3 +62,13 @@ with patch("transformers.utils.direct_transformers_import"):
     configuration = importlib.import_module(f"{PACKAGE}.test_configuration_common")
 with patch("pytest.mark", _AnyMark()):
     modeling = importlib.import_module(f"{PACKAGE}.test_modeling_common")
+
+# A script beside the library's source tree, which fetches images that no test here asks for.
+_fetch = ModuleType("fetch_hub_objects_for_ci")
+vars(_fetch)["url_to_local_path"] = lambda url: url
+with (
+    patch("pytest.mark", _AnyMark()),
+    patch.dict(sys.modules, {"fetch_hub_objects_for_ci": _fetch}),
+    patch.object(sys, "path", list(sys.path)),
+):
+    image_processing = importlib.import_module(f"{PACKAGE}.test_image_processing_common")

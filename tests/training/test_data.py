@@ -6,7 +6,6 @@ import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
@@ -20,8 +19,8 @@ from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcess
 from hf_segformer.config import AugmentationConfig, DataConfig
 from hf_segformer.data import camvid, shapes
 from hf_segformer.data import decoding as reader
-from hf_segformer.data.decoding import LabelMapping
-from hf_segformer.data.transforms import EvalDataset, TrainDataset, TrainStream
+from hf_segformer.data.label_mapping import LabelMapping
+from hf_segformer.data.torch_datasets import EvalDataset, TrainDataset, TrainStream
 from hf_segformer.training.data import load_data
 from hf_segformer.training.data_checks import check_classes, check_data, format_counts, show_batch
 from hf_segformer.visualization import overlay
@@ -147,18 +146,18 @@ class TestFolders:
         [
             (
                 lambda root: (root / "masks/train/p1.png").unlink(),
-                r"images/train/p1.png has no label map .*masks/train/p1",
+                r"images/train/p1.png has no mask; expected .*masks/train/p1",
             ),
             (
                 lambda root: (root / "images/train/p1.png").unlink(),
-                r"masks/train/p1.png has no picture .*images/train/p1",
+                r"masks/train/p1.png has no image; expected .*images/train/p1",
             ),
             (
                 lambda root: save(root / "images/train/p1.jpg", Image.new("RGB", (3, 3))),
-                "p1.jpg and p1.png have one name",
+                "p1.jpg and p1.png share one name",
             ),
             (lambda root: (root / "masks").rename(root / "labels"), "there is no folder .*masks/train"),
-            (lambda root: (root / "images/val/p2.png").rename(root / "images/val/p2.txt"), "holds no pictures"),
+            (lambda root: (root / "images/val/p2.png").rename(root / "images/val/p2.txt"), "holds no images"),
         ],
     )
     def test_a_file_without_partner_is_named(self, tmp_path, spoil, message):
@@ -215,11 +214,11 @@ class TestLabels:
 
     @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
     def test_a_strange_label_is_named_with_what_would_be_right(self, dtype):
-        with pytest.raises(ValueError, match=r"^map holds 3, 77, but the classes are 0 to 2, ignored is 11, 255$"):
+        with pytest.raises(ValueError, match=r"^map holds 3, 77; expected the classes 0 to 2, or 11, 255 for ignored"):
             LabelMapping((0, 1, 2), (11,)).apply(np.array([[0, 77, 3, 11, 255]], dtype=dtype), "map")
 
     def test_values_beyond_the_table_and_negative_ones_are_strange(self):
-        with pytest.raises(ValueError, match="map holds -1, 256, 65535, but"):
+        with pytest.raises(ValueError, match="map holds -1, 256, 65535; expected"):
             LabelMapping((0, 1)).apply(np.array([[-1, 256, 65535, 1]]), "map")
 
     def test_256_does_not_become_ignored_by_being_reduced(self):
@@ -446,9 +445,9 @@ class TestDatasets:
         [
             (
                 {"mask_column": "mask"},
-                "has no column 'mask', it has 'id', 'image', 'annotation': set data.mask_column",
+                "has no column 'mask'; expected one of 'id', 'image', 'annotation': set data.mask_column",
             ),
-            ({"image_column": "id"}, "column 'id' of .* is Value, but it must hold pictures"),
+            ({"image_column": "id"}, "column 'id' of .* is Value; expected images"),
             ({"eval_split": "test"}, "data.eval_split is 'test'; expected one of .*, 'train', 'validation', or hold"),
             ({"train_split": "all"}, "data.train_split is 'all'; expected one of"),
             (
@@ -464,7 +463,7 @@ class TestDatasets:
     def test_broken_metadata_is_one_error(self, tmp_path):
         save(tmp_path / "train" / "p.png", Image.new("RGB", (3, 3)))
         (tmp_path / "train" / "metadata.jsonl").write_text("{")
-        with pytest.raises(ValueError, match=r"data.root=.* is not read"):
+        with pytest.raises(ValueError, match=r"data.root=.* cannot be read"):
             load_data(DataConfig("imagefolder", root=str(tmp_path), names=NAMES))
 
 
@@ -529,25 +528,6 @@ class TestBands:
         row = load_data(recipe, num_channels=4).train[0]
         assert (row["image"].dtype, row["image"].shape) == (np.uint8, (4, *SIZE))
 
-    @pytest.fixture
-    def wide_tiff(self, tmp_path):
-        """A TIFF of two pages, which to Pillow is one of one band."""
-        page = Image.new("I;16", (60, 44))
-        page.save(tmp_path / "p.tif", save_all=True, append_images=[page])
-        return str(tmp_path / "p.tif")
-
-    def test_bands_that_pillow_does_not_read_need_the_extra_geo(self, wide_tiff, monkeypatch):
-        monkeypatch.setitem(sys.modules, "tifffile", None)
-        with pytest.raises(OSError, match=r"p.tif needs tifffile for its bands: pip install 'hf-segformer\[geo\]'"):
-            reader.RowReader(2, LabelMapping((0, 1, 2))).read(wide_tiff, labels_of(0))
-
-    def test_bands_are_read_by_tifffile_where_it_is_installed(self, wide_tiff, monkeypatch):
-        bands = np.ones((2, *SIZE), dtype=np.uint16)
-        stub = SimpleNamespace(imread=lambda file: bands, TiffFileError=KeyError)
-        monkeypatch.setitem(sys.modules, "tifffile", stub)
-        image, _ = reader.RowReader(2, LabelMapping((0, 1, 2))).read(wide_tiff, labels_of(0))
-        assert np.array_equal(image, bands)
-
 
 class TestCheck:
     def test_pixels_are_counted_by_class(self, tmp_path):
@@ -562,7 +542,7 @@ class TestCheck:
         [
             (
                 lambda root: (root / "images/train/p1.png").write_bytes(b"no"),
-                r"images/train/p1.png is cut off, or not a",
+                r"images/train/p1.png: cut off, or not an image",
             ),
             (
                 lambda root: (root / "images/train/p1.png").write_bytes(
@@ -576,14 +556,14 @@ class TestCheck:
                 ),
                 r"masks/train/p1.png",
             ),
-            (lambda root: (root / "images/train/p1.png").unlink(), "can not read .*images/train/p1.png: No such file"),
+            (lambda root: (root / "images/train/p1.png").unlink(), "cannot read .*images/train/p1.png: No such file"),
             (
                 lambda root: save(root / "masks/train/p1.png", Image.new("L", (9, 8))),
-                r"masks/train/p1.png is 8x9 \(height x width\), but its picture .*images/train/p1.png is 44x60",
+                r"masks/train/p1.png is 8x9 \(height x width\); expected .* its image .*images/train/p1.png, 44x60",
             ),
             (
                 lambda root: save(root / "masks/train/p1.png", Image.new("L", (60, 44), 77)),
-                r"masks/train/p1.png holds 77, but the classes are 0 to 2, ignored is 255",
+                r"masks/train/p1.png holds 77; expected the classes 0 to 2, or 255 for ignored pixels",
             ),
             (
                 lambda root: save(root / "masks/train/p1.png", Image.new("RGB", (60, 44))),
@@ -622,6 +602,69 @@ class TestCheck:
         check_data(folders(paired_folders(tmp_path)), 3)
         assert capsys.readouterr().out == ""
 
+    def test_a_narrow_value_range_is_warned_of_and_applied(self, tmp_path, capsys):
+        paired_folders(tmp_path)
+        for path in tmp_path.glob("images/*/*"):
+            save(path, Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16)[..., 0] * 20))
+        check_data(folders(tmp_path), 3)
+        printed = capsys.readouterr().out
+        assert "WARNING: Images use values from 200 to 1000, 1.2 % of the range 0 to 65535" in printed
+        assert 'data.value_range="200,1000"' in printed
+        data = folders(tmp_path, value_range="200,1000")
+        check_data(data, 3)
+        assert "100.0 % of the range 200 to 1000." in capsys.readouterr().out
+        assert data.processor.value_range == [200, 1000]
+        sample = TrainDataset(data.train, AugmentationConfig(32, distortion=1.0), data.processor)[0, 0]
+        show_batch([sample], data.names, data.palette, data.processor, tmp_path / "batch.png")
+        assert sample["pixel_values"].max() > 1
+
+    def test_images_that_exif_turns_alone_are_counted(self, tmp_path, capsys):
+        paired_folders(tmp_path)
+        exif = Image.Exif()
+        exif[0x0112] = 3
+        with Image.open(tmp_path / "images/train/p0.png") as image:
+            image.load()
+        image.save(tmp_path / "images/train/p0.png", exif=exif)
+        check_data(folders(tmp_path), 3)
+        printed = capsys.readouterr().out
+        assert "1 images are turned by EXIF beside masks that are not" in printed
+        assert "p0.png" in printed
+        assert "data.ignore_exif=true" in printed
+        data = folders(tmp_path, ignore_exif=True)
+        check_data(data, 3)
+        assert capsys.readouterr().out == ""
+        assert_rows_fit(data.train)
+
+    def test_statistics_leave_out_no_data(self, tmp_path):
+        tifffile = pytest.importorskip("tifffile")
+        values = np.random.default_rng(0).random((3, *SIZE, 4)).astype(np.float32) + 1
+        expected = values[:, :, 20:].reshape(-1, 4)
+        values[:, :, :20] = -9999
+        for index, split in enumerate(("train", "train", "val")):
+            save(tmp_path / f"masks/{split}/p{index}.png", Image.fromarray(labels_of(index)))
+            (tmp_path / f"images/{split}").mkdir(parents=True, exist_ok=True)
+            layout = {"photometric": "minisblack", "planarconfig": "contig"}
+            tags = [(42113, 2, 0, "-9999", True)]
+            tifffile.imwrite(tmp_path / f"images/{split}/p{index}.tif", values[index], extratags=tags, **layout)
+        data = load_data(DataConfig("folders", root=str(tmp_path), names=NAMES), num_channels=4)
+        train = expected.reshape(3, -1, 4)[:2].reshape(-1, 4)
+        np.testing.assert_allclose(data.processor.image_mean, train.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(data.processor.image_std, train.std(0), rtol=1e-4)
+        assert (data.train[0]["label"][:, :20] == 255).all()
+        assert check_data(data, 3)[0, 3] == 2 * 44 * 20
+
+    def test_more_classes_than_a_byte_holds(self, tmp_path):
+        paired_folders(tmp_path)
+        for path in tmp_path.glob("masks/*/*"):
+            save(path, Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) + 254))
+        data = folders(tmp_path, names=[f"class {index}" for index in range(300)])
+        counts = check_data(data, 300)
+        assert counts.shape == (2, 301)
+        assert (counts[:, 254:257] > 0).all()
+        assert counts[:, -1].tolist() == [0, 0]
+        assert data.processor.ignore_index == -100
+        assert data.train[0]["label"].max() == 256
+
     def test_data_without_a_label_are_refused(self, tmp_path):
         paired_folders(tmp_path)
         with pytest.raises(ValueError, match="all pixels of train are ignored"):
@@ -642,7 +685,7 @@ class TestCheck:
         assert "only the first 2 samples were checked" in capsys.readouterr().out
 
     def test_a_fault_in_a_stream_is_an_error(self, parquet):
-        with pytest.raises(ValueError, match="holds 2, but the classes are 0, 1"):
+        with pytest.raises(ValueError, match="holds 2; expected the classes 0, 1"):
             check_data(dataset(parquet, streaming=True, names=["a", "b"], num_eval=1), 2)
 
 
@@ -702,6 +745,8 @@ class TestRecipe:
                 "data.eval_split is 'train', the training split; expected",
             ),
             ({"names": ["a", "b", "a"]}, "data.names has a more than once"),
+            ({"value_range": "5"}, "data.value_range is '5'; expected LOW,HIGH"),
+            ({"pages": True}, "data.pages is set, but data.source is shapes"),
             ({"palette": [[0, 0, 256]]}, r"data.palette has \[0, 0, 256\]"),
             (
                 {"palette": [[0, 0, 0]], "names": ["a", "b"]},
@@ -720,7 +765,7 @@ class TestRecipe:
             DataConfig(**{"source": "shapes", "num_train": 1, "num_eval": 1, **fields})
 
     def test_label_values_are_one_for_each_class(self, tmp_path):
-        with pytest.raises(ValueError, match=r"data.label_values has 2 entries, but 3 are needed"):
+        with pytest.raises(ValueError, match=r"data.label_values has 2 entries; expected 3"):
             folders(paired_folders(tmp_path), label_values=[0, 255])
 
     @pytest.mark.parametrize(("source", "root"), [("folders", "gone"), ("dataset", "./gone"), ("dataset", "/a/b/c")])

@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from hf_segformer import SegFormerForImageClassification, SegFormerImageProcessor
 from hf_segformer.config import AugmentationConfig, OptimizerConfig
-from hf_segformer.data.transforms import EvalDataset, TrainDataset, collate
+from hf_segformer.data.torch_datasets import EvalDataset, TrainDataset, collate
 from hf_segformer.evaluation.evaluate import evaluate
 from hf_segformer.evaluation.metrics import SegmentationMetrics
 from hf_segformer.training.trainer import SegFormerTrainer, parameter_groups, poly_lr_with_warmup

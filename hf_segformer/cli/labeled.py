@@ -1,0 +1,68 @@
+"""Images with masks that a command line names, checked before and loaded after the heavy imports."""
+
+import argparse
+from typing import Any
+
+from .options import reading_options
+
+
+def check_labeled_data(arguments: argparse.Namespace, *, or_recipe: bool = False) -> None:
+    """Raise ValueError unless the options name images with masks in one way.
+
+    Args:
+        arguments: of `add_labeled_data` and `add_reading_options`.
+        or_recipe: True for a command that takes `--recipe`, too.
+    """
+    folders = [folder is not None for folder in (arguments.images, arguments.masks)]
+    if any(folders) != all(folders) or any(folders) == (arguments.dataset is not None) or arguments.recipe:
+        raise ValueError(
+            "expected images with masks: either --images DIR and --masks DIR, or --dataset NAME"
+            + ", or --recipe RECIPE" * or_recipe
+        )
+    if arguments.pages and arguments.dataset:
+        raise ValueError("--pages is given with --dataset, whose rows hold one image each; leave it out")
+    for option in ("images", "masks"):
+        if (folder := getattr(arguments, option)) is not None and not folder.is_dir():
+            raise ValueError(f"--{option} is {folder}; expected a folder")
+
+
+def load_labeled_data(source: str, arguments: argparse.Namespace, device: Any) -> tuple[Any, Any, Any]:
+    """Load a model, its processor, and the images with masks as the model takes them.
+
+    Args:
+        source: a folder, a file of weights or a Hub repository.
+        arguments: of `add_labeled_data`, `add_inference_options` and `add_reading_options`, checked.
+        device: PyTorch device.
+    """
+    import torch
+
+    from ..conversion.loading import load_segmentation
+    from ..data.pairing import decode_dataset, open_split, pair_images_and_masks
+
+    model, processor = load_segmentation(source)
+    if arguments.value_range is not None:
+        processor.value_range = arguments.value_range
+    reading = reading_options(arguments)
+    if arguments.dataset is None:
+        suffixes = (arguments.image_suffix, arguments.mask_suffix)
+        pages = {"pages": reading.pop("pages")} if "pages" in reading else {}
+        dataset = pair_images_and_masks(arguments.images, arguments.masks, *suffixes, **pages)
+    else:
+        columns = (arguments.image_column, arguments.mask_column)
+        dataset = open_split(arguments.dataset, arguments.split, *columns)
+    rows = decode_dataset(
+        dataset,
+        model.config.num_channels,
+        model.config.num_labels,
+        reduce_labels=processor.do_reduce_labels,
+        label_values=arguments.label_values,
+        ignore=arguments.ignore_values,
+        ignore_index=model.config.semantic_loss_ignore_index,
+        any_range=processor.value_range is not None,
+        **reading,
+    )
+    dtype = getattr(torch, arguments.options.dtype) if arguments.options.dtype else None
+    return model.to(device, dtype), processor, rows
+
+
+__all__ = ["check_labeled_data", "load_labeled_data"]

@@ -1,0 +1,226 @@
+"""PyTorch data sets of training and evaluation samples.
+
+Training samples are augmented, normalized and padded to one size; a sample depends on (seed, epoch, index) alone, so
+that it is the same whatever the number of workers or processes, and in a resumed run.
+
+Axes: C bands, H W pixels of an image, S side of the crop.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset, IterableDataset, Sampler
+
+from ..config import AugmentationConfig
+from ..image_io_segformer import read_mask
+from ..image_processing_segformer import SegFormerImageProcessor
+from .readers import has_data
+from .transforms import augment
+
+
+class Sample(NamedTuple):
+    """A decoded row.
+
+    Attributes:
+        image: (C, H, W), uint8, or float32.
+        labels: int64 (H, W).
+        is_byte_scaled: the image is on the scale of 0 to 255.
+    """
+
+    image: Tensor
+    labels: Tensor
+    is_byte_scaled: bool
+
+
+class _Transform:
+    """Transform of an image (C, H, W) and labels (H, W) to augmented, normalized and padded tensors."""
+
+    def __init__(self, augmentation: AugmentationConfig, processor: SegFormerImageProcessor, seed: int):
+        self.augmentation, self.processor, self.seed = augmentation, processor, seed
+
+    def __call__(self, sample: Sample, epoch: int, index: int) -> dict[str, Tensor]:
+        entropy = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(entropy))
+        ignore_index = self.processor.ignore_index
+        image, labels = augment(
+            sample.image, sample.labels, self.augmentation, generator, ignore_index, sample.is_byte_scaled
+        )
+        pixels = torch.from_numpy(self.processor.scale(image.numpy()))
+        right, below = (self.augmentation.crop_size - side for side in (pixels.shape[2], pixels.shape[1]))
+        return {
+            "pixel_values": F.pad(pixels, (0, right, 0, below)),
+            "labels": F.pad(labels.long(), (0, right, 0, below), value=ignore_index),
+        }
+
+
+def decode_row(row: dict[str, Any], processor: SegFormerImageProcessor, name: str) -> Sample:
+    """Decode columns `image` and `label` of a row in the size of the image.
+
+    Args:
+        row: values that `SegFormerImageProcessor` takes: paths, PIL images, arrays; pixels that are masked in all bands
+            get the label `processor.ignore_index`.
+        processor: whose channels and value range apply.
+        name: what an error calls the image.
+
+    Raises:
+        ValueError: if image or mask do not fit, or their sizes differ.
+        OSError: if a file cannot be read.
+    """
+    decoded = processor.decode(row["image"], name, is_resized=False)
+    labels = read_mask(row["label"], f"mask of {name}").astype(np.int64)
+    if decoded.size != labels.shape:
+        sizes = ["x".join(map(str, shape)) for shape in (decoded.size, labels.shape)]
+        raise ValueError(f"{name} is {sizes[0]} (height x width), but its mask {sizes[1]}; expected one size")
+    bands = decoded.bands if decoded.bands.dtype == np.uint8 else decoded.bands.astype(np.float32)
+    labels = ignore_no_data(labels, row["image"], processor.ignore_index)
+    return Sample(torch.from_numpy(bands.copy()), torch.from_numpy(labels), decoded.is_byte_scaled)
+
+
+def ignore_no_data(labels: np.ndarray, image: Any, ignore_index: int) -> np.ndarray:
+    """Return labels (H, W) with `ignore_index` where an image (C, H, W) is masked in all bands."""
+    valid = has_data(image) if isinstance(image, np.ndarray) and image.ndim == 3 else None
+    return labels if valid is None or valid.shape != labels.shape else np.where(valid, labels, ignore_index)
+
+
+class TrainDataset(Dataset):
+    """Augmented, normalized training samples of one size, for a Trainer.
+
+    With a pair (epoch, index) for an index, as `EpochSampler` gives it, a sample depends on the seed and that pair
+    alone. With a plain index, as a Trainer's own sampler gives it, PyTorch's global generator augments it.
+
+    Args:
+        dataset: rows with columns `image` and `label`: a `datasets.Dataset`, or anything with a length and indices.
+        augmentation: options of the augmentation.
+        processor: whose value range, mean, standard deviation and `ignore_index` apply.
+        seed: of the augmentation.
+
+    Example:
+        >>> from PIL import Image
+        >>> from hf_segformer import SegFormerImageProcessor
+        >>> from hf_segformer.config import AugmentationConfig
+        >>> from hf_segformer.data.torch_datasets import TrainDataset
+        >>> rows = [{"image": Image.new("RGB", (64, 48)), "label": Image.new("L", (64, 48))}]
+        >>> dataset = TrainDataset(rows, AugmentationConfig(crop_size=32), SegFormerImageProcessor(), seed=0)
+        >>> {name: tuple(values.shape) for name, values in dataset[0, 0].items()}
+        {'pixel_values': (3, 32, 32), 'labels': (32, 32)}
+    """
+
+    def __init__(
+        self, dataset: Any, augmentation: AugmentationConfig, processor: SegFormerImageProcessor, seed: int = 0
+    ):
+        self.dataset = dataset
+        self.transform = _Transform(augmentation, processor, seed)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
+        """Return `pixel_values` (C, S, S) and `labels` (S, S)."""
+        epoch, index = key if isinstance(key, tuple) else (int(torch.randint(2**31, ())), int(key))
+        sample = decode_row(self.dataset[index], self.transform.processor, f"image {index}")
+        return self.transform(sample, epoch, index)
+
+
+class TrainStream(IterableDataset):
+    """Training samples from a stream, pass after pass without an end: `max_steps` says when a Trainer stops.
+
+    Rows of a stream have no index: the checksum of an image's pixels takes its place. Since it does not end, a
+    resumed Trainer, which counts a stream as one epoch, finds its place again.
+
+    Args:
+        dataset: a `datasets.IterableDataset` with columns `image` and `label`; shuffle it before. Each of several
+            workers gets shards of its own.
+        augmentation: see `TrainDataset`.
+        processor: see `TrainDataset`.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self, dataset: Any, augmentation: AugmentationConfig, processor: SegFormerImageProcessor, seed: int = 0
+    ):
+        self.dataset = dataset
+        self.transform = _Transform(augmentation, processor, seed)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        rows = self.dataset.select_columns(["image", "label"])  # a copy: workers share the original's epoch
+        for epoch in count(self.dataset.epoch):
+            rows.set_epoch(epoch)
+            row = None
+            for row in rows:
+                sample = decode_row(row, self.transform.processor, "an image of the stream")
+                yield self.transform(sample, epoch, zlib.crc32(sample.image.numpy().tobytes()))
+            if row is None:  # fewer shards than workers
+                return
+
+
+class EvalDataset(Dataset):
+    """Whole images, prepared by the processor, with masks in their own size.
+
+    Args:
+        dataset: see `TrainDataset`.
+        processor: prepares the images.
+    """
+
+    def __init__(self, dataset: Any, processor: SegFormerImageProcessor):
+        self.dataset, self.processor = dataset, processor
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Return `pixel_values` (C, H', W') and `labels` (H, W)."""
+        row = self.dataset[int(index)]
+        labels = read_mask(row["label"], f"mask {index}").astype(np.int64)
+        labels = ignore_no_data(labels, row["image"], self.processor.ignore_index)
+        return {
+            "pixel_values": self.processor(row["image"], return_tensors="pt").pixel_values[0],
+            "labels": torch.from_numpy(labels),
+        }
+
+
+class EpochSampler(Sampler):
+    """Sampler of pairs (epoch, index) in an order that depends on seed and epoch only.
+
+    The pair reaches the workers with the sample, persistent ones too, which do not learn of a new epoch otherwise.
+
+    Args:
+        length: number of samples.
+        seed: of the order.
+        epoch: called at the start of each pass for its number.
+    """
+
+    def __init__(self, length: int, seed: int, epoch: Callable[[], int]):
+        self.length, self.seed, self.epoch = length, seed, epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch()
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+        return iter([(epoch, int(index)) for index in order])
+
+
+def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack samples into a batch.
+
+    Raises:
+        ValueError: if they differ in size.
+    """
+    for name in samples[0]:
+        sizes = {tuple(sample[name].shape[-2:]) for sample in samples}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"images of sizes {', '.join(f'{height}x{width}' for height, width in sorted(sizes))} do not fit "
+                "into one batch: set trainer.per_device_eval_batch_size=1"
+            )
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+__all__ = ["EpochSampler", "EvalDataset", "Sample", "TrainDataset", "TrainStream", "collate", "decode_row"]

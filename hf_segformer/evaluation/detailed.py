@@ -1,0 +1,157 @@
+"""Evaluation with a report: one pass over the data for all figures, and a second look at a few images for the sheets.
+
+Axes: K classes, H W the mask's sides.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from ..config import InferenceOptions
+from ..configuration_segformer import default_ignore_index
+from ..image_io_segformer import read_mask
+from ..inference.segmenter import Segmenter
+from ..visualization import Color, Stretch, displayable
+from .accumulator import MetricAccumulator
+from .evaluate import Evaluation, evaluate
+from .report import NUM_SAMPLES, Report, choose_samples
+from .summary import group_names, summarize
+
+
+def evaluate_in_detail(
+    model: Any,
+    processor: Any,
+    dataset: Any,
+    options: InferenceOptions | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    progress: bool = True,
+) -> tuple[Evaluation, MetricAccumulator]:
+    """Evaluate a model and count all that a report or a comparison needs.
+
+    Args:
+        model: see `evaluate.evaluate`.
+        processor: prepares images.
+        dataset: see `evaluate.evaluate`.
+        options: of inference.
+        names: names of the classes; by default the model's.
+        progress: show the progress of the first process.
+
+    Returns:
+        the evaluation, and the sums and counts of its images, which are named after their files where there are any.
+
+    Raises:
+        ValueError: see `evaluate.evaluate`.
+        OSError: see `evaluate.evaluate`.
+    """
+    num_classes = max(2, model.config.num_labels)
+    ignore_index = getattr(model.config, "semantic_loss_ignore_index", default_ignore_index(num_classes))
+    accumulator = MetricAccumulator(num_classes, ignore_index)
+    evaluation = evaluate(model, processor, dataset, options, names=names, accumulator=accumulator, progress=progress)
+    accumulator.name_images(image_names(dataset))
+    return evaluation, accumulator
+
+
+def build_report(
+    evaluation: Evaluation,
+    accumulator: MetricAccumulator,
+    segmenter: Segmenter,
+    dataset: Any,
+    palette: Sequence[Color],
+    *,
+    title: str,
+    values: Mapping[str, Any],
+    details: Mapping[str, str],
+    group_pattern: str | None = None,
+    num_samples: int = NUM_SAMPLES,
+) -> Report:
+    """Summarize an evaluation, and predict the worst and typical images once more for the sheets.
+
+    Args:
+        evaluation: of `evaluate_in_detail`.
+        accumulator: of the same.
+        segmenter: predicts as the evaluation did.
+        dataset: of the evaluation.
+        palette: one (red, green, blue) a class.
+        title: heading of the page.
+        values: more values for metrics.json, of `Evaluation.to_json`.
+        details: method and settings by name, shown at the end of the page.
+        group_pattern: regular expression for the groups that the intervals draw, see `summary.group_names`; by default
+            images are drawn.
+        num_samples: of worst images, and of typical ones.
+
+    Returns:
+        the `Report`.
+
+    Raises:
+        ValueError: if the pattern is not found in a name, or an image cannot be read any more.
+        OSError: if a file cannot be read any more.
+    """
+    groups = None if group_pattern is None else group_names(accumulator.names, group_pattern)
+    summary = {**values, **summarize(accumulator, evaluation.names, groups=groups)}
+    worst, typical = choose_samples(accumulator, sample_loader(segmenter, dataset), num_samples)
+    return Report(title, accumulator, evaluation.names, palette, summary, worst, typical, details)
+
+
+def sample_loader(segmenter: Segmenter, dataset: Any) -> Callable[[int], tuple[Image.Image, np.ndarray, np.ndarray]]:
+    """Return a function that gives the image, the prediction and the labels of an index.
+
+    Args:
+        segmenter: predicts.
+        dataset: rows with `image` and `label`.
+    """
+    stretch = Stretch.of_processor(segmenter.processor)
+
+    def load(index: int) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+        row = dataset[index]
+        labels = read_mask(row["label"], "its mask").astype(np.int64)
+        [prediction] = segmenter.predict(segmenter.preprocess(row["image"]), [labels.shape])
+        return displayable(as_displayed(row["image"]), stretch), prediction.cpu().numpy(), labels
+
+    return load
+
+
+def as_displayed(image: Any) -> Image.Image | np.ndarray:
+    """An image of a data set as `visualization.displayable` takes it: Pillow, or an array (C, H, W)."""
+    if isinstance(image, str | os.PathLike):
+        with Image.open(image) as opened:
+            return opened.convert("RGB")
+    if isinstance(image, Image.Image):
+        return image
+    array = np.asarray(image)
+    if array.ndim == 2:
+        return array[None]
+    return array.transpose(2, 0, 1) if array.shape[-1] < array.shape[0] else array
+
+
+def image_names(dataset: Any) -> list[str]:
+    """Name the images of a data set by their files, below the folder that they share; without files by number.
+
+    Args:
+        dataset: with a length; of a `datasets.Dataset` the column `image` is looked at.
+    """
+    paths = _paths(dataset)
+    if paths is None or not all(paths):
+        return [str(index) for index in range(len(dataset))]
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, folder) if folder else path for path in paths]
+
+
+def _paths(dataset: Any) -> list[str] | None:
+    if not isinstance(dataset, datasets.Dataset):
+        return None
+    feature = dataset.features.get("image")
+    rows = dataset.with_format(None)
+    if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
+        return list(rows["image"])
+    if isinstance(feature, datasets.Image):
+        undecoded = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+        return list(undecoded.flatten().select_columns(["image.path"])["image.path"])
+    return None
+
+
+__all__ = ["as_displayed", "build_report", "evaluate_in_detail", "image_names", "sample_loader"]

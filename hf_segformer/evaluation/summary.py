@@ -1,0 +1,312 @@
+"""Scores of an evaluation as JSON, CSV and LaTeX: the content of metrics.json and the tables beside it.
+
+Axes: K classes, I images.
+"""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .accumulator import MetricAccumulator
+from .binary import auc_error, average_precision, best_threshold, roc_auc, threshold_scores, threshold_sweep
+from .bootstrap import LEVEL, NUM_RESAMPLES, Interval, bootstrap_intervals, class_scores
+from .boundary import boundary_scores
+from .calibration import calibration_error, calibration_errors, reliability_diagram
+
+CLASS_COLUMNS = {
+    "iou": "IoU",
+    "dice": "Dice",
+    "precision": "Precision",
+    "recall": "Recall",
+    "boundary_iou": "Boundary IoU",
+    "boundary_f1": "Boundary F1",
+    "calibration_error": "ECE",
+}
+"""Scores by class in metrics.json, with their headings in tables."""
+
+_OVERALL = {
+    "mean_iou": "mean_iou",
+    "mean_dice": "mean_dice",
+    "precision": "mean_precision",
+    "recall": "mean_recall",
+    "mean_accuracy": "mean_recall",
+    "overall_accuracy": "overall_accuracy",
+}
+_BY_CLASS = ("iou", "dice", "precision", "recall")
+
+
+def summarize(
+    accumulator: MetricAccumulator,
+    class_names: Sequence[str],
+    *,
+    groups: Sequence[Any] | None = None,
+    num_resamples: int = NUM_RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compute all scores, overall and by class, with confidence intervals over images or groups.
+
+    Args:
+        accumulator: of all images.
+        class_names: of the K classes.
+        groups: of each image, the group that is drawn as a whole, such as a patient; by default the image itself.
+        num_resamples: number of resamples of the bootstrap.
+        level: coverage of the intervals.
+        seed: of the resamples.
+
+    Returns:
+        values for metrics.json, scores from 0 to 1, None where a score is not defined. Overall: `mean_iou`,
+        `mean_dice`, `precision`, `recall`, `mean_accuracy` (the same as recall), `overall_accuracy`, `boundary_iou` and
+        `boundary_f1` (means over classes), `calibration_error`; `intervals` holds [low, high] of the first six. A list
+        `classes` of the same scores by class, and the settings under `boundary`, `calibration` and, of two classes,
+        `binary`.
+
+    Raises:
+        ValueError: if there are no images, or names or groups do not fit.
+    """
+    if len(class_names) != accumulator.num_classes:
+        raise ValueError(f"class_names has {len(class_names)} names; expected {accumulator.num_classes}")
+    counts = accumulator.counts
+    if not len(counts):
+        raise ValueError("no image was evaluated; expected at least one")
+    scores, boundary = class_scores(counts.sum(axis=0)), boundary_scores(accumulator.boundary)
+    intervals: Mapping[str, Interval] = {}
+    if len(counts if groups is None else set(groups)) > 1:
+        options = {"num_resamples": num_resamples, "level": level, "seed": seed}
+        intervals = bootstrap_intervals(counts, groups=groups, **options)  # type: ignore[arg-type]
+    errors = None if accumulator.calibration is None else calibration_errors(accumulator.calibration)
+    by_class = {**scores, **boundary, "calibration_error": errors}
+    return {
+        **{name: _known(scores[source]) for name, source in _OVERALL.items()},
+        **{name: _known(np.nanmean(boundary[name])) if _any(boundary[name]) else None for name in _BOUNDARY},
+        "calibration_error": None if errors is None else _known(calibration_error(accumulator.calibration)),
+        "intervals": _overall_intervals(intervals, groups, len(counts), num_resamples, level, seed),
+        "classes": [_class_summary(place, name, by_class, counts, intervals) for place, name in enumerate(class_names)],
+        "boundary": {"dilation_ratio": accumulator.dilation_ratio, "tolerance": accumulator.tolerance},
+        "calibration": _calibration_summary(accumulator),
+        "binary": _binary_summary(accumulator),
+    }
+
+
+def classes_csv(summary: Mapping[str, Any]) -> str:
+    """Scores by class as CSV, with the ends of their intervals where there are any; the last line is the mean.
+
+    Args:
+        summary: of `summarize`.
+    """
+    ends = [(name, end) for name in _BY_CLASS for end in (0, 1)]
+    header = ["class", *CLASS_COLUMNS, "pixels", *(f"{name}_{('low', 'high')[end]}" for name, end in ends)]
+    rows = [
+        [row["name"], *(row[name] for name in CLASS_COLUMNS), row["pixels"]]
+        + [(row["intervals"].get(name) or (None, None))[end] for name, end in ends]
+        for row in summary["classes"]
+    ]
+    means = [_mean_of(summary, name) for name in CLASS_COLUMNS]
+    spans = [(summary["intervals"].get(_mean_name(name)) or (None, None))[end] for name, end in ends]
+    rows.append(["mean", *means, sum(row["pixels"] for row in summary["classes"]), *spans])
+    return csv_text([header, *rows])
+
+
+def classes_latex(summary: Mapping[str, Any]) -> str:
+    """Scores by class as a LaTeX table in percent, IoU with its interval; needs the package booktabs.
+
+    Args:
+        summary: of `summarize`.
+    """
+    used = [name for name in CLASS_COLUMNS if _mean_of(summary, name) is not None]
+    lines = [r"\begin{tabular}{l" + "r" * len(used) + "}", r"\toprule"]
+    lines += [" & ".join(["Class", *(CLASS_COLUMNS[name] for name in used)]) + r" \\", r"\midrule"]
+    for row in summary["classes"]:
+        cells = [_latex_cell(row[name], row["intervals"].get(name)) for name in used]
+        lines.append(" & ".join([escape_latex(row["name"]), *cells]) + r" \\")
+    means = [_latex_cell(_mean_of(summary, name), summary["intervals"].get(_mean_name(name))) for name in used]
+    lines += [r"\midrule", " & ".join(["Mean", *means]) + r" \\", r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines) + "\n"
+
+
+def per_image_csv(accumulator: MetricAccumulator, class_names: Sequence[str]) -> str:
+    """Scores of every image as CSV: overall and IoU by class; a score that is not defined is an empty cell.
+
+    Args:
+        accumulator: of all images.
+        class_names: of the K classes.
+    """
+    header = ["index", "image", "pixels", "mean_iou", "mean_dice", "accuracy", *(f"iou {name}" for name in class_names)]
+    counts = accumulator.counts
+    scores = class_scores(counts)
+    columns = [scores[name] for name in ("mean_iou", "mean_dice", "overall_accuracy")]
+    rows: list[list[Any]] = [header]
+    for place, (index, name) in enumerate(zip(accumulator.indices, accumulator.names, strict=True)):
+        values = [*(column[place] for column in columns), *scores["iou"][place]]
+        rows.append([index, name, int(counts[place, 1].sum()), *(_known(value) for value in values)])
+    return csv_text(rows)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share in percent, or a dash where there is none.
+
+    Example:
+        >>> from hf_segformer.evaluation.summary import percent
+        >>> percent(0.6971), percent(None)
+        ('69.7', '-')
+    """
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
+
+
+def escape_latex(text: str) -> str:
+    r"""Text with LaTeX's special characters escaped.
+
+    Example:
+        >>> from hf_segformer.evaluation.summary import escape_latex
+        >>> print(escape_latex("side_walk & 50%"))
+        side\_walk \& 50\%
+    """
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {sign: "\\" + sign for sign in "&%$#_{}"}
+    return "".join(special.get(sign, sign) for sign in text)
+
+
+def group_names(names: Iterable[str], pattern: str) -> list[str]:
+    r"""Each image's group: the match of a regular expression in its name, or of its first bracket if there is one.
+
+    Args:
+        names: of the images.
+        pattern: regular expression, such as `^(patient\d+)_`.
+
+    Raises:
+        ValueError: if the pattern is no regular expression, or is not found in a name.
+
+    Example:
+        >>> from hf_segformer.evaluation.summary import group_names
+        >>> group_names(["anna_1.png", "anna_2.png", "ben_1.png"], "^([a-z]+)_")
+        ['anna', 'anna', 'ben']
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"the group pattern is {pattern!r}; expected a regular expression: {error}") from error
+    groups = []
+    for name in names:
+        match = expression.search(name)
+        if match is None:
+            raise ValueError(f"the group pattern {pattern!r} is not found in the image name {name!r}")
+        groups.append(match.group(1) if expression.groups else match.group())
+    return groups
+
+
+def _class_summary(
+    place: int,
+    name: str,
+    by_class: Mapping[str, Any],
+    counts: np.ndarray,
+    intervals: Mapping[str, Interval],
+) -> dict[str, Any]:
+    scores = {key: None if by_class[key] is None else _known(by_class[key][place]) for key in CLASS_COLUMNS}
+    ends = {key: _ends(interval.low[place], interval.high[place]) for key, interval in _of_classes(intervals)}
+    pixels = int(counts[:, 1, place].sum())
+    return {"name": name, **scores, "accuracy": scores["recall"], "pixels": pixels, "intervals": ends}
+
+
+def _of_classes(intervals: Mapping[str, Interval]) -> list[tuple[str, Interval]]:
+    return [(key, interval) for key, interval in intervals.items() if key in _BY_CLASS]
+
+
+def _overall_intervals(
+    intervals: Mapping[str, Interval],
+    groups: Sequence[Any] | None,
+    num_images: int,
+    num_resamples: int,
+    level: float,
+    seed: int,
+) -> dict[str, Any]:
+    if not intervals:
+        return {}
+    unit, drawn = ("images", num_images) if groups is None else ("groups", len(set(groups)))
+    settings = {"level": level, "resamples": num_resamples, "seed": seed, "unit": unit, "num_drawn": drawn}
+    spans = {name: _ends(intervals[source].low, intervals[source].high) for name, source in _OVERALL.items()}
+    return {**settings, **spans}
+
+
+def _calibration_summary(accumulator: MetricAccumulator) -> dict[str, Any] | None:
+    if accumulator.calibration is None:
+        return None
+    diagram = reliability_diagram(accumulator.calibration)
+    columns = (each.tolist() for each in diagram)
+    bins = [
+        {"count": count, "confidence": _known(confidence), "accuracy": _known(accuracy)}
+        for count, confidence, accuracy in zip(*columns, strict=True)
+    ]
+    return {"num_bins": accumulator.num_bins, "bins": bins}
+
+
+def _binary_summary(accumulator: MetricAccumulator) -> dict[str, Any] | None:
+    histogram = accumulator.histogram
+    if histogram is None:
+        return None
+    best, half = best_threshold(histogram), threshold_scores(histogram, 0.5)
+    return {
+        "auc": _known(roc_auc(histogram)),
+        "auc_error": _known(auc_error(histogram)),
+        "average_precision": _known(average_precision(histogram)),
+        "at_half": _threshold_row(half),
+        "best": None if best is None else _threshold_row(best),
+        "sweep": [_threshold_row(row) for row in threshold_sweep(histogram)],
+    }
+
+
+def _threshold_row(row: Any) -> dict[str, float | None]:
+    return {name: _known(value) for name, value in row._asdict().items()}
+
+
+def _mean_name(name: str) -> str:
+    return f"mean_{name}" if name in ("iou", "dice") else name
+
+
+def _mean_of(summary: Mapping[str, Any], name: str) -> float | None:
+    return summary[_mean_name(name)]
+
+
+def _latex_cell(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return "--"
+    span = "" if interval is None else rf" {{\scriptsize [{percent(interval[0])}, {percent(interval[1])}]}}"
+    return percent(value) + span
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV; None is an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _known(value: Any) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _ends(low: Any, high: Any) -> list[float] | None:
+    return None if math.isnan(low) or math.isnan(high) else [float(low), float(high)]
+
+
+def _any(values: Sequence[float]) -> bool:
+    return not all(math.isnan(value) for value in values)
+
+
+_BOUNDARY = ("boundary_iou", "boundary_f1")
+
+__all__ = [
+    "CLASS_COLUMNS",
+    "classes_csv",
+    "classes_latex",
+    "csv_text",
+    "escape_latex",
+    "group_names",
+    "per_image_csv",
+    "percent",
+    "summarize",
+]

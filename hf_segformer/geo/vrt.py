@@ -1,0 +1,107 @@
+"""Checks of files that make GDAL open other files: virtual rasters, and the files beside a raster.
+
+A virtual raster is read only if every source is a raster file inside its own folder. It is not handed to GDAL as it is
+stored: GDAL's XML parser is laxer than any other, so that a file may mean one thing here and another one there. Only
+known elements are accepted, and GDAL is given the document that was checked, written anew.
+"""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+from .rasters import HFA_MAGIC, JPEG_2000_MAGIC, TIFF_MAGIC
+
+_MOST_BYTES = 16 << 20
+_SOURCES = {"SimpleSource", "ComplexSource"}
+_ELEMENTS = {
+    *("VRTDataset", "SRS", "GeoTransform", "GCPList", "GCP", "Metadata", "MDI", "VRTRasterBand", "ColorInterp"),
+    *("ColorTable", "Entry", "NoDataValue", "HideNoDataValue", "Description", "UnitType", "Offset", "Scale"),
+    *("CategoryNames", "Category", "MaskBand", "SourceFilename", "SourceBand", "SourceProperties", "SrcRect"),
+    *("DstRect", "NODATA", "UseMaskBand", "ScaleOffset", "ScaleRatio", "LUT", "ColorTableComponent", "BlockXSize"),
+    *("BlockYSize", "Exponent", "SrcMin", "SrcMax", "DstMin", "DstMax", "Resampling"),
+    *_SOURCES,
+}
+
+
+def checked_vrt(path: Path) -> str:
+    """Return the document of a virtual raster whose sources are raster files inside its folder.
+
+    Args:
+        path: of the .vrt file.
+
+    Raises:
+        ValueError: if it has other sources, or elements that are not read here; the message names the first.
+        OSError: if it cannot be read, or is no such document.
+    """
+    content = path.read_bytes()[: _MOST_BYTES + 1]
+    if len(content) > _MOST_BYTES or b"<!" in content.replace(b"<!--", b""):
+        raise ValueError(
+            f"{path} is larger than {_MOST_BYTES >> 20} MiB or declares a document type; expected a plain VRT"
+        )
+    try:
+        root = ElementTree.fromstring(content)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise OSError(f"{path} is no virtual raster that can be read: {error}") from error
+    for element in root.iter():
+        _check_element(element, path)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _check_element(element: ElementTree.Element, path: Path) -> None:
+    tag = element.tag
+    if tag not in _ELEMENTS:
+        raise ValueError(f"{path} has an element {tag}; expected sources alone: write it as a GeoTIFF (gdal_translate)")
+    subclass = element.get("subClass")
+    if subclass not in (None, "VRTSourcedRasterBand"):
+        raise ValueError(f"{path} is a {subclass}; expected sources alone: write it as a GeoTIFF (gdal_translate)")
+    if tag == "Metadata" and element.get("domain"):
+        for child in list(element):
+            element.remove(child)
+        element.attrib.pop("domain")
+    if tag == "SourceFilename":
+        element.text = str(_source(element, path))
+        element.attrib = {"relativeToVRT": "0"}
+
+
+def _source(element: ElementTree.Element, path: Path) -> Path:
+    name, folder = element.text or "", path.parent.resolve()
+    is_relative = element.get("relativeToVRT", "0").strip() == "1"
+    source = (folder / name if is_relative else Path(name)).resolve() if name and "\0" not in name else folder
+    if not (is_relative or Path(name).is_absolute()) or not source.is_relative_to(folder) or not source.is_file():
+        raise ValueError(f"{path} has a source {name!r}; expected files inside its own folder, {folder}")
+    with source.open("rb") as file:
+        if not file.read(16).startswith((*TIFF_MAGIC, *JPEG_2000_MAGIC, HFA_MAGIC)):
+            raise ValueError(f"{path} has a source {name!r}; expected a TIFF, JPEG 2000 or Erdas file")
+    check_sidecars(source)
+    return source
+
+
+def check_sidecars(path: Path) -> None:
+    """Refuse files beside a raster that GDAL would open with it and that are something else than they are called.
+
+    Args:
+        path: of the raster. `NAME.ovr` and `NAME.msk` must be TIFF files, `NAME.aux` an Erdas file, and `NAME.aux.xml`
+            may not refer to other files.
+
+    Raises:
+        ValueError: names the file.
+    """
+    names = {f"{name}{ending}" for name in (path.name, path.stem) for ending in (".ovr", ".msk", ".aux", ".aux.xml")}
+    names |= {f"{name}{ending}" for name in names for ending in (".ovr", ".msk", ".aux.xml")}
+    for name in sorted(names):
+        sidecar = path.with_name(name)
+        if not sidecar.is_file() or sidecar == path:
+            continue
+        if name.endswith(".xml"):
+            if re.search(
+                rb"overview_file|<vrt|/vsi|://(?!www\.opengis)", sidecar.read_bytes()[:_MOST_BYTES], re.IGNORECASE
+            ):
+                raise ValueError(f"{sidecar} refers to other files; expected none: remove it, or what it refers to")
+        else:
+            with sidecar.open("rb") as file:
+                head = file.read(16)
+            if not head.startswith((HFA_MAGIC,) if name.endswith(".aux") else TIFF_MAGIC):
+                raise ValueError(f"{sidecar} is not the raster that its name says: remove it")
+
+
+__all__ = ["check_sidecars", "checked_vrt"]

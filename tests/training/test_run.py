@@ -20,7 +20,7 @@ from transformers import AutoModelForSemanticSegmentation
 import hf_segformer.training.run
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.config import DataConfig
-from hf_segformer.data.transforms import TrainDataset
+from hf_segformer.data.torch_datasets import TrainDataset
 from hf_segformer.evaluation.mean_iou import MeanIoU
 from hf_segformer.training.data import load_data
 from hf_segformer.training.evaluation import evaluate_recipe

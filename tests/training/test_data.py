@@ -627,7 +627,7 @@ class TestCheck:
         image.save(tmp_path / "images/train/p0.png", exif=exif)
         check_data(folders(tmp_path), 3)
         printed = capsys.readouterr().out
-        assert "1 images are turned by EXIF beside masks that are not" in printed
+        assert "1 image(s) are turned by EXIF beside masks that are not" in printed
         assert "p0.png" in printed
         assert "data.ignore_exif=true" in printed
         data = folders(tmp_path, ignore_exif=True)

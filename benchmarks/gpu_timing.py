@@ -15,7 +15,8 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, set_fast_paths
 from hf_segformer.benchmarking.cost import model_info
-from hf_segformer.kernels import argmax, cross_entropy, decode_head, depthwise_gelu, disable, enable
+from hf_segformer.kernels import argmax, cross_entropy, decode_head, depthwise_gelu
+from hf_segformer.kernels.switch import disable, enable
 from hf_segformer.upsampling_segformer import upsample_argmax
 
 from .gpu import Key, real_sizes

@@ -11,7 +11,7 @@ from .auto_classes import override_builtin, register
 from .configuration_segformer import SegFormerConfig
 from .dispatch_segformer import explain_fast_paths, set_fast_paths
 from .image_processing_segformer import SegFormerImageProcessor
-from .kernels import enable_if_wanted
+from .kernels.switch import enable_if_wanted
 from .modeling_segformer import (
     SegFormerBackbone,
     SegFormerForImageClassification,

@@ -116,7 +116,7 @@ def override_builtin() -> None:
 
     On Transformers 5.17 without torchvision, which has no AutoImageProcessor, only the models are taken over.
 
-    Example:
+    Examples:
         >>> from hf_segformer import override_builtin
         >>> from transformers import AutoModelForSemanticSegmentation
         >>> override_builtin()  # doctest: +SKIP

@@ -64,7 +64,7 @@ class DataConfig:
     Raises:
         ValueError: if a value is out of range; the message names it as `data.name`.
 
-    Example:
+    Examples:
         >>> from hf_segformer.config import DataConfig
         >>> DataConfig(source="shapes", num_train=100, num_eval=10).image_size
         128
@@ -199,7 +199,7 @@ class AugmentationConfig:
     Raises:
         ValueError: if a value is out of range; the message names it as `augmentation.name`.
 
-    Example:
+    Examples:
         >>> from hf_segformer.config import AugmentationConfig
         >>> AugmentationConfig(crop_size=1024).scale
         [0.5, 2.0]
@@ -367,7 +367,7 @@ class InferenceOptions:
     Raises:
         ValueError: if a value is out of range; the message names it as `evaluation.name`.
 
-    Example:
+    Examples:
         The paper's evaluation on Cityscapes.
 
         >>> from hf_segformer.config import InferenceOptions
@@ -438,7 +438,7 @@ def parse_value_range(text: str, setting: str = "value_range") -> "list[float] |
     Raises:
         ValueError: if it is none of these, or the range is empty.
 
-    Example:
+    Examples:
         >>> from hf_segformer.config import parse_value_range
         >>> parse_value_range("0,4095"), parse_value_range("window:40,400")
         ([0.0, 4095.0], {'center': 40.0, 'width': 400.0})

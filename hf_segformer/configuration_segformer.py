@@ -83,7 +83,7 @@ def default_ignore_index(num_labels: int) -> int:
     Args:
         num_labels: number of classes K.
 
-    Example:
+    Examples:
         >>> from hf_segformer.configuration_segformer import default_ignore_index
         >>> default_ignore_index(255), default_ignore_index(256)
         (255, -100)
@@ -133,7 +133,7 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
     Raises:
         ValueError: if values cannot make a network; the message names the field and the value.
 
-    Example:
+    Examples:
         >>> from hf_segformer import SegFormerConfig
         >>> SegFormerConfig.from_variant("b2", num_labels=19).depths
         [3, 4, 6, 3]

@@ -399,4 +399,4 @@ class _Activation:
 
 implement("decode_head", "cpu_bands", bind_decode_head, fused_decode_head)
 
-__all__: list[str] = []
+__all__ = ["fused_decode_head"]

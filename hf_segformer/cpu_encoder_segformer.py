@@ -432,4 +432,4 @@ def fused_attention(layer: nn.Module, tokens: Tensor, height: int, width: int, w
 implement("mix_ffn", "cpu_strips", bind_mix_ffn, fused_mix_ffn)
 implement("attention", "cpu_strips", bind_attention, fused_attention)
 
-__all__: list[str] = []
+__all__ = ["altered_convolution", "fused_attention", "fused_mix_ffn"]

@@ -245,4 +245,12 @@ if hasattr(os, "register_at_fork"):  # none of the parent's calls runs in the ch
     os.register_at_fork(after_in_child=_running.reset)
 
 
-__all__: list[str] = []
+__all__ = [
+    "find_onednn",
+    "linear",
+    "multiply_over_rows",
+    "once_differentiable",
+    "parallel_for",
+    "reference_linear",
+    "train_allocator",
+]

@@ -6,7 +6,7 @@ wrong. That is while something records the operations (export, tracing, function
 module is not exactly what its class says (LoRA, quantization, hooks, subclasses), and after `set_fast_paths(False)`.
 
 The rows of `TABLE` say where an implementation may run. The files that implement them fill the rows by `implement` when
-they are imported: the files for CPUs with the model, Triton kernels by `hf_segformer.kernels.enable()`. Kernels are not
+they are imported: the files for CPUs with the model, Triton kernels by `hf_segformer.kernels.switch.enable()`. Kernels are not
 shipped with checkpoints. Each copy of these files has its own table.
 """
 
@@ -271,7 +271,7 @@ def _choose(op: str, module: nn.Module | None, arguments: tuple[Any, ...]) -> tu
 def _excludes(implementation: Implementation, context: CallContext) -> str:
     """Return why the implementation may not run in this context."""
     if implementation.bind is None:
-        return "kernels are off (hf_segformer.kernels.enable() switches them on)"
+        return "kernels are off (hf_segformer.kernels.switch.enable() switches them on)"
     if context.mode not in implementation.modes:
         return context.reason or f"the mode is {context.mode}"
     if implementation.full_precision and context.autocast:
@@ -332,7 +332,7 @@ def explain_fast_paths(model: Callable[..., Any], pixel_values: Tensor) -> dict[
         For each operation the implementation that ran, or "reference: " and the first reason. Where blocks differ,
         both, with the number of calls.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
         >>> from hf_segformer.dispatch_segformer import explain_fast_paths

@@ -41,7 +41,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     Raises:
         OSError: if it cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from hf_segformer.files import atomic_write
@@ -229,7 +229,7 @@ def resolve_inside(folder: str | Path, name: str | Path) -> Path:
     Raises:
         ValueError: if the name is empty or absolute, goes up by `..`, or leads outside through a link.
 
-    Example:
+    Examples:
         >>> from hf_segformer.files import resolve_inside
         >>> resolve_inside("model", "examples/a.png").as_posix()
         'model/examples/a.png'

@@ -71,4 +71,4 @@ def folded_decode_head(head: nn.Module, features: Sequence[Tensor]) -> Tensor:
 
 implement("decode_head", "folded", bind_folded, folded_decode_head)
 
-__all__: list[str] = []
+__all__ = ["fold", "folded_decode_head", "unfoldable"]

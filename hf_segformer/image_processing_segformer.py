@@ -310,7 +310,7 @@ class SegFormerImageProcessor(BaseImageProcessor):
     Raises:
         ValueError: if a keyword is unknown or its value impossible; the message names both.
 
-    Example:
+    Examples:
         The paper's evaluation on ADE20K: the shorter side 512, sides in multiples of 32.
 
         >>> import numpy as np
@@ -511,7 +511,7 @@ class SegFormerImageProcessor(BaseImageProcessor):
             raise ValueError(
                 f"the images have different sizes after resizing, "
                 f"{', '.join(f'{height}x{width}' for height, width in sizes)}, and cannot be stacked: resize to one "
-                "height and width (do_resize, no keep_ratio), or give one at a time"
+                "height and width (do_resize, no keep_ratio), or give one at a time (batch_size=1)"
             )
         return BatchFeature(data, tensor_type=return_tensors)
 

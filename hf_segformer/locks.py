@@ -32,7 +32,7 @@ def locked_folder(folder: str | Path, job: str) -> Iterator[None]:
         ValueError: if another process holds it; the message names its owner and host.
         OSError: if the lock cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from hf_segformer.locks import locked_folder
         >>> with tempfile.TemporaryDirectory() as folder, locked_folder(folder, "a test"):

@@ -440,7 +440,7 @@ class SegFormerPreTrainedModel(PreTrainedModel):
 class SegFormerModel(SegFormerPreTrainedModel):
     """The encoder alone.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hf_segformer import SegFormerConfig, SegFormerModel
         >>> model = SegFormerModel(SegFormerConfig.from_variant("b0")).eval()
@@ -489,7 +489,7 @@ class SegFormerModel(SegFormerPreTrainedModel):
 class SegFormerBackbone(BackboneMixin, SegFormerPreTrainedModel):
     """The encoder as a backbone for other heads: feature maps of selected stages.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hf_segformer import SegFormerBackbone, SegFormerConfig
         >>> backbone = SegFormerBackbone(SegFormerConfig.from_variant("b0", out_features=["stage2", "stage4"])).eval()
@@ -531,7 +531,7 @@ class SegFormerBackbone(BackboneMixin, SegFormerPreTrainedModel):
 class SegFormerForImageClassification(SegFormerPreTrainedModel):
     """The encoder with a linear classifier over the mean token, as pre-trained on ImageNet.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hf_segformer import SegFormerConfig, SegFormerForImageClassification
         >>> model = SegFormerForImageClassification(SegFormerConfig.from_variant("b0", num_labels=10)).eval()
@@ -593,7 +593,7 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
     The loss is `upsample_cross_entropy` unless `model.loss_function` is set to another function or module of logits,
     labels and `ignore_index`; set it again after loading.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
         >>> model = SegFormerForSemanticSegmentation(SegFormerConfig.from_variant("b0", num_labels=19)).eval()

@@ -24,7 +24,7 @@ class Progress:
         initial: steps that were done before.
         is_shown: False prints nothing.
 
-    Example:
+    Examples:
         >>> from hf_segformer.progress import Progress
         >>> with Progress("predict", 3, "images") as progress:
         ...     progress.update(3)

@@ -190,7 +190,7 @@ def upsample_cross_entropy(
     Raises:
         ValueError: if labels do not fit, see `check_labels`, or the number of weights is not that of the classes.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hf_segformer import upsample_cross_entropy
         >>> round(upsample_cross_entropy(torch.zeros(2, 4, 8, 12), torch.ones(2, 32, 48, dtype=torch.long)).item(), 4)
@@ -239,7 +239,7 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], *, with_probability: bo
     Returns:
         int64 (B, H, W), and probabilities (B, H, W) in float32 at least if they are wanted.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hf_segformer import upsample_argmax
         >>> upsample_argmax(torch.tensor([[[[0.0, 1.0]], [[1.0, 0.0]]]]), (1, 4))

@@ -1,4 +1,4 @@
-"""Images of segmentation maps: palettes, overlays, panels side by side with a legend, and confusion matrices.
+"""Images of segmentation maps: palettes, overlays, and panels side by side with a legend.
 
 Only Pillow and numpy, so that it works wherever a model does. Axes: C channels, H W pixels, K classes.
 """
@@ -18,9 +18,6 @@ BACKGROUND_COLOR = (214, 209, 196)  # of the background of a model with one labe
 _INK, _PAPER, _FAINT = (32, 33, 36), (255, 255, 255), (95, 99, 104)
 _FIRST_COLOR = (51, 102, 204)
 _HATCH_DARK, _HATCH_LIGHT = (28, 28, 30), (92, 92, 96)
-_GRID = (218, 220, 224)
-# Largest number of classes for which a confusion matrix has numbers in its cells.
-_NUMBERED_CLASSES = 30
 # Linear RGB as people without long, middle and short wave cones see it (Machado et al. 2009, severity 1).
 _COLOR_BLIND = np.array(
     [
@@ -64,7 +61,7 @@ def default_palette(num_classes: int) -> list[Color]:
     Raises:
         ValueError: if the number is out of range.
 
-    Example:
+    Examples:
         >>> from hf_segformer.visualization import default_palette
         >>> default_palette(2) == default_palette(150)[:2]
         True
@@ -91,7 +88,7 @@ def land_cover_palette(names: Sequence[str]) -> list[Color]:
     Returns:
         K different (red, green, blue).
 
-    Example:
+    Examples:
         >>> from hf_segformer.visualization import land_cover_palette
         >>> land_cover_palette(["open water", "forest"])
         [(40, 98, 178), (30, 96, 48)]
@@ -110,7 +107,7 @@ def land_cover_palette(names: Sequence[str]) -> list[Color]:
 def palette_for(names: Sequence[str]) -> list[Color]:
     """`land_cover_palette` where at least three names, and two thirds of them, are land cover; else `default_palette`.
 
-    Example:
+    Examples:
         >>> from hf_segformer.visualization import default_palette, palette_for
         >>> palette_for(["sky", "road", "car"]) == default_palette(3)
         True
@@ -134,7 +131,7 @@ def colorize(labels, palette: Sequence[Color]) -> Image.Image:
     Raises:
         ValueError: if `labels` are not two-dimensional integers.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from hf_segformer.visualization import colorize, default_palette
         >>> colorize(np.zeros((4, 6), dtype=np.uint8), default_palette(1)).size
@@ -253,7 +250,7 @@ def with_legend(image: Image.Image, labels, names: Sequence[str], palette: Seque
     Raises:
         ValueError: if the side is another.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from hf_segformer.visualization import colorize, default_palette, with_legend
         >>> labels, colors = np.eye(200, dtype=np.uint8), default_palette(2)
@@ -309,7 +306,7 @@ def figure(
     Raises:
         ValueError: if the number of images in a row is not that of the titles, or names and palette differ in length.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from hf_segformer.visualization import colorize, default_palette, figure
         >>> colors = default_palette(2)
@@ -343,57 +340,6 @@ def figure(
         top = title_height + index * row_height + panel_height
         draw.text((gap, top + 20), caption, fill=_FAINT, font=_font(14), anchor="ls")
     canvas.paste(legend, (gap, title_height + row_height * len(rows)))
-    return canvas
-
-
-def draw_confusion(matrix, names: Sequence[str]) -> Image.Image:
-    """Image of a confusion matrix, in percent of each true class.
-
-    Rows are true classes and sum to 100 %, so that rare classes are as visible as common ones. Cells hold numbers
-    where there are few classes, and are small and coloured alone where there are many. A row without pixels is hatched.
-
-    Args:
-        matrix: (K, K + 1) counts from `metrics.confusion_matrix`, an array or a tensor on the CPU. The last column,
-            predictions that are no class, is drawn if there are any.
-        names: names of the K classes.
-
-    Returns:
-        RGB image.
-
-    Raises:
-        ValueError: if the matrix does not fit the names.
-
-    Example:
-        >>> from hf_segformer.visualization import draw_confusion
-        >>> draw_confusion([[90, 10, 0], [5, 5, 0]], ["ground", "path"]).mode
-        'RGB'
-    """
-    counts, columns = np.asarray(matrix), [*names, "none"]
-    if counts.shape != (len(names), len(names) + 1):
-        raise ValueError(
-            f"matrix is {counts.shape}; expected {(len(names), len(names) + 1)}: a row and a column for each name, and "
-            "a column for predictions that are no class"
-        )
-    if not counts[:, -1].any():
-        counts, columns = counts[:, :-1], columns[:-1]
-    totals = np.asarray(matrix).sum(axis=1, keepdims=True)
-    shares = counts / np.maximum(totals, 1)
-    has_numbers = len(names) <= _NUMBERED_CLASSES
-    cell, font = (40, _font(15)) if has_numbers else (14, _font(11))
-    gap, title, scale = 16, 24, 64
-    corner = gap + title + round(max(font.getlength(name) for name in columns)) + 8
-    width, height = cell * len(columns), cell * len(names)
-    canvas = Image.new("RGB", (corner + max(width, 260) + gap, corner + height + scale + gap), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    canvas.paste(_cells(shares, totals[:, 0] > 0, cell, has_numbers), (corner, corner))
-    for row, name in enumerate(names):
-        draw.text((corner - 8, corner + row * cell + cell // 2), name, fill=_INK, font=font, anchor="rm")
-    for column, name in enumerate(columns):
-        title_up = _upright(name, font, cell)
-        canvas.paste(title_up, (corner + column * cell, corner - 6 - title_up.height))
-    draw.text((corner, gap + 4), "predicted", fill=_FAINT, font=_font(15), anchor="lm")
-    canvas.paste(_upright("true", _font(15), title, _FAINT), (gap - 8, corner))
-    _draw_scale(draw, corner, corner + height + 24)
     return canvas
 
 
@@ -453,50 +399,6 @@ def _share(share: float) -> str:
     return "< 1 %" if share < 0.01 else f"{100 * share:.0f} %"
 
 
-def _heat(shares: np.ndarray) -> np.ndarray:
-    """Shares from 0 to 1 -> colours (..., 3), white to dark blue, by the root, so that small shares are visible."""
-    stops = np.array([(255, 255, 255), (158, 188, 232), (51, 102, 204), (14, 34, 92)])
-    place = np.sqrt(shares)
-    return np.stack([np.interp(place, (0, 0.35, 0.7, 1), band) for band in stops.T], axis=-1).astype(np.uint8)
-
-
-def _cells(shares: np.ndarray, is_known: np.ndarray, cell: int, has_numbers: bool) -> Image.Image:
-    """Shares (K, columns) as squares, with percentages in them if requested; rows that are not known are hatched."""
-    pixels = _heat(shares).repeat(cell, axis=0).repeat(cell, axis=1)
-    pixels[::cell], pixels[:, ::cell] = _GRID, _GRID
-    image = Image.fromarray(pixels)
-    draw = ImageDraw.Draw(image)
-    for top in (np.flatnonzero(~is_known) * cell).tolist():
-        for left in range(-cell, image.width, 8):
-            draw.line((left, top + cell - 1, left + cell - 1, top), fill=_GRID)
-    if has_numbers:
-        for row, column in np.argwhere(shares >= 0.005).tolist():
-            ink = _PAPER if shares[row, column] > 0.25 else _INK
-            place = (column * cell + cell // 2, row * cell + cell // 2)
-            draw.text(place, f"{100 * shares[row, column]:.0f}", fill=ink, font=_font(14), anchor="mm")
-    draw.rectangle((0, 0, image.width - 1, image.height - 1), outline=_FAINT)
-    return image
-
-
-def _draw_scale(draw: ImageDraw.ImageDraw, left: int, top: int) -> None:
-    """Scale of the colours of `_heat`."""
-    width, height, font = 200, 12, _font(12)
-    for place, color in enumerate(_heat(np.linspace(0, 1, width) ** 2).tolist()):
-        draw.line((left + place, top, left + place, top + height - 1), fill=tuple(color))
-    draw.rectangle((left, top, left + width - 1, top + height - 1), outline=_FAINT)
-    for percent in (0, 10, 25, 50, 100):
-        place = left + round((percent / 100) ** 0.5 * (width - 1))
-        draw.text((place, top + height + 4), f"{percent}", fill=_FAINT, font=font, anchor="mt")
-    draw.text((left, top + height + 30), "% of the true class's pixels", fill=_FAINT, font=font, anchor="lm")
-
-
-def _upright(text: str, font, width: int, ink: Color = _INK) -> Image.Image:
-    """Text that reads upwards, centred in a strip of the given width."""
-    line = Image.new("RGB", (round(font.getlength(text)) + 2, width), _PAPER)
-    ImageDraw.Draw(line).text((0, width // 2), text, fill=ink, font=font, anchor="lm")
-    return line.transpose(Image.Transpose.ROTATE_90)
-
-
 @lru_cache
 def _font(size: int):
     return ImageFont.load_default(size)
@@ -509,7 +411,7 @@ def _land_cover_color(name: str) -> Color | None:
 
 
 def _is_far(color: Color, others: np.ndarray) -> bool:
-    """Return True if a colour can be told from each of (N, 3) others."""
+    """Return True if a colour differs clearly from each of (N, 3) others."""
     return bool(np.abs(others - color).sum(axis=1).min() >= 100)
 
 
@@ -574,7 +476,6 @@ __all__ = [
     "colorize",
     "default_palette",
     "displayable",
-    "draw_confusion",
     "figure",
     "land_cover_palette",
     "overlay",

@@ -13,7 +13,6 @@ from hf_segformer.visualization import (
     colorize,
     default_palette,
     displayable,
-    draw_confusion,
     figure,
     land_cover_palette,
     overlay,
@@ -89,38 +88,6 @@ def test_a_title_wider_than_its_images_does_not_overlap_the_next():
     assert drawn.width > 200
 
 
-def colors_of(drawn):
-    return {color for _, color in drawn.getcolors(drawn.width * drawn.height)}
-
-
-def test_a_confusion_matrix_is_coloured_by_the_share_of_its_row():
-    even = colors_of(draw_confusion([[5, 5, 0], [500, 500, 0]], ["a", "b"]))
-    assert colors_of(draw_confusion([[1, 1, 0], [9, 9, 0]], ["a", "b"])) == even
-    assert colors_of(draw_confusion([[5, 0, 0], [0, 500, 0]], ["a", "b"])) != even
-
-
-def test_a_confusion_matrix_has_a_column_for_no_class_only_if_it_is_used():
-    names = [f"class {index}" for index in range(9)]
-    matrix = np.eye(9, 10, dtype=int) * 100
-    plain = draw_confusion(matrix, names)
-    matrix[4, 9] = 1
-    assert draw_confusion(matrix, names).width == plain.width + 40
-
-
-def test_many_classes_get_small_cells_and_every_label_fits():
-    names = ["a name that is much longer than all the others are", *(f"class {index}" for index in range(149))]
-    drawn = draw_confusion(np.eye(150, 151, dtype=int), names)
-    assert 150 * 14 < drawn.width < 150 * 20
-    assert (np.asarray(drawn)[:4] == 255).all()  # labels end before the margin does
-    assert (np.asarray(drawn)[:, :4] == 255).all()
-
-
-def test_a_class_without_pixels_is_hatched_not_shown_as_all_wrong():
-    empty, wrong = (draw_confusion([[10, 0, 0], row], ["a", "b"]) for row in ([0, 0, 0], [10, 0, 0]))
-    assert np.asarray(empty).shape == np.asarray(wrong).shape
-    assert (np.asarray(empty) != np.asarray(wrong)).any()
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -134,7 +101,6 @@ def test_a_class_without_pixels_is_hatched_not_shown_as_all_wrong():
         (lambda: overlay(Image.new("RGB", (3, 2)), np.zeros((2, 3), int), PALETTE, 1.5), "alpha is 1.5"),
         (lambda: figure([], ["a"], ["x"], PALETTE), "palette has 3 colours; expected one for each of 1 names"),
         (lambda: figure([[]], ["a"], ["x"], PALETTE[:1]), "row 0 has 0 images"),
-        (lambda: draw_confusion(np.eye(3), ["a", "b", "c"]), r"matrix is \(3, 3\); expected \(3, 4\)"),
     ],
 )
 def test_invalid_input_is_refused(call, message):

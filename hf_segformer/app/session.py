@@ -177,7 +177,7 @@ def write_selection(result: Result, chosen: Collection[int], folder: Path) -> Pa
 def timing(result: Result, device: torch.device) -> str:
     """Size of the image and duration of the prediction, in a line.
 
-    Example:
+    Examples:
         >>> import numpy as np, torch
         >>> from PIL import Image
         >>> from hf_segformer.app.session import Result, timing

@@ -59,7 +59,7 @@ def model_info(config: SegFormerConfig, height: int, width: int) -> list[InfoRow
     Raises:
         ValueError: if a side is below 8 pixels.
 
-    Example:
+    Examples:
         >>> from hf_segformer import SegFormerConfig
         >>> from hf_segformer.benchmarking.cost import model_info
         >>> stage = model_info(SegFormerConfig.from_variant("b2"), 128, 128)[0]

@@ -94,7 +94,7 @@ def interleaved_timing(
     Returns:
         The timing of each call.
 
-    Example:
+    Examples:
         >>> from hf_segformer.benchmarking.timing import interleaved_timing
         >>> calls = {"short": lambda: sum(range(100)), "long": lambda: sum(range(100000))}
         >>> timings = interleaved_timing(calls, rounds=3)

@@ -52,8 +52,9 @@ _UNREADABLE = (
 # Everything that Transformers raised on strange values in a configuration.
 _WRONG_VALUES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError)
 # Fields of a config.json beside the network's own that are read. Those that choose code (attention kernels, auto_map,
-# quantisation, pipelines) or a type of numbers are not.
+# quantisation, pipelines) or a type of numbers are not, and of `architectures` only the names of SegFormer's classes.
 _DESCRIPTIVE = {"model_type", "num_labels", "id2label", "label2id", "out_features", "out_indices", "problem_type"}
+_ARCHITECTURE = re.compile(r"Seg[Ff]ormer(Model|Backbone|ForSemanticSegmentation|ForImageClassification)")
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,9 @@ def read_config(source: str | Path) -> SegFormerConfig:
     known = {each.name for each in fields(SegFormerConfig)} - inherited | _DESCRIPTIVE
     try:
         values, _ = SegFormerConfig.get_config_dict(source)
-        return SegFormerConfig.from_dict({name: value for name, value in values.items() if name in known})
+        config = SegFormerConfig.from_dict({name: value for name, value in values.items() if name in known})
+        config.architectures = _known_architectures(values.get("architectures"))
+        return config
     except (OSError, ValueError) as error:
         raise type(error)(_with_source(source, error)) from error
     except (StrictDataclassError, *_WRONG_VALUES) as error:  # no ValueErrors, though they are about a value
@@ -184,6 +187,12 @@ def read_shards_of(index: Path) -> list[Path]:
         if not paths[-1].is_file():
             raise FileNotFoundError(f"{index} names {name}, but {index.parent} holds no such file")
     return paths
+
+
+def _known_architectures(names: Any) -> list[str] | None:
+    """Return the classes of SegFormer that `architectures` of a file names; None if it names none."""
+    listed = names if isinstance(names, list) else []
+    return [name for name in listed if isinstance(name, str) and _ARCHITECTURE.fullmatch(name)] or None
 
 
 def _with_source(source: str | Path, error: Exception) -> str:

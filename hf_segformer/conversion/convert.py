@@ -56,7 +56,7 @@ def convert_checkpoint(
         OSError: if there is no such path or repository, or a file cannot be read.
         ValueError: if the file is no checkpoint or not SegFormer's; missing and unexpected keys are listed.
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
         >>> from hf_segformer.conversion.convert import convert_checkpoint

@@ -38,7 +38,7 @@ def load_segmentation(
         ValueError: if weights, configuration or processor are damaged or foreign, do not fit each other, or the model
             is not one for segmentation.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
         >>> from hf_segformer.conversion.loading import load_segmentation

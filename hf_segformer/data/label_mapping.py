@@ -28,7 +28,7 @@ class LabelMapping:
     Raises:
         ValueError: if `ignore_index` is the label of a class.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from hf_segformer.data.label_mapping import LabelMapping
         >>> LabelMapping(values=(0, 255)).apply(np.array([[0, 255]]), "mask.png").tolist()

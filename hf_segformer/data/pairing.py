@@ -261,7 +261,7 @@ def decode_dataset(
     Raises:
         ValueError: if `label_values` does not have one value a class.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from PIL import Image

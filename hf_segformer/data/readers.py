@@ -301,7 +301,7 @@ def open_image(source: Any, num_channels: int = 3, name: str = "", **options: An
         ValueError: if bands do not fit, the file holds several images, or a library is missing.
         OSError: if the file cannot be read.
 
-    Example:
+    Examples:
         >>> import io
         >>> from PIL import Image
         >>> from hf_segformer.data.readers import open_image
@@ -328,7 +328,7 @@ def open_raster(source: Any, num_channels: int = 3, name: str = "", **options: A
 def kind_of(source: Any) -> Kind:
     """Return the kind of a file: `"image"` or `"raster"`; `"image"` for a file that does not exist.
 
-    Example:
+    Examples:
         >>> from hf_segformer.data.readers import kind_of
         >>> kind_of("photo.jpg")
         'image'

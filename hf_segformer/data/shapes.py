@@ -52,7 +52,7 @@ def draw_sample(seed: int, split: str, index: int, size: int = 128) -> tuple[Ima
     Raises:
         ValueError: if the split is unknown, the index is negative or the size is below 16.
 
-    Example:
+    Examples:
         >>> from hf_segformer.data.shapes import draw_sample
         >>> image, mask = draw_sample(seed=0, split="train", index=3, size=64)
         >>> image.size, mask.mode

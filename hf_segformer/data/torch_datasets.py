@@ -100,7 +100,7 @@ class TrainDataset(Dataset):
         processor: whose value range, mean, standard deviation and `ignore_index` apply.
         seed: of the augmentation.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> from hf_segformer import SegFormerImageProcessor
         >>> from hf_segformer.config import AugmentationConfig

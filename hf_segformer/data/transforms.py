@@ -40,7 +40,7 @@ def augment(
     Raises:
         ValueError: if distortion is on for an image that is not on the scale of 0 to 255.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hf_segformer.config import AugmentationConfig
         >>> from hf_segformer.data.transforms import augment

@@ -38,7 +38,7 @@ class MetricAccumulator:
         calibration: int64 (K, M, 3), see `calibration.calibration_counts`; None without probabilities.
         histogram: int64 (2, T), see `binary.probability_histogram`; None without probabilities, or with K other than 2.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hf_segformer.evaluation.accumulator import MetricAccumulator
         >>> accumulator = MetricAccumulator(num_classes=2, ignore_index=255)

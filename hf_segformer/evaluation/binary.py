@@ -151,7 +151,7 @@ def best_threshold(histogram: Tensor) -> Threshold | None:
     Returns:
         its scores, or None without positive pixels.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hf_segformer.evaluation.binary import best_threshold, probability_histogram
         >>> probability, labels = torch.tensor([[0.1, 0.2, 0.3, 0.4]]), torch.tensor([[0, 0, 1, 1]])

@@ -2,7 +2,7 @@
 
 Pixels of one image are not independent, so images are what is drawn, or groups of images where several show the same
 patient, scene or film. A resample of images is a vector of counts; its confusion counts are one matrix product, and the
-products are sums of whole numbers below 2^53, hence exact and the same on every machine.
+products are sums of whole numbers below 2^53, so that they are exact and the same on every machine.
 
 IoU, Dice, precision, recall and accuracy need three numbers a class instead of a row of the confusion matrix. Only
 those are kept of an image: 3.6 kB for 150 classes where the matrix has 181 kB.
@@ -130,7 +130,7 @@ def bootstrap_intervals(
     Raises:
         ValueError: if there are fewer than two images or groups, or an option is out of range.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from hf_segformer.evaluation.bootstrap import bootstrap_intervals, class_counts
         >>> matrices = np.array([[[9, 1, 0], [0, 5, 0]], [[6, 4, 0], [1, 4, 0]], [[8, 2, 0], [2, 3, 0]]])
@@ -196,7 +196,7 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     Returns:
         corrected p-values of the same shape, at most 1.
 
-    Example:
+    Examples:
         >>> from hf_segformer.evaluation.bootstrap import holm
         >>> holm([0.01, 0.04, 0.03]).tolist()
         [0.03, 0.06, 0.06]

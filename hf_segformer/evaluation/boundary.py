@@ -76,7 +76,7 @@ def boundary_counts(
     Raises:
         ValueError: if the shapes differ or are not (H, W), or a distance is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hf_segformer.evaluation.boundary import boundary_counts, boundary_scores
         >>> labels = torch.zeros(40, 60, dtype=torch.int64)
@@ -125,7 +125,7 @@ def boundary_scores(counts: Tensor) -> dict[str, list[float]]:
 def band_radius(height: int, width: int, dilation_ratio: float = DILATION_RATIO) -> int:
     """Distance d in pixels of boundary IoU: a share of the image's diagonal, rounded, at least 1.
 
-    Example:
+    Examples:
         >>> from hf_segformer.evaluation.boundary import band_radius
         >>> band_radius(480, 640)
         16

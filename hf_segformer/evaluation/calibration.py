@@ -51,7 +51,7 @@ def calibration_counts(probabilities: Tensor, labels: Tensor, ignore_index: int,
     Raises:
         ValueError: if the shapes do not fit, or a probability is no number from 0 to 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hf_segformer.evaluation.calibration import calibration_counts, calibration_error
         >>> probabilities = torch.tensor([0.75, 0.25]).reshape(2, 1, 1).expand(2, 2, 2)

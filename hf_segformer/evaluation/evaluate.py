@@ -145,7 +145,7 @@ def evaluate(
         ValueError: if there are no images, a row does not fit (the message gives its index), or names do not.
         OSError: if a file cannot be read.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
         >>> from hf_segformer.evaluation.evaluate import evaluate

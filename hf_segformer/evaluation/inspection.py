@@ -66,7 +66,7 @@ def inspect_image(model: Any, processor: Any, image: Any, point: Sequence[int] |
         ValueError: if the image does not fit the processor, or the point is outside.
         OSError: if the image cannot be read.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
         >>> from hf_segformer.evaluation.inspection import inspect_image
@@ -133,7 +133,7 @@ def draw_inspection(inspection: Inspection, names: Sequence[str], palette: Seque
 def relative_entropy(probabilities: Tensor) -> Tensor:
     """Entropy of probabilities (K, H, W) as a share of log K, that of a model that knows nothing: (H, W), 0 to 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hf_segformer.evaluation.inspection import relative_entropy
         >>> relative_entropy(torch.tensor([[[0.5, 1.0]], [[0.5, 0.0]]])).tolist()

@@ -29,7 +29,7 @@ class MeanIoU(evaluate.Metric):
         ignore_index: label of ignored pixels, by default that of a model with as many classes.
         **kwargs: keywords of `evaluate.Metric`.
 
-    Example:
+    Examples:
         >>> from hf_segformer.evaluation.mean_iou import MeanIoU
         >>> metric = MeanIoU(num_labels=2)
         >>> metric.add_batch(predictions=[[0, 0, 1]], references=[[0, 0, 1]])

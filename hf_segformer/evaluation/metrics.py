@@ -36,7 +36,7 @@ def confusion_matrix(predictions: Any, labels: Any, num_labels: int, ignore_inde
     Raises:
         ValueError: if the shapes differ, a value is not an integer, or a label is neither a class nor ignored.
 
-    Example:
+    Examples:
         >>> from hf_segformer.evaluation.metrics import confusion_matrix
         >>> confusion_matrix([[0, 1], [1, 7]], [[0, 1], [0, 1]], num_labels=2).tolist()
         [[1, 1, 0], [0, 1, 1]]
@@ -99,7 +99,7 @@ def named_scores(matrix: Tensor, names: Sequence[str]) -> dict[str, float]:
     Returns:
         `mean_iou`, `mean_accuracy`, `overall_accuracy`, and `iou_NAME` and `accuracy_NAME` of each class.
 
-    Example:
+    Examples:
         >>> from hf_segformer.evaluation.metrics import confusion_matrix, named_scores
         >>> named_scores(confusion_matrix([0, 1], [0, 0], num_labels=2), ["sky", "road"])["iou_sky"]
         0.5
@@ -121,7 +121,7 @@ class SegmentationMetrics:
         names: names of the K classes; a single one gets `background` before it.
         ignore_index: label of ignored pixels, the `semantic_loss_ignore_index` of the model's configuration.
 
-    Example:
+    Examples:
         `Trainer(..., compute_metrics=metrics, preprocess_logits_for_metrics=metrics.preprocess_logits)`, with
         `batch_eval_metrics=True` in the arguments to keep only one batch of matrices.
 
@@ -157,7 +157,8 @@ class SegmentationMetrics:
             int64 (B, K, K + 1); without labels the classes (B, h, w).
 
         Raises:
-            ValueError: if ignored rows at the bottom cannot be told from padding, as -100 is the ignored label, too.
+            ValueError: if ignored rows at the bottom cannot be distinguished from padding, where -100 is the ignored
+                label, too.
         """
         if labels is None:
             return upsample_argmax(logits, logits.shape[-2:])

@@ -58,13 +58,31 @@ def plot_iou(classes: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def plot_confusion(matrix: Any, names: Sequence[str]) -> bytes:
-    """Confusion matrix in percent of the true class's pixels.
+    """Confusion matrix in percent of the true class's pixels; a class without pixels has a blank row.
+
+    Colours follow the root of the percentage, so that small ones are visible. Up to 25 classes have numbers in their
+    cells.
 
     Args:
-        matrix: (K, K + 1) counts; the last column is drawn if anything was predicted as no class.
+        matrix: (K, K + 1) counts from `metrics.confusion_matrix`, an array or a tensor on the CPU. The last column,
+            predictions that are no class, is drawn if there are any.
         names: of the K classes.
+
+    Raises:
+        ValueError: if the matrix does not fit the names.
+        ImportError: if matplotlib is not installed.
+
+    Examples:
+        >>> from hf_segformer.evaluation.plots import plot_confusion
+        >>> plot_confusion([[90, 10, 0], [5, 5, 0]], ["ground", "path"])[1:4]
+        b'PNG'
     """
     counts, columns = np.asarray(matrix, dtype=np.float64), [*names, "none"]
+    if counts.shape != (len(names), len(names) + 1):
+        raise ValueError(
+            f"matrix is {counts.shape}; expected {(len(names), len(names) + 1)}: a row and a column for each name, and "
+            "a column for predictions that are no class"
+        )
     totals = counts.sum(axis=1, keepdims=True)
     if not counts[:, -1].any():
         counts, columns = counts[:, :-1], list(names)
@@ -171,9 +189,11 @@ def plot_differences(rows: Sequence[Mapping[str, Any]], first: str, second: str)
 
 
 def _figure(width: float, height: float, rows: Sequence[float] = ()) -> tuple[Any, Any]:
-    """A figure with one pair of axes, or with one a row of the given heights."""
-    from matplotlib.figure import Figure
-
+    """A figure with one pair of axes, or one pair for each row of the given heights."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'hf-segformer[plots]'") from error
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     axes = figure.subplots(len(rows) or 1, 1, sharex=bool(rows), height_ratios=list(rows) or None)
     for each in np.ravel(axes):

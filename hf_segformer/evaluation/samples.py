@@ -47,7 +47,7 @@ def error_map(image: Image.Image, prediction: np.ndarray, labels: np.ndarray, ig
     Raises:
         ValueError: if prediction and labels differ in shape.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from PIL import Image
         >>> from hf_segformer.evaluation.samples import error_map

@@ -150,7 +150,7 @@ def per_image_csv(accumulator: MetricAccumulator, class_names: Sequence[str]) ->
 def percent(value: float | None, digits: int = 1) -> str:
     """A share in percent, or a dash where there is none.
 
-    Example:
+    Examples:
         >>> from hf_segformer.evaluation.summary import percent
         >>> percent(0.6971), percent(None)
         ('69.7', '-')
@@ -161,7 +161,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 def escape_latex(text: str) -> str:
     r"""Text with LaTeX's special characters escaped.
 
-    Example:
+    Examples:
         >>> from hf_segformer.evaluation.summary import escape_latex
         >>> print(escape_latex("side_walk & 50%"))
         side\_walk \& 50\%
@@ -181,7 +181,7 @@ def group_names(names: Iterable[str], pattern: str) -> list[str]:
     Raises:
         ValueError: if the pattern is no regular expression, or is not found in a name.
 
-    Example:
+    Examples:
         >>> from hf_segformer.evaluation.summary import group_names
         >>> group_names(["anna_1.png", "anna_2.png", "ben_1.png"], "^([a-z]+)_")
         ['anna', 'anna', 'ben']

@@ -37,7 +37,7 @@ class DeployedSegFormer(nn.Module):
         ValueError: if the model is another one, or a layer is wrapped or changed (LoRA, quantisation, hooks), so that
             its weights alone do not define the computation.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
         >>> from hf_segformer.export.exportable import DeployedSegFormer

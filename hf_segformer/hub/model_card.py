@@ -7,6 +7,7 @@ card that somebody wrote or edited is kept.
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ IMAGES = ("prediction.png", "confusion.png", "curve.png")
 MODEL_TYPES = ("hf_segformer", "segformer")
 
 _SCORES = {"mean_iou": "Mean IoU", "mean_accuracy": "Mean accuracy", "overall_accuracy": "Pixel accuracy"}
+# Further scores that `segformer evaluate` measures: overall, and their headings by class.
+_MEASURED_TOO = {"boundary_iou": "Boundary IoU", "calibration_error": "Calibration error"}
 _KINDS = {"ForSemanticSegmentation": "segmentation", "ForImageClassification": "classification"}
 _PIPELINES = {
     "segmentation": "image-segmentation",
@@ -49,7 +52,7 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
             names it.
         OSError: if there is no config.json or no weights, or a file cannot be written.
 
-    Example:
+    Examples:
         >>> from hf_segformer.hub.model_card import write_card
         >>> write_card("outputs/shapes_b0", repo_id="me/shapes").name
         'README.md'
@@ -152,10 +155,6 @@ def _render(folder: Path, repo_id: str | None) -> str:
     beside = Path(__file__).parents[1] / _TEMPLATE  # in a wheel; in a checkout it is at the root
     template = beside if beside.is_file() else Path(__file__).parents[2] / _TEMPLATE
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {
-        "percent": lambda share: "" if share is None else f"{100 * share:.1f}",
-        "thousands": lambda number: f"{number:,}",
-    }
     content = environment.from_string(template.read_text(encoding="utf-8"))
     try:
         text = content.render(_values(folder, repo_id))
@@ -197,11 +196,12 @@ def _values(folder: Path, repo_id: str | None) -> dict[str, Any]:
         "is_half": dtype in _HALF,
         "on_hub": repo_id is not None,
         "terms": in_markdown((data.get("terms") or "").rstrip(". ")),
-        "scores": [(title, results[key]) for key, title in _SCORES.items() if results.get(key) is not None],
+        "scores": _overall_scores(results),
         "evaluated": _evaluated(results),
+        "interval_note": _interval_note(results.get("intervals") or {}),
+        "class_columns": _class_columns(results.get("classes", ())),
         "classes": [row for row in results.get("classes", ()) if row["iou"] is not None],
         "absent": [row["name"] for row in results.get("classes", ()) if row["iou"] is None],
-        "has_pixels": all(row.get("pixels") is not None for row in results.get("classes", ())),
         "images": [name for name in IMAGES if (folder / name).is_file()],
         "training_data": _training_data(data),
         "start": _start(training),
@@ -225,7 +225,7 @@ def _is_below(folder: Path) -> bool:
 def in_markdown(text: Any) -> str:
     r"""Escape a user's text, on one line, so that nothing in it is read as Markdown or HTML.
 
-    Example:
+    Examples:
         >>> from hf_segformer.hub.model_card import in_markdown
         >>> print(in_markdown("a|b_c"))
         a\|b\_c
@@ -285,6 +285,57 @@ def _results(metrics: dict, training: dict) -> dict[str, Any]:
     if "classes" in results:
         results["classes"] = [row | {"name": in_markdown(row["name"])} for row in results["classes"]]
     return results
+
+
+def _overall_scores(results: dict) -> list[tuple[str, str]]:
+    """Format the overall scores that were measured, with their confidence intervals where there are any."""
+    intervals = results.get("intervals") or {}
+    return [
+        (title, f"{_percent(results[key])} %{_span(intervals.get(key))}")
+        for key, title in (_SCORES | _MEASURED_TOO).items()
+        if results.get(key) is not None
+    ]
+
+
+def _class_columns(classes: Iterable[dict]) -> list[tuple[str, list[str]]]:
+    """Format the columns of the table by class; scores that no class has are left out."""
+    rows = [row for row in classes if row["iou"] is not None]
+    columns = [
+        ("IoU, %", [_percent(row["iou"]) + _span((row.get("intervals") or {}).get("iou")) for row in rows]),
+        ("Accuracy, %", [_percent(row["accuracy"]) for row in rows]),
+    ]
+    columns += [
+        (f"{title}, %", [_percent(row.get(key)) for row in rows])
+        for key, title in _MEASURED_TOO.items()
+        if any(row.get(key) is not None for row in rows)
+    ]
+    if all(row.get("pixels") is not None for row in rows):
+        columns.append(("Pixels", [_number(row["pixels"]) for row in rows]))
+    return columns
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+def _span(interval: Sequence[float] | None) -> str:
+    """Format the ends of a confidence interval in percent; empty without one."""
+    if interval is None:
+        return ""
+    low, high = interval
+    return f" ({_percent(low)} to {_percent(high)})"
+
+
+def _interval_note(intervals: dict) -> str:
+    """Describe the confidence intervals, if there are any."""
+    if not intervals:
+        return ""
+    unit = in_markdown(intervals["unit"])
+    return (
+        f"In brackets: {100 * intervals['level']:g} % confidence intervals by a bootstrap over "
+        f"{_number(intervals['num_drawn'])} {unit}. They show how the scores vary with the choice of {unit}, not how "
+        "they fall on images of another kind, and not how training varies with its seed."
+    )
 
 
 def _training_data(data: dict) -> str:

@@ -100,7 +100,7 @@ def predict_batch(
             different images, or if a batch does not fit into memory.
         OSError: if a result cannot be written; finished work stays.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from PIL import Image
         >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
@@ -290,7 +290,7 @@ def _settings(job: _Job, writer: Writer) -> dict[str, Any]:
         "clear": list(job.outputs.clear),
         **writer.settings,
     }
-    del settings["batch_size"]  # results do not depend on it, but for rounding
+    del settings["batch_size"]  # results do not depend on it, except for rounding
     if writer.settings:  # of a writer that divides the items by their places
         settings["images"] = _digest([job.source.origin(item) for item in job.items])
     return settings

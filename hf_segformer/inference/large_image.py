@@ -77,7 +77,7 @@ def predict_large_image(
         ValueError: if raster and model do not fit, or an option does not apply.
         OSError: if a file cannot be read or written.
 
-    Example:
+    Examples:
         ```python
         model, processor = load_segmentation("outputs/shapes_b0")
         options = InferenceOptions(tile_size=512, tile_overlap=128)
@@ -191,7 +191,7 @@ class _RasterTiles:
 
 
 class _ValidRows:
-    """Which pixels hold data, in the rows that are not yet written."""
+    """Mask of the pixels that hold data, in the rows that are not yet written."""
 
     def __init__(self, width: int):
         self.first = 0

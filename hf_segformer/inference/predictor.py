@@ -58,7 +58,7 @@ class SegFormerPredictor:
         ValueError: if the model cannot compute in the number type, or the palette of its configuration does not fit its
             classes.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
         >>> from hf_segformer import SegFormerPredictor
@@ -202,9 +202,9 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def format_error(error: BaseException, name: str) -> str:
-    """Message of an error, with the name of the image first if it does not begin with it."""
+    """Message of an error, with the name of the image in front unless it begins with that already."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return reason if reason.startswith(name) else f"{name}: {reason}"
+    return reason if reason.startswith((name, f"cannot read {name}")) else f"{name}: {reason}"
 
 
 def _palette(config: Any, names: tuple[str, ...]) -> list[Color]:

@@ -49,7 +49,7 @@ class Segmenter:
     Raises:
         ValueError: if the model cannot compute in `options.dtype`.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
         >>> from hf_segformer.config import InferenceOptions

@@ -54,7 +54,7 @@ def tile_spans(length: int, options: InferenceOptions) -> list[tuple[int, int]]:
     Tiles are spread evenly: neighbours may share up to 32 pixels more than the overlap, or as much more as a side needs
     that is a little longer than a tile.
 
-    Example:
+    Examples:
         >>> from hf_segformer.config import InferenceOptions
         >>> from hf_segformer.inference.tiling import tile_spans
         >>> tile_spans(1300, InferenceOptions(tile_size=512, tile_overlap=64))
@@ -114,7 +114,7 @@ def blending_weights(spans: Sequence[tuple[int, int]]) -> list[Tensor]:
     Returns:
         For each tile a float32 tensor with one value for each cell.
 
-    Example:
+    Examples:
         >>> from hf_segformer.inference.tiling import blending_weights
         >>> [weights.tolist() for weights in blending_weights([(0, 4), (2, 6)])]
         [[1.0, 1.0, 0.75, 0.25], [0.25, 0.75, 1.0, 1.0]]
@@ -269,7 +269,7 @@ def segment_rows(
     Yields:
         Index of the first row and the classes (rows, W), from top to bottom. The next strip reuses the array.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hf_segformer.config import InferenceOptions
         >>> from hf_segformer.inference.tiling import segment_rows

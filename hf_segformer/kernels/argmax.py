@@ -1,12 +1,13 @@
-"""`upsample_argmax` on a GPU: logits to a label map of any size, and nothing of that size but the map.
+"""`upsample_argmax` on a GPU: logits to a segmentation map of any size, without logits of that size.
 
-A program owns the rows of the map that lie between two rows of the grid, in a block of columns. Both rows are brought
-to the map's columns once, stay in registers, and are mixed for each row of the map in turn; the winner is found there.
+A program computes the output rows between two rows of the grid, in a block of columns. Both grid rows are interpolated
+to the output columns once and stay in registers; each output row blends them and takes the argmax.
 
-Memory traffic: the grid is read (each row twice, the second time from the cache), the map is written. At 1024x2048 from
-256x512, 19 classes, bfloat16: 20 MB read, 17 MB written. Plain PyTorch writes and reads 159 MB of float32 logits.
+Memory traffic: the grid is read (each row twice, the second time from the cache), the segmentation map is written. At
+1024x2048 from 256x512, 19 classes, bfloat16: 20 MB read, 17 MB written. PyTorch's own operations write and read 159 MB
+of float32 logits.
 
-Axes: B pictures, K classes, h w the grid, H W the label map, P columns of a block.
+Axes: B images, K classes, h w the grid, H W the segmentation map, P columns of a block.
 """
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from .bilinear import both_rows, first_new, scale_of, taps
 from .launch import Launch, accumulator, power_of_2
 
-_TILE = 4096  # columns times classes: two rows of it and a mixture take 96 registers of each of 128 threads
+_TILE = 4096  # columns times classes: two rows and their blend take 96 registers of each of 128 threads
 _MOST_CLASSES = 256  # at once
 
 
@@ -31,7 +32,7 @@ def _argmax(
     width,
     new_height,
     new_width,
-    stride_picture,
+    stride_image,
     stride_class,
     stride_row,
     stride_column,
@@ -41,11 +42,11 @@ def _argmax(
     WITH_PROBABILITY: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    old_row, picture = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    old_row, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     columns = tl.program_id(0) * BLOCK_X + tl.arange(0, BLOCK_X)
     scale_y, scale_x = scale_of(height, new_height, ACC), scale_of(width, new_width, ACC)
     lower, fraction = taps(columns, width, scale_x, ACC)
-    grid = logits + picture * stride_picture
+    grid = logits + image * stride_image
     is_inside = columns < new_width
     classes = tl.arange(0, BLOCK_K)
     mask = is_inside[:, None] & (classes < num_classes)[None, :]
@@ -82,20 +83,20 @@ def _argmax(
             values = tl.where(values == values, values, float("inf"))  # a NaN wins, as in PyTorch
             values = tl.where((classes < num_classes)[None, :], values, float("-inf"))
             here, index = tl.max(values, axis=1, return_indices=True)
-            better = here > best  # of equal ones the first wins
+            better = here > best  # the first of equal ones wins
             label = tl.where(better, index.to(tl.int32) + block * BLOCK_K, label)
             if WITH_PROBABILITY:
                 highest = tl.where(better, here, best)
                 total = total * tl.exp(best - highest) + tl.sum(tl.exp(values - highest[:, None]), axis=1)
             best = tl.where(better, here, best)
-        place = (picture * new_height + row) * new_width + columns
+        place = (image * new_height + row) * new_width + columns
         tl.store(labels + place, label.to(tl.int64), mask=is_inside)
         if WITH_PROBABILITY:
             tl.store(probabilities + place, 1.0 / total, mask=is_inside)
 
 
 def plan(logits: Tensor, labels: Tensor, probabilities: Tensor) -> Launch:
-    """The launch for logits (B, K, h, w) and a map (B, H, W); probabilities (B, H, W), or (0,) if not wanted."""
+    """Return the launch for logits (B, K, h, w), labels (B, H, W) and probabilities (B, H, W), or (0,) for none."""
     batch, num_classes, height, width = logits.shape
     block_k = min(power_of_2(num_classes), _MOST_CLASSES)
     block_x = min(max(_TILE // block_k, 16), 128)
@@ -121,16 +122,16 @@ def _outputs(logits: Tensor, height: int, width: int, with_probability: bool) ->
 
 @torch.library.custom_op("hf_segformer::upsample_argmax", mutates_args=())
 def upsample_argmax(logits: Tensor, height: int, width: int, with_probability: bool) -> tuple[Tensor, Tensor]:
-    """The label map of logits upsampled to a size, and each winner's probability.
+    """Compute the argmax of logits upsampled to a size, and the probability of each predicted class.
 
     Args:
         logits: (B, K, h, w) of any strides; float16, bfloat16, float32 or float64.
         height: H.
         width: W.
-        with_probability: whether probabilities are wanted.
+        with_probability: True computes the probabilities.
 
     Returns:
-        int64 (B, H, W), and probabilities (B, H, W) in float32 (float64 for its own), or (0,) where not wanted.
+        int64 (B, H, W), and probabilities (B, H, W) in float32 (float64 for float64 logits), or (0,).
     """
     labels, probabilities = _outputs(logits, height, width, with_probability)
     plan(logits, labels, probabilities).run()
@@ -138,3 +139,5 @@ def upsample_argmax(logits: Tensor, height: int, width: int, with_probability: b
 
 
 upsample_argmax.register_fake(_outputs)
+
+__all__ = ["plan", "upsample_argmax"]

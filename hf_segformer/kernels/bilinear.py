@@ -1,8 +1,8 @@
-"""Where new positions lie between old ones in bilinear interpolation, with PyTorch's arithmetic, inside kernels.
+"""Bilinear interpolation inside kernels, with PyTorch's arithmetic.
 
-A new position n lies at (n + 0.5) * old / new - 0.5, cut off at the first and the last old one. As this never falls,
-the new positions between one old position and the next are a run, which `first_new` finds without a search: kernels own
-runs, and no two programs ever write to the same place.
+New position n has the source coordinate (n + 0.5) * old / new - 0.5, clamped to the first and the last old position.
+The coordinate never decreases, so the new positions between two neighbouring old ones are contiguous, and `first_new`
+finds their start without a search. Each program computes such a range, and no two programs write to the same address.
 """
 
 import triton
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def scale_of(num_old, num_new, ACC: tl.constexpr):
-    """Old positions a new one, rounded as PyTorch does: Triton's own division of float32 is not exact."""
+    """Return the number of old positions per new one, rounded as in PyTorch: `/` of float32 is not exact in Triton."""
     old, new = tl.full((), num_old, ACC), tl.full((), num_new, ACC)
     if ACC == tl.float64:  # noqa: SIM108, SIM300 (Triton decides it while compiling)
         scale = old / new
@@ -22,7 +22,7 @@ def scale_of(num_old, num_new, ACC: tl.constexpr):
 
 @triton.jit
 def taps(new, num_old, scale, ACC: tl.constexpr):
-    """The lower of both old positions, and how far a new one is beyond it (0 to 1)."""
+    """Return the lower of the two old positions, and the fraction (0 to 1) by which the new one is beyond it."""
     position = scale * (tl.cast(new, ACC) + 0.5) - 0.5
     position = tl.minimum(tl.maximum(position, 0.0), tl.full((), num_old - 1, ACC))
     lower = position.to(tl.int32)
@@ -31,7 +31,7 @@ def taps(new, num_old, scale, ACC: tl.constexpr):
 
 @triton.jit
 def first_new(old, num_old, num_new, scale, ACC: tl.constexpr):
-    """The first new position that lies at or after an old one: 0 for old ones up to 0, `num_new` for `num_old`."""
+    """Return the first new position at or after an old one: 0 for old ones up to 0, `num_new` for `num_old`."""
     # Rounding moves the estimate by less than 1: the position is one of three, and each earlier one is counted.
     guess = ((tl.full((), old, ACC) + 0.5) / scale - 0.5).to(tl.int32) - 1
     guess = tl.minimum(tl.maximum(guess, 0), num_new)
@@ -45,7 +45,7 @@ def first_new(old, num_old, num_new, scale, ACC: tl.constexpr):
 
 @triton.jit
 def between_columns(row, lower, fraction, width, channels, mask, stride_column, stride_channel, ACC: tl.constexpr):
-    """A row of a grid at new columns: pointer to the row, taps (P,), channels (C,), mask (P, C) -> (P, C)."""
+    """Interpolate a row of a grid: pointer to the row, taps (P,), channels (C,), mask (P, C) -> (P, C)."""
     lower = tl.minimum(lower, width - 1)
     upper = tl.minimum(lower + 1, width - 1)
     channels = channels[None, :] * stride_channel
@@ -69,10 +69,13 @@ def both_rows(
     stride_channel,
     ACC: tl.constexpr,
 ):
-    """A row of a grid and the next one, or itself where it is the last, at new columns: each (P, C)."""
+    """Interpolate a row of a grid and the next one (the last row: itself) to new columns: each (P, C)."""
     above = grid + row * stride_row
     below = grid + tl.minimum(row + 1, height - 1) * stride_row
     return (
         between_columns(above, lower, fraction, width, channels, mask, stride_column, stride_channel, ACC),
         between_columns(below, lower, fraction, width, channels, mask, stride_column, stride_channel, ACC),
     )
+
+
+__all__ = ["between_columns", "both_rows", "first_new", "scale_of", "taps"]

@@ -1,17 +1,17 @@
-"""`upsample_cross_entropy` on a GPU: loss and gradient in one pass over the labels, and no logits at full size.
+"""`upsample_cross_entropy` on a GPU: loss and gradient in one pass over the labels, without logits at full size.
 
-A program owns a patch of the grid, some rows high and some columns wide, with all classes. It walks down the rows. What
-lies between two rows of the grid is upsampled, a row of pixels at a time; their softmax gives the loss and, while it is
-at hand, the gradient, which is shared out between the row above and the row below. Then the row above is complete:
-columns of pixels are summed into columns of the grid, and it is written, once, in an order that never changes. Pixels
-beyond the patch's left and upper edge touch it, too, and are computed by both neighbours; their loss counts once.
+A program owns a patch of the grid, some rows high and some columns wide, with all classes. It walks down the rows. The
+pixels between two rows of the grid are upsampled, one row of pixels at a time. Their softmax gives the loss and the
+gradient, which is split between the grid rows above and below. The row above is then complete: columns of pixels are
+summed into columns of the grid, and the row is written once, in a fixed order. Pixels beyond the patch's left and upper
+edge contribute to it, too, and are computed by both neighbours; their loss counts once.
 
 Memory traffic for B = 8, 512x512 from 128x128, 150 classes, bfloat16: 39 MB of logits and 17 MB of labels are read,
-79 MB of gradient written in float32, and read again to be scaled. Plain PyTorch moves the 1,258 MB of float32 logits at
-full size about eight times. What is left is arithmetic: 315 million exponentials, and about a third more for the edges
-and for classes up to the next power of two.
+79 MB of gradient written in float32, and read again to be scaled. PyTorch's own operations move the 1,258 MB of float32
+logits at full size about eight times. The remaining cost is arithmetic: 315 million exponentials, and about a third
+more for the edges and for padding the classes to the next power of two.
 
-Axes: B pictures, K classes, h w the grid, H W the labels, P columns of pixels that touch a patch.
+Axes: B images, K classes, h w the grid, H W the labels, P columns of pixels that contribute to a patch.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ from .bilinear import both_rows, first_new, scale_of, taps
 from .launch import Launch, accumulator, power_of_2
 
 _TILE = 2048  # columns times classes: five of them are alive at once; twice as much spills registers (sm_80, sm_90)
-_LARGEST_TILE = 1 << 15  # beyond, as with labels far larger than the grid, registers spill and plain PyTorch is better
+_LARGEST_TILE = 1 << 15  # beyond, as with labels far larger than the grid, registers spill and the reference is faster
 _NUM_PROGRAMS = 1024  # wanted: a few for each multiprocessor of a large GPU
 _MOST_ROWS = 32  # of a patch: the row computed twice is then one of 33
 
@@ -36,15 +36,15 @@ def _cross_entropy(
     logits,  # (B, K, h, w) of any strides
     labels,  # (B, H, W)
     class_weights,  # (K,)
-    losses,  # a program
-    numbers,  # a program: the sum of the weights of the pixels that count
+    losses,  # (programs,)
+    numbers,  # (programs,): sum of the weights of the pixels that count
     gradient,  # (B, h, w, K)
     num_classes,
     height,
     width,
     new_height,
     new_width,
-    stride_picture,
+    stride_image,
     stride_class,
     stride_row,
     stride_column,
@@ -57,7 +57,7 @@ def _cross_entropy(
     WITH_GRADIENT: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    picture = tl.program_id(2).to(tl.int64)
+    image = tl.program_id(2).to(tl.int64)
     scale_y, scale_x = scale_of(height, new_height, ACC), scale_of(width, new_width, ACC)
     first_row, first_column = tl.program_id(1) * num_rows, tl.program_id(0) * num_columns
     last_row = tl.minimum(first_row + num_rows, height)
@@ -76,7 +76,7 @@ def _cross_entropy(
     loss = tl.zeros((BLOCK_X,), ACC)
     number = tl.zeros((BLOCK_X,), ACC)
     carried = tl.zeros((BLOCK_X, BLOCK_K), ACC)
-    grid = logits + picture * stride_picture
+    grid = logits + image * stride_image
     for row in range(tl.maximum(first_row - 1, 0), last_row):
         above, below = both_rows(
             grid, row, lower, fraction, classes, mask, height, width, stride_row, stride_column, stride_class, ACC
@@ -88,9 +88,9 @@ def _cross_entropy(
         is_own = (lower >= first_column) & (row >= first_row)
         for new_row in range(first, last):
             _, down = taps(new_row, height, scale_y, ACC)
-            place = (picture * new_height + new_row) * new_width + columns
+            place = (image * new_height + new_row) * new_width + columns
             label = tl.load(labels + place, mask=is_touching, other=ignore_index)
-            # Where labels were not checked, as while compiling, one out of range must not be an address.
+            # Labels are not checked while compiling: one out of range must not be used as an address.
             counts = is_touching & (label != ignore_index) & (label >= 0) & (label < num_classes)
             weight = tl.load(class_weights + label, mask=counts, other=0.0).to(ACC)
             own = weight * (1 - SMOOTHING)
@@ -120,19 +120,19 @@ def _cross_entropy(
                 to_below += change * down
         if WITH_GRADIENT:
             if row >= first_row:
-                target = gradient + ((picture * height + row) * width) * num_classes + classes
+                target = gradient + ((image * height + row) * width) * num_classes + classes
                 for column in range(first_column, last_column):
                     share = tl.where(lower == column, 1 - fraction, 0.0) + tl.where(upper == column, fraction, 0.0)
                     found = tl.sum(to_above * share[:, None], axis=0)
                     tl.store(target + column * num_classes, found, mask=is_class)
             carried = to_below
-    program = (picture * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
+    program = (image * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
     tl.store(losses + program, tl.sum(loss, axis=0))
     tl.store(numbers + program, tl.sum(number, axis=0))
 
 
 def _block(num_classes: int, width: int, new_width: int) -> tuple[int, int, int]:
-    """Columns of pixels and classes of a tile, and the columns of the grid that such a patch owns."""
+    """Return a tile's columns of pixels and classes, and the number of grid columns of a patch."""
     block_k, ratio = power_of_2(num_classes), new_width / width
     # Two runs of pixels touch a column. Rounding may add a pixel, but not where the ratio is a power of two.
     spare = 0 if ratio.is_integer() and int(ratio).bit_count() == 1 else 1
@@ -149,7 +149,7 @@ def fits(num_classes: int, width: int, new_width: int) -> bool:
 def plan(
     logits: Tensor, labels: Tensor, weight: Tensor, ignore_index: int, label_smoothing: float, with_gradient: bool
 ) -> tuple[Launch, Tensor, Tensor, Tensor]:
-    """The launch, and what it fills: losses and numbers, one a program, and the gradient (B, h, w, K)."""
+    """Return the launch and its outputs: losses and numbers (programs,), and the gradient (B, h, w, K)."""
     batch, num_classes, height, width = logits.shape
     block_x, block_k, num_columns = _block(num_classes, width, labels.shape[2])
     num_patches = triton.cdiv(width, num_columns)
@@ -174,18 +174,18 @@ def plan(
 def sum_cross_entropy(
     logits: Tensor, labels: Tensor, weight: Tensor, ignore_index: int, label_smoothing: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum of the losses, the sum of the weights of the pixels that count, and the gradient of the first sum.
+    """Compute the sum of the losses, the sum of the weights of the pixels that count, and the first sum's gradient.
 
     Args:
         logits: (B, K, h, w) of any strides; float16, bfloat16, float32 or float64.
-        labels: int64 (B, H, W); what is neither a class nor `ignore_index` does not count either.
-        weight: (K,) of the classes.
+        labels: int64 (B, H, W); values that are neither a class nor `ignore_index` are ignored, too.
+        weight: (K,).
         ignore_index: label of pixels that do not count.
         label_smoothing: share of the target that is spread over the classes.
-        with_gradient: whether it is wanted.
+        with_gradient: True computes the gradient.
 
     Returns:
-        (), (), and (B, h, w, K) or (0,), all in float32 (float64 for its own).
+        (), (), and (B, h, w, K) or (0,), all in float32 (float64 for float64 logits).
     """
     launch, losses, numbers, gradient = plan(
         logits, labels.contiguous(), weight.contiguous(), ignore_index, label_smoothing, with_gradient
@@ -213,7 +213,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 @once_differentiable
 def _scale(ctx: Any, loss_scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     [gradient] = ctx.saved_tensors
-    # Rounded once, in the pass that scales it.
+    # Scaled and rounded in one pass.
     scaled = torch.mul(gradient, loss_scale, out=torch.empty_like(gradient, dtype=ctx.dtype))
     return scaled.permute(0, 3, 1, 2), None, None, None, None, None
 
@@ -231,9 +231,12 @@ def upsample_cross_entropy(
 ) -> Tensor:
     """Average the losses over the pixels that count, 0 if there are none.
 
-    Arguments are those of `sum_cross_entropy`; without `weight` all classes weigh 1. The sizes must pass `fits`.
+    Arguments are those of `sum_cross_entropy`; without `weight` every class has weight 1. The sizes must pass `fits`.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     weight = logits.new_ones(logits.shape[1], dtype=dtype) if weight is None else weight.to(logits.device, dtype)
     total, number, _ = sum_cross_entropy(logits, labels, weight, ignore_index, label_smoothing, with_gradient)
     return total / number.where(number > 0, 1)
+
+
+__all__ = ["fits", "plan", "sum_cross_entropy", "upsample_cross_entropy"]

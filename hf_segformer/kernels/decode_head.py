@@ -1,14 +1,14 @@
-"""The decode head's stages upsampled and added up; at inference with BatchNorm and ReLU in the same pass.
+"""Sum of the decode head's upsampled stages, with BatchNorm and ReLU in the same pass at inference.
 
-The head is folded: each stage was multiplied at its own resolution. What is left is to bring all to the first stage's
-size and add them. A program owns some columns of a row and some channels; lower stages are read where they are needed,
-mostly from the cache. Their gradient is gathered by programs that own a cell each: they look at the pixels that the
-cell touches, so that nothing is added up by chance.
+The head is folded: each stage was multiplied at its own resolution, and the kernel upsamples all stages to the first
+one's size and adds them up. A program computes some columns of a row and some channels; it reads lower stages as it
+needs them, mostly from the cache. In the backward pass each program computes the gradient of one cell of a lower stage
+from the pixels that the cell contributes to: no atomic additions, so the result is deterministic.
 
-Memory traffic, in maps of the first stage's size: forward 1.33 reads and one write (PyTorch: nine reads and seven
+Memory traffic, in tensors of the first stage's size: forward 1.33 reads and one write (PyTorch: nine reads and seven
 writes, with BatchNorm and ReLU two more of each); backward three reads and 0.33 writes, mostly from the cache.
 
-Axes: B pictures, D channels, h w the first stage's grid, P columns of a block.
+Axes: B images, D channels, h w the first stage's grid, P columns of a block.
 """
 
 from collections.abc import Sequence
@@ -29,13 +29,11 @@ MOST_STAGES = 4
 
 
 @triton.jit
-def _between(
-    stage, picture, row, columns, channels, mask, dim, height, width, new_height, new_width, ACC: tl.constexpr
-):
-    """A stage (B, h', w', D) at new columns of a new row: (P, D)."""
+def _between(stage, image, row, columns, channels, mask, dim, height, width, new_height, new_width, ACC: tl.constexpr):
+    """Interpolate a stage (B, h', w', D) to new columns of a new row -> (P, D)."""
     at, down = taps(row, height, scale_of(height, new_height, ACC), ACC)
     lower, fraction = taps(columns, width, scale_of(width, new_width, ACC), ACC)
-    grid = stage + picture * height * width * dim
+    grid = stage + image * height * width * dim
     above, below = both_rows(grid, at, lower, fraction, channels, mask, height, width, width * dim, dim, 1, ACC)
     return above * (1 - down) + below * down
 
@@ -66,17 +64,17 @@ def _sum(
 ):
     num_blocks = tl.cdiv(width, BLOCK_X)
     columns = tl.program_id(0) % num_blocks * BLOCK_X + tl.arange(0, BLOCK_X)
-    row, picture = tl.program_id(0) // num_blocks, tl.program_id(2).to(tl.int64)
+    row, image = tl.program_id(0) // num_blocks, tl.program_id(2).to(tl.int64)
     channels = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask = (columns < width)[:, None] & (channels < dim)[None, :]
-    place = ((picture * height + row) * width + columns)[:, None] * dim + channels[None, :]
+    place = ((image * height + row) * width + columns)[:, None] * dim + channels[None, :]
     found = tl.load(first + place, mask=mask, other=0.0).to(ACC)
     if NUM_STAGES > 1:
-        found += _between(second, picture, row, columns, channels, mask, dim, height2, width2, height, width, ACC)
+        found += _between(second, image, row, columns, channels, mask, dim, height2, width2, height, width, ACC)
     if NUM_STAGES > 2:
-        found += _between(third, picture, row, columns, channels, mask, dim, height3, width3, height, width, ACC)
+        found += _between(third, image, row, columns, channels, mask, dim, height3, width3, height, width, ACC)
     if NUM_STAGES > 3:
-        found += _between(fourth, picture, row, columns, channels, mask, dim, height4, width4, height, width, ACC)
+        found += _between(fourth, image, row, columns, channels, mask, dim, height4, width4, height, width, ACC)
     if ACTIVATE:
         factor = tl.load(scale + channels, mask=channels < dim, other=0.0).to(ACC)[None, :]
         found = found * factor + tl.load(shift + channels, mask=channels < dim, other=0.0).to(ACC)[None, :]
@@ -86,8 +84,8 @@ def _sum(
 
 @triton.jit
 def _gather(
-    change,  # (B, h, w, D): the gradient of the sum
-    out,  # (B, h', w', D): that of a lower stage
+    change,  # (B, h, w, D): gradient of the sum
+    out,  # (B, h', w', D): gradient of a lower stage
     dim,
     height,
     width,
@@ -98,7 +96,7 @@ def _gather(
     ACC: tl.constexpr,
 ):
     cell, column = tl.program_id(0), tl.program_id(0) % width
-    row, picture = cell // width, tl.program_id(2).to(tl.int64)
+    row, image = cell // width, tl.program_id(2).to(tl.int64)
     channels = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     scale_y, scale_x = scale_of(height, new_height, ACC), scale_of(width, new_width, ACC)
     last_column = first_new(column + 1, width, new_width, scale_x, ACC)
@@ -114,14 +112,14 @@ def _gather(
             at, down = taps(new_row, height, scale_y, ACC)
             weight = tl.where(at == row, 1 - down, 0.0)
             weight += tl.where(tl.minimum(at + 1, height - 1) == row, down, 0.0)
-            place = ((picture * new_height + new_row) * new_width + columns)[:, None] * dim + channels[None, :]
+            place = ((image * new_height + new_row) * new_width + columns)[:, None] * dim + channels[None, :]
             found += tl.load(change + place, mask=mask, other=0.0).to(ACC) * (share * weight)[:, None]
-    place = ((picture * height + row) * width + column) * dim + channels
+    place = ((image * height + row) * width + column) * dim + channels
     tl.store(out + place, tl.sum(found, axis=0), mask=channels < dim)
 
 
 def plan(maps: Sequence[Tensor], scale: Tensor | None, shift: Tensor | None, out: Tensor) -> Launch:
-    """The launch that adds up maps (B, h', w', D) into `out` (B, h, w, D)."""
+    """Return the launch that adds up maps (B, h', w', D) into `out` (B, h, w, D)."""
     batch, height, width, dim = out.shape
     block_d = min(power_of_2(dim), _CHANNELS)
     lower = [*maps[1:], *[maps[0]] * (MOST_STAGES - len(maps))]
@@ -142,7 +140,7 @@ def plan(maps: Sequence[Tensor], scale: Tensor | None, shift: Tensor | None, out
 
 
 def plan_gradient(change: Tensor, out: Tensor) -> Launch:
-    """The launch that gathers a lower stage's gradient (B, h', w', D) from that of the sum (B, h, w, D)."""
+    """Return the launch that computes a lower stage's gradient (B, h', w', D) from the sum's (B, h, w, D)."""
     batch, height, width, dim = out.shape
     block_d = min(power_of_2(dim), _CHANNELS)
     block_x = min(max(power_of_2(2 * change.shape[2] // width), 4), 16)
@@ -156,7 +154,7 @@ def plan_gradient(change: Tensor, out: Tensor) -> Launch:
 
 @torch.library.custom_op("hf_segformer::upsample_sum", mutates_args=())
 def upsample_sum(maps: list[Tensor]) -> Tensor:
-    """All stages' maps, the lower ones upsampled to the first one's size, added up.
+    """Upsample the maps of lower stages to the first one's size and add all up.
 
     Args:
         maps: one to four of (B, h', w', D), of one type: float16, bfloat16, float32 or float64.
@@ -177,7 +175,7 @@ def _fake(maps: list[Tensor]) -> Tensor:
 
 @torch.library.custom_op("hf_segformer::upsample_gather", mutates_args=())
 def upsample_gather(change: Tensor, height: int, width: int) -> Tensor:
-    """The gradient (B, height, width, D) of a map that was upsampled, from that of the result (B, h, w, D)."""
+    """Compute an upsampled map's gradient (B, height, width, D) from that of the result (B, h, w, D)."""
     out = change.new_empty(len(change), height, width, change.shape[-1])
     plan_gradient(change.contiguous(), out).run()
     return out
@@ -203,7 +201,7 @@ upsample_sum.register_autograd(_backward, setup_context=_keep)
 
 @torch.library.custom_op("hf_segformer::upsample_sum_relu", mutates_args=())
 def upsample_sum_relu(maps: list[Tensor], scale: Tensor, shift: Tensor) -> Tensor:
-    """`upsample_sum`, times `scale` (D,) plus `shift` (D,), and ReLU; it has no gradient."""
+    """Apply `upsample_sum`, then multiply by `scale` (D,), add `shift` (D,) and apply ReLU; it has no gradient."""
     maps = [stage.contiguous() for stage in maps]
     out = torch.empty_like(maps[0])
     plan(maps, scale.contiguous(), shift.contiguous(), out).run()
@@ -213,3 +211,6 @@ def upsample_sum_relu(maps: list[Tensor], scale: Tensor, shift: Tensor) -> Tenso
 @upsample_sum_relu.register_fake
 def _fake_relu(maps: list[Tensor], scale: Tensor, shift: Tensor) -> Tensor:
     return torch.empty_like(maps[0], memory_format=torch.contiguous_format)
+
+
+__all__ = ["MOST_STAGES", "plan", "plan_gradient", "upsample_gather", "upsample_sum", "upsample_sum_relu"]

@@ -1,16 +1,16 @@
-"""Depthwise 3x3 convolution, bias and exact GELU on tokens (B, N, C): what stands between the Mix-FFN's linear layers.
+"""Depthwise 3x3 convolution, bias and exact GELU on tokens (B, N, C): the middle of the Mix-FFN.
 
 A program owns some columns and channels and walks down the rows of a strip. The rows above, here and below, each in
-three shifts, are in registers; a step loads one row. Tokens stay as they are: no copy to another layout, none back.
+three shifts, are in registers; a step loads one row. Tokens are read and written in their own layout, without copies.
 
-For the gradient nothing is kept but the tokens. One kernel computes the convolution again, takes the gradient through
-GELU, writes it, and sums up those of kernel and bias, a part for each strip; the first kernel, with its windows turned
-round, then gives the tokens' gradient.
+The backward pass keeps only the tokens. One kernel recomputes the convolution, differentiates GELU, writes the result,
+and sums the gradients of kernel and bias for each strip. The forward kernel with a flipped convolution kernel then
+computes the gradient of the tokens.
 
 Memory traffic, in passes over (B, N, C): forward one read and one write; PyTorch reads and writes twice, and more where
 it changes the layout. Backward three reads and two writes; PyTorch reads eight times and writes three times.
 
-Axes: B pictures, C channels, H W the grid, N = H*W tokens, P columns of a block.
+Axes: B images, C channels, H W the grid, N = H*W tokens, P columns of a block.
 """
 
 from typing import Any
@@ -32,9 +32,9 @@ _ROWS = 16  # of a strip: 2 in 18 rows are read twice
 def _read_row(
     tokens, row, columns, channels, height, width, num_channels, stride_token, stride_channel, ACC: tl.constexpr
 ):
-    """A row's tokens one column to the left, here, and one to the right, each (P, C); 0 beyond the grid."""
+    """Load a row's tokens one column to the left, here, and one to the right, each (P, C); 0 beyond the grid."""
     start = tokens + row * width * stride_token + channels[None, :] * stride_channel
-    rows = row + tl.zeros_like(channels)  # Triton's interpreter (3.9) can not broadcast a single truth value
+    rows = row + tl.zeros_like(channels)  # Triton's interpreter (3.9) cannot broadcast a single truth value
     is_row = ((rows >= 0) & (rows < height) & (channels < num_channels))[None, :]
     here = columns[:, None]
     left = tl.load(start + (here - 1) * stride_token, mask=is_row & (here > 0) & (here <= width), other=0.0).to(ACC)
@@ -45,7 +45,7 @@ def _read_row(
 
 @triton.jit
 def _read_kernel_row(kernel, channels, num_channels, first, step, ACC: tl.constexpr):
-    """Three of a window's nine weights, each (1, C)."""
+    """Load three of the nine weights, each (1, C)."""
     place, is_channel = kernel + channels * 9 + first, channels < num_channels
     left = tl.load(place, mask=is_channel, other=0.0).to(ACC)[None, :]
     middle = tl.load(place + step, mask=is_channel, other=0.0).to(ACC)[None, :]
@@ -62,11 +62,11 @@ def _convolve(
     num_channels,
     height,
     width,
-    stride_picture,
+    stride_image,
     stride_token,
     stride_channel,
     num_rows,
-    IS_GRADIENT: tl.constexpr,  # windows turned round, no bias, no GELU
+    IS_GRADIENT: tl.constexpr,  # flipped kernel, no bias, no GELU
     BLOCK_X: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
@@ -75,9 +75,9 @@ def _convolve(
     columns = tl.program_id(0) % num_blocks * BLOCK_X + tl.arange(0, BLOCK_X)
     first = tl.program_id(0) // num_blocks * num_rows
     channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    picture = tl.program_id(2).to(tl.int64)
-    tokens += picture * stride_picture
-    out += picture * height * width * num_channels
+    image = tl.program_id(2).to(tl.int64)
+    tokens += image * stride_image
+    out += image * height * width * num_channels
     if IS_GRADIENT:
         k00, k01, k02 = _read_kernel_row(kernel, channels, num_channels, 8, -1, ACC)
         k10, k11, k12 = _read_kernel_row(kernel, channels, num_channels, 5, -1, ACC)
@@ -112,16 +112,16 @@ def _convolve(
 
 @triton.jit
 def _gradient(
-    change,  # (B, N, C), contiguous: the gradient of what came out
+    change,  # (B, N, C), contiguous: the gradient of the output
     tokens,  # (B, N, C) of any strides
     kernel,  # (C, 1, 3, 3)
     bias,  # (C,)
     before,  # (B, N, C): the gradient before GELU
-    sums,  # (programs of a block of channels, 10, C): those of the nine weights, and of the bias
+    sums,  # (programs of a block of channels, 10, C): gradients of the nine weights and of the bias
     num_channels,
     height,
     width,
-    stride_picture,
+    stride_image,
     stride_token,
     stride_channel,
     num_rows,
@@ -133,10 +133,10 @@ def _gradient(
     columns = tl.program_id(0) % num_blocks * BLOCK_X + tl.arange(0, BLOCK_X)
     first = tl.program_id(0) // num_blocks * num_rows
     channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    picture = tl.program_id(2).to(tl.int64)
-    tokens += picture * stride_picture
-    change += picture * height * width * num_channels
-    before += picture * height * width * num_channels
+    image = tl.program_id(2).to(tl.int64)
+    tokens += image * stride_image
+    change += image * height * width * num_channels
+    before += image * height * width * num_channels
     k00, k01, k02 = _read_kernel_row(kernel, channels, num_channels, 0, 1, ACC)
     k10, k11, k12 = _read_kernel_row(kernel, channels, num_channels, 3, 1, ACC)
     k20, k21, k22 = _read_kernel_row(kernel, channels, num_channels, 6, 1, ACC)
@@ -160,7 +160,7 @@ def _gradient(
         density = tl.exp(found * found * -0.5) * 0.3989422804014327
         slope = 0.5 * (1 + tl.erf(found * 0.7071067811865476)) + found * density
         place = (row * width + columns)[:, None] * num_channels + channels[None, :]
-        # Beyond the grid it is 0, and adds nothing to the sums.
+        # Beyond the grid the gradient is 0 and adds nothing to the sums.
         found = tl.load(change + place, mask=mask, other=0.0).to(ACC) * slope
         tl.store(before + place, found, mask=mask)
         s0, s1, s2 = s0 + found * a0, s1 + found * a1, s2 + found * a2
@@ -169,7 +169,7 @@ def _gradient(
         s9 += found
         a0, a1, a2 = b0, b1, b2
         b0, b1, b2 = c0, c1, c2
-    program = picture * tl.num_programs(0) + tl.program_id(0)
+    program = image * tl.num_programs(0) + tl.program_id(0)
     target, is_channel = sums + program * 10 * num_channels + channels, channels < num_channels
     tl.store(target, tl.sum(s0, axis=0), mask=is_channel)
     tl.store(target + num_channels, tl.sum(s1, axis=0), mask=is_channel)
@@ -184,7 +184,7 @@ def _gradient(
 
 
 def _layout(tokens: Tensor, height: int, width: int) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
-    """Grid, arguments and constants that all launches share."""
+    """Return the grid, arguments and constants that all launches share."""
     batch, _, num_channels = tokens.shape
     block_c = min(power_of_2(num_channels), _CHANNELS)
     num_strips = triton.cdiv(height, _ROWS) * triton.cdiv(width, _COLUMNS)
@@ -196,7 +196,7 @@ def _layout(tokens: Tensor, height: int, width: int) -> tuple[tuple[int, ...], t
 def plan(
     tokens: Tensor, kernel: Tensor, bias: Tensor, out: Tensor, height: int, width: int, is_gradient: bool = False
 ) -> Launch:
-    """The launch that convolves tokens (B, N, C) into `out`; with `is_gradient` windows are turned round, no GELU."""
+    """Return the launch that convolves tokens (B, N, C) into `out`; `is_gradient`: flipped kernel, no GELU."""
     grid, arguments, constants = _layout(tokens, height, width)
     constants = {"IS_GRADIENT": is_gradient, **constants}
     return Launch(_convolve, grid, (tokens, kernel, bias, out, *arguments), constants)
@@ -205,7 +205,7 @@ def plan(
 def plan_gradient(
     change: Tensor, tokens: Tensor, kernel: Tensor, bias: Tensor, before: Tensor, height: int, width: int
 ) -> tuple[Launch, Tensor]:
-    """The launch that fills `before` (B, N, C), and the sums (programs, 10, C) that it fills, too."""
+    """Return the launch that fills `before` (B, N, C) and sums (programs, 10, C), and these sums."""
     grid, arguments, constants = _layout(tokens, height, width)
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     sums = tokens.new_empty((grid[0] * grid[2], 10, tokens.shape[2]), dtype=dtype)
@@ -214,7 +214,7 @@ def plan_gradient(
 
 @torch.library.custom_op("hf_segformer::depthwise_gelu", mutates_args=())
 def depthwise_gelu(tokens: Tensor, kernel: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
-    """GELU of the zero-padded depthwise convolution.
+    """Apply the zero-padded depthwise convolution and GELU.
 
     Args:
         tokens: (B, N, C) of any strides; float16, bfloat16, float32 or float64.
@@ -224,7 +224,7 @@ def depthwise_gelu(tokens: Tensor, kernel: Tensor, bias: Tensor, height: int, wi
         width: W; H * W is N.
 
     Returns:
-        (B, N, C), contiguous, of the tokens' type.
+        (B, N, C), contiguous, with the tokens' dtype.
     """
     out = torch.empty_like(tokens, memory_format=torch.contiguous_format)
     plan(tokens, kernel.contiguous(), bias.contiguous(), out, height, width).run()
@@ -240,14 +240,14 @@ def _fake(tokens: Tensor, kernel: Tensor, bias: Tensor, height: int, width: int)
 def depthwise_gelu_backward(
     change: Tensor, tokens: Tensor, kernel: Tensor, bias: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of tokens, kernel and bias, shaped as these are, from that of the result (B, N, C)."""
+    """Compute the gradients of tokens, kernel and bias, in their shapes, from that of the result (B, N, C)."""
     change, kernel, bias = change.contiguous(), kernel.contiguous(), bias.contiguous()
     before, found = torch.empty_like(change), torch.empty_like(change)
     launch, sums = plan_gradient(change, tokens, kernel, bias, before, height, width)
     launch.run()
     plan(before, kernel, bias, found, height, width, is_gradient=True).run()
     weights, [shift] = sums.sum(0).split([9, 1])
-    # Copies: what an operation returns may not share memory.
+    # Copies: the outputs of an operation may not share memory.
     return found, weights.t().to(kernel.dtype, copy=True).reshape(kernel.shape), shift.to(bias.dtype, copy=True)
 
 
@@ -273,3 +273,5 @@ def _backward(ctx: Any, change: Tensor) -> tuple[Tensor | None, ...]:
 
 
 depthwise_gelu.register_autograd(_backward, setup_context=_keep)
+
+__all__ = ["depthwise_gelu", "depthwise_gelu_backward", "plan", "plan_gradient"]

@@ -1,4 +1,4 @@
-"""A kernel with all that a call of it needs, to be run, or compiled where there is no GPU."""
+"""Launches of kernels: run on a GPU, or compiled without one."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ _POINTERS = {
 
 
 class Usage(NamedTuple):
-    """What a compiled kernel takes of a GPU: registers a thread, bytes on the stack (spills), bytes shared."""
+    """Resources of a compiled kernel: registers per thread, bytes on the stack (spills), bytes of shared memory."""
 
     registers: int
     stack: int
@@ -32,14 +32,14 @@ class Usage(NamedTuple):
 
 @dataclass(frozen=True)
 class Launch:
-    """One call.
+    """One kernel launch.
 
     Attributes:
-        kernel: a function of `triton.jit`.
-        grid: number of programs.
-        arguments: tensors and integers, in the kernel's order.
-        constants: what the kernel is compiled for.
-        num_warps: 32 threads each.
+        kernel: a function decorated by `triton.jit`.
+        grid: number of programs along each axis.
+        arguments: tensors and numbers, in the kernel's order.
+        constants: compile-time constants of the kernel.
+        num_warps: number of warps, of 32 threads each.
     """
 
     kernel: Any
@@ -50,24 +50,24 @@ class Launch:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of the compiler. Triton 3.10 will no longer join products and sums unless asked, and 3.9 warns of it."""
+        """Compiler options. Triton 3.10 will no longer fuse products and sums by default, and 3.9 warns about it."""
         return {"num_warps": self.num_warps, "enable_fp_fusion": True}
 
     def run(self) -> None:
-        """On the device of the tensors.
+        """Run the kernel on the device of its tensors.
 
         Raises:
-            ValueError: if there are several: a kernel would read addresses of another device.
+            ValueError: if the tensors are on several devices: a kernel would read another device's addresses.
         """
         tensors = [each for each in self.arguments if isinstance(each, Tensor)]
         if len(devices := {each.device for each in tensors}) > 1:
             found = ", ".join(sorted(map(str, devices)))
-            raise ValueError(f"tensors of one call are on {found}, but must be on one device")
+            raise ValueError(f"tensors of one kernel are on {found}; expected one device")
         with torch.cuda.device_of(tensors[0]):
             self.kernel[self.grid](*self.arguments, **self.constants, **self.options)
 
     def compile(self, capability: int) -> Usage:
-        """Compile for a compute capability (80, 90), as a call with these arguments would be; no GPU is needed."""
+        """Compile for a compute capability (80, 90) and these arguments; no GPU is needed."""
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
@@ -88,22 +88,25 @@ class Launch:
 
 
 def _usage(binary: bytes) -> Usage:
-    """What `cuobjdump`, which Triton brings, says of a compiled kernel."""
+    """Read a compiled kernel's resources by `cuobjdump`, which is part of Triton."""
     program = files("triton") / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
         command = [str(program), "--dump-resource-usage", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = dict(re.findall(r"(REG|STACK|SHARED):(\d+)", said))
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = dict(re.findall(r"(REG|STACK|SHARED):(\d+)", output))
     return Usage(*(int(found[name]) for name in ("REG", "STACK", "SHARED")))
 
 
 def accumulator(dtype: torch.dtype) -> Any:
-    """The type that kernels compute in: float32, and float64 for itself."""
+    """Return the type that kernels compute in: float64 for float64, else float32."""
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def power_of_2(number: int) -> int:
-    """The next one from a number on."""
+    """Return the smallest power of two that is at least the number."""
     return 1 << max(number - 1, 0).bit_length()
+
+
+__all__ = ["Launch", "Usage", "accumulator", "power_of_2"]

@@ -90,7 +90,7 @@ def load_data(config: DataConfig, num_channels: int = 3) -> Data:
         ValueError: if the data do not fit the recipe, or there are no class names.
         OSError: if folders or files are missing or cannot be read.
 
-    Example:
+    Examples:
         >>> from hf_segformer.config import DataConfig
         >>> from hf_segformer.training.data import load_data
         >>> data = load_data(DataConfig("shapes", image_size=32, num_train=2, num_eval=1))

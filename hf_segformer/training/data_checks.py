@@ -45,7 +45,7 @@ def check_data(data: Data, num_classes: int, quiet: bool = False) -> np.ndarray:
     Raises:
         ValueError: if something is wrong; the message names the first files and what is wrong with each.
 
-    Example:
+    Examples:
         >>> from hf_segformer.config import DataConfig
         >>> from hf_segformer.training.data import load_data
         >>> from hf_segformer.training.data_checks import check_data
@@ -97,7 +97,7 @@ def describe_range(ranges: Sequence[tuple[float, float, float, float]]) -> str:
     Args:
         ranges: what `SegFormerImageProcessor.used_range` gives for each.
 
-    Example:
+    Examples:
         >>> from hf_segformer.training.data_checks import describe_range
         >>> print(describe_range([(12, 240, 0, 255)]))
         Images use values from 12 to 240, 89.4 % of the range 0 to 255.
@@ -186,7 +186,7 @@ def format_counts(counts: np.ndarray, names: Sequence[str]) -> str:
         counts: what `check_data` gives.
         names: names of the K classes.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from hf_segformer.training.data_checks import format_counts
         >>> print(format_counts(np.array([[90, 0, 10], [50, 50, 0]]), ["road", "car"]))
@@ -223,7 +223,7 @@ def check_classes(names: Sequence[str], checkpoint_id2label: Mapping[Any, str]) 
         ValueError: if there are as many classes with other names or in another order: the head that would be kept has
             other meanings.
 
-    Example:
+    Examples:
         >>> from hf_segformer.training.data_checks import check_classes
         >>> check_classes(["road", "car"], {0: "road", 1: "car", 2: "sky"})
         "the checkpoint's head is for 3 classes, the data have 2: the head starts anew"

@@ -21,7 +21,7 @@ class SegmentationLoss(LossConfig):
 
     Arguments and errors are those of `LossConfig`. Where no pixel counts, the loss is 0 with zero gradient.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hf_segformer.training.losses import SegmentationLoss
         >>> loss = SegmentationLoss(cross_entropy=1.0, dice=0.5)
@@ -139,7 +139,7 @@ def class_weights(counts: Sequence[float], scheme: str) -> list[float]:
     Raises:
         ValueError: if the scheme is unknown, or there is no pixel.
 
-    Example:
+    Examples:
         >>> from hf_segformer.training.losses import class_weights
         >>> [round(weight, 3) for weight in class_weights([900, 100], "inverse_sqrt")]
         [0.833, 2.5]

@@ -42,7 +42,7 @@ def draw_curve(curve: Sequence[dict[str, Any]]) -> Image.Image:
         ValueError: if no row holds any of them.
         ImportError: if matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> from hf_segformer.training.plots import draw_curve
         >>> draw_curve([{"step": 10, "loss": 1.5}, {"step": 20, "loss": 0.9}]).size
         (620, 400)
@@ -86,7 +86,7 @@ def draw_confusion(matrix: Any, names: Sequence[str]) -> Image.Image:
         ValueError: if the matrix does not fit the names.
         ImportError: if matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> from hf_segformer.training.plots import draw_confusion
         >>> draw_confusion([[90, 10, 0], [5, 5, 0]], ["ground", "path"]).mode
         'RGB'
@@ -125,7 +125,7 @@ def draw_confusion(matrix: Any, names: Sequence[str]) -> Image.Image:
 def row_shares(counts: np.ndarray) -> np.ndarray:
     """Divide each row by its sum; a row of zeros becomes NaN.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from hf_segformer.training.plots import row_shares
         >>> row_shares(np.array([[1, 3], [0, 0]])).tolist()
@@ -200,7 +200,7 @@ def _draw_iou(axes: "Axes", iou: _Points) -> None:
 def loss_limit(losses: Sequence[float], eval_losses: Sequence[float] = ()) -> float:
     """Upper end of the loss axis: the highest loss, unless a few peaks are `_PEAK` times higher than 97 % of them.
 
-    Example:
+    Examples:
         >>> from hf_segformer.training.plots import loss_limit
         >>> loss_limit([90.0] + [2.0] * 99), loss_limit([5.0] + [2.0] * 99)
         (2.0, 5.0)

@@ -101,7 +101,7 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
             type or out of range, or the file is not TOML.
         OSError: if the file, or a folder that it names, does not exist.
 
-    Example:
+    Examples:
         >>> from hf_segformer.training.recipe import read_recipe
         >>> read_recipe("shapes_b0", ["trainer.max_steps=24"]).trainer["max_steps"]
         24

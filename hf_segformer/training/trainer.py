@@ -349,7 +349,7 @@ def poly_lr_with_warmup(step: int, num_steps: int, num_warmup_steps: int, power:
         num_warmup_steps: steps over which a second factor rises from 1e-6 to 1.
         power: exponent of the decay.
 
-    Example:
+    Examples:
         >>> from hf_segformer.training.trainer import poly_lr_with_warmup
         >>> 6e-5 * poly_lr_with_warmup(1500, num_steps=160_000, num_warmup_steps=1500, power=1.0)
         5.94375e-05

@@ -28,13 +28,13 @@ with _own_folder():
     blocks = build_app(SegFormerPredictor.from_pretrained(sys.argv[1]), "streets", [(sys.argv[2], "a street")])
     names = ["share", "share_url", "analytics_enabled", "ssr_mode", "run_history", "footer_links", "stylesheets"]
     names += ["max_file_size", "state_session_capacity"]
-    told = {"address": launch(blocks), **{name: getattr(blocks, name) for name in names}, "kept": kept}
-    told["network"] = [each.concurrency_id for each in blocks.fns.values() if each.concurrency_limit == 1]
-    told["analytics"], told["was_there"] = os.environ["GRADIO_ANALYTICS_ENABLED"], os.path.isdir(kept)
+    state = {"address": launch(blocks), **{name: getattr(blocks, name) for name in names}, "kept": kept}
+    state["network"] = [each.concurrency_id for each in blocks.fns.values() if each.concurrency_limit == 1]
+    state["analytics"], state["was_there"] = os.environ["GRADIO_ANALYTICS_ENABLED"], os.path.isdir(kept)
     threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
     _wait_for_signal("here")
     blocks.close(verbose=False)
-print(json.dumps(told))
+print(json.dumps(state))
 """
 
 
@@ -70,15 +70,15 @@ def test_gradio_is_restricted_to_this_machine(folder):
     Image.new("RGB", (90, 60)).save(folder / "street.png")
     arguments = [sys.executable, "-c", SETTINGS, str(folder), str(folder / "street.png")]
     out = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment).stdout
-    told = json.loads(out.splitlines()[-1])
-    assert told["address"].startswith("http://127.0.0.1:")
-    assert (told["share"], told["share_url"]) == (False, None)
-    assert (told["analytics_enabled"], told["analytics"], told["run_history"]) == (False, "False", False)
-    assert (told["ssr_mode"], told["footer_links"], told["stylesheets"]) == (False, [], [])
-    assert (told["max_file_size"], told["state_session_capacity"]) == (256 * 2**20, 200)
-    assert told["network"] == ["network"] * 2  # one image at a time, an upload or an example
-    assert told["was_there"]
-    assert not os.path.exists(told["kept"])
+    state = json.loads(out.splitlines()[-1])
+    assert state["address"].startswith("http://127.0.0.1:")
+    assert (state["share"], state["share_url"]) == (False, None)
+    assert (state["analytics_enabled"], state["analytics"], state["run_history"]) == (False, "False", False)
+    assert (state["ssr_mode"], state["footer_links"], state["stylesheets"]) == (False, [], [])
+    assert (state["max_file_size"], state["state_session_capacity"]) == (256 * 2**20, 200)
+    assert state["network"] == ["network"] * 2  # one image at a time, an upload or an example
+    assert state["was_there"]
+    assert not os.path.exists(state["kept"])
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1"])

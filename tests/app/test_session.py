@@ -80,7 +80,7 @@ def test_large_image_is_displayed_smaller_with_its_own_classes(predictor, tmp_pa
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("text.png", b"no picture at all", "not a picture of a kind"),
+        ("text.png", b"no image at all", "not a picture of a kind"),
         ("empty.png", b"", "empty"),
         ("cut.png", None, "cut"),
     ],
@@ -143,7 +143,7 @@ def test_examples_are_the_images_of_the_card(photo):
         "- src: https://example.org/foreign.png\n"
         "- src: ../outside.png\n"
         "- src: missing.png\n"
-        "- text: no picture",
+        "- text: no image",
     )
     assert find_example_images(folder / "model", skip_outside=True) == [(folder / "model" / "one.png", "A street")]
 

@@ -12,9 +12,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save_file
 
-from hf_segformer import SegFormerConfig, SegFormerModel
+from hf_segformer import SegFormerConfig, SegFormerForImageClassification, SegFormerModel
+from hf_segformer.benchmarking.cost import load_config, model_info
 from hf_segformer.conversion import checkpoints
-from hf_segformer.conversion.checkpoints import is_repository, locate, read_checkpoint
+from hf_segformer.conversion.checkpoints import is_repository, locate, read_checkpoint, read_config
+from tests.support.tiny import TINY
 
 
 @pytest.fixture
@@ -270,3 +272,26 @@ def test_an_unreachable_repository_is_one_line(monkeypatch, raised, message):
     monkeypatch.setattr(checkpoints, "snapshot_download", snapshot_download)
     with pytest.raises(FileNotFoundError, match=f"there is no folder owner/name, and .*{message}"):
         locate("owner/name")
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (["SegFormerForImageClassification"], ["SegFormerForImageClassification"]),
+        (["SegformerModel"], ["SegformerModel"]),
+        (["Evil", "SegFormerModel", 3], ["SegFormerModel"]),
+        (["os.SegFormerModel"], None),
+        ("SegFormerModel", None),
+        (None, None),
+    ],
+)
+def test_architectures_are_kept_where_they_are_segformers(written, expected, tmp_path):
+    SegFormerConfig(architectures=["SegFormerModel"]).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text()) | {"architectures": written}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert read_config(tmp_path).architectures == expected
+
+
+def test_the_cost_of_a_saved_classifier_has_a_classifier(tmp_path):
+    SegFormerForImageClassification(SegFormerConfig(**TINY, num_labels=5)).save_pretrained(tmp_path)
+    assert model_info(load_config(str(tmp_path)), 64, 96)[-1].name == "classifier"

@@ -201,6 +201,7 @@ def test_report_is_one_page_and_its_files(tmp_path, num_classes):
     expected = [
         "classes.csv",
         "classes.tex",
+        "confusion.png",
         "metrics.json",
         "per_image.csv",
         "report.html",
@@ -224,6 +225,43 @@ def test_page_without_matplotlib_says_so(monkeypatch, accumulator, summary):
     page = Page(Report("a", accumulator, NAMES, PALETTE, summary).to_html())
     assert page.loaded == []
     assert 'pip install "hf-segformer[plots]"' in page.text
+
+
+def cells_of(matrix, names):
+    """Colours of the cells of a drawn confusion matrix, by their place in it."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.axes import Axes
+
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        own = Axes.imshow
+        patch.setattr(
+            Axes, "imshow", lambda self, values, **others: drawn.append(values) or own(self, values, **others)
+        )
+        plots.plot_confusion(matrix, names)
+    return (drawn[0] ** 2).tolist()
+
+
+def test_confusion_matrix_is_in_percent_of_its_rows():
+    assert cells_of([[1, 3, 0], [0, 500, 0]], ["a", "b"]) == [[25, pytest.approx(75)], [0, 100]]
+
+
+def test_confusion_matrix_has_a_column_for_no_class_if_it_is_used():
+    assert cells_of([[1, 0, 1], [0, 2, 2]], ["a", "b"]) == [
+        [pytest.approx(50), 0, pytest.approx(50)],
+        [0, *2 * [pytest.approx(50)]],
+    ]
+
+
+def test_confusion_matrix_has_a_blank_row_for_a_class_without_pixels():
+    first, second = cells_of([[4, 0, 0], [0, 0, 0]], ["a", "b"])
+    assert first == [100, 0]
+    assert all(math.isnan(value) for value in second)
+
+
+def test_confusion_matrix_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"matrix is \(3, 3\); expected \(3, 4\)"):
+        plots.plot_confusion(np.eye(3), ["a", "b", "c"])
 
 
 def test_many_classes_and_missing_values_are_drawn(accumulator):

@@ -11,6 +11,8 @@ from PIL import Image
 from transformers import TrainingArguments
 
 from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor, SegFormerModel
+from hf_segformer.evaluation.accumulator import MetricAccumulator
+from hf_segformer.evaluation.summary import summarize
 from hf_segformer.hub.model_card import card_text, write_card
 from hf_segformer.training.plots import draw_curve
 from hf_segformer.training.run_record import build_run_record, write_run_record
@@ -161,6 +163,84 @@ def test_measurements_are_in_the_text(measured):
     assert "prediction.png" not in text
 
 
+REPORTED = METRICS | {
+    "boundary_iou": 0.41,
+    "boundary_f1": 0.5,
+    "calibration_error": 0.0312,
+    "intervals": {
+        "level": 0.95,
+        "resamples": 1000,
+        "seed": 0,
+        "unit": "images",
+        "num_drawn": 1010,
+        "mean_iou": [0.68, 0.7249],
+        "mean_accuracy": None,
+    },
+    "classes": [
+        METRICS["classes"][0] | {"boundary_iou": 0.5, "calibration_error": 0.01, "intervals": {"iou": [0.9, 0.921]}},
+        METRICS["classes"][1] | {"boundary_iou": None, "calibration_error": 0.25, "intervals": {"iou": None}},
+        METRICS["classes"][2] | {"boundary_iou": 0.125, "calibration_error": None, "intervals": {}},
+        METRICS["classes"][4] | {"boundary_iou": None, "calibration_error": None, "intervals": {"iou": None}},
+    ],
+}
+REPORTED_RESULTS = r"""
+| Mean IoU | Mean accuracy | Pixel accuracy | Boundary IoU | Calibration error |
+| ---: | ---: | ---: | ---: | ---: |
+| 70.1 % (68.0 to 72.5) | 80.0 % | 93.0 % | 41.0 % | 3.1 % |
+
+| Class | IoU, % | Accuracy, % | Boundary IoU, % | Calibration error, % | Pixels |
+| --- | ---: | ---: | ---: | ---: | ---: |
+| sky | 91.0 (90.0 to 92.1) | 95.0 | 50.0 | 1.0 | 1,234,567 |
+| a\|b\_c | 60.0 | 70.0 |  | 25.0 | 20 |
+| \<script\> | 50.0 | 60.0 | 12.5 |  | 30 |
+
+In brackets: 95 % confidence intervals by a bootstrap over 1,010 images. They show how the scores vary with the choice of images, not how they fall on images of another kind, and not how training varies with its seed.
+
+Neither annotated nor predicted in these images, and therefore not part of the means: never seen.
+"""  # noqa: E501 (a paragraph of the card is one line)
+RESULTS = r"""
+| Mean IoU | Mean accuracy | Pixel accuracy |
+| ---: | ---: | ---: |
+| 70.1 % | 80.0 % | 93.0 % |
+
+| Class | IoU, % | Accuracy, % | Pixels |
+| --- | ---: | ---: | ---: |
+| sky | 91.0 | 95.0 | 1,234,567 |
+| a\|b\_c | 60.0 | 70.0 | 20 |
+| \<script\> | 50.0 | 60.0 | 30 |
+| \`x\` | 0.0 |  | 0 |
+
+Neither annotated nor predicted in these images, and therefore not part of the means: never seen.
+"""
+
+
+@pytest.mark.parametrize(("metrics", "expected"), [(METRICS, RESULTS), (REPORTED, REPORTED_RESULTS)])
+def test_results_are_those_of_metrics_json(metrics, expected, measured):
+    (measured / "metrics.json").write_text(json.dumps(metrics))
+    text = card_of(measured).text
+    start = text.index("\n| Mean IoU")
+    assert text[start : start + len(expected)] == expected
+
+
+def test_the_results_of_a_real_evaluation_are_shown(measured):
+    """The fields' names are those that `summarize` writes."""
+    accumulator = MetricAccumulator(2, ignore_index=255)
+    generator = torch.Generator().manual_seed(0)
+    for index in range(4):
+        probabilities = torch.rand(2, 20, 31, generator=generator).softmax(0)
+        labels = torch.randint(0, 2, (20, 31), generator=generator)
+        accumulator.update(probabilities, probabilities.argmax(0), labels, index=index)
+    summary = summarize(accumulator, ["road", "sky"])
+    (measured / "metrics.json").write_text(json.dumps(METRICS | summary))
+    text = card_of(measured).text
+    assert "| Mean IoU | Mean accuracy | Pixel accuracy | Boundary IoU | Calibration error |" in text
+    low, high = summary["intervals"]["mean_iou"]
+    assert f"| {100 * summary['mean_iou']:.1f} % ({100 * low:.1f} to {100 * high:.1f}) |" in text
+    low, high = summary["classes"][1]["intervals"]["iou"]
+    assert f"| sky | {100 * summary['classes'][1]['iou']:.1f} ({100 * low:.1f} to {100 * high:.1f}) |" in text
+    assert "by a bootstrap over 4 images." in text
+
+
 def test_the_trainers_own_evaluation_stands_in_where_there_is_no_other(folder):
     write_run_record(folder, {"steps": 40, "evaluation": {"step": 40, "mean_iou": 0.25}})
     card = card_of(folder)
@@ -220,6 +300,13 @@ def test_a_rendered_card_follows_the_numbers_and_an_edited_one_is_kept(measured)
         {"mean_iou": 0.5, "method": [1]},
         {"classes": 3},
         {"mean_iou": "high"},
+        {"mean_iou": 0.5, "intervals": {"mean_iou": "<b>"}},
+        {"mean_iou": 0.5, "intervals": {"level": "<b>", "unit": "images", "num_drawn": 3}},
+        {"mean_iou": 0.5, "intervals": {"level": 0.95, "unit": "images", "num_drawn": "<b>"}},
+        {"mean_iou": 0.5, "intervals": [0.1, 0.2]},
+        {"mean_iou": 0.5, "classes": [{"name": "a", "iou": 0.5, "accuracy": 0.5, "pixels": "<b>"}]},
+        {"mean_iou": 0.5, "classes": [{"name": "a", "iou": 0.5, "accuracy": 0.5, "boundary_iou": "<b>"}]},
+        {"mean_iou": 0.5, "classes": [{"name": "a", "iou": 0.5, "accuracy": 0.5, "intervals": {"iou": ["<", 1]}}]},
     ],
 )
 def test_metrics_of_strange_values_are_refused(values, folder):

@@ -44,9 +44,9 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     """Five images of two sizes, one of them in a subfolder."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     (folder / "below").mkdir(parents=True)
     for index in range(4):
         make_image(*[(40, 60), (50, 36)][index % 2], seed=index).save(folder / f"{index}.png")
@@ -80,10 +80,10 @@ def stamps(out):
     return {path: path.stat().st_mtime_ns for path in mask_files(out)}
 
 
-def assert_predictions_of_evaluation(checkpoint, pictures, out, options=None):
+def assert_predictions_of_evaluation(checkpoint, images, out, options=None):
     predictor = SegFormerPredictor.from_pretrained(checkpoint)
     for path in mask_files(out):
-        source = pictures / path.relative_to(out).with_name(path.name.replace("_mask", ""))
+        source = images / path.relative_to(out).with_name(path.name.replace("_mask", ""))
         with Image.open(path) as labels, Image.open(source) as image:
             assert labels.mode == "P"
             assert labels.size == image.size
@@ -107,39 +107,39 @@ def summed(out):
     return summary
 
 
-def test_folder_becomes_masks_of_the_same_tree(checkpoint, pictures, out, capsys):
-    (pictures / "notes.txt").write_text("no picture")
-    (pictures / ".hidden.png").write_text("no picture either")
-    assert run(checkpoint, pictures, "--output-dir", out) == 0
+def test_folder_becomes_masks_of_the_same_tree(checkpoint, images, out, capsys):
+    (images / "notes.txt").write_text("no image")
+    (images / ".hidden.png").write_text("no image either")
+    assert run(checkpoint, images, "--output-dir", out) == 0
     names = ["0", "1", "2", "3", "below/0"]
     expected = [f"{name}_mask.png" for name in names]
     assert files(out) == sorted([*expected, "predictions.jsonl", "settings.json", "summary.json"])
-    assert_predictions_of_evaluation(checkpoint, pictures, out)
+    assert_predictions_of_evaluation(checkpoint, images, out)
     assert summed(out)["failed"] == []
     assert "5 images predicted" in capsys.readouterr().out
 
 
-def test_overlay_legend_and_probabilities(checkpoint, pictures, out):
-    assert run(checkpoint, pictures / "0.png", "--output-dir", out, "--overlay", "--probabilities", "uint8") == 0
+def test_overlay_legend_and_probabilities(checkpoint, images, out):
+    assert run(checkpoint, images / "0.png", "--output-dir", out, "--overlay", "--probabilities", "uint8") == 0
     assert pixels(out / "0_overlay.png").shape == (40, 60, 3)
     scores = np.load(out / "0_probabilities.npy")
     assert (scores.shape, scores.dtype) == ((5, 40, 60), np.uint8)
     assert abs(scores.sum(axis=0, dtype=int) - 255).max() <= 3
     arguments = ["--overlay", "--legend", "right", "--probabilities", "float16", "--flip", "--scales", 1, 1.5]
-    assert run(checkpoint, pictures / "0.png", "--output-dir", out / "2", *arguments) == 0
+    assert run(checkpoint, images / "0.png", "--output-dir", out / "2", *arguments) == 0
     assert pixels(out / "2" / "0_overlay.png").shape[1] > 60
     scores = np.load(out / "2" / "0_probabilities.npy").astype(np.float32)
     assert scores.shape == (5, 40, 60)
     np.testing.assert_allclose(scores.sum(axis=0), 1, atol=1e-2)
-    assert_predictions_of_evaluation(checkpoint, pictures, out / "2", InferenceOptions(flip=True, scales=[1.0, 1.5]))
+    assert_predictions_of_evaluation(checkpoint, images, out / "2", InferenceOptions(flip=True, scales=[1.0, 1.5]))
 
 
 def test_png_files_hold_any_number_of_classes():
     labels = np.array([[0, 4, 255]], dtype=np.uint8)
-    picture = segmentation_to_png(labels, default_palette(5))
-    assert picture.mode == "P"
-    assert picture.getpalette()[:3] == list(default_palette(1)[0])
-    assert np.array_equal(np.asarray(picture), labels)
+    image = segmentation_to_png(labels, default_palette(5))
+    assert image.mode == "P"
+    assert image.getpalette()[:3] == list(default_palette(1)[0])
+    assert np.array_equal(np.asarray(image), labels)
     wide = segmentation_to_png(np.array([[0, 299]], dtype=np.uint16), default_palette(300))
     assert (wide.mode, np.asarray(wide).tolist()) == ("I;16", [[0, 299]])
 
@@ -149,7 +149,7 @@ def test_value_255_survives_the_file(tmp_path):
     assert pixels(tmp_path / "a.png").tolist() == [[0, 255, 4]]
 
 
-def test_images_are_kept_for_overlays_alone(checkpoint, pictures, out, monkeypatch):
+def test_images_are_kept_for_overlays_only(checkpoint, images, out, monkeypatch):
     own, kept = PngWriter.write, []
 
     def write(self, item, prepared, prediction):
@@ -157,33 +157,33 @@ def test_images_are_kept_for_overlays_alone(checkpoint, pictures, out, monkeypat
         own(self, item, prepared, prediction)
 
     monkeypatch.setattr(PngWriter, "write", write)
-    assert run(checkpoint, pictures / "0.png", "--output-dir", out) == 0
-    assert run(checkpoint, pictures / "0.png", "--output-dir", out / "2", "--overlay") == 0
+    assert run(checkpoint, images / "0.png", "--output-dir", out) == 0
+    assert run(checkpoint, images / "0.png", "--output-dir", out / "2", "--overlay") == 0
     assert kept[0] is None
     assert kept[1].size == (60, 40)
 
 
-def test_bad_files_are_reported_at_the_end_and_stop_nothing(checkpoint, pictures, out, capsys):
-    content = (pictures / "2.png").read_bytes()
-    (pictures / BAD).write_bytes(content[: len(content) // 2])
-    (pictures / "empty.jpg").touch()
+def test_bad_files_fail_alone_and_are_reported_at_the_end(checkpoint, images, out, capsys):
+    content = (images / "2.png").read_bytes()
+    (images / BAD).write_bytes(content[: len(content) // 2])
+    (images / "empty.jpg").touch()
     for before in ("", ", 5 of them by earlier runs"):
-        assert run(checkpoint, pictures, "--output-dir", out) == 1
-        told = capsys.readouterr()
-        assert told.out == f"5 images predicted in {out}{before}\n"
-        error = told.err.splitlines()[-1]
+        assert run(checkpoint, images, "--output-dir", out) == 1
+        captured = capsys.readouterr()
+        assert captured.out == f"5 images predicted in {out}{before}\n"
+        error = captured.err.splitlines()[-1]
         assert error.startswith("segformer: 2 images could not be predicted: ")
-        assert str(pictures / BAD) in error
-        assert str(pictures / "empty.jpg") in error
+        assert str(images / BAD) in error
+        assert str(images / "empty.jpg") in error
     assert {each["name"] for each in summed(out)["failed"]} == {"cut", "empty"}
-    (pictures / BAD).write_bytes(content)
-    (pictures / "empty.jpg").unlink()
-    assert run(checkpoint, pictures, "--output-dir", out) == 0
+    (images / BAD).write_bytes(content)
+    (images / "empty.jpg").unlink()
+    assert run(checkpoint, images, "--output-dir", out) == 0
     assert summed(out)["failed"] == []
     assert len(mask_files(out)) == 6
 
 
-def test_no_damaged_raster_and_no_refused_file_stops_the_others(checkpoint, pictures, out, capsys, monkeypatch):
+def test_damaged_rasters_and_unreadable_files_fail_alone(checkpoint, images, out, capsys, monkeypatch):
     whole = io.BytesIO()
     make_image(40, 60).save(whole, "JPEG2000")
     for name, content in {
@@ -191,77 +191,77 @@ def test_no_damaged_raster_and_no_refused_file_stops_the_others(checkpoint, pict
         "cut.jp2": whole.getvalue()[:90],
         "half.tif": b"II*\0\x08\0\0\0\xff\xff",
     }.items():
-        (pictures / name).write_bytes(content)
+        (images / name).write_bytes(content)
     for name in ("secret.png", "secret_too.tif"):
-        make_image(40, 60).save(pictures / name)
+        make_image(40, 60).save(images / name)
 
     def refuse(path, *arguments, own=open, **others):
-        if "secret" in str(path) and str(pictures) in str(path):
+        if "secret" in str(path) and str(images) in str(path):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return own(path, *arguments, **others)
 
-    monkeypatch.setattr("builtins.open", refuse)  # tests may be run by one whom no file refuses
+    monkeypatch.setattr("builtins.open", refuse)  # root may read every file
     monkeypatch.setattr("io.open", refuse)
-    assert run(checkpoint, pictures, "--output-dir", out) == 1
+    assert run(checkpoint, images, "--output-dir", out) == 1
     monkeypatch.undo()
     assert len(mask_files(out)) == 5
-    told = {each["name"]: each["error"] for each in json.loads((out / "summary.json").read_text())["failed"]}
-    assert sorted(told) == ["cut", "empty", "half", "secret", "secret_too"]
-    assert told["secret"] == f"{pictures / 'secret.png'}: Permission denied"
-    assert told["secret_too"] == f"{pictures / 'secret_too.tif'}: Permission denied"
+    errors = {each["name"]: each["error"] for each in json.loads((out / "summary.json").read_text())["failed"]}
+    assert sorted(errors) == ["cut", "empty", "half", "secret", "secret_too"]
+    assert errors["secret"] == f"cannot read {images / 'secret.png'}: Permission denied"
+    assert errors["secret_too"] == f"cannot read {images / 'secret_too.tif'}: Permission denied"
     assert "5 images predicted" in capsys.readouterr().out
 
 
-def test_names_of_any_bytes_and_of_any_length(checkpoint, pictures, out, capfd):
-    odd, long = os.fsdecode(b"caf\xe9"), "x" * 248  # room for .png, none for _mask.png
+def test_names_of_any_bytes_and_of_any_length(checkpoint, images, out, capfd):
+    odd, long = os.fsdecode(b"caf\xe9"), "x" * 248  # fits with .png, not with _mask.png
     try:
-        make_image(40, 60).save(pictures / f"{odd}.png")
+        make_image(40, 60).save(images / f"{odd}.png")
     except OSError:
         pytest.skip("this file system has names in UTF-8 alone")
-    make_image(40, 60).save(pictures / f"{long}.png")
-    (pictures / f"{odd}_too.png").write_text("no picture")
+    make_image(40, 60).save(images / f"{long}.png")
+    (images / f"{odd}_too.png").write_text("no image")
     for before in ("", ", 6 of them by earlier runs"):
-        assert run(checkpoint, pictures, "--output-dir", out) == 1
+        assert run(checkpoint, images, "--output-dir", out) == 1
         assert capfd.readouterr().out == f"6 images predicted in {out}{before}\n"
         failed = {each["name"]: each["error"] for each in json.loads((out / "summary.json").read_text())["failed"]}
         assert failed.keys() == {long, f"{odd}_too"}
-        assert failed[long] == f"{pictures / long}.png: File name too long"
+        assert failed[long] == f"{images / long}.png: File name too long"
     assert (out / f"{odd}_mask.png").exists()
-    assert run(checkpoint, pictures, "--output-dir", out / "2", "--format", "parquet") == 1
+    assert run(checkpoint, images, "--output-dir", out / "2", "--format", "parquet") == 1
     assert "caf\\udce9" in [row["name"] for row in rows_of(out / "2")]
 
 
-def test_the_message_counts_what_was_there_before(checkpoint, pictures, out, capsys):
-    assert run(checkpoint, pictures / "0.png", "--output-dir", out) == 0
-    assert run(checkpoint, pictures / "1.png", "--output-dir", out) == 0
+def test_message_counts_images_of_earlier_runs(checkpoint, images, out, capsys):
+    assert run(checkpoint, images / "0.png", "--output-dir", out) == 0
+    assert run(checkpoint, images / "1.png", "--output-dir", out) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"2 images predicted in {out}, 1 of them by earlier runs"
-    (pictures / BAD).write_text("no picture")
+    (images / BAD).write_text("no image")
     for before in ("", ", 5 of them by earlier runs"):
-        assert run(checkpoint, pictures, "--output-dir", out / "2", "--format", "parquet") == 1
+        assert run(checkpoint, images, "--output-dir", out / "2", "--format", "parquet") == 1
         assert capsys.readouterr().out == f"5 images predicted in {out / '2'}{before}\n"
 
 
-def test_a_second_run_does_only_what_is_missing(checkpoint, pictures, out):
-    assert run(checkpoint, pictures, "--output-dir", out) == 0
+def test_second_run_predicts_only_missing_images(checkpoint, images, out):
+    assert run(checkpoint, images, "--output-dir", out) == 0
     before, summary = stamps(out), (out / "summary.json").read_text()
     (out / "1_mask.png").unlink()
-    assert run(checkpoint, pictures, "--output-dir", out) == 0
+    assert run(checkpoint, images, "--output-dir", out) == 0
     after = stamps(out)
     assert {path.name for path in before if before[path] != after[path]} == {"1_mask.png"}
     assert (out / "summary.json").read_text() == summary
-    make_image(40, 60, seed=5).save(pictures / "new.png")
-    assert run(checkpoint, pictures, "--output-dir", out) == 0
+    make_image(40, 60, seed=5).save(images / "new.png")
+    assert run(checkpoint, images, "--output-dir", out) == 0
     assert {path: stamp for path, stamp in stamps(out).items() if path.name != "new_mask.png"} == after
     summed(out)
 
 
-def test_a_line_that_a_killed_process_left_incomplete_is_passed_over(checkpoint, pictures, out):
-    assert run(checkpoint, pictures, "--output-dir", out) == 0
+def test_incomplete_record_lines_are_skipped(checkpoint, images, out):
+    assert run(checkpoint, images, "--output-dir", out) == 0
     lines = (out / "predictions.jsonl").read_text().splitlines(keepends=True)
     (out / "predictions.jsonl").write_text("".join(lines[:3]))
     (out / ".predictions.jsonl.00000").write_text(lines[2] + lines[3] + lines[4][:20])
     before = stamps(out)
-    assert run(checkpoint, pictures, "--output-dir", out) == 0
+    assert run(checkpoint, images, "--output-dir", out) == 0
     assert sum(before[path] != stamp for path, stamp in stamps(out).items()) == 1
     summed(out)
 
@@ -275,31 +275,31 @@ def test_a_line_that_a_killed_process_left_incomplete_is_passed_over(checkpoint,
         (["--overlay"], "overlay False"),
     ],
 )
-def test_other_options_are_not_mixed_with_earlier_results(checkpoint, pictures, out, arguments, word, capsys):
-    assert run(checkpoint, pictures, "--output-dir", out) == 0
+def test_results_of_other_options_are_not_mixed(checkpoint, images, out, arguments, word, capsys):
+    assert run(checkpoint, images, "--output-dir", out) == 0
     before = stamps(out)
-    assert run(checkpoint, pictures, "--output-dir", out, *arguments) == 1
+    assert run(checkpoint, images, "--output-dir", out, *arguments) == 1
     assert f"{out} was made with {word}" in capsys.readouterr().err
     assert stamps(out) == before
 
 
-def test_another_model_is_not_mixed_with_earlier_results(checkpoint, pictures, out, tmp_path, capsys):
-    assert run(checkpoint, pictures, "--output-dir", out) == 0
+def test_results_of_another_model_are_not_mixed(checkpoint, images, out, tmp_path, capsys):
+    assert run(checkpoint, images, "--output-dir", out) == 0
     model = lively()
     with torch.no_grad():
         model.decode_head.classifier.bias[0] += 1
     model.save_pretrained(tmp_path / "other")
     SegFormerImageProcessor(do_resize=False).save_pretrained(tmp_path / "other")
-    assert run(tmp_path / "other", pictures, "--output-dir", out) == 1
+    assert run(tmp_path / "other", images, "--output-dir", out) == 1
     assert f"{out} was made with other weights" in capsys.readouterr().err
     (out / "settings.json").unlink()
-    assert run(checkpoint, pictures, "--output-dir", out) == 1
+    assert run(checkpoint, images, "--output-dir", out) == 1
     assert "holds masks without the settings.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["png", "parquet"])
-def test_image_of_the_same_name_from_elsewhere_is_not_finished(checkpoint, pictures, out, tmp_path, kind, capsys):
-    assert run(checkpoint, pictures / "below", "--output-dir", out, "--format", kind) == 0
+def test_image_of_the_same_name_from_another_folder_is_refused(checkpoint, images, out, tmp_path, kind, capsys):
+    assert run(checkpoint, images / "below", "--output-dir", out, "--format", kind) == 0
     before = {path: path.read_bytes() for path in out.iterdir()}
     (tmp_path / "others").mkdir()
     make_image(40, 60, seed=7).save(tmp_path / "others" / "0.png")
@@ -307,12 +307,12 @@ def test_image_of_the_same_name_from_elsewhere_is_not_finished(checkpoint, pictu
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"segformer: {out} ")
     assert kind == "parquet" or (
-        str(pictures / "below" / "0.png") in error and str(tmp_path / "others" / "0.png") in error
+        str(images / "below" / "0.png") in error and str(tmp_path / "others" / "0.png") in error
     )
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_the_rows_of_another_split_are_not_taken_for_done(checkpoint, out, tmp_path, capsys):
+def test_rows_of_another_split_are_refused(checkpoint, out, tmp_path, capsys):
     import datasets
 
     splits = {
@@ -325,30 +325,30 @@ def test_the_rows_of_another_split_are_not_taken_for_done(checkpoint, out, tmp_p
     assert run(checkpoint, "--dataset", tmp_path / "data", "--split", "a", "--output-dir", out) == 0
 
 
-def test_bad_rows_are_named_and_stop_nothing(checkpoint, pictures, out, tmp_path, capsys):
+def test_bad_rows_fail_alone_and_are_named(checkpoint, images, out, tmp_path, capsys):
     import datasets
 
-    whole, data = (pictures / "0.png").read_bytes(), tmp_path / "data"
-    rows = [{"bytes": held, "path": None} for held in (whole, whole[:-99], b"no picture", b"II*\0" + bytes(99))]
+    whole, data = (images / "0.png").read_bytes(), tmp_path / "data"
+    rows = [{"bytes": held, "path": None} for held in (whole, whole[:-99], b"no image", b"II*\0" + bytes(99))]
     features = datasets.Features({"image": datasets.Image(decode=False)})
     rows = datasets.Dataset.from_dict({"image": [*rows, None, rows[0]]}, features=features)
     datasets.DatasetDict({"train": rows.cast_column("image", datasets.Image())}).save_to_disk(str(data))
     assert run(checkpoint, "--dataset", data, "--output-dir", out) == 1
-    told = [each["error"] for each in json.loads((out / "summary.json").read_text())["failed"]]
-    assert [error.split(" of ")[0] for error in told] == ["row 1", "row 2", "row 3", "row 4"]
-    assert all("BytesIO" not in error for error in told)
+    errors = [each["error"] for each in json.loads((out / "summary.json").read_text())["failed"]]
+    assert [error.split(" of ")[0] for error in errors] == ["row 1", "row 2", "row 3", "row 4"]
+    assert all("BytesIO" not in error for error in errors)
     assert len(mask_files(out)) == 2
     assert "4 images could not be predicted" in capsys.readouterr().err
 
 
-def test_a_data_set_that_can_not_be_read_is_one_line(checkpoint, out, tmp_path, capsys):
+def test_unreadable_data_set_is_one_line(checkpoint, out, tmp_path, capsys):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.parquet").write_text("no parquet")
     assert run(checkpoint, "--dataset", tmp_path / "broken", "--output-dir", out) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"segformer: {tmp_path / 'broken'} is not read: ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"segformer: {tmp_path / 'broken'} cannot be read: ")
 
 
-def test_a_full_disk_is_one_line_and_what_was_finished_stays(checkpoint, pictures, out, capsys, monkeypatch):
+def test_full_disk_is_one_line_and_finished_work_stays(checkpoint, images, out, capsys, monkeypatch):
     own, written = PngWriter.write, []
 
     def write(self, item, *arguments):
@@ -359,28 +359,27 @@ def test_a_full_disk_is_one_line_and_what_was_finished_stays(checkpoint, picture
 
     monkeypatch.setattr(PngWriter, "num_threads", 1)
     monkeypatch.setattr(PngWriter, "write", write)
-    assert run(checkpoint, pictures, "--output-dir", out) == 1
+    assert run(checkpoint, images, "--output-dir", out) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("segformer: ")
     assert "No space left on device" in error
     assert len(mask_files(out)) == 2
     before = stamps(out)
     monkeypatch.undo()
-    assert run(checkpoint, pictures, "--output-dir", out) == 0
+    assert run(checkpoint, images, "--output-dir", out) == 0
     assert before.items() <= stamps(out).items()
     summed(out)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--overlay"], ["--probabilities", "uint8"], ["--format", "parquet"]])
-def test_unwritable_output_is_named(checkpoint, pictures, out, capsys, arguments):
-    make_image(200, 300).save(pictures / "0.png")
+def test_unwritable_output_is_named(checkpoint, images, out, capsys, arguments):
+    make_image(200, 300).save(images / "0.png")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    assert (
-        run(checkpoint, pictures / "1.png", "--output-dir", out) == 0
-    )  # all modules are read, and may have been written
+    # All modules are imported, and their bytecode written, before the limit applies.
+    assert run(checkpoint, images / "1.png", "--output-dir", out) == 0
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
-        assert run(checkpoint, pictures / "0.png", "--output-dir", out / "2", *arguments) == 1
+        assert run(checkpoint, images / "0.png", "--output-dir", out / "2", *arguments) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     error = capsys.readouterr().err.splitlines()[-1]
@@ -389,17 +388,17 @@ def test_unwritable_output_is_named(checkpoint, pictures, out, capsys, arguments
     assert files(out / "2") == ["settings.json"]
 
 
-def test_failed_write_leaves_nothing(checkpoint, pictures, out, monkeypatch):
+def test_failed_write_leaves_nothing(checkpoint, images, out, monkeypatch):
     def fail(self, file, *_):
         Path(file).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "no space")
 
     monkeypatch.setattr(Image.Image, "save", fail)
-    assert run(checkpoint, pictures, "--output-dir", out) == 1
+    assert run(checkpoint, images, "--output-dir", out) == 1
     assert [name for name in files(out) if name != "settings.json"] == []
 
 
-def test_ctrl_c_can_be_resumed(checkpoint, pictures, out, monkeypatch, capsys):
+def test_ctrl_c_can_be_resumed(checkpoint, images, out, monkeypatch, capsys):
     own = SegFormerPredictor.predict
 
     def interrupt(self, batch, **others):
@@ -408,72 +407,72 @@ def test_ctrl_c_can_be_resumed(checkpoint, pictures, out, monkeypatch, capsys):
         return own(self, batch, **others)
 
     monkeypatch.setattr(SegFormerPredictor, "predict", interrupt)
-    assert run(checkpoint, pictures, "--output-dir", out, "--batch-size", 1) == 130
+    assert run(checkpoint, images, "--output-dir", out, "--batch-size", 1) == 130
     assert "interrupted" in capsys.readouterr().err
     before = stamps(out)
     assert 0 < len(before) < 5
     monkeypatch.undo()
-    assert run(checkpoint, pictures, "--output-dir", out) == 0
+    assert run(checkpoint, images, "--output-dir", out) == 0
     assert before.items() <= stamps(out).items()
     summed(out)
 
 
-def test_inputs_of_every_kind_keep_folders_in_their_names(pictures, tmp_path, out, monkeypatch):
+def test_inputs_of_every_kind_keep_folders_in_their_names(images, tmp_path, out, monkeypatch):
     def names(*inputs):
         return [item.name for item in find_inputs([str(each) for each in inputs], out)]
 
-    assert names(pictures) == ["0", "1", "2", "3", "below/0"]
-    assert names(pictures / "1.png", pictures / "0.png") == ["0", "1"]
-    assert names(pictures / "*.png") == ["0", "1", "2", "3"]
-    assert names(pictures / "**" / "0.png") == ["0", "below/0"]
-    monkeypatch.chdir(pictures)
-    (tmp_path / "list.txt").write_text(f"below/0.png\n\n{pictures / '3.png'}\n")
+    assert names(images) == ["0", "1", "2", "3", "below/0"]
+    assert names(images / "1.png", images / "0.png") == ["0", "1"]
+    assert names(images / "*.png") == ["0", "1", "2", "3"]
+    assert names(images / "**" / "0.png") == ["0", "below/0"]
+    monkeypatch.chdir(images)
+    (tmp_path / "list.txt").write_text(f"below/0.png\n\n{images / '3.png'}\n")
     assert names(f"@{tmp_path / 'list.txt'}") == ["3", "below/0"]
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfbelow/0.png\r\ncaf\xe9.png\n")
     assert names(f"@{tmp_path / 'list.txt'}") == ["below/0", os.fsdecode(b"caf\xe9")]
-    make_image(40, 60).save(pictures / "a[1].png")
-    assert "a[1]" in names(pictures / "a[1].png")
+    make_image(40, 60).save(images / "a[1].png")
+    assert "a[1]" in names(images / "a[1].png")
 
 
-def test_results_below_the_images_are_not_predicted(checkpoint, pictures):
+def test_results_below_the_images_are_not_predicted(checkpoint, images):
     for _ in range(2):
-        assert run(checkpoint, pictures, "--output-dir", pictures / "below" / "labels") == 0
-    assert len(mask_files(pictures / "below" / "labels")) == 5
+        assert run(checkpoint, images, "--output-dir", images / "below" / "labels") == 0
+    assert len(mask_files(images / "below" / "labels")) == 5
 
 
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
         (["none"], "no such file, folder or pattern: none"),
-        (["no*ne"], "no*ne holds no pictures"),
-        (["empty"], "empty holds no pictures"),
-        (["out/*.png"], "or only such as were given already or lie in out"),
-        (["pictures", "twins"], "would both be filed as 0"),
-        (["pictures/0.png", "pictures/below/0.png"], "would both be filed as 0"),
+        (["no*ne"], "no*ne holds no images"),
+        (["empty"], "empty holds no images"),
+        (["out/*.png"], "or only ones that were given already or are in out"),
+        (["images", "same"], "would both be filed as 0"),
+        (["images/0.png", "images/below/0.png"], "would both be filed as 0"),
         (["@none.txt"], "none.txt"),
-        (["@pictures/0.png"], "pictures/0.png must be a text file"),
-        (["out"], "out is the folder of the pictures"),
+        (["@images/0.png"], "images/0.png is no text file; expected the path of an image on each line"),
+        (["out"], "out is the folder of the images"),
         ([], "expected either images"),
-        (["pictures", "--dataset", "pictures"], "or --dataset NAME"),
-        (["pictures", "--batch-size", "0"], "--batch-size is 0"),
-        (["pictures", "--sliding-window", "7"], "--sliding-window is 7"),
-        (["pictures", "--stride", "64"], "set --sliding-window, too"),
-        (["pictures", "--tile-size", "100"], "--tile-size is 100; expected a multiple of 32"),
-        (["pictures", "--legend", "right"], "--legend is right; expected together with --overlay"),
-        (["pictures", "--clear", "road"], "expected together with --overlay"),
-        (["pictures", "--format", "parquet", "--overlay"], "use --format png"),
-        (["pictures", "--device", "toaster"], "device is 'toaster'"),
-        (["--dataset", "pictures", "--split", "test"], "has no split 'test': there are train"),
-        (["--dataset", "pictures", "--image-column", "photo"], "has no column 'photo': there are image"),
+        (["images", "--dataset", "images"], "or --dataset NAME"),
+        (["images", "--batch-size", "0"], "--batch-size is 0"),
+        (["images", "--sliding-window", "7"], "--sliding-window is 7"),
+        (["images", "--stride", "64"], "set --sliding-window, too"),
+        (["images", "--tile-size", "100"], "--tile-size is 100; expected a multiple of 32"),
+        (["images", "--legend", "right"], "--legend is right; expected together with --overlay"),
+        (["images", "--clear", "road"], "expected together with --overlay"),
+        (["images", "--format", "parquet", "--overlay"], "use --format png"),
+        (["images", "--device", "toaster"], "device is 'toaster'"),
+        (["--dataset", "images", "--split", "test"], "has no split 'test'; expected one of train"),
+        (["--dataset", "images", "--image-column", "photo"], "has no column 'photo'; expected one of image"),
     ],
 )
 def test_wrong_inputs_are_one_line_before_anything_is_written(
-    checkpoint, pictures, out, inputs, words, monkeypatch, capsys
+    checkpoint, images, out, inputs, words, monkeypatch, capsys
 ):
-    monkeypatch.chdir(pictures.parent)
-    for name in ("empty", "twins", "out"):
-        (pictures.parent / name).mkdir()
-    make_image(40, 60).save("twins/0.jpg")
+    monkeypatch.chdir(images.parent)
+    for name in ("empty", "same", "out"):
+        (images.parent / name).mkdir()
+    make_image(40, 60).save("same/0.jpg")
     assert run(checkpoint, *inputs, "--output-dir", "out") in (1, 2)
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("segformer: ")
@@ -481,9 +480,9 @@ def test_wrong_inputs_are_one_line_before_anything_is_written(
     assert files(out) == []
 
 
-def test_a_folder_that_can_not_be_written_is_one_line(checkpoint, pictures, tmp_path, capsys):
+def test_unwritable_folder_is_one_line(checkpoint, images, tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert run(checkpoint, pictures, "--output-dir", tmp_path / "file") == 1
+    assert run(checkpoint, images, "--output-dir", tmp_path / "file") == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("segformer: ")
 
 
@@ -493,13 +492,13 @@ def rows_of(folder):
     return [row for path in sorted(folder.glob("*.parquet")) for row in parquet.read_table(path).to_pylist()]
 
 
-def test_parquet_shards_hold_the_same_masks(checkpoint, pictures, out, tmp_path, monkeypatch, capsys):
+def test_parquet_shards_hold_the_same_masks(checkpoint, images, out, tmp_path, monkeypatch, capsys):
     from io import BytesIO
 
-    (pictures / BAD).write_text("no picture")
-    assert run(checkpoint, pictures, "--output-dir", tmp_path / "png") == 1
+    (images / BAD).write_text("no image")
+    assert run(checkpoint, images, "--output-dir", tmp_path / "png") == 1
     monkeypatch.setattr("hf_segformer.inference.writers._SHARD_SIZE", 2)
-    assert run(checkpoint, pictures, "--output-dir", out, "--format", "parquet") == 1
+    assert run(checkpoint, images, "--output-dir", out, "--format", "parquet") == 1
     assert BAD in capsys.readouterr().err
     rows = rows_of(out)
     assert [row["name"] for row in rows] == ["0", "1", "2", "3", "below/0", "cut"]
@@ -517,29 +516,29 @@ def test_parquet_shards_hold_the_same_masks(checkpoint, pictures, out, tmp_path,
     assert len(shards) == 3
     (out / "masks-00001-of-00003.parquet").unlink()
     monkeypatch.undo()
-    assert run(checkpoint, pictures, "--output-dir", out, "--format", "parquet") == 1
+    assert run(checkpoint, images, "--output-dir", out, "--format", "parquet") == 1
     changed = [path.name for path, stamp in shards.items() if path.stat().st_mtime_ns != stamp]
     assert changed == ["masks-00001-of-00003.parquet"]
     assert rows_of(out) == rows
-    (pictures / BAD).unlink()
-    assert run(checkpoint, pictures, "--output-dir", out, "--format", "parquet") == 1
+    (images / BAD).unlink()
+    assert run(checkpoint, images, "--output-dir", out, "--format", "parquet") == 1
     assert "other images" in capsys.readouterr().err
 
 
-def test_the_rows_of_a_data_set(checkpoint, pictures, out, tmp_path, capsys):
+def test_rows_of_a_data_set(checkpoint, images, out, tmp_path, capsys):
     import datasets
 
-    paths = [str(pictures / f"{index}.png") for index in range(3)]
+    paths = [str(images / f"{index}.png") for index in range(3)]
     data = datasets.Dataset.from_dict({"photo": paths}).cast_column("photo", datasets.Image())
     datasets.DatasetDict({"test": data}).save_to_disk(str(tmp_path / "data"))
     arguments = ["--dataset", tmp_path / "data", "--split", "test", "--image-column", "photo"]
     assert run(checkpoint, *arguments, "--output-dir", out) == 0
     assert [path.name for path in mask_files(out)] == [f"{index:08d}_mask.png" for index in range(3)]
-    assert run(checkpoint, *[pictures / f"{index}.png" for index in range(3)], "--output-dir", out / "files") == 0
+    assert run(checkpoint, *[images / f"{index}.png" for index in range(3)], "--output-dir", out / "files") == 0
     for index in range(3):
         found, expected = out / f"{index:08d}_mask.png", out / "files" / f"{index}_mask.png"
         assert (pixels(found) != pixels(expected)).mean() < 1e-3
-    assert DatasetSource(str(tmp_path / "data"), "test", "photo").call(InputItem("2", 2)).startswith("row 2 of")
+    assert DatasetSource(str(tmp_path / "data"), "test", "photo").describe(InputItem("2", 2)).startswith("row 2 of")
 
 
 def geotiff(path, num_bands=3):
@@ -551,32 +550,32 @@ def geotiff(path, num_bands=3):
     tifffile.imwrite(path, bands, **layout, extratags=tags)
 
 
-def test_raster_is_predicted_by_tiles(checkpoint, pictures, out):
+def test_raster_is_predicted_by_tiles(checkpoint, images, out):
     pytest.importorskip("rasterio")
-    geotiff(pictures / "scene.tif")
-    assert run(checkpoint, pictures, "--output-dir", out, "--batch-size", 4) == 0
+    geotiff(images / "scene.tif")
+    assert run(checkpoint, images, "--output-dir", out, "--batch-size", 4) == 0
     with Image.open(out / "scene_mask.tif") as mask:
         assert mask.size == (100, 130)
     assert json.loads((out / "summary.json").read_text())["images"] == 6
     stamp = (out / "scene_mask.tif").stat().st_mtime_ns
-    assert run(checkpoint, pictures, "--output-dir", out, "--batch-size", 4) == 0
+    assert run(checkpoint, images, "--output-dir", out, "--batch-size", 4) == 0
     assert (out / "scene_mask.tif").stat().st_mtime_ns == stamp
 
 
-def test_progress_of_a_raster_counts_tiles(checkpoint, pictures, out, monkeypatch, capsys):
+def test_progress_of_a_raster_counts_tiles(checkpoint, images, out, monkeypatch, capsys):
     pytest.importorskip("rasterio")
-    geotiff(pictures / "scene.tif")
-    assert run(checkpoint, pictures / "scene.tif", "--output-dir", out) == 0
+    geotiff(images / "scene.tif")
+    assert run(checkpoint, images / "scene.tif", "--output-dir", out) == 0
     assert "predict scene.tif" not in capsys.readouterr().err
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert run(checkpoint, pictures / "scene.tif", "--output-dir", out / "2") == 0
+    assert run(checkpoint, images / "scene.tif", "--output-dir", out / "2") == 0
     assert "predict scene.tif" in capsys.readouterr().err
 
 
-def test_a_full_disk_stops_at_the_first_raster(checkpoint, pictures, out, capsys, monkeypatch):
+def test_full_disk_stops_at_the_first_raster(checkpoint, images, out, capsys, monkeypatch):
     pytest.importorskip("rasterio")
     for name in ("a.tif", "b.tif"):
-        geotiff(pictures / name)
+        geotiff(images / name)
     began = []
 
     def fill(*_, **__):
@@ -585,24 +584,24 @@ def test_a_full_disk_stops_at_the_first_raster(checkpoint, pictures, out, capsys
         yield
 
     monkeypatch.setattr("hf_segformer.inference.large_image.segment_rows", fill)
-    assert run(checkpoint, pictures, "--output-dir", out) == 1
+    assert run(checkpoint, images, "--output-dir", out) == 1
     assert capsys.readouterr().err.splitlines()[-1] == f"segformer: {out / 'a_mask.tif'}: No space left on device"
     assert len(began) == 1
     monkeypatch.undo()
-    assert run(checkpoint, pictures, "--output-dir", out) == 0
+    assert run(checkpoint, images, "--output-dir", out) == 0
 
 
-def test_rasters_go_into_no_shard_and_wrong_ones_are_named_once(checkpoint, pictures, out):
+def test_rasters_are_refused_for_parquet_and_bad_ones_are_named(checkpoint, images, out):
     pytest.importorskip("rasterio")
-    geotiff(pictures / "scene.tif")
-    assert run(checkpoint, pictures, "--output-dir", out, "--format", "parquet") == 1
+    geotiff(images / "scene.tif")
+    assert run(checkpoint, images, "--output-dir", out, "--format", "parquet") == 1
     [failed] = json.loads((out / "summary.json").read_text())["failed"]
-    assert failed["error"].startswith(f"{pictures / 'scene.tif'} is a raster or damaged; expected an image for")
+    assert failed["error"].startswith(f"{images / 'scene.tif'} is a raster or damaged; expected an image for")
     assert failed["error"].endswith("choose --format png")
-    geotiff(pictures / "scene.tif", num_bands=5)
-    assert run(checkpoint, pictures, "--output-dir", out / "2") == 1
+    geotiff(images / "scene.tif", num_bands=5)
+    assert run(checkpoint, images, "--output-dir", out / "2") == 1
     [failed] = json.loads((out / "2" / "summary.json").read_text())["failed"]
-    assert failed["error"].startswith(f"{pictures / 'scene.tif'} has 5 bands, but the model takes 3")
+    assert failed["error"].startswith(f"{images / 'scene.tif'} has 5 bands; expected 3, as many as the model takes")
 
 
 def without_memory(monkeypatch, error, height):
@@ -624,25 +623,25 @@ def without_memory(monkeypatch, error, height):
         torch.OutOfMemoryError("CUDA out of memory"),
     ],
 )
-def test_out_of_memory_is_one_failure_or_one_line(checkpoint, pictures, out, capsys, monkeypatch, error):
+def test_out_of_memory_is_one_failure_or_one_line(checkpoint, images, out, capsys, monkeypatch, error):
     without_memory(monkeypatch, error, 50)
-    assert run(checkpoint, pictures, "--output-dir", out) == 1
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told == "segformer: 2 images of 50x36 at once do not fit into memory: set a smaller batch size"
-    assert run(checkpoint, pictures, "--output-dir", out, "--batch-size", 1) == 1
+    assert run(checkpoint, images, "--output-dir", out) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message == "segformer: 2 images of 50x36 at once do not fit into memory: set a smaller batch size"
+    assert run(checkpoint, images, "--output-dir", out, "--batch-size", 1) == 1
     assert "1.png: 50x36 pixels at once do not fit into memory: set sliding_window" in capsys.readouterr().err
     assert len(mask_files(out)) == 3
 
 
-def test_other_runtime_errors_are_not_out_of_memory(checkpoint, pictures, out, monkeypatch):
+def test_other_runtime_errors_are_not_out_of_memory(checkpoint, images, out, monkeypatch):
     without_memory(monkeypatch, RuntimeError("a defect"), 50)
     with pytest.raises(RuntimeError, match="a defect"):
-        run(checkpoint, pictures, "--output-dir", out)
+        run(checkpoint, images, "--output-dir", out)
 
 
-def test_predict_batch_from_python(pictures, out):
+def test_predict_batch_from_python(images, out):
     predictor = SegFormerPredictor(lively(), SegFormerImageProcessor(do_resize=False), InferenceOptions(batch_size=2))
-    report = predict_batch(predictor, FileSource([str(pictures)], out), out, progress=False)
+    report = predict_batch(predictor, FileSource([str(images)], out), out, progress=False)
     assert (report.num_images, report.failed, report.num_resumed) == (5, [], 0)
     assert sum(report.pixels.values()) == 3 * 40 * 60 + 2 * 50 * 36
 
@@ -677,11 +676,11 @@ def launched(folder, word, *arguments):
 
 
 def many(folder):
-    """Write twelve images and a file that is none."""
+    """Write twelve images and a file that is no image."""
     folder.mkdir()
     for index in range(12):
         make_image(40, 60, seed=index).save(folder / f"{index:02d}.png")
-    (folder / BAD).write_text("no picture")
+    (folder / BAD).write_text("no image")
     return folder
 
 
@@ -700,27 +699,27 @@ needs_processes = pytest.mark.skipif(not torch.distributed.is_available(), reaso
 
 @needs_processes
 @pytest.mark.slow
-def test_two_processes_that_are_killed_in_the_middle_go_on_and_leave_what_one_leaves(checkpoint, tmp_path):
-    pictures, out = many(tmp_path / "pictures"), tmp_path / "out"
-    killed = launched(tmp_path, "dies", checkpoint, pictures, "--output-dir", out)
+def test_two_killed_processes_resume_and_match_one_process(checkpoint, tmp_path):
+    images, out = many(tmp_path / "images"), tmp_path / "out"
+    killed = launched(tmp_path, "dies", checkpoint, images, "--output-dir", out)
     assert "Signal 9 (SIGKILL)" in killed.stderr, killed.stderr
     before = stamps(out)
     assert 3 <= len(before) < 12  # the other process goes on until it is ended
     assert not (out / "summary.json").exists()
     assert any(path.read_bytes() == b"half" for path in out.glob(".*_mask.png.*.partial"))
-    assert_predictions_of_evaluation(checkpoint, pictures, out)
-    job = launched(tmp_path, "lives", checkpoint, pictures, "--output-dir", out)
+    assert_predictions_of_evaluation(checkpoint, images, out)
+    job = launched(tmp_path, "lives", checkpoint, images, "--output-dir", out)
     assert_one_failed(job, out)
     assert f"12 images predicted in {out}, {len(before)} of them by earlier runs" in job.stdout
     assert before.items() <= stamps(out).items()
-    assert_predictions_of_evaluation(checkpoint, pictures, out)
+    assert_predictions_of_evaluation(checkpoint, images, out)
     summed(out)
 
 
 @needs_processes
 @pytest.mark.slow
-def test_shards_that_one_process_began_are_finished_by_two(checkpoint, tmp_path, monkeypatch):
-    pictures, out = many(tmp_path / "pictures"), tmp_path / "out"
+def test_two_processes_finish_shards_of_one(checkpoint, tmp_path, monkeypatch):
+    images, out = many(tmp_path / "images"), tmp_path / "out"
     monkeypatch.setattr("hf_segformer.inference.writers._SHARD_SIZE", 3)
     own = SegFormerPredictor.predict
 
@@ -730,7 +729,7 @@ def test_shards_that_one_process_began_are_finished_by_two(checkpoint, tmp_path,
         return own(self, batch, **others)
 
     monkeypatch.setattr(SegFormerPredictor, "predict", interrupt)
-    arguments = (checkpoint, pictures, "--output-dir", out, "--format", "parquet", "--batch-size", 1)
+    arguments = (checkpoint, images, "--output-dir", out, "--format", "parquet", "--batch-size", 1)
     assert run(*arguments) == 130
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
     assert len(before) == 2
@@ -750,11 +749,11 @@ def predict_folder(folder, out, outputs=None, **options):
     return predict_batch(small_predictor(**options), FileSource([str(folder)], out), out, outputs, progress=False)
 
 
-def test_tiles_of_a_raster_are_those_of_the_options(pictures, out, monkeypatch):
+def test_tiles_of_a_raster_are_those_of_the_options(images, out, monkeypatch):
     pytest.importorskip("rasterio")
-    geotiff(pictures / "scene.tif")
+    geotiff(images / "scene.tif")
     monkeypatch.setattr("hf_segformer.inference.batch.segment_raster", wrapped := Recorder(segment_raster))
-    predict_folder(pictures / "scene.tif", out, tile_size=96, tile_overlap=32)
+    predict_folder(images / "scene.tif", out, tile_size=96, tile_overlap=32)
     assert (wrapped.result["tiles"], wrapped.result["tile_size"]) == (4, 96)
 
 
@@ -769,10 +768,10 @@ class Recorder:
         return self.result
 
 
-def test_overlay_and_probabilities_of_a_raster_are_refused_by_name(pictures, out):
+def test_overlay_and_probabilities_of_a_raster_are_refused(images, out):
     pytest.importorskip("rasterio")
-    geotiff(pictures / "scene.tif")
-    report = predict_folder(pictures, out, Outputs(overlay=True, probabilities="uint8"))
+    geotiff(images / "scene.tif")
+    report = predict_folder(images, out, Outputs(overlay=True, probabilities="uint8"))
     assert report.num_images == 5
     [failed] = report.failed
     assert failed["name"] == "scene"
@@ -780,18 +779,18 @@ def test_overlay_and_probabilities_of_a_raster_are_refused_by_name(pictures, out
     assert not (out / "scene_mask.tif").exists()
 
 
-def test_skipped_files_are_counted(pictures, out, checkpoint, capsys):
+def test_skipped_files_are_counted(images, out, checkpoint, capsys):
     for name in ("a.dcm", "b.dcm", "notes.txt", "README"):
-        (pictures / name).write_text("no image")
-    report = predict_folder(pictures, out)
+        (images / name).write_text("no image")
+    report = predict_folder(images, out)
     assert report.skipped == {".dcm": 2, ".txt": 1, "": 1}
     assert report.format_skipped() == "4 files skipped that are no images: 1 without suffix, 2 .dcm, 1 .txt"
     assert json.loads((out / "summary.json").read_text())["skipped"] == report.skipped
-    assert run(checkpoint, pictures, "--output-dir", out / "2") == 0
+    assert run(checkpoint, images, "--output-dir", out / "2") == 0
     assert "4 files skipped" in capsys.readouterr().out
 
 
-def test_shares_have_one_denominator_and_lines_are_sorted(pictures, out):
+def test_shares_have_one_denominator_and_lines_are_sorted(images, out):
     pytest.importorskip("rasterio")
     import rasterio
 
@@ -800,9 +799,9 @@ def test_shares_have_one_denominator_and_lines_are_sorted(pictures, out):
     profile = {"driver": "GTiff", "count": 3, "height": 130, "width": 100, "dtype": "uint8", "nodata": 0}
     profile |= {"crs": "EPSG:32633", "transform": rasterio.Affine(0.5, 0, 5e5, 0, -0.5, 5e6)}
     for name in ("a", "z"):
-        with rasterio.open(pictures / f"{name}.tif", "w", **profile) as file:
+        with rasterio.open(images / f"{name}.tif", "w", **profile) as file:
             file.write(values)
-    report = predict_folder(pictures, out)
+    report = predict_folder(images, out)
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert [line["name"] for line in lines] == ["0", "1", "2", "3", "a", "below/0", "z"]
     raster = lines[4]
@@ -817,32 +816,32 @@ def test_shares_have_one_denominator_and_lines_are_sorted(pictures, out):
     assert sum(each["share"] for each in summary["classes"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_classes_are_left_clear_in_overlays(pictures, out):
+def test_classes_are_left_clear_in_overlays(images, out):
     predictor = small_predictor()
     chosen = predictor.names[0]
     for folder, clear in (("all", ()), ("clear", (chosen,))):
-        source = FileSource([str(pictures / "0.png")], out)
+        source = FileSource([str(images / "0.png")], out)
         predict_batch(predictor, source, out / folder, Outputs(overlay=True, clear=clear), progress=False)
-    mask, image = pixels(out / "all" / "0_mask.png"), pixels(pictures / "0.png")
+    mask, image = pixels(out / "all" / "0_mask.png"), pixels(images / "0.png")
     with Image.open(out / "clear" / "0_overlay.png") as overlay:
         clear = np.asarray(overlay)
     assert (clear[mask == 0] == image[mask == 0]).all()
     assert (clear[mask != 0] == pixels(out / "all" / "0_overlay.png")[mask != 0]).all()
     assert (clear[mask != 0] != image[mask != 0]).any()
     with pytest.raises(ValueError, match="clear has 'sea'; expected names of the model's classes: LABEL_0"):
-        predict_folder(pictures, out / "3", Outputs(overlay=True, clear=("sea",)))
+        predict_folder(images, out / "3", Outputs(overlay=True, clear=("sea",)))
     with pytest.raises(ValueError, match="expected an overlay"):
         Outputs(clear=("sea",))
 
 
-def test_one_job_at_a_time_writes_to_a_folder(pictures, out):
+def test_folder_is_locked_by_one_job(images, out):
     out.mkdir()
     with (
         locked_folder(out, "a test"),
         pytest.raises(ValueError, match=rf"is in use by a test of process {os.getpid()}"),
     ):
-        predict_folder(pictures, out)
-    assert predict_folder(pictures, out).num_images == 5
+        predict_folder(images, out)
+    assert predict_folder(images, out).num_images == 5
     assert not list(out.glob(".*"))
 
 
@@ -867,7 +866,7 @@ def test_stale_locks_are_taken_over(out):
     assert not (out / LOCK).exists()
 
 
-def test_two_writers_of_one_file_do_not_share_a_partial_file(tmp_path):
+def test_writers_of_one_file_have_separate_partial_files(tmp_path):
     target = tmp_path / "a.txt"
     with atomic_write(target) as first, atomic_write(target) as second:
         assert first != second

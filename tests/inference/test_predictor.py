@@ -80,7 +80,7 @@ def test_probabilities_agree_with_the_segmentation(options, num_labels):
     assert found(make_image()).probabilities is None
 
 
-def test_a_binary_model_has_two_names_and_two_colours():
+def test_binary_model_has_two_names_and_two_colours():
     found = predictor(model=lively(num_labels=1, id2label={0: "crack"}))
     assert found.names == ("background", "crack")
     assert len(found.palette) == 2
@@ -88,7 +88,7 @@ def test_a_binary_model_has_two_names_and_two_colours():
     assert found.palette[1] == (1, 2, 3)
 
 
-def test_the_palette_is_the_configs_or_the_default_one(tmp_path):
+def test_palette_of_the_configuration_or_default(tmp_path):
     assert predictor().palette == default_palette(5)
     colors = [[index, 0, 255 - index] for index in range(5)]
     model = lively()
@@ -125,7 +125,7 @@ def test_large_images_are_batches_of_one(monkeypatch):
     assert batches == [1, 1, 1]
 
 
-def test_an_iterable_may_be_endless_and_is_read_a_bounded_way_ahead():
+def test_endless_iterables_are_read_ahead_within_bounds():
     taken = []
 
     def endless():
@@ -141,7 +141,7 @@ def test_an_iterable_may_be_endless_and_is_read_a_bounded_way_ahead():
     assert len(taken) == 6
 
 
-def test_each_error_is_raised_in_its_turn(tmp_path):
+def test_errors_are_raised_in_order(tmp_path):
     (tmp_path / "text.png").write_text("no image")
     good = make_image()
     good.save(tmp_path / "good.png")
@@ -149,19 +149,19 @@ def test_each_error_is_raised_in_its_turn(tmp_path):
     np.save(tmp_path / "bands.npy", bands)
     files = [tmp_path / name for name in ("good.png", "text.png", "none.png", "bands.npy")]
     inputs = [*files[:2], good, files[2], bands, nan, 7, good, files[3]]
-    results, told = predictor()(inputs), []
+    results, outcomes = predictor()(inputs), []
     for _ in inputs:
         try:
-            told.append(next(results).segmentation.shape)
+            outcomes.append(next(results).segmentation.shape)
         except (ValueError, OSError) as error:
-            told.append(str(error))
-    assert [each for each in told if each == (70, 110)] == [(70, 110)] * 3
-    assert told[1].startswith(f"{tmp_path / 'text.png'}: ")
-    assert told[3] == f"{tmp_path / 'none.png'}: No such file or directory"
-    assert told[4].startswith("image 4 has 5 bands")
-    assert told[5].startswith("image 5 holds NaN")
-    assert told[6].startswith("image 6 is a int")
-    assert told[8].startswith(f"{files[3]} has 5 bands")
+            outcomes.append(str(error))
+    assert [each for each in outcomes if each == (70, 110)] == [(70, 110)] * 3
+    assert outcomes[1].startswith(f"{tmp_path / 'text.png'}: ")
+    assert outcomes[3] == f"{tmp_path / 'none.png'}: No such file or directory"
+    assert outcomes[4].startswith("image 4 has 5 bands")
+    assert outcomes[5].startswith("image 5 holds NaN")
+    assert outcomes[6].startswith("image 6 is a int")
+    assert outcomes[8].startswith(f"{files[3]} has 5 bands")
     with pytest.raises(StopIteration):
         next(results)
 
@@ -179,7 +179,7 @@ def test_error_of_the_iterable_comes_after_the_images_before_it():
         next(results)
 
 
-def test_image_refused_by_the_network_is_named_and_stops_no_other(monkeypatch):
+def test_image_refused_by_the_network_fails_alone(monkeypatch):
     found = predictor()
     own = found.model.forward
 
@@ -235,7 +235,7 @@ def test_images_read_ahead_are_not_kept(monkeypatch):
     assert found.prepare(make_image()).image.size == (110, 70)
 
 
-def test_a_damaged_npy_file_runs_no_code(tmp_path):
+def test_npy_files_with_pickles_are_refused(tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"objects\.npy"):
         predictor()(tmp_path / "objects.npy")
@@ -262,7 +262,7 @@ def test_invalid_arguments_are_named(call, words):
         call()
 
 
-def test_processes_share_out_the_accelerators(monkeypatch):
+def test_processes_share_the_accelerators(monkeypatch):
     for name, value in {"is_available": True, "current_accelerator": torch.device("meta"), "device_count": 2}.items():
         monkeypatch.setattr(torch.accelerator, name, lambda value=value: value)
     monkeypatch.setenv("LOCAL_RANK", "3")
@@ -303,7 +303,7 @@ def test_half_precision_is_reported_once_with_the_remedy(monkeypatch):
     assert "InferenceOptions(dtype='float16')" in messages[0]
 
 
-def test_dtype_casts_a_copy_of_the_weights_and_is_one_rule_for_predictor_evaluation_and_tiles():
+def test_dtype_casts_a_copy_in_predictor_evaluation_and_tiles():
     model = lively()
     options = InferenceOptions(dtype="bfloat16")
     found = predictor(options, model=model)
@@ -321,7 +321,7 @@ def test_dtype_casts_a_copy_of_the_weights_and_is_one_rule_for_predictor_evaluat
     torch.testing.assert_close(found.segmenter.tile_logits([tile]), logits.float(), rtol=0, atol=0)
 
 
-def test_a_model_of_one_type_refuses_another():
+def test_dtype_of_a_model_with_a_fixed_type_is_refused():
     class Fixed(torch.nn.Module):
         device, dtype, config = torch.device("cpu"), torch.float32, lively().config
 

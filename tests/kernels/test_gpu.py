@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu`: it compiles everything, runs in the interpreter, and survives what a GPU may do to it."""
+"""`python -m benchmarks.gpu`: compilation, a run in the interpreter, crashes, hangs and resuming."""
 
 import argparse
 import csv
@@ -37,7 +37,7 @@ def test_every_kernel_compiles_without_a_gpu_and_spills_nothing(tmp_path):
 
 
 def test_kernels_compile_where_sides_are_one():
-    """Triton makes a constant of each argument that is 1, which its interpreter does not."""
+    """Triton makes each argument that is 1 a constant, which its interpreter does not."""
     pytest.importorskip("triton")
     from hf_segformer.kernels import argmax, cross_entropy, decode_head, depthwise_gelu
 
@@ -76,14 +76,14 @@ def test_the_script_runs_to_its_end_in_the_interpreter(tmp_path):
     assert training.count("x") == 3  # of the size, of plain, of kernels
 
 
-def test_the_script_says_in_one_line_that_there_is_no_gpu(capsys, monkeypatch):
+def test_a_missing_gpu_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main([]) == 1
     assert capsys.readouterr().err == "gpu: there is no CUDA GPU here; --compile-only needs none\n"
     assert gpu.main(["--device", "cpu"]) == 1
 
 
-def test_rows_do_without_git_and_nvidia_smi(monkeypatch, tmp_path):
+def test_rows_are_written_without_git_and_nvidia_smi(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert record._commit() == "not known"
     assert gpu._driver() == "not known"
@@ -106,7 +106,7 @@ def _work_badly(connection, keys, settings, wrong):
 
 @pytest.fixture
 def measure_badly(monkeypatch, tmp_path):
-    """Runs the script's loop with a measuring process that crashes and hangs; gives the rows."""
+    """Run the script's loop with a measuring process that crashes and hangs; return the rows."""
     pytest.importorskip("triton")
     monkeypatch.setattr(gpu, "_work", _work_badly)
 
@@ -120,7 +120,7 @@ def measure_badly(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_crashes_or_hangs_leaves_a_row_and_the_rest_is_measured(measure_badly):
+def test_crashes_and_hangs_leave_a_row_and_the_rest_is_measured(measure_badly):
     rows = measure_badly(KEYS)
     assert [row.key for row in rows] == KEYS
     assert [row.note for row in rows] == ["", "the process died, status 3", "took more than 1 s", "", ""]
@@ -130,7 +130,7 @@ def test_what_crashes_or_hangs_leaves_a_row_and_the_rest_is_measured(measure_bad
 
 
 @pytest.mark.slow
-def test_a_second_call_goes_on_where_the_first_one_stopped(measure_badly, tmp_path):
+def test_a_second_call_resumes_the_first_one(measure_badly, tmp_path):
     first = gpu.Row(*KEYS[0], milliseconds=1.5, is_right=False, note="a, b", **gpu.identity("cpu"))
     path = tmp_path / "gpu.csv"
     gpu.write_rows(path, [first])
@@ -171,8 +171,8 @@ def test_a_kernel_that_fails_or_is_wrong_is_left_out(interpreter):
     ]
 
 
-def test_a_check_leaves_room_for_the_rounding_of_what_goes_out(monkeypatch):
-    """At a size of the GPU's checks, where the gradients of a mean are below what float16 holds."""
+def test_tolerances_allow_for_the_rounding_of_outputs(monkeypatch):
+    """At a size of the GPU's checks the gradients of a mean are below the smallest float16."""
     pytest.importorskip("triton")
     from benchmarks import gpu_checks
     from hf_segformer.upsampling_segformer import reference_cross_entropy
@@ -184,7 +184,7 @@ def test_a_check_leaves_room_for_the_rounding_of_what_goes_out(monkeypatch):
     assert found < gpu_checks.tolerance("upsample_cross_entropy", torch.float16)
 
 
-def test_everything_is_planned_once_and_what_matters_comes_first():
+def test_everything_is_planned_once_and_goals_come_first():
     keys = gpu.plan_checks(tiny=False) + gpu.plan_times(tiny=False, device="cuda")
     assert len(set(keys)) == len(keys)
     places = {key[1:4] for key in keys if key.task == "training"}

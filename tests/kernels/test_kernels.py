@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_segformer import kernels
 from hf_segformer.dispatch_segformer import TABLE, record_fast_paths, run_fast
+from hf_segformer.kernels import switch
 from hf_segformer.upsampling_segformer import check_labels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,7 +19,7 @@ F32, F64 = torch.float32, torch.float64
 
 
 def check(name, dtype, options):
-    """A check's difference and its tolerance, over there."""
+    """Return the difference that a check finds, and its tolerance; runs in the interpreter's process."""
     from benchmarks.gpu_checks import CHECKS, tolerance
 
     return CHECKS[name](dtype, "cpu", **options), tolerance(name, dtype)
@@ -64,10 +64,10 @@ SMALL = {
 
 
 def _leave_elements_out(name):
-    """A check, once for each of three elements of all that its kernels write, which is as if nobody wrote it.
+    """Run a check once for each of three elements of every tensor that its kernels write, with that element unwritten.
 
     Returns:
-        which element, what it held before, and what the check found.
+        The element, its value before the launch, and the result of the check, for each run.
     """
     from benchmarks.gpu_checks import CHECKS
     from hf_segformer.kernels.launch import Launch
@@ -75,8 +75,8 @@ def _leave_elements_out(name):
     run, written, results = Launch.run, [], []
 
     def changed_by(launch):
-        """Number of each argument that the launch writes to, and what it held before."""
-        # Where something is not wanted, what comes out stands in for it: each tensor once.
+        """Yield the index of each argument that the launch writes to, and its values before."""
+        # The output replaces an argument that is not used, so a tensor may occur twice.
         tensors = {id(each): (number, each) for number, each in enumerate(launch.arguments) if torch.is_tensor(each)}
         before = [(number, tensor, tensor.clone()) for number, tensor in tensors.values()]
         run(launch)
@@ -113,7 +113,7 @@ def _leave_elements_out(name):
 
 
 @pytest.mark.parametrize(("name", "num_written"), list(zip(SMALL, (3, 3, 4, 2, 1), strict=True)))
-def test_a_check_sees_a_single_element_that_a_kernel_left_out(interpreter, name, num_written):
+def test_checks_detect_a_single_unwritten_element(interpreter, name, num_written):
     results = interpreter(_leave_elements_out, name)
     assert len({(call, argument) for (call, argument, _), *_ in results}) == num_written  # tensors that are written
     for where, [held], found in results:
@@ -126,10 +126,15 @@ def _seams():
     from torch import nn
 
     from benchmarks.gpu_checks import difference
-    from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, upsample_argmax, upsample_cross_entropy
-    from hf_segformer import set_fast_paths as switch
+    from hf_segformer import (
+        SegFormerConfig,
+        SegFormerForSemanticSegmentation,
+        set_fast_paths,
+        upsample_argmax,
+        upsample_cross_entropy,
+    )
     from hf_segformer.dispatch_segformer import record_fast_paths
-    from hf_segformer.kernels import disable, enable
+    from hf_segformer.kernels.switch import disable, enable
 
     tiny = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1, 1, 2, 2]}
     torch.manual_seed(0)
@@ -142,7 +147,7 @@ def _seams():
     features = [torch.randn(1, side, 4 >> i, 8 >> i) for i, side in enumerate((8, 8, 16))] + [torch.randn(1, 16, 1, 1)]
 
     def run(mode):
-        switch(mode != "reference")
+        set_fast_paths(mode != "reference")
         with record_fast_paths() as calls:
             loss = upsample_cross_entropy(logits, labels)
             [gradient] = torch.autograd.grad(loss, logits)
@@ -161,7 +166,7 @@ def _seams():
         fullgraph=True,
         backend="aot_eager",
     )
-    switch(True)
+    set_fast_paths(True)
     loss = whole(logits, labels)
     [gradient] = torch.autograd.grad(loss, logits)
     compiled = [difference(loss, reference[0]), difference(gradient, reference[1])]
@@ -194,7 +199,7 @@ def _opchecks():
     return [torch.library.opcheck(operation, arguments, test_utils=tests) for operation, arguments in calls]
 
 
-def test_operations_are_registered_as_pytorch_wants_them(interpreter):
+def test_operations_pass_opcheck(interpreter):
     for result in interpreter(_opchecks):
         assert set(result.values()) == {"SUCCESS"}
 
@@ -205,23 +210,26 @@ def rows_of_kernels():
 
 @pytest.mark.slow
 def test_kernels_are_off_unless_requested():
-    assert len(rows_of_kernels()) == len(kernels.ROWS) == 5
+    assert len(rows_of_kernels()) == len(switch.ROWS) == 5
     assert all(row.bind is row.run is None and row.device == "cuda" for row in rows_of_kernels())
-    assert not kernels.ON_BY_DEFAULT
-    code = "import sys, hf_segformer; print([name for name in sys.modules if name.startswith('hf_segformer.kernels.')])"
+    assert not switch.ON_BY_DEFAULT
+    prefix = "hf_segformer.kernels."
+    code = f"import sys, hf_segformer; print([name for name in sys.modules if name.startswith({prefix!r})])"
     for value in ("0", "1"):  # without a GPU nothing happens, whatever the environment says
         environment = {**os.environ, "HF_SEGFORMER_KERNELS": value}
         command = [sys.executable, "-c", code]
         result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, env=environment)
         assert result.stdout.strip() == (
-            "[]" if not torch.cuda.is_available() or value == "0" else result.stdout.strip()
+            "['hf_segformer.kernels.switch']"
+            if not torch.cuda.is_available() or value == "0"
+            else result.stdout.strip()
         )
 
 
 def _refusals():
     """Return the reasons why argmax by a kernel refuses some tensors, and the implementation for others."""
     from hf_segformer import set_fast_paths
-    from hf_segformer.kernels import disable, enable
+    from hf_segformer.kernels.switch import disable, enable
 
     def outcome(tensor, size=(3, 3)):
         with record_fast_paths() as calls:
@@ -263,7 +271,7 @@ def test_tensors_of_one_call_must_be_on_one_device():
     from hf_segformer.kernels.launch import Launch
 
     launch = Launch(None, (1,), [torch.zeros(1), 2, torch.zeros(1, device="meta")], {})
-    with pytest.raises(ValueError, match="on cpu, meta, but must be on one device"):
+    with pytest.raises(ValueError, match="on cpu, meta; expected one device"):
         launch.run()
 
 
@@ -273,7 +281,8 @@ def _merged_batch_norm():
 
     from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
     from hf_segformer.folding_segformer import fold
-    from hf_segformer.kernels import disable, enable, implementations
+    from hf_segformer.kernels import implementations
+    from hf_segformer.kernels.switch import disable, enable
     from tests.support.tiny import TINY
 
     class AlwaysOn(torch.nn.Module):
@@ -328,8 +337,8 @@ def test_enabling_names_what_is_missing(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     pytest.importorskip("triton")
     with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
-        kernels.enable("cpu")
-    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
+        switch.enable("cpu")
+    monkeypatch.setattr(switch, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install triton"):
-        kernels.enable()
+        switch.enable()
     assert all(row.bind is None for row in rows_of_kernels())

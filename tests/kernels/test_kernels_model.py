@@ -32,7 +32,7 @@ AT_INFERENCE = {"triton_depthwise_gelu", "triton_upsample_sum_relu"}
 @contextmanager
 def kernels():
     """Switch kernels on; yield the recorded calls of the dispatch table."""
-    from hf_segformer.kernels import disable, enable
+    from hf_segformer.kernels.switch import disable, enable
 
     set_fast_paths(True)
     enable("cpu")
@@ -69,14 +69,14 @@ def build_model(**fields):
 
 
 def infer(model, images, call=None):
-    """Logits, by the model or by a compiled form of it."""
+    """Return the logits, of the model or its compiled form."""
     model.eval()
     with torch.no_grad():
         return (model if call is None else call)(images).logits
 
 
 def train(model, images, labels, call=None):
-    """Loss and gradient of each parameter, by the model or by a compiled form of it."""
+    """Return the loss and the gradient of each parameter, of the model or its compiled form."""
     model.train().zero_grad()
     loss = (model if call is None else call)(images, labels=labels).loss
     loss.backward()
@@ -90,7 +90,7 @@ def batch():
 
 
 def assert_same(found, expected):
-    """Float32 equality but for the order of sums."""
+    """Assert equality in float32, up to the order of sums."""
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -112,7 +112,7 @@ def test_a_compiled_model_is_one_graph_and_equals_the_reference(interpreter):
 
 
 def _compile_loss_for_any_size():
-    from hf_segformer.kernels import disable, enable
+    from hf_segformer.kernels.switch import disable, enable
 
     graphs = []
 
@@ -184,7 +184,7 @@ def _autocast():
 
 
 def test_autocast_with_kernels_is_as_exact_as_without(interpreter):
-    """Logits, and loss and gradients together: how far they are from float32."""
+    """Relative errors against float32, of the logits, and of loss and gradients together."""
     for with_kernels, without in zip(*interpreter(_autocast), strict=True):
         assert 0 < with_kernels < 1.5 * without
 

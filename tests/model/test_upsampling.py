@@ -594,7 +594,7 @@ def test_the_processor_gives_the_same_segmentation_maps(num_labels, threshold):
 
 
 @pytest.mark.parametrize("num_labels", [1, 5])
-@pytest.mark.parametrize("options", [{}, {"flip": True}, {"window": 32, "stride": 16}, {"scales": [0.75, 1.0]}])
+@pytest.mark.parametrize("options", [{}, {"flip": True}, {"sliding_window": 32, "stride": 16}, {"scales": [0.75, 1.0]}])
 def test_predictions_are_the_same(num_labels, options):
     model = SegFormerForSemanticSegmentation(SegFormerConfig(**TINY, num_labels=num_labels)).double()
     processor = SegFormerImageProcessor(size={"shortest_edge": 48}, keep_ratio=True, size_divisor=16)

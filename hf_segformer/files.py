@@ -260,6 +260,18 @@ def _is_cached_blob(root: Path, target: Path) -> bool:
     return re.fullmatch(re.escape(snapshot["cache"]) + blob, target.as_posix()) is not None
 
 
+def printable(name: object) -> str:
+    r"""A stranger's name, such as a class's, with line breaks and control characters as escapes.
+
+    Examples:
+        >>> from hf_segformer.files import printable
+        >>> print(printable("a\n\x1b[31mred"))
+        a\n\x1b[31mred
+    """
+    escaped = (sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in str(name))
+    return "".join(escaped)
+
+
 __all__ = [
     "IGNORE_INDEX",
     "IMAGE_SUFFIXES",
@@ -272,6 +284,7 @@ __all__ = [
     "is_process_alive",
     "named",
     "partial_path",
+    "printable",
     "read_json",
     "remove_stale_partials",
     "resolve_inside",

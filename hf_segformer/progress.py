@@ -75,16 +75,4 @@ class Progress:
         )
 
 
-def printable(name: object) -> str:
-    r"""A stranger's name, such as a class's, with line breaks and control characters as escapes.
-
-    Examples:
-        >>> from hf_segformer.progress import printable
-        >>> print(printable("a\n\x1b[31mred"))
-        a\n\x1b[31mred
-    """
-    escaped = (sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in str(name))
-    return "".join(escaped)
-
-
-__all__ = ["Progress", "printable"]
+__all__ = ["Progress"]

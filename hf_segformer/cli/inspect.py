@@ -38,9 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Inspect the image and write the result."""
     from ..conversion.loading import load_segmentation
     from ..evaluation.inspection import draw_inspection, inspect_image
-    from ..files import atomic_write
+    from ..files import atomic_write, printable
     from ..inference.predictor import SegFormerPredictor, find_device
-    from ..progress import printable
 
     model, processor = load_segmentation(arguments.model)
     predictor = SegFormerPredictor(model.to(find_device(arguments.device)), processor)

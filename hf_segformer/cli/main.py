@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import NoReturn
 
+from ..files import printable
 from ..version import __version__
 from .app import add_app
 from .bench import add_bench
@@ -151,8 +152,6 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
 
 def format_error(error: Exception) -> str:
     """Return the message of an error in one line, without the number that the system's errors begin with."""
-    from ..progress import printable
-
     if isinstance(error, OSError) and error.filename and error.strerror:
         return printable(f"{error.filename}: {error.strerror}")
     return printable(" ".join(str(error).split()))

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..files import write_json
-from ..progress import printable
+from ..files import printable, write_json
 from ..visualization import Color, colorize, figure
 from . import plots
 from .bootstrap import Interval

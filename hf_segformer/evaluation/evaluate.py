@@ -21,12 +21,13 @@ from transformers import PreTrainedModel
 
 from ..config import InferenceOptions
 from ..data.torch_datasets import ignore_no_data
+from ..files import printable
 from ..image_io_segformer import read_mask
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..inference.distributed import DistributedContext
 from ..inference.pipeline import Prepared, ReadAhead, segment_batch
 from ..inference.segmenter import Segmenter, class_names
-from ..progress import Progress, printable
+from ..progress import Progress
 from .accumulator import MetricAccumulator
 from .metrics import confusion_matrix, named_scores, scores
 

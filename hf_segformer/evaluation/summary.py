@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..progress import printable
+from ..files import printable
 from .accumulator import MetricAccumulator
 from .binary import auc_error, average_precision, best_threshold, roc_auc, threshold_scores, threshold_sweep
 from .bootstrap import LEVEL, NUM_RESAMPLES, Interval, bootstrap_intervals, class_scores

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ..data.sources import DatasetSource, FileSource, InputItem
-from ..files import is_full, read_json, remove_stale_partials, write_json
+from ..files import is_full, printable, read_json, remove_stale_partials, write_json
 from ..locks import locked_folder
-from ..progress import Progress, printable
+from ..progress import Progress
 from .distributed import DistributedContext
 from .large_image import segment_raster
 from .pipeline import Prepared, ReadAhead

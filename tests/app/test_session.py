@@ -19,7 +19,6 @@ from hf_segformer.app.session import (
     write_mask,
     write_selection,
 )
-from hf_segformer.hub.examples import find_example_images
 
 
 @pytest.fixture
@@ -129,41 +128,6 @@ def test_description_of_model_and_time(predictor, photo):
     assert "prepared in 5 ms · predicted in 2.50 s on cpu" in timing(result, torch.device("cpu"))
 
 
-def write_card(folder, front_matter):
-    (folder / "README.md").write_text(f"---\n{front_matter}\n---\n# Mine\n")
-
-
-def test_examples_are_the_images_of_the_card(photo):
-    folder = photo.parent
-    (folder / "outside.png").write_bytes(photo.read_bytes())
-    (folder / "model").mkdir()
-    (folder / "model" / "one.png").write_bytes(photo.read_bytes())
-    write_card(
-        folder / "model",
-        "widget:\n"
-        "- src: https://huggingface.co/me/streets/resolve/main/one.png\n  example_title: A street\n"
-        "- src: https://example.org/foreign.png\n"
-        "- src: ../outside.png\n"
-        "- src: missing.png\n"
-        "- text: no image",
-    )
-    assert find_example_images(folder / "model", skip_outside=True) == [(folder / "model" / "one.png", "A street")]
-
-
-def test_examples_default_to_their_folder(photo):
-    folder = photo.parent
-    assert find_example_images(folder, skip_outside=True) == []
-    (folder / "examples").mkdir()
-    for name in ("b.png", "a.jpg", "notes.txt"):
-        (folder / "examples" / name).write_bytes(photo.read_bytes())
-    assert [title for _, title in find_example_images(folder, skip_outside=True)] == ["a", "b"]
-
-
-def test_a_broken_card_hides_no_model(tmp_path):
-    write_card(tmp_path, "widget: [unclosed")
-    assert find_example_images(tmp_path, skip_outside=True) == []
-
-
 def test_result_of_a_large_image_is_small(predictor, tmp_path):
     Image.new("RGB", (3000, 2000), "teal").save(tmp_path / "large.png")
     result = predict_upload(predictor, tmp_path / "large.png")
@@ -185,21 +149,6 @@ def test_uploads_are_refused_by_the_size_in_their_header(predictor, tmp_path, mo
     np.save(tmp_path / "strip.npy", np.zeros((1, 20000, 3), np.uint8))
     with pytest.raises(ValueError, match=r"strip\.npy would be"):
         predict_upload(predictor, tmp_path / "strip.npy")
-
-
-def test_links_out_of_the_folder_are_no_examples(photo):
-    folder, secret = photo.parent / "model", photo.parent / "secret.png"
-    (folder / "examples").mkdir(parents=True)
-    secret.write_bytes(photo.read_bytes())
-    (folder / "examples" / "link.png").symlink_to(secret)
-    (folder / "link.png").symlink_to(secret)
-    write_card(folder, "widget:\n- src: link.png")
-    assert find_example_images(folder, skip_outside=True) == []
-    (photo.parent / "others").mkdir()
-    (photo.parent / "others" / "a.png").write_bytes(photo.read_bytes())
-    (folder / "more").mkdir()
-    (folder / "more" / "examples").symlink_to(photo.parent / "others", target_is_directory=True)
-    assert find_example_images(folder / "more", skip_outside=True) == []
 
 
 def chunk(kind, data):

@@ -73,3 +73,4 @@ def test_an_examples_folder_that_is_or_holds_a_link_is_refused_and_not_shown(pho
     (photo.parent / "second" / "examples").symlink_to(photo.parent)
     with pytest.raises(ValueError, match="is a link"):
         find_example_images(photo.parent / "second")
+    assert find_example_images(photo.parent / "second", skip_outside=True) == []

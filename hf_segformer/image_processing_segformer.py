@@ -97,6 +97,7 @@ class SegFormerImageProcessorKwargs(TypedDict, total=False):
     do_convert_rgb: bool
     value_range: Sequence[float] | Mapping[str, Sequence[float] | float] | None
     ignore_index: int
+    binary_threshold: float
 
 
 class DecodedImage(NamedTuple):
@@ -307,6 +308,7 @@ class SegFormerImageProcessor(BaseImageProcessor):
             image (of all channels of a colour image, of each band of others), or `{"center": c, "width": w}`, the
             window of medical images; None takes uint8 and colour images by their type, other bands in their units.
         ignore_index: label of pixels that do not count; where it is a class of the logits, -100.
+        binary_threshold: probability above which a pixel is foreground, for a model with one label; above 0, below 1.
         **others: Transformers' further keywords, as far as they do not ask for steps that this processor lacks.
 
     Raises:
@@ -344,6 +346,7 @@ class SegFormerImageProcessor(BaseImageProcessor):
         do_convert_rgb: bool = True,
         value_range: Sequence[float] | Mapping[str, Any] | None = None,
         ignore_index: int = 255,
+        binary_threshold: float = 0.5,
         reduce_labels: bool | None = None,
         **others: Any,
     ):
@@ -363,7 +366,13 @@ class SegFormerImageProcessor(BaseImageProcessor):
         self.do_convert_rgb = do_convert_rgb
         self.value_range: Any = value_range
         self.ignore_index = ignore_index
+        self.binary_threshold = binary_threshold
         self._settle()
+
+    @property
+    def binary_logit(self) -> float:
+        """Logit of `binary_threshold`: a binary model's pixels above it are foreground."""
+        return math.log(self.binary_threshold / (1 - self.binary_threshold))
 
     @property
     def reduce_labels(self) -> bool:
@@ -399,6 +408,9 @@ class SegFormerImageProcessor(BaseImageProcessor):
         if not isinstance(self.ignore_index, Integral) or isinstance(self.ignore_index, bool):
             raise ValueError(f"ignore_index is {self.ignore_index!r}; expected an integer")
         self.ignore_index = int(self.ignore_index)
+        if not (isinstance(self.binary_threshold, Real) and 0 < self.binary_threshold < 1):
+            raise ValueError(f"binary_threshold is {self.binary_threshold!r}; expected a number above 0 and below 1")
+        self.binary_threshold = float(self.binary_threshold)
         if self.size_divisor is not None:
             if not _is_whole(self.size_divisor):
                 raise ValueError(f"size_divisor is {self.size_divisor!r}; expected an integer above 0, or None")
@@ -729,8 +741,8 @@ class SegFormerImageProcessor(BaseImageProcessor):
         Args:
             outputs: the model's output, or a mapping, with `logits` (B, K, h, w).
             target_sizes: (height, width) of each image, as a list or a (B, 2) tensor; None keeps the logits' size.
-            threshold: probability from 0 to 1. For one class the default is 0.5; for more, pixels whose best class
-                has a lower softmax probability become `ignore_index`, or -100 where that is a class.
+            threshold: probability from 0 to 1. For one class the default is `binary_threshold`; for more, pixels whose
+                best class has a lower softmax probability become `ignore_index`, or -100 where that is a class.
             return_segmentation_scores: return the resized logits beside each segmentation map, as Transformers does.
 
         Returns:
@@ -753,6 +765,8 @@ class SegFormerImageProcessor(BaseImageProcessor):
             )
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}; expected a value in [0, 1]")
+        if threshold is None and logits.shape[1] == 1 and self.binary_threshold != 0.5:
+            threshold = self.binary_threshold
         sizes = [None] * len(logits) if target_sizes is None else _parse_target_sizes(target_sizes, len(logits))
         ignore_index = self.ignore_index
         if 0 <= ignore_index < max(logits.shape[1], 2):

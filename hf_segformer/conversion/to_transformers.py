@@ -90,6 +90,11 @@ def transformers_processor(processor: SegFormerImageProcessor) -> dict[str, Any]
             f"keep_ratio is {processor.keep_ratio} and size_divisor {processor.size_divisor}, but Transformers' own "
             f"processor has neither option: it resizes images to {processor.size}"
         )
+    if processor.binary_threshold != 0.5:
+        logger.warning(
+            f"binary_threshold is {processor.binary_threshold}, which Transformers' own processor does not have: "
+            "compare the sigmoid of its logits with that number"
+        )
     values = {key: value for key, value in processor.to_dict().items() if key in _PROCESSOR_FIELDS}
     return {**values, "image_processor_type": "SegformerImageProcessor"}
 

@@ -126,6 +126,7 @@ class SegFormerWithProcessing(nn.Module):
         self.deployed = deployed
         self.num_channels = len(processor.image_mean)
         self.size = None if resize_outside(processor) or not processor.do_resize else target_size(processor)
+        self.binary_logit = processor.binary_logit
         self.factor = processor.rescale_factor if processor.do_rescale else 1.0
         ones, zeros = [1.0] * self.num_channels, [0.0] * self.num_channels
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (zeros, ones)
@@ -145,7 +146,7 @@ class SegFormerWithProcessing(nn.Module):
             pixels = resize(pixels, self.size, self.takes_bytes)
         logits = self.deployed((pixels * self.factor - self.mean) / self.std)
         logits = upsample(logits, (height, width))
-        segmentation = (logits[:, 0] > 0) if logits.shape[1] == 1 else logits.argmax(dim=1)
+        segmentation = (logits[:, 0] > self.binary_logit) if logits.shape[1] == 1 else logits.argmax(dim=1)
         return segmentation.int()
 
 

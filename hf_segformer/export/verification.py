@@ -51,12 +51,12 @@ class ParityReport:
 
     @classmethod
     def of_segmentation(
-        cls, shape: Sequence[int], found: Tensor, expected: Tensor, size: Sequence[int]
+        cls, shape: Sequence[int], found: Tensor, expected: Tensor, size: Sequence[int], binary_logit: float = 0.0
     ) -> "ParityReport":
-        """Compare segmentation maps (B, H, W) with logits (B, K, h, w)."""
+        """Compare segmentation maps (B, H, W) with logits (B, K, h, w); one is foreground above `binary_logit`."""
         logits = upsample(expected, size)
         if logits.shape[1] == 1:
-            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+            logits = torch.cat([torch.full_like(logits, binary_logit), logits], dim=1)
         if found.shape != (len(logits), *size) or found.min() < 0 or found.max() >= logits.shape[1]:
             return cls(tuple(shape), math.inf, math.inf, 0.0)
         gap = logits.amax(1) - logits.gather(1, found.long()[:, None])[:, 0]
@@ -178,7 +178,8 @@ class ReferenceOutputs:
         """Compare a runtime's outputs for these inputs with PyTorch's logits."""
         found = runtime(inputs)
         if self.has_processing:
-            return ParityReport.of_segmentation(inputs.shape, found, logits, inputs.shape[1:3])
+            binary_logit = self.processor.binary_logit
+            return ParityReport.of_segmentation(inputs.shape, found, logits, inputs.shape[1:3], binary_logit)
         return ParityReport.of_logits(inputs.shape, found, logits, inputs.shape[2:])
 
 

@@ -183,19 +183,21 @@ class Segmenter:
     def tile_logits(self, tiles: Sequence[np.ndarray]) -> Tensor:
         """Logits (B, K, h, w) of tiles (C, H, W) of one size, on the grid of a quarter of their sides.
 
-        Of several views they are the logarithm of the mean probabilities, up to a constant.
+        Of several views they are the logarithm of the mean probabilities, up to a constant. Those of a binary model are
+        relative to its threshold: above 0 is foreground.
         """
         grid = [-(-side // CELL) for side in tiles[0].shape[1:]]
         with inference_mode_of(self.model):
             views = [logits.float() for logits in self.logits(self.preprocess_tiles(tiles))]
+            shift = self.processor.binary_logit if views[0].shape[1] == 1 else 0.0
             if len(views) == 1:
-                return views[0]
+                return views[0] - shift if shift else views[0]
             sized = [F.interpolate(view, size=grid, mode="bilinear", align_corners=False) for view in views]
             # Logarithms, since the logit of a probability that is rounded to 0 or 1 is infinite, and upsampled next to
             # others it is NaN, which wins.
             if sized[0].shape[1] == 1:
                 logits = torch.stack(sized)
-                return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
+                return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0) - shift
             return torch.stack([view.log_softmax(dim=1) for view in sized]).logsumexp(0)
 
     @property

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..config import parse_value_range
 from ..files import check_writable
 from .labeled import check_labeled_data, check_pattern, load_labeled_data
 from .options import (
@@ -14,7 +15,6 @@ from .options import (
     add_output_dir,
     add_reading_options,
     inference_options,
-    value_range,
     whole_number,
 )
 
@@ -64,7 +64,7 @@ def check(arguments: argparse.Namespace) -> None:
     check_labeled_data(arguments)
     check_pattern(arguments.group)
     arguments.options = inference_options(arguments)
-    arguments.value_range = value_range(arguments.value_range)
+    arguments.value_range = parse_value_range(arguments.value_range, "--value-range")
     if arguments.output_dir is not None:
         check_writable(arguments.output_dir, "--output-dir")
 

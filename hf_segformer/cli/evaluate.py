@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..config import parse_value_range
 from ..files import check_writable
 from ..training.recipe import read_recipe
 from .labeled import check_labeled_data, check_pattern, load_labeled_data
@@ -15,7 +16,6 @@ from .options import (
     add_output_dir,
     add_reading_options,
     inference_options,
-    value_range,
 )
 
 # Options that a recipe sets itself, and the key of the recipe that takes their place.
@@ -88,7 +88,7 @@ def check(arguments: argparse.Namespace) -> None:
                     raise ValueError(f"--{option} is given; it requires --output-dir DIR, the folder of the report")
         check_pattern(arguments.group)
         arguments.options = inference_options(arguments)
-        arguments.value_range = value_range(arguments.value_range)
+        arguments.value_range = parse_value_range(arguments.value_range, "--value-range")
     if arguments.output_dir is not None:
         check_writable(arguments.output_dir, "--output-dir")
 

@@ -1,7 +1,6 @@
 """Options that several commands share, and the checks of their values; nothing here imports PyTorch."""
 
 import argparse
-import math
 import re
 from collections.abc import Callable
 from dataclasses import fields
@@ -136,10 +135,11 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reading images")
     group.add_argument(
         "--value-range",
-        nargs="+",
-        metavar="V",
-        help="values that become black and white: LOW HIGH, percentiles LOW HIGH (of each image), or window CENTER "
-        "WIDTH; for 16-bit and medical images (default: the image processor's)",
+        default="",
+        metavar="RANGE",
+        help="values that become black and white, as in recipes: LOW,HIGH, percentiles:LOW,HIGH (of each image), or "
+        "window:CENTER,WIDTH; for 16-bit and medical images (default: the image processor's). A negative LOW needs "
+        "the form --value-range=-1000,400",
     )
     group.add_argument(
         "--pages", action="store_true", help="take every image of a multi-page file, as NAME_p001, NAME_p002, ..."
@@ -152,30 +152,6 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="bands that the model takes, numbered from 1, in its order",
     )
-
-
-def value_range(words: list[str] | None) -> Any:
-    """Return `--value-range` as the image processor's `value_range`; None where it is not given.
-
-    Raises:
-        ValueError: if it is none of its three forms.
-    """
-    if words is None:
-        return None
-    kind, numbers = (words[0], words[1:]) if words[0] in ("percentiles", "window") else ("", words)
-    try:
-        first, second = map(float, numbers)
-    except ValueError:
-        first = second = math.nan
-    limits = {"": first < second, "percentiles": 0 <= first < second <= 100, "window": second > 0}
-    if not (limits[kind] and math.isfinite(first) and math.isfinite(second)):
-        raise ValueError(
-            f"--value-range is {' '.join(words)}; expected LOW HIGH with LOW below HIGH, percentiles LOW HIGH within 0 "
-            "and 100, or window CENTER WIDTH with a WIDTH above 0"
-        )
-    if kind == "window":
-        return {"center": first, "width": second}
-    return {"percentiles": [first, second]} if kind else [first, second]
 
 
 def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -203,6 +179,5 @@ __all__ = [
     "image_size",
     "inference_options",
     "reading_options",
-    "value_range",
     "whole_number",
 ]

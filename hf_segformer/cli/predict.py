@@ -3,6 +3,7 @@
 import argparse
 import os
 
+from ..config import parse_value_range
 from .options import (
     add_dataset,
     add_device,
@@ -12,7 +13,6 @@ from .options import (
     add_reading_options,
     inference_options,
     reading_options,
-    value_range,
 )
 
 
@@ -70,7 +70,7 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.pages and arguments.dataset:
         raise ValueError("--pages is given with --dataset, whose rows hold one image each; leave it out")
     arguments.options = inference_options(arguments)
-    arguments.value_range = value_range(arguments.value_range)
+    arguments.value_range = parse_value_range(arguments.value_range, "--value-range")
 
 
 def run(arguments: argparse.Namespace) -> None:

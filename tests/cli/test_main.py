@@ -14,7 +14,6 @@ from transformers import AutoModelForSemanticSegmentation
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerModel
 from hf_segformer.cli.main import COMMANDS, build_parser, parse
-from hf_segformer.cli.options import value_range
 from hf_segformer.image_processing_segformer import SegFormerImageProcessor
 from hf_segformer.version import __version__
 from tests.support.commands import assert_one_line, assert_usage_error, run
@@ -248,24 +247,26 @@ def test_bench_explains_which_fast_paths_run(capsys):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["0", "1000"], [0, 1000]),
-        (["-1000", "400.5"], [-1000, 400.5]),
-        (["percentiles", "2", "98"], {"percentiles": [2, 98]}),
-        (["window", "40", "400"], {"center": 40, "width": 400}),
+        (["--value-range", "0,1000"], [0, 1000]),
+        (["--value-range=-1000,400.5"], [-1000, 400.5]),
+        (["--value-range", "percentiles:2,98"], {"percentiles": [2, 98]}),
+        (["--value-range", "window:40,400"], {"center": 40, "width": 400}),
+        ([], None),
     ],
 )
-def test_value_range_has_three_forms(words, expected):
-    arguments = parse(["predict", "m", "a.png", "-o", "out", "--value-range", *words, "--flip"])
-    assert value_range(arguments.value_range) == expected
+def test_value_range_is_spelled_as_in_recipes(words, expected):
+    arguments = parse(["predict", "m", "a.png", "-o", "out", *words, "--flip"])
+    arguments.check(arguments)
+    assert arguments.value_range == expected
 
 
 @pytest.mark.parametrize(
-    "words",
-    ["5", "5 5", "1 2 3", "percentiles 2 101", "percentiles 2", "window 40 0", "nan 1", "0 inf", "window a b"],
+    "value",
+    ["5", "5,5", "1,2,3", "percentiles:2,101", "percentiles:2", "window:40,0", "nan,1", "0,inf", "window:a,b"],
 )
-def test_wrong_value_ranges_are_refused(words, capsys):
-    words = words.split()
-    assert_usage_error(["predict", "m", "a.png", "-o", "out", "--value-range", *words], capsys, *words, "CENTER WIDTH")
+def test_wrong_value_ranges_are_refused(value, capsys):
+    words = ["predict", "m", "a.png", "-o", "out", "--value-range", value]
+    assert_usage_error(words, capsys, value, "window:CENTER,WIDTH")
 
 
 def test_evaluate_names_keys_of_the_recipe_that_exist():

@@ -96,8 +96,8 @@ def test_help_and_version_import_nothing_heavy(arguments):
         (["train", "shapes_b0", "trainer.max_step=3"], "did you mean 'trainer.max_steps'?"),
         (["train", "shapes_b0", "evaluation.stride=64"], "evaluation.stride is 64"),
         (
-            ["predict", "model", "a.png", "-o", "out", "--value-range", "9", "5"],
-            "--value-range is 9 5; expected LOW HIGH",
+            ["predict", "model", "a.png", "-o", "out", "--value-range", "9,5"],
+            "--value-range is '9,5'; expected LOW,HIGH",
         ),
         (["predict", "model", "--dataset", "d", "-o", "out", "--pages"], "--pages is given with --dataset"),
         (["app", "model", "--port", "70000"], "got '70000'; expected a whole number from 1 to 65535"),

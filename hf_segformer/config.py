@@ -5,15 +5,18 @@ Each class checks its values at construction; its messages name a value as a rec
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
 DATA_SOURCES = ("shapes", "camvid", "folders", "imagefolder", "dataset")
-LOSS_TERMS = ("cross_entropy", "ohem", "dice", "focal")
+SHAPES_DIFFICULTIES = ("standard", "hard")
+LOSS_TERMS = ("cross_entropy", "ohem", "dice", "focal", "lovasz", "tversky")
 CLASS_WEIGHT_SCHEMES = ("median_frequency", "log", "inverse_sqrt")
 DTYPES = ("float32", "float16", "bfloat16")
+MOST_FOLDS = 20
 TILE_STEP = 32  # pixels of the input for each cell of the last stage's grid
 
 _GENERATED, _DATASETS = ("shapes",), ("imagefolder", "dataset")
@@ -54,6 +57,8 @@ class DataConfig:
         ignore_exif: take images and masks as they are stored, whatever their EXIF orientation.
         pages: of `folders`: each image of a file with several is an image of its own.
         image_size: side in pixels of the generated shapes.
+        difficulty: of the generated shapes, `"standard"` or `"hard"`: thin and hidden ones of low contrast, darker light
+            in evaluation.
         num_train: number of training images; 0 is all (of real ones).
         num_eval: number of evaluation images; 0 is all (of real ones).
         seed: seed of the generated shapes, of the held-out share and of the order of a stream.
@@ -94,6 +99,7 @@ class DataConfig:
     ignore_exif: bool = False
     pages: bool = False
     image_size: int = 128
+    difficulty: str = "standard"
     num_train: int = 0
     num_eval: int = 0
     seed: int = 0
@@ -106,6 +112,11 @@ class DataConfig:
             raise ValueError(f"data.source is {self.source!r}; expected one of {', '.join(DATA_SOURCES)}")
         if self.source not in _GENERATED and not self.root:
             raise ValueError("data.root is not set: give the folder of the images as data.root=DIR")
+        if self.difficulty not in SHAPES_DIFFICULTIES:
+            known = ", ".join(SHAPES_DIFFICULTIES)
+            raise ValueError(f"data.difficulty is {self.difficulty!r}; expected one of {known}")
+        if self.difficulty != "standard" and self.source not in _GENERATED:
+            raise ValueError(f"data.difficulty is {self.difficulty!r} for {self.source}; expected source = shapes")
         smallest = {"image_size": 16, "num_train": 0, "num_eval": 0, "seed": 0, "eval_size": 0}
         if self.source in _GENERATED:
             smallest |= {"num_train": 1, "num_eval": 1}
@@ -164,6 +175,99 @@ class DataConfig:
         both = sorted(set(self.label_values) & set(self.ignore_values))
         if both:
             raise ValueError(f"data.ignore_values has {both}, which data.label_values has too: a value has one meaning")
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    r"""The division of the training split into images to train on and images held out for evaluation.
+
+    Without it, the data's own splits are used, or `data.eval_share` draws single images. Images of one group (a
+    patient, a film, a scene) are never on both sides. All choices follow from `data.seed`.
+
+    Args:
+        group: regular expression that finds an image's group in its name, the path below the folder of the images: the
+            match of its first bracket, or the whole match. For example `^(patient\d+)_`.
+        column: in place of `group`, a column of the data set that holds the groups.
+        hold_out: groups to hold out, every image of them.
+        folds: number of folds to divide the training split into, 2 to 20; 0 is none.
+        fold: the fold to hold out, from 0 on.
+
+    Raises:
+        ValueError: if a value is out of range; the message names it as `split.name`.
+
+    Examples:
+        >>> from hf_segformer.config import SplitConfig
+        >>> SplitConfig(group="^([^_]+)_", hold_out=["0001TP"]).holds_out
+        True
+    """
+
+    group: str = ""
+    column: str = ""
+    hold_out: list[str] = field(default_factory=list)
+    folds: int = 0
+    fold: int = 0
+
+    def __post_init__(self):
+        try:
+            re.compile(self.group)
+        except re.error as error:
+            raise ValueError(f"split.group is {self.group!r}; expected a regular expression: {error}") from error
+        if self.group and self.column:
+            raise ValueError("split.group and split.column are both set: leave one of them out")
+        check_unique("split.hold_out", self.hold_out)
+        if self.hold_out and not self.is_grouped:
+            raise ValueError("split.hold_out names groups, but nothing says what they are: set split.group=REGEX")
+        if self.hold_out and self.folds:
+            raise ValueError("split.hold_out and split.folds are both set: leave one of them out")
+        if self.folds and not 2 <= self.folds <= MOST_FOLDS:
+            raise ValueError(f"split.folds is {self.folds}; expected 2 to {MOST_FOLDS}, or 0 for no folds")
+        if not 0 <= self.fold < max(self.folds, 1):
+            expected = f"0 to {self.folds - 1}" if self.folds else "0 without split.folds"
+            raise ValueError(f"split.fold is {self.fold}; expected {expected}")
+
+    @property
+    def is_grouped(self) -> bool:
+        """Return True if images belong to groups."""
+        return bool(self.group or self.column)
+
+    @property
+    def holds_out(self) -> bool:
+        """Return True if the evaluation images are groups or a fold of the training split."""
+        return bool(self.hold_out or self.folds)
+
+    def check_with(self, data: DataConfig) -> None:
+        """Check that the division suits the data.
+
+        Raises:
+            ValueError: if it does not; the message names both settings and the remedy.
+        """
+        given = next((name for name in ("hold_out", "folds", "group", "column") if getattr(self, name)), None)
+        if given is None:
+            return
+        if data.streaming:
+            raise ValueError(f"split.{given} is set, but a stream cannot be divided: set data.streaming=false")
+        if self.is_grouped and data.source in _GENERATED:
+            raise ValueError(f"split.{given} is set, but {data.source} are generated and have no groups: leave it out")
+        if self.column and data.source not in _DATASETS:
+            raise ValueError(
+                f"split.column is set, but data.source is {data.source}, whose images have no columns: set "
+                "split.group=REGEX"
+            )
+        if self.holds_out and data.eval_share:
+            raise ValueError(
+                f"split.{given} and data.eval_share are both set, which both choose the evaluation images: set "
+                "data.eval_share=0"
+            )
+        if self.holds_out and data.eval_split:
+            raise ValueError(
+                f"split.{given} and data.eval_split are both set, which both choose the evaluation images: set "
+                "data.eval_split=''"
+            )
+        if not (self.holds_out or data.eval_share):
+            raise ValueError(
+                f"split.{given} is set, but no images are held out by groups: set split.hold_out, split.folds or "
+                "data.eval_share=0.1"
+            )
 
 
 def check_unique(name: str, values: Sequence) -> None:
@@ -276,13 +380,23 @@ class LossConfig:
             its masks hold; with one logit of the foreground alone. Such a denominator is at least 1: no smoothing term
             is added to it.
         focal: weight of the focal loss (Lin et al. 2017), -(1 - p)^gamma log(p), the mean over the pixels that count.
-        class_weights: K weights (with one logit two) for the pixels of each class in all terms but Dice; means are
-            divided by the sum of the pixels' weights, as PyTorch does. The name of a scheme of `class_weights` stands
-            for numbers that are still to be computed.
+        lovasz: weight of the Lovasz extension of 1 - IoU (Berman et al. 2018) of all pixels of the batch that count: of
+            the errors of the probabilities (Lovasz-softmax), the mean over the classes that its masks hold; with one
+            logit of its hinge errors (Lovasz hinge), the foreground's, whether or not a mask holds it.
+        tversky: weight of the Tversky loss (Salehi et al. 2017), (1 - T)^gamma with
+            T = TP / (TP + alpha FP + beta FN) of the sums that Dice is made of, the mean over the same classes. With
+            alpha = beta = 0.5 and gamma = 1 it is Dice.
+        class_weights: K weights (with one logit two) for the pixels of each class in all terms but Dice, Lovasz and
+            Tversky; means are divided by the sum of the pixels' weights, as PyTorch does. The name of a scheme of
+            `class_weights` stands for numbers that are still to be computed.
         label_smoothing: share of the target that is spread evenly over the classes in `cross_entropy`.
         focal_gamma: exponent of the focal loss.
         ohem_threshold: probability from which on a pixel is easy.
         ohem_min_kept: least number of pixels to keep for each image.
+        tversky_alpha: weight of false positives.
+        tversky_beta: weight of false negatives; more of it finds more of a rare class, at the price of precision.
+        tversky_gamma: exponent gamma, below 1 for more weight on classes that are nearly right; the focal Tversky loss
+            of Abraham and Khan (2019) has 0.75, the inverse of its own gamma.
 
     Raises:
         ValueError: if a value is out of range; the message names it as `loss.name`.
@@ -292,18 +406,26 @@ class LossConfig:
     ohem: float = 0.0
     dice: float = 0.0
     focal: float = 0.0
+    lovasz: float = 0.0
+    tversky: float = 0.0
     class_weights: list[float] | str | None = None
     label_smoothing: float = 0.0
     focal_gamma: float = 2.0
     ohem_threshold: float = 0.7
     ohem_min_kept: int = 100_000
+    tversky_alpha: float = 0.3
+    tversky_beta: float = 0.7
+    tversky_gamma: float = 1.0
 
     def __post_init__(self):
-        for name in (*LOSS_TERMS, "focal_gamma", "ohem_min_kept"):
+        tversky = ("tversky_alpha", "tversky_beta", "tversky_gamma")
+        for name in (*LOSS_TERMS, "focal_gamma", "ohem_min_kept", *tversky):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"loss.{name} is {getattr(self, name)}; expected a finite number of at least 0")
         if not any(getattr(self, name) for name in LOSS_TERMS):
             raise ValueError(f"loss has no term: give one of {', '.join(LOSS_TERMS)} a positive weight")
+        if not self.tversky_alpha + self.tversky_beta:
+            raise ValueError("loss.tversky_alpha and loss.tversky_beta are 0; expected a positive number for one")
         for name in ("label_smoothing", "ohem_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"loss.{name} is {getattr(self, name)}; expected a number from 0 to 1")
@@ -471,6 +593,8 @@ __all__ = [
     "DATA_SOURCES",
     "DTYPES",
     "LOSS_TERMS",
+    "MOST_FOLDS",
+    "SHAPES_DIFFICULTIES",
     "TILE_STEP",
     "AugmentationConfig",
     "DataConfig",
@@ -478,6 +602,7 @@ __all__ = [
     "LoraConfig",
     "LossConfig",
     "OptimizerConfig",
+    "SplitConfig",
     "check_class_weight_scheme",
     "check_palette",
     "check_unique",

@@ -16,10 +16,10 @@ from ..config import DataConfig, check_palette, parse_value_range
 from ..configuration_segformer import default_ignore_index
 from ..data.decoding import RowReader, array_dtype, file_name
 from ..data.label_mapping import LabelMapping, class_values
+from ..data.labeled import open_source
 from ..data.readers import is_turned_alone
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..visualization import Color, default_palette
-from .sources import open_source
 
 _NUM_MEASURED = 100
 

@@ -10,9 +10,9 @@ import datasets
 import numpy as np
 
 from ..config import DataConfig, check_palette, check_unique
-from ..data import camvid, shapes
-from ..data.pairing import load_splits, pair_images_and_masks, two_columns, undecoded
 from ..visualization import Color
+from . import camvid, shapes
+from .pairing import load_splits, pair_images_and_masks, two_columns, undecoded
 
 _CLASS_FILES = ("classes.json", "id2label.json")
 _SETTINGS = ("data.image_column", "data.mask_column")

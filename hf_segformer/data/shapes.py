@@ -33,9 +33,10 @@ SPLITS = ("train", "validation")
 # (generator, across (h, w), along (h, w), radius) -> signed distance (h, w), all in pixels
 Outline = Callable[[np.random.Generator, np.ndarray, np.ndarray, float], np.ndarray]
 Window = tuple[slice, slice]
+# (seed, split, index, size) -> image and mask
+Draw = Callable[[int, str, int, int], tuple[Image.Image, Image.Image]]
 
 _NUM_PATCHES = 7
-_MAX_HIDDEN = 0.2  # of a shape; more would leave outlines that are truly ambiguous
 
 
 def draw_sample(seed: int, split: str, index: int, size: int = 128) -> tuple[Image.Image, Image.Image]:
@@ -59,12 +60,9 @@ def draw_sample(seed: int, split: str, index: int, size: int = 128) -> tuple[Ima
         >>> image.size, mask.mode
         ((64, 64), 'L')
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; expected {', '.join(SPLITS)}")
-    if size < 16 or index < 0:
-        raise ValueError(f"size is {size} and index {index}; expected at least 16 and at least 0")
+    check_sample(split, index, size)
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    scene = _Scene(rng, size)
+    scene = Scene(rng, size)
     for _ in range(rng.integers(2, 5)):
         scene.add_clutter()
     for _ in range(rng.integers(3, 6)):
@@ -74,7 +72,15 @@ def draw_sample(seed: int, split: str, index: int, size: int = 128) -> tuple[Ima
     return scene.finish()
 
 
-def shapes_dataset(split: str, num_samples: int, size: int = 128, seed: int = 0):
+def check_sample(split: str, index: int, size: int) -> None:
+    """Raise ValueError if the split is unknown, the index is negative or the size is below 16."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; expected {', '.join(SPLITS)}")
+    if size < 16 or index < 0:
+        raise ValueError(f"size is {size} and index {index}; expected at least 16 and at least 0")
+
+
+def shapes_dataset(split: str, num_samples: int, size: int = 128, seed: int = 0, draw: Draw = draw_sample):
     """Draw the first images of a split as a `datasets.Dataset`, held in memory.
 
     Args:
@@ -82,6 +88,7 @@ def shapes_dataset(split: str, num_samples: int, size: int = 128, seed: int = 0)
         num_samples: number of images.
         size: sides H = W in pixels.
         seed: of the whole data set.
+        draw: `draw_sample` of this module, or of `shapes_hard`.
 
     Returns:
         data set with the columns `image` (RGB) and `label` (8-bit grey), both as PNG.
@@ -94,7 +101,7 @@ def shapes_dataset(split: str, num_samples: int, size: int = 128, seed: int = 0)
     columns: dict[str, list] = {"image": [], "label": []}
     with Progress(f"draw shapes, {split}", num_samples, "images") as bar:
         for index in range(num_samples):
-            for column, image in zip(columns.values(), draw_sample(seed, split, index, size), strict=True):
+            for column, image in zip(columns.values(), draw(seed, split, index, size), strict=True):
                 column.append({"bytes": _png(image), "path": None})
             bar.update()
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
@@ -107,8 +114,22 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-class _Scene:
-    """An image under construction: `colors` (H, W, 3) of 0..1, `labels` and `owners` (H, W)."""
+class Scene:
+    """An image under construction: `colors` (H, W, 3) of 0..1, `labels` and `owners` (H, W).
+
+    Attributes:
+        outlines: of the classes, from 1.
+        radii: smallest and largest radius of a shape as shares of the image's side.
+        margin: distance of a shape's centre from the image's edge, as a share of its side.
+        max_hidden: share of a shape that others may hide; more would leave outlines that are truly ambiguous.
+        thin: classes without uncertain edges, which would cover them.
+    """
+
+    outlines: tuple[Outline, ...]
+    radii = (0.16, 0.27)
+    margin = 0.17
+    max_hidden = 0.2
+    thin: tuple[int, ...] = ()
 
     def __init__(self, rng: np.random.Generator, size: int):
         self.rng, self.size = rng, size
@@ -126,27 +147,31 @@ class _Scene:
         nearest = np.square(self.grid - centers).sum(axis=1).argmin(axis=0)
         for patch in range(_NUM_PATCHES):
             inside = nearest == patch
-            self.colors[inside] = _texture(self.rng, self.grid[:, inside], self.size, self._dull())
+            self.colors[inside] = _texture(self.rng, self.grid[:, inside], self.size, self.dull())
 
-    def _dull(self) -> np.ndarray:
+    def dull(self) -> np.ndarray:
         """Two tones near that of the ground, (2, 3)."""
         return (self.tone + self.rng.uniform(-0.12, 0.12, (2, 3))).astype(np.float32)
+
+    def tones_of_shape(self) -> np.ndarray:
+        """Two tones of one strong colour, (2, 3)."""
+        return _vivid(self.rng)
 
     def add_shape(self, label: int) -> None:
         """Put a shape on top, at a place where it does not hide another one too much; if there is none, do not."""
         for _ in range(10):
-            window, distance = self._place(_OUTLINES[label - 1])
+            window, distance = self.place(self.outlines[label - 1])
             inside = distance < 0
             hidden = np.bincount(self.owners[window][inside], minlength=len(self.may_hide))
             if inside.any() and (hidden <= self.may_hide).all():
-                self._paint(window, distance, _vivid(self.rng))
+                self.paint(window, distance, self.tones_of_shape())
                 self._label(window, distance, label)
-                self.may_hide = [*(self.may_hide - hidden), int(_MAX_HIDDEN * inside.sum())]
+                self.may_hide = [*(self.may_hide - hidden), int(self.max_hidden * inside.sum())]
                 return
 
     def add_clutter(self) -> None:
         """Put a wobbly blob or a stroke on the ground: textured and shaded as shapes are, but no class."""
-        self._paint(*self._place(_blob if self.rng.random() < 0.6 else _stroke), self._dull())
+        self.paint(*self.place(blob if self.rng.random() < 0.6 else _stroke), self.dull())
 
     def add_smudge(self) -> None:
         """Wipe out a spot, and ignore it."""
@@ -163,10 +188,10 @@ class _Scene:
         lit = self.colors * (1 + 0.25 * (slope - slope.mean()))[..., None] + 0.02 * noise
         return Image.fromarray((np.clip(lit, 0, 1) * 255).astype(np.uint8)), Image.fromarray(self.labels)
 
-    def _place(self, outline: Outline) -> tuple[Window, np.ndarray]:
+    def place(self, outline: Outline, radii: tuple[float, float] | None = None) -> tuple[Window, np.ndarray]:
         """Take a random place, size and angle: the window around it and the outline's signed distance in there."""
-        radius = self.size * self.rng.uniform(0.16, 0.27)
-        center = self.rng.uniform(0.17, 0.83, 2) * self.size
+        radius = self.size * self.rng.uniform(*(radii or self.radii))
+        center = self.rng.uniform(self.margin, 1 - self.margin, 2) * self.size
         low, high = np.clip([center - 1.7 * radius, center + 1.7 * radius], 0, self.size).astype(int)
         window = slice(low[0], high[0]), slice(low[1], high[1])
         angle = self.rng.uniform(0, 2 * pi)
@@ -175,7 +200,7 @@ class _Scene:
         along = down * cos(angle) - right * sin(angle)
         return window, outline(self.rng, across, along, radius).astype(np.float32)
 
-    def _paint(self, window: Window, distance: np.ndarray, colors: np.ndarray) -> None:
+    def paint(self, window: Window, distance: np.ndarray, colors: np.ndarray) -> None:
         """Lay a texture inside the outline, darker towards its edge, with a soft shadow around it."""
         shadow = 0.35 * np.exp(-np.maximum(distance, 0) / (0.02 * self.size))
         rim = 1 - 0.3 * np.exp(np.minimum(distance, 0) / (0.025 * self.size))
@@ -185,11 +210,11 @@ class _Scene:
         self.colors[window] = below + (texture * rim[..., None] - below) * cover
 
     def _label(self, window: Window, distance: np.ndarray, label: int) -> None:
-        """Mark the inside, and on a third of the shapes declare a thin band along the edge uncertain."""
+        """Mark the inside, and on a third of the shapes that are not thin declare a thin band along the edge uncertain."""
         inside = distance < 0
         self.owners[window][inside] = len(self.may_hide)
         self.labels[window][inside] = label
-        if self.rng.random() < 0.33:
+        if self.rng.random() < 0.33 and label not in self.thin:
             self.labels[window][np.abs(distance) < self.size / 100] = IGNORE_INDEX
 
 
@@ -204,7 +229,7 @@ def _triangle(rng, across, along, radius):
 
 
 def _bar(rng, across, along, radius):
-    return _box(across, along, 1.2 * radius, radius * rng.uniform(0.34, 0.46))
+    return box(across, along, 1.2 * radius, radius * rng.uniform(0.34, 0.46))
 
 
 def _ring(rng, across, along, radius):
@@ -214,7 +239,7 @@ def _ring(rng, across, along, radius):
 
 def _cross(rng, across, along, radius):
     width = radius * rng.uniform(0.28, 0.38)
-    return np.minimum(_box(across, along, radius, width), _box(across, along, width, radius))
+    return np.minimum(box(across, along, radius, width), box(across, along, width, radius))
 
 
 def _star(rng, across, along, radius):
@@ -222,10 +247,11 @@ def _star(rng, across, along, radius):
     return _polygon(across, along, radii, np.arange(10) * pi / 5)
 
 
-_OUTLINES: tuple[Outline, ...] = (_disc, _triangle, _bar, _ring, _cross, _star)
+OUTLINES: tuple[Outline, ...] = (_disc, _triangle, _bar, _ring, _cross, _star)
+Scene.outlines = OUTLINES
 
 
-def _blob(rng, across, along, radius):
+def blob(rng, across, along, radius):
     angle = np.arctan2(along, across)
     wobble = sum(rng.uniform(0.1, 0.25) * np.sin(waves * angle + rng.uniform(0, 2 * pi)) for waves in (2, 3, 5))
     return 0.7 * (np.hypot(across, along) - radius * (0.75 + wobble))
@@ -236,7 +262,7 @@ def _stroke(rng, across, along, radius):
     return np.maximum(0.7 * (np.abs(along - bend) - rng.uniform(0.06, 0.12) * radius), np.abs(across) - 1.4 * radius)
 
 
-def _box(across, along, half_width, half_height):
+def box(across, along, half_width, half_height):
     return np.maximum(np.abs(across) - half_width, np.abs(along) - half_height)
 
 
@@ -283,4 +309,18 @@ def _texture(rng, grid, size, colors):
     return colors[0] * (1 - share) + colors[1] * share
 
 
-__all__ = ["NAMES", "PALETTE", "SPLITS", "draw_sample", "shapes_dataset"]
+__all__ = [
+    "NAMES",
+    "OUTLINES",
+    "PALETTE",
+    "SPLITS",
+    "Draw",
+    "Outline",
+    "Scene",
+    "Window",
+    "blob",
+    "box",
+    "check_sample",
+    "draw_sample",
+    "shapes_dataset",
+]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_segformer.data.shapes import NAMES, PALETTE, _Scene, draw_sample, shapes_dataset
+from hf_segformer.data.shapes import NAMES, PALETTE, Scene, draw_sample, shapes_dataset
 from hf_segformer.files import IGNORE_INDEX
 
 SIZE = 48
@@ -44,7 +44,7 @@ def test_every_class_and_ignored_pixels_occur_and_nothing_else(samples):
 def test_shapes_occlude_at_most_a_fifth_of_one_another():
     shares = []
     for seed in range(40):
-        scene = _Scene(np.random.default_rng(seed), SIZE)
+        scene = Scene(np.random.default_rng(seed), SIZE)
         scene.add_shape(1)
         alone = scene.owners == 1
         scene.add_shape(2)

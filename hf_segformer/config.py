@@ -57,8 +57,8 @@ class DataConfig:
         ignore_exif: take images and masks as they are stored, whatever their EXIF orientation.
         pages: of `folders`: each image of a file with several is an image of its own.
         image_size: side in pixels of the generated shapes.
-        difficulty: of the generated shapes, `"standard"` or `"hard"`: thin and hidden ones of low contrast, darker light
-            in evaluation.
+        difficulty: of the generated shapes, `"standard"`, or `"hard"`: thin and hidden ones of low contrast, and darker
+            light in evaluation.
         num_train: number of training images; 0 is all (of real ones).
         num_eval: number of evaluation images; 0 is all (of real ones).
         seed: seed of the generated shapes, of the held-out share and of the order of a stream.

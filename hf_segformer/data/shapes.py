@@ -210,7 +210,7 @@ class Scene:
         self.colors[window] = below + (texture * rim[..., None] - below) * cover
 
     def _label(self, window: Window, distance: np.ndarray, label: int) -> None:
-        """Mark the inside, and on a third of the shapes that are not thin declare a thin band along the edge uncertain."""
+        """Mark the inside, and on a third of the shapes, thin ones apart, declare a band along the edge uncertain."""
         inside = distance < 0
         self.owners[window][inside] = len(self.may_hide)
         self.labels[window][inside] = label
@@ -252,6 +252,7 @@ Scene.outlines = OUTLINES
 
 
 def blob(rng, across, along, radius):
+    """Signed distance to a wobbly blob, about."""
     angle = np.arctan2(along, across)
     wobble = sum(rng.uniform(0.1, 0.25) * np.sin(waves * angle + rng.uniform(0, 2 * pi)) for waves in (2, 3, 5))
     return 0.7 * (np.hypot(across, along) - radius * (0.75 + wobble))
@@ -263,6 +264,7 @@ def _stroke(rng, across, along, radius):
 
 
 def box(across, along, half_width, half_height):
+    """Signed distance to a rectangle by its larger coordinate."""
     return np.maximum(np.abs(across) - half_width, np.abs(along) - half_height)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..config import DataConfig, check_palette, check_unique
 from ..visualization import Color
-from . import camvid, shapes
+from . import camvid, shapes, shapes_hard
 from .pairing import load_splits, pair_images_and_masks, two_columns, undecoded
 
 _CLASS_FILES = ("classes.json", "id2label.json")
@@ -113,11 +113,12 @@ def _hub_file(repository: str, name: str) -> Path | None:
 
 
 def _draw_shapes(config: DataConfig) -> Source:
+    variant = shapes_hard if config.difficulty == "hard" else shapes
     train, evaluation = (
-        undecoded(shapes.shapes_dataset(split, number, config.image_size, config.seed))
+        undecoded(shapes.shapes_dataset(split, number, config.image_size, config.seed, variant.draw_sample))
         for split, number in zip(shapes.SPLITS, (config.num_train, config.num_eval), strict=True)
     )
-    return Source(train, evaluation, shapes.NAMES, shapes.PALETTE)
+    return Source(train, evaluation, variant.NAMES, variant.PALETTE)
 
 
 def _open_folders(

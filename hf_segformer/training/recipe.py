@@ -55,6 +55,7 @@ class Recipe:
         optimizer: parameter groups and schedule.
         evaluation: inference options of every evaluation.
         lora: the adapters.
+        text: the TOML text of it all, comments included; empty where bases or overrides add to a file.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Recipe:
     optimizer: OptimizerConfig
     evaluation: InferenceOptions
     lora: LoraConfig
+    text: str = ""
 
     @property
     def model(self) -> dict[str, Any]:
@@ -107,25 +109,58 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         24
     """
     path = find_recipe(source)
+    known, files, overrides = _known_fields(), _with_bases(path), list(overrides)
+    tables: dict[str, dict[str, Any]] = {table: {} for table in known}
+    for file in files:
+        _merge(tables, str(file), {name: each for name, each in _read_tables(file).items() if name != "base"}, known)
+    for text in overrides:
+        _merge(tables, text, _parse_override(text), known)
+    return _checked(str(path), path.stem, tables, "" if len(files) > 1 or overrides else _read_text(path))
+
+
+def parse_recipe(text: str, where: str, name: str) -> Recipe:
+    """Check a recipe that is at hand as text, as `read_recipe` checks a file.
+
+    Args:
+        text: TOML, without `base`.
+        where: what messages call it.
+        name: the recipe's name.
+    """
     known = _known_fields()
     tables: dict[str, dict[str, Any]] = {table: {} for table in known}
-    for file in _with_bases(path):
-        for table, values in _read_tables(file).items():
-            if table != "base":
-                _check_table(str(file), table, values, known)
-                tables[table] |= values
+    _merge(tables, where, _parse_tables(text, where), known)
+    return _checked(where, name, tables, text)
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Parse `table.key=value` texts, and check names and types; the tables that none of them sets are empty.
+
+    Raises:
+        ValueError: if a table or key is unknown or a value is of the wrong type.
+    """
+    known = _known_fields()
+    tables: dict[str, dict[str, Any]] = {table: {} for table in known}
     for text in overrides:
-        table, key, value = _parse_override(text)
-        _check_table(text, table, {key: value}, known)
-        tables[table][key] = value
+        _merge(tables, text, _parse_override(text), known)
+    return tables
+
+
+def _merge(tables: dict[str, dict[str, Any]], where: str, added: dict[str, Any], known: "_Known") -> None:
+    for table, values in added.items():
+        _check_table(where, table, values, known)
+        tables[table] |= values
+
+
+def _checked(where: str, name: str, tables: dict[str, dict[str, Any]], text: str) -> Recipe:
+    """Build a recipe from tables whose names and types are checked."""
     for table, key in (("data", "source"), ("trainer", "output_dir")):
         if not tables[table].get(key):
-            raise ValueError(f"{path} does not set {table}.{key}")
-    _check_model(path, tables["model"])
+            raise ValueError(f"{where} does not set {table}.{key}")
+    _check_model(where, tables["model"])
     _check_trainer(tables["trainer"])
     LossConfig(**tables["loss"])
     options = {table: _OPTIONS[table](**tables[table]) for table in _OPTIONS if table != "loss"}
-    recipe = Recipe(path.stem, tables, **options)
+    recipe = Recipe(name, tables, **options, text=text)
     recipe.data.check_root()
     if recipe.data.streaming and recipe.trainer.get("max_steps", 0) <= 0:
         raise ValueError("data.streaming is set, but a stream has no length: set trainer.max_steps")
@@ -177,7 +212,7 @@ def _with_bases(path: Path) -> list[Path]:
     return files
 
 
-def _check_model(path: Path, table: dict[str, Any]) -> None:
+def _check_model(path: str, table: dict[str, Any]) -> None:
     checkpoint = table.get("checkpoint", "")
     if checkpoint:
         is_hub_name = checkpoint.count("/") == 1 and checkpoint[0] not in "./~"
@@ -215,13 +250,24 @@ def _variants() -> list[str]:
 
 
 def _read_tables(path: Path) -> dict[str, Any]:
+    return _parse_tables(_read_text(path), str(path))
+
+
+def _read_text(path: Path) -> str:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
 
 
-def _parse_override(text: str) -> tuple[str, str, Any]:
+def _parse_tables(text: str, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{where} is not TOML: {error}") from error
+
+
+def _parse_override(text: str) -> dict[str, Any]:
     name, equals, literal = text.partition("=")
     table, dot, key = name.strip().partition(".")
     if not (equals and dot and table and key):
@@ -232,7 +278,7 @@ def _parse_override(text: str) -> tuple[str, str, Any]:
         if literal.strip()[:1] in ("[", "{", '"', "'"):
             raise ValueError(f"the value of {text!r} is not TOML: {error}") from error
         value = literal.strip()
-    return table, key, value
+    return {table: {key: value}}
 
 
 def _check_table(where: str, table: str, values: Any, known: _Known) -> None:
@@ -316,4 +362,12 @@ def _declared(source: Path, class_name: str) -> dict[str, ast.expr]:
     }
 
 
-__all__ = ["Recipe", "find_recipe", "list_recipes", "read_recipe", "recipe_folder"]
+__all__ = [
+    "Recipe",
+    "find_recipe",
+    "list_recipes",
+    "parse_overrides",
+    "parse_recipe",
+    "read_recipe",
+    "recipe_folder",
+]

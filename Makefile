@@ -13,7 +13,7 @@ OLDEST_TESTS := tests/test_auto_classes.py tests/hub/test_remote_code.py \
         peft.py offload.py compile.py)
 
 .PHONY: help install demo test test-slow test-all test-browser test-oldest docs lint types check fuzz bench bench-large \
-    screenshot chromium clean
+    learn screenshot chromium clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -93,6 +93,9 @@ bench: .venv/.bench ## measure speed and memory, rewrite benchmarks/results and 
 
 bench-large: .venv/.bench ## measure folders of images, and rasters up to 30,000 x 30,000 pixels (20 minutes)
 	$(BIN)/python -m benchmarks predict large_images
+
+learn: .venv/.installed ## train on the hard shapes and compare the mean IoU with benchmarks/results/learning.json
+	$(BIN)/python -m benchmarks.learning
 
 screenshot: .venv/.browser chromium ## draw docs/images/app.png again, with the model of `make demo`
 	PYTHONPATH=. $(BIN)/python tests/support/screenshot.py

@@ -33,7 +33,7 @@ def read(tmp_path):
 
 
 def test_the_recipes_are_complete():
-    others = ["binary_b0", "camvid_b0", "lora_b0", "shapes_b0"]
+    others = ["binary_b0", "camvid_b0", "lora_b0", "shapes_b0", "shapes_hard_b0"]
     assert [file.stem for file in FILES] == sorted(others + [f"{data}_{variant}" for data, variant in PAPER])
 
 
@@ -61,7 +61,7 @@ def test_a_recipe_writes_to_a_folder_of_its_name(tmp_path, file):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_recipe_of_real_images_needs_their_folder(file):
-    if file.stem == "shapes_b0":
+    if file.stem.startswith("shapes"):
         assert read_recipe(file).data.source == "shapes"
         return
     with pytest.raises(ValueError, match=r"data\.root is not set"):

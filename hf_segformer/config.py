@@ -426,6 +426,8 @@ class LossConfig:
             raise ValueError(f"loss has no term: give one of {', '.join(LOSS_TERMS)} a positive weight")
         if not self.tversky_alpha + self.tversky_beta:
             raise ValueError("loss.tversky_alpha and loss.tversky_beta are 0; expected a positive number for one")
+        if not self.tversky_gamma:
+            raise ValueError("loss.tversky_gamma is 0; expected a positive number: with 0 the loss is constant")
         for name in ("label_smoothing", "ohem_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"loss.{name} is {getattr(self, name)}; expected a number from 0 to 1")

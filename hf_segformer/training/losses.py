@@ -42,7 +42,7 @@ class SegmentationLoss(LossConfig):
         """
         num_classes = max(logits.shape[1], 2)
         ignore_index = default_ignore_index(num_classes) if ignore_index is None else ignore_index
-        if not (self.ohem or self.dice or self.focal):
+        if not (self.ohem or self.dice or self.focal or self.lovasz or self.tversky):
             weight = None
             if self.class_weights is not None:
                 weight = self._class_weights(num_classes, at_least_float32(logits[:0]))
@@ -78,12 +78,29 @@ class SegmentationLoss(LossConfig):
             wrong = (-torch.expm1(log_likelihood)).clamp(min=1e-12)
             losses = -(wrong**self.focal_gamma) * log_likelihood * weights
             total = total + self.focal * _divide(losses.sum(), weights.sum())
-        if self.dice:
-            losses, is_present = _dice_losses(log_probabilities, log_likelihood, targets, counted)
+        if self.dice or self.tversky:
+            overlap, predicted, true = _overlaps(log_probabilities, log_likelihood, targets, counted)
+            is_present = true > 0
             if is_binary:
-                losses, is_present = losses[1:], is_present[1:]
-            total = total + self.dice * _divide((losses * is_present).sum(), is_present.sum())
+                overlap, predicted, true, is_present = overlap[1:], predicted[1:], true[1:], is_present[1:]
+            if self.dice:
+                losses = 1 - 2 * _divide(overlap, predicted + true)
+                total = total + self.dice * _divide((losses * is_present).sum(), is_present.sum())
+            if self.tversky:
+                losses = self._tversky_losses(overlap, predicted, true)
+                total = total + self.tversky * _divide((losses * is_present).sum(), is_present.sum())
+        if self.lovasz and is_binary:
+            total = total + self.lovasz * _lovasz_hinge(logits[:, 1], targets, counted)
+        elif self.lovasz:
+            total = total + self.lovasz * _lovasz_softmax(log_probabilities, targets, counted)
         return total
+
+    def _tversky_losses(self, overlap: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
+        """(K,) losses from sums over the pixels; a class that no pixel has gets 1."""
+        errors = self.tversky_alpha * (predicted - overlap) + self.tversky_beta * (true - overlap)
+        losses = 1 - _divide(overlap, overlap + errors)
+        # A power below 1 has an infinite slope at 0.
+        return losses if self.tversky_gamma == 1 else losses.clamp(min=1e-12) ** self.tversky_gamma
 
     def _class_weights(self, num_classes: int, logits: Tensor) -> Tensor:
         if self.class_weights is None:
@@ -113,17 +130,57 @@ def _divide(total: Tensor, number: Tensor) -> Tensor:
     return total / number.where(number > 0, 1)
 
 
-def _dice_losses(
+def _overlaps(
     log_probabilities: Tensor, log_likelihood: Tensor, targets: Tensor, counted: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return (K,) losses and a mask of the classes that the labels hold."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum p t, p and t over all pixels that count, for probabilities p and targets t of each class, (K,) each."""
     num_images, num_classes, height, _ = log_probabilities.shape
     # Sums of a row first: one running sum of millions of float32 loses its small terms.
     rows = log_likelihood.new_zeros(num_images, height, num_classes)
     overlap = rows.scatter_add(2, targets, log_likelihood.exp() * counted).sum((0, 1))
     true = rows.scatter_add(2, targets, counted.to(rows.dtype)).sum((0, 1))
     predicted = (log_probabilities.exp() * counted[:, None]).sum((0, 2, 3))
-    return 1 - 2 * _divide(overlap, predicted + true), true > 0
+    return overlap, predicted, true
+
+
+def _lovasz_softmax(log_probabilities: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+    """Mean over the classes of the labels; classes are sorted one by one, so that memory grows with those alone."""
+    num_classes = log_probabilities.shape[1]
+    total, number = log_probabilities[:0].sum(), 0  # 0 with zero gradient
+    for index in range(num_classes):
+        is_class = (targets == index) & counted
+        is_present = is_class.any()
+        if torch.compiler.is_compiling() or is_present:
+            probabilities = log_probabilities[:, index].exp()
+            errors = torch.where(is_class, 1 - probabilities, probabilities)
+            total = total + _lovasz(errors, is_class, counted) * is_present
+            number = number + is_present
+    return _divide(total, torch.as_tensor(number, device=total.device))
+
+
+def _lovasz_hinge(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+    margins = 1 - torch.where(targets == 1, logits, -logits)
+    return _lovasz(margins.clamp(min=0), (targets == 1) & counted, counted)
+
+
+def _lovasz(errors: Tensor, is_true: Tensor, counted: Tensor) -> Tensor:
+    """Lovasz extension of 1 - IoU of a set of pixels at errors (B, H, W) of at least 0 (Berman et al. 2018, eq. 9).
+
+    It is linear between the orders of the errors: its gradient is what IoU loses with each pixel in that order.
+    """
+    with torch.no_grad():
+        # The last ones are those that do not count.
+        order = errors.where(counted, -1).flatten().sort(descending=True).indices
+        true, wrong = is_true.flatten()[order], (counted & ~is_true).flatten()[order]
+        # Sums of integers, which lose no small term.
+        intersection = (true.sum() - true.cumsum(0)).to(errors.dtype)
+        union = (true.sum() + wrong.cumsum(0)).to(errors.dtype)
+        # A true pixel takes 1 / union; a wrong one intersection (1 / (union - 1) - 1 / union).
+        losses = torch.where(true, 1.0, intersection / (union - 1).clamp(min=1)) / union.clamp(min=1)
+        is_first = torch.arange(len(losses), device=losses.device) == 0
+        losses = losses.where((true.sum() > 0) | ~is_first, 1.0)  # without a true pixel IoU falls from 1 to 0 at once
+        weights = torch.empty_like(losses).scatter_(0, order, losses).view_as(errors) * counted
+    return (errors * weights).sum((1, 2)).sum()
 
 
 def class_weights(counts: Sequence[float], scheme: str) -> list[float]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hf_segformer import SegFormerForSemanticSegmentation
+from hf_segformer.config import LOSS_TERMS
 from hf_segformer.training.losses import SegmentationLoss, class_weights
 from hf_segformer.upsampling_segformer import upsample, upsample_cross_entropy
 
@@ -72,6 +73,49 @@ def dice(pixels, classes):
     return sum(losses) / len(losses)
 
 
+def tversky(pixels, classes, alpha, beta, gamma):
+    losses = []
+    for index in classes:
+        true = sum(values[index] for values, label in pixels if label == index)
+        wrong = sum(values[index] for values, label in pixels if label != index)
+        missed = sum(1 - values[index] for values, label in pixels if label == index)
+        if any(label == index for _, label in pixels):
+            losses.append((1 - true / (true + alpha * wrong + beta * missed)) ** gamma)
+    return sum(losses) / len(losses)
+
+
+def jaccard_loss(mistaken, truth):
+    """1 - IoU of a prediction that is wrong at these pixels, both sets of pixels."""
+    union = truth | mistaken
+    return len(mistaken) / len(union) if union else 0.0
+
+
+def lovasz_extension(errors, truth):
+    """By its definition: errors in falling order times what each pixel adds to the loss of those before it."""
+    total, mistaken = 0.0, set()
+    for pixel in sorted(range(len(errors)), key=lambda each: -errors[each]):
+        before = jaccard_loss(mistaken, truth)
+        mistaken = mistaken | {pixel}
+        total += max(errors[pixel], 0.0) * (jaccard_loss(mistaken, truth) - before)
+    return total
+
+
+def lovasz_softmax(pixels, classes):
+    losses = []
+    for index in classes:
+        truth = {pixel for pixel, (_, label) in enumerate(pixels) if label == index}
+        if truth:
+            errors = [abs((label == index) - values[index]) for values, label in pixels]
+            losses.append(lovasz_extension(errors, truth))
+    return sum(losses) / len(losses)
+
+
+def lovasz_hinge(pixels):
+    logits = [math.log(values[1] / values[0]) for values, _ in pixels]
+    errors = [1 - logit * (2 * label - 1) for logit, (_, label) in zip(logits, pixels, strict=True)]
+    return lovasz_extension(errors, {pixel for pixel, (_, label) in enumerate(pixels) if label})
+
+
 @pytest.mark.parametrize("num_logits", [1, 4])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True])
@@ -118,9 +162,71 @@ def test_dice_is_a_mean_over_the_classes_of_the_batch(num_logits):
     assert loss(logits, labels).item() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_dice_of_a_mask_without_foreground_is_nothing():
+@pytest.mark.parametrize("num_logits", [1, 4])
+@pytest.mark.parametrize(("alpha", "beta", "gamma"), [(0.3, 0.7, 1.0), (0.5, 0.5, 0.75), (0.0, 2.0, 2.0)])
+def test_tversky_is_what_its_definition_says(num_logits, alpha, beta, gamma):
+    logits, labels = batch(num_logits)
+    classes = [1] if num_logits == 1 else range(num_logits)
+    keywords = {"tversky_alpha": alpha, "tversky_beta": beta, "tversky_gamma": gamma}
+    loss = SegmentationLoss(cross_entropy=0, tversky=1, class_weights=WEIGHTS[num_logits], **keywords)
+    wanted = tversky(pixels_of(logits, labels), classes, alpha, beta, gamma)
+    assert loss(logits, labels).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_tversky_with_equal_halves_is_dice():
+    logits, labels = batch(4, torch.float64)
+    halves = SegmentationLoss(cross_entropy=0, tversky=1, tversky_alpha=0.5, tversky_beta=0.5)(logits, labels)
+    assert halves.item() == pytest.approx(SegmentationLoss(cross_entropy=0, dice=1)(logits, labels).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("num_logits", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lovasz_softmax_is_the_extension_of_iou_by_its_definition(num_logits, dtype):
+    logits, labels = batch(num_logits, dtype)
+    loss = SegmentationLoss(cross_entropy=0, lovasz=1, class_weights=WEIGHTS.get(num_logits))
+    wanted = lovasz_softmax(pixels_of(logits, labels), range(num_logits))
+    assert loss(logits, labels).item() == pytest.approx(wanted, rel=1e-5 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("foreground", [True, False])
+def test_lovasz_hinge_is_the_extension_of_iou_by_its_definition(foreground):
+    """Without foreground it is the largest error: one such pixel makes IoU 0."""
+    logits, labels = batch(1)
+    if not foreground:
+        labels = labels.where(labels == 255, 0)
+    loss = SegmentationLoss(cross_entropy=0, lovasz=1)(logits, labels)
+    pixels = pixels_of(logits, labels)
+    assert loss.item() == pytest.approx(lovasz_hinge(pixels), rel=1e-5)
+    if not foreground:
+        largest = max(1 + math.log(values[1] / values[0]) for values, _ in pixels)
+        assert loss.item() == pytest.approx(largest, rel=1e-5)
+
+
+def test_lovasz_of_certain_predictions_is_one_minus_iou():
+    labels = torch.randint(0, 3, (2, 6, 10))
+    predictions = torch.randint(0, 3, (2, 6, 10))
+    logits = 1e3 * torch.nn.functional.one_hot(predictions, 3).permute(0, 3, 1, 2).double()
+    both = [((labels == each) & (predictions == each)).sum() for each in range(3)]
+    any_of = [((labels == each) | (predictions == each)).sum() for each in range(3)]
+    wanted = sum(1 - part / whole for part, whole in zip(both, any_of, strict=True)) / 3
+    assert SegmentationLoss(cross_entropy=0, lovasz=1)(logits, labels).item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+def test_lovasz_of_millions_of_pixels_keeps_the_weight_of_each():
+    """Differences of neighbouring values of 1 - IoU in float32 would have no right digit left."""
+    labels = torch.zeros(1, 1024, 2048, dtype=torch.uint8)
+    labels[:, :512] = 1
+    logits = torch.full((1, 1, 1024, 2048), -0.5, requires_grad=True)
+    SegmentationLoss(cross_entropy=0, lovasz=1)(logits, labels).backward()
+    # Errors 1.5 of the 2^20 true pixels come first, each with 1 / union, then 0.5 of the others, with nothing to lose.
+    assert torch.allclose(logits.grad[0, 0, :512], torch.tensor(-(2.0**-20)), rtol=1e-6, atol=0)
+    assert not logits.grad[0, 0, 512:].any()
+
+
+@pytest.mark.parametrize("term", ["dice", "tversky"])
+def test_overlap_with_a_mask_without_foreground_is_nothing(term):
     logits = torch.randn(2, 1, 3, 5, requires_grad=True)
-    value = SegmentationLoss(cross_entropy=0, dice=1)(logits, torch.zeros(2, 6, 10, dtype=torch.long))
+    value = SegmentationLoss(**{"cross_entropy": 0, term: 1})(logits, torch.zeros(2, 6, 10, dtype=torch.long))
     value.backward()
     assert value.item() == 0
     assert not logits.grad.any()
@@ -137,7 +243,7 @@ def test_dice_of_millions_of_pixels_loses_none():
 @pytest.mark.parametrize("num_logits", [1, 4])
 def test_terms_are_summed_by_their_weights(num_logits):
     logits, labels = batch(num_logits)
-    parts = {"cross_entropy": 0.5, "ohem": 2.0, "dice": 3.0, "focal": 0.25}
+    parts = {"cross_entropy": 0.5, "ohem": 2.0, "dice": 3.0, "focal": 0.25, "lovasz": 0.75, "tversky": 1.5}
     none = dict.fromkeys(parts, 0.0)
     wanted = sum(
         share * SegmentationLoss(**{**none, name: 1.0}, ohem_min_kept=3)(logits, labels)
@@ -156,7 +262,7 @@ def test_the_default_is_the_models_own_loss_to_the_last_bit(num_logits):
     )
 
 
-ALL = {"ohem": 1.0, "dice": 1.0, "focal": 1.0, "label_smoothing": 0.1, "ohem_min_kept": 5}
+ALL = {**dict.fromkeys(LOSS_TERMS, 1.0), "label_smoothing": 0.1, "ohem_min_kept": 5, "tversky_gamma": 0.75}
 
 
 @pytest.mark.parametrize("num_logits", [1, 4])
@@ -211,7 +317,13 @@ def test_half_precision_logits_are_summed_in_float32(num_logits):
         ({"dice": -1}, "loss.dice is -1; expected a finite number of at least 0"),
         ({"focal": math.nan}, "loss.focal is nan"),
         ({"ohem": math.inf}, "loss.ohem is inf"),
-        ({"cross_entropy": 0}, "loss has no term: give one of cross_entropy, ohem, dice, focal a positive weight"),
+        ({"cross_entropy": 0}, "loss has no term: give one of cross_entropy, .*, tversky a positive weight"),
+        ({"tversky": 1, "tversky_alpha": -1}, "loss.tversky_alpha is -1; expected a finite number of at least 0"),
+        (
+            {"tversky_alpha": 0, "tversky_beta": 0},
+            "loss.tversky_alpha and loss.tversky_beta are 0; expected a positive",
+        ),
+        ({"tversky_gamma": 0}, "loss.tversky_gamma is 0; expected a positive number"),
         ({"focal_gamma": -0.5}, "loss.focal_gamma is -0.5"),
         ({"ohem_min_kept": -1}, "loss.ohem_min_kept is -1"),
         ({"ohem_threshold": 1.5}, "loss.ohem_threshold is 1.5; expected a number from 0 to 1"),

@@ -11,13 +11,27 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-DATA_SOURCES = ("shapes", "camvid", "folders", "imagefolder", "dataset")
+DATA_SOURCES = ("shapes", "camvid", "folders", "coco", "imagefolder", "dataset")
 SHAPES_DIFFICULTIES = ("standard", "hard")
 LOSS_TERMS = ("cross_entropy", "ohem", "dice", "focal", "lovasz", "tversky")
 CLASS_WEIGHT_SCHEMES = ("median_frequency", "log", "inverse_sqrt")
 DTYPES = ("float32", "float16", "bfloat16")
 MOST_FOLDS = 20
+PHOTOMETRIC = ("shadow", "exposure", "temperature", "gamma", "blur", "noise", "jpeg")  # in the order of their effect
 TILE_STEP = 32  # pixels of the input for each cell of the last stage's grid
+
+# Largest values of the options of augmentation that are off at 0.
+_LARGEST = {
+    **dict.fromkeys(("flip", "vertical_flip", "quarter_turns", "distortion", "photometric_probability"), 1),
+    **dict.fromkeys(("shadow", "cutmix", "classmix", "class_balance"), 1),
+    "rotation": 45,
+    "exposure": 4,
+    "temperature": 2,
+    "gamma": 4,
+    "blur": 16,
+    "noise": 128,
+    "jpeg": 95,
+}
 
 _GENERATED, _DATASETS = ("shapes",), ("imagefolder", "dataset")
 
@@ -30,8 +44,8 @@ class DataConfig:
 
     Args:
         source: `"shapes"` are generated, `"camvid"` is the folder of the SegNet tutorial, `"folders"` are images and
-            masks in folders of their own, `"imagefolder"` is a folder with metadata, and `"dataset"` a Hub
-            repository, or a local folder that `datasets` reads.
+            masks in folders of their own, `"coco"` are images with polygons in a JSON file, `"imagefolder"` is a folder
+            with metadata, and `"dataset"` a Hub repository, or a local folder that `datasets` reads.
         root: folder, or Hub repository as `owner/name`.
         subset: `datasets` configuration of a data set that has several.
         train_split: name of the split to train on.
@@ -40,9 +54,12 @@ class DataConfig:
         image_column: column of a data set that holds the images.
         mask_column: column of a data set that holds the masks.
         streaming: read the training split while it is used, without loading or storing all of it.
-        image_folder: for `folders`, below `root`. `{split}` stands for the split's name; without it the split is a
-            sub-folder, unless evaluation images are held out by `eval_share`.
+        image_folder: for `folders` and `coco`, below `root`. `{split}` stands for the split's name; without it the
+            split is a sub-folder of `folders`, unless evaluation images are held out by `eval_share`.
         mask_folder: the masks' folder, by the same rules.
+        annotation_file: for `coco`, the JSON file below `root`; `{split}` stands for the split's name.
+        split_file: for `folders`, a text file below `root` that names the images of `{split}`, one a line and without
+            suffix. Image and mask folder then hold all splits, and others than the named images are left out.
         image_suffix: ending of the images' names, `"_leftImg8bit.png"` say; empty is any known suffix. What precedes
             it pairs an image with its mask.
         mask_suffix: ending of the masks' names.
@@ -51,6 +68,9 @@ class DataConfig:
         reduce_labels: ignore label 0 and subtract one from all others, as ADE20K needs.
         label_values: mask value of each class, any integers, for example [0, 255]; empty is 0, 1, 2 and so on.
         ignore_values: mask values that do not count, any integers. 255 never does, unless it is a class.
+        mask_colors: [red, green, blue] of each class in masks that hold colours in place of integers; as for
+            `label_values`, a binary task has two, without and with its class.
+        ignore_colors: colours of the masks that do not count.
         value_range: values of the images that become 0 and 255: "LOW,HIGH", "percentiles:LOW,HIGH" of each image or
             "window:CENTER,WIDTH"; empty takes 8-bit and colour images by their type, other bands in their units.
         bands: numbers, from 1, of the bands to read, in the model's order; empty is all.
@@ -87,6 +107,8 @@ class DataConfig:
     streaming: bool = False
     image_folder: str = "images"
     mask_folder: str = "masks"
+    annotation_file: str = ""
+    split_file: str = ""
     image_suffix: str = ""
     mask_suffix: str = ""
     names: list[str] = field(default_factory=list)
@@ -94,6 +116,8 @@ class DataConfig:
     reduce_labels: bool = False
     label_values: list[int] = field(default_factory=list)
     ignore_values: list[int] = field(default_factory=list)
+    mask_colors: list[list[int]] = field(default_factory=list)
+    ignore_colors: list[list[int]] = field(default_factory=list)
     value_range: str = ""
     bands: list[int] = field(default_factory=list)
     ignore_exif: bool = False
@@ -130,13 +154,15 @@ class DataConfig:
             raise ValueError(f"data.bands is {self.bands}; expected numbers from 1")
         if self.pages and self.source not in ("folders", "camvid"):
             raise ValueError(f"data.pages is set, but data.source is {self.source}; expected folders")
+        self._check_files()
         self._check_combinations()
         self._check_labels()
+        self._check_colors()
 
     @property
     def eval_split_name(self) -> str:
         """`eval_split`, or its default for the source."""
-        return self.eval_split or ("val" if self.source in ("camvid", "folders") else "validation")
+        return self.eval_split or ("val" if self.source in ("camvid", "folders", "coco") else "validation")
 
     def check_root(self) -> None:
         """Check that `root` exists, before anything heavy is imported.
@@ -149,6 +175,18 @@ class DataConfig:
         is_name = self.root.count("/") <= 1 and not self.root.startswith((".", "/", "~"))
         if self.source != "dataset" or not is_name:
             raise FileNotFoundError(f"data.root is {self.root}, which does not exist; expected the folder of the data")
+
+    def _check_files(self) -> None:
+        """Check the files that say what belongs to a split."""
+        if self.source == "coco" and not self.annotation_file:
+            raise ValueError(
+                "data.annotation_file is not set: give the JSON file of the polygons below data.root, such as "
+                "data.annotation_file=annotations/instances_{split}.json"
+            )
+        for name, source in (("annotation_file", "coco"), ("split_file", "folders")):
+            value = getattr(self, name)
+            if value and self.source != source:
+                raise ValueError(f"data.{name} is set, but data.source is {self.source}; expected {source}")
 
     def _check_combinations(self) -> None:
         """Refuse settings that the source would ignore."""
@@ -175,6 +213,25 @@ class DataConfig:
         both = sorted(set(self.label_values) & set(self.ignore_values))
         if both:
             raise ValueError(f"data.ignore_values has {both}, which data.label_values has too: a value has one meaning")
+
+    def _check_colors(self) -> None:
+        for name in ("mask_colors", "ignore_colors"):
+            colors = getattr(self, name)
+            check_palette(f"data.{name}", colors, len(colors))
+            check_unique(f"data.{name}", [tuple(color) for color in colors])
+        if self.ignore_colors and not self.mask_colors:
+            raise ValueError("data.ignore_colors is set without data.mask_colors, the colours of the classes: set both")
+        both = [color for color in self.ignore_colors if color in self.mask_colors]
+        if both:
+            raise ValueError(f"data.ignore_colors has {both[0]}, which data.mask_colors has too: it has one meaning")
+        for name in ("label_values", "ignore_values", "reduce_labels"):
+            if self.mask_colors and getattr(self, name):
+                raise ValueError(
+                    f"data.{name} and data.mask_colors are both set, for masks of integers and of colours: leave one "
+                    "of them out (data.ignore_colors leaves colours out)"
+                )
+        if self.mask_colors and self.source in ("shapes", "camvid", "coco"):
+            raise ValueError(f"data.mask_colors is set, but the masks of {self.source} hold no colours: leave it out")
 
 
 @dataclass(frozen=True)
@@ -296,6 +353,8 @@ def check_palette(name: str, palette: Sequence[Sequence[int]], length: int) -> N
 class AugmentationConfig:
     """Augmentation of training images; the defaults are the paper's for ADE20K.
 
+    docs/guides/augmentation.md shows what each option does. All but those of the paper are off by default.
+
     Args:
         crop_size: side S of the crop in pixels.
         base_size: shorter and longer side that an image is fitted into before the ratio is applied; empty: its own.
@@ -303,6 +362,22 @@ class AugmentationConfig:
         max_class_share: share of the crop's counted pixels that one class may fill; up to ten draws try to keep to it.
         flip: probability of a horizontal flip.
         distortion: strength of the photometric distortion: 1 is the paper's, 0 is none. Above 0 it needs 8-bit images.
+        vertical_flip: probability of a vertical flip, for images without an upright, such as those from above.
+        quarter_turns: probability of a turn by 90, 180 or 270 degrees, each as likely; 0.75 makes all four alike.
+        rotation: largest angle in degrees, up to 45, by which the crop is turned either way.
+        photometric_probability: probability, for each of the seven options below by itself, that it changes a sample.
+        shadow: largest share of the light that a half-plane or polygon loses.
+        exposure: most stops by which the light is raised or lowered; a stop doubles it.
+        temperature: most stops by which red is raised and blue lowered, or the reverse, in three-band images.
+        gamma: values v of 0..1 become v^e, where e is drawn from 1 / (1 + gamma) to 1 + gamma, log-uniformly.
+        blur: largest standard deviation, in pixels, of a Gaussian blur; also for images in units of their own.
+        noise: largest standard deviation of Gaussian noise, on the scale of 0 to 255.
+        jpeg: lowest quality, from 1, of a JPEG compression; it is drawn from here to 95.
+        cutmix: probability that a box of another training sample is pasted into a sample (Yun et al. 2019).
+        classmix: probability that half of the classes of another one are (Olsson et al. 2021).
+        class_balance: share of the samples that are drawn so that rare classes appear, by `data.sampling.ClassBalance`.
+        custom: the user's own augmentation, `"module:function"`, which is called last. A recipe's file may name one
+            only together with `--allow-code`.
 
     Raises:
         ValueError: if a value is out of range; the message names it as `augmentation.name`.
@@ -319,6 +394,21 @@ class AugmentationConfig:
     max_class_share: float = 0.75
     flip: float = 0.5
     distortion: float = 1.0
+    vertical_flip: float = 0.0
+    quarter_turns: float = 0.0
+    rotation: float = 0.0
+    photometric_probability: float = 0.5
+    shadow: float = 0.0
+    exposure: float = 0.0
+    temperature: float = 0.0
+    gamma: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
+    jpeg: int = 0
+    cutmix: float = 0.0
+    classmix: float = 0.0
+    class_balance: float = 0.0
+    custom: str = ""
 
     def __post_init__(self):
         if self.crop_size < 16:
@@ -331,9 +421,20 @@ class AugmentationConfig:
             raise ValueError(f"augmentation.scale is {self.scale}; expected [low, high] with 0 < low <= high")
         if not 0 < self.max_class_share <= 1:
             raise ValueError(f"augmentation.max_class_share is {self.max_class_share}; expected a share in (0, 1]")
-        for name in ("flip", "distortion"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augmentation.{name} is {getattr(self, name)}; expected a number from 0 to 1")
+        for name, largest in _LARGEST.items():
+            if not 0 <= getattr(self, name) <= largest:
+                raise ValueError(f"augmentation.{name} is {getattr(self, name)}; expected a number from 0 to {largest}")
+        if self.cutmix + self.classmix > 1:
+            raise ValueError(
+                f"augmentation.classmix is {self.classmix} and augmentation.cutmix {self.cutmix}; expected "
+                "probabilities that sum to at most 1, as a sample is mixed in one way"
+            )
+        module, colon, name = self.custom.partition(":")
+        names = [*module.split("."), *name.split(".")]
+        if self.custom and not (colon and all(each.isidentifier() for each in names)):
+            raise ValueError(
+                f"augmentation.custom is {self.custom!r}; expected module:function, such as my_augmentation:augment"
+            )
 
 
 @dataclass(frozen=True)
@@ -344,6 +445,9 @@ class OptimizerConfig:
         head_lr_multiplier: the head's learning rate as a multiple of the encoder's.
         layer_lr_decay: each block's learning rate as a share of the next one's; 1 is the paper's.
         freeze_encoder: train the head alone.
+        freeze_stages: number N of stages whose weights stay as they are, patch embeddings, blocks and LayerNorms of
+            stage 1 to N. Their drop path and dropout go on, as with `freeze_encoder`; the encoder has no running
+            statistics.
         power: exponent of the polynomial decay.
 
     Raises:
@@ -353,6 +457,7 @@ class OptimizerConfig:
     head_lr_multiplier: float = 10.0
     layer_lr_decay: float = 1.0
     freeze_encoder: bool = False
+    freeze_stages: int = 0
     power: float = 1.0
 
     def __post_init__(self):
@@ -360,6 +465,10 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.head_lr_multiplier is {self.head_lr_multiplier}; expected a positive number")
         if not 0 < self.layer_lr_decay <= 1:
             raise ValueError(f"optimizer.layer_lr_decay is {self.layer_lr_decay}; expected a number in (0, 1]")
+        if self.freeze_stages < 0:
+            raise ValueError(f"optimizer.freeze_stages is {self.freeze_stages}; expected at least 0")
+        if self.freeze_stages and self.freeze_encoder:
+            raise ValueError("optimizer.freeze_encoder and optimizer.freeze_stages are both set: leave one of them out")
         if self.power <= 0:
             raise ValueError(f"optimizer.power is {self.power}; expected a positive number")
 
@@ -474,6 +583,81 @@ class LoraConfig:
             raise ValueError(f"lora.dropout is {self.dropout}; expected a probability in [0, 1)")
         if not self.target_modules:
             raise ValueError("lora.target_modules is empty: name the layers that get an adapter")
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """Exponential moving average of the weights; a run evaluates, saves and publishes the average.
+
+    Averaged are the weights that are trained and BatchNorm's running statistics, once per optimizer step.
+
+    Args:
+        decay: share of the average that a step keeps, 0.999 say, which averages over about the last thousand steps; 0
+            is no average.
+        warmup: keep min(decay, (1 + t) / (10 + t)) after step t, counted from 0, so that the average forgets the first
+            weights within a few steps.
+
+    Raises:
+        ValueError: if the decay is out of range; the message names it as `ema.decay`.
+    """
+
+    decay: float = 0.0
+    warmup: bool = True
+
+    def __post_init__(self):
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"ema.decay is {self.decay}; expected a number in [0, 1), such as 0.999")
+
+
+@dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """End of a training whose evaluations have stopped getting better; the best weights are restored.
+
+    Args:
+        patience: number of evaluations in a row without a better `trainer.metric_for_best_model` after which the
+            training ends; 0 trains to the end.
+        min_delta: least difference to the best value, in the metric's own units, that counts as better.
+
+    Raises:
+        ValueError: if a value is out of range; the message names it as `early_stopping.name`.
+    """
+
+    patience: int = 0
+    min_delta: float = 0.0
+
+    def __post_init__(self):
+        if self.patience < 0:
+            raise ValueError(f"early_stopping.patience is {self.patience}; expected at least 0")
+        if not 0 <= self.min_delta < math.inf:
+            raise ValueError(f"early_stopping.min_delta is {self.min_delta}; expected a finite number of at least 0")
+        if self.min_delta and not self.patience:
+            raise ValueError("early_stopping.min_delta is set, but early_stopping.patience is 0: set it, too")
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Knowledge distillation: the predictions of a trained model as a second target beside the masks.
+
+    Args:
+        teacher: folder or Hub repository of a segmentation model with the same classes; empty is none.
+        weight: weight of the distillation loss, which is added to that of `[loss]`.
+        temperature: divisor T of both models' logits. Above 1 it shows more of what the teacher holds for possible
+            beside its first choice.
+
+    Raises:
+        ValueError: if a value is out of range; the message names it as `distill.name`.
+    """
+
+    teacher: str = ""
+    weight: float = 1.0
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        for name in ("weight", "temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"distill.{name} is {getattr(self, name)}; expected a positive number")
+            if getattr(self, name) != 1 and not self.teacher:
+                raise ValueError(f"distill.{name} is set, but distill.teacher is not: name a model, or leave both out")
 
 
 @dataclass(frozen=True)
@@ -596,10 +780,14 @@ __all__ = [
     "DTYPES",
     "LOSS_TERMS",
     "MOST_FOLDS",
+    "PHOTOMETRIC",
     "SHAPES_DIFFICULTIES",
     "TILE_STEP",
     "AugmentationConfig",
     "DataConfig",
+    "DistillationConfig",
+    "EarlyStoppingConfig",
+    "EmaConfig",
     "InferenceOptions",
     "LoraConfig",
     "LossConfig",

@@ -71,10 +71,10 @@ def check(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate every model, print the comparison, and write it."""
+    from ..data.splits import group_names
     from ..evaluation.comparison import compare
     from ..evaluation.comparison_report import difference_sheet, format_comparison, write_comparison
     from ..evaluation.detailed import evaluate_in_detail
-    from ..evaluation.summary import group_names
     from ..inference.distributed import DistributedContext
     from ..inference.predictor import find_device
 

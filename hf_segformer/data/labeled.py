@@ -9,10 +9,11 @@ from typing import Any
 import datasets
 import numpy as np
 
-from ..config import DataConfig, check_palette, check_unique
+from ..config import DataConfig, SplitConfig, check_palette, check_unique
 from ..visualization import Color
 from . import camvid, shapes, shapes_hard
 from .pairing import load_splits, pair_images_and_masks, two_columns, undecoded
+from .splits import add_groups, divide
 
 _CLASS_FILES = ("classes.json", "id2label.json")
 _SETTINGS = ("data.image_column", "data.mask_column")
@@ -31,6 +32,7 @@ class Source:
         names: class names that the data bring; may be empty.
         palette: colours that the data bring; may be empty.
         ignore_values: mask values that stand for no class.
+        pool: the images of all folds, if the evaluation images are one of them.
     """
 
     train: Any
@@ -38,35 +40,57 @@ class Source:
     names: tuple[str, ...] = ()
     palette: tuple[Color, ...] = ()
     ignore_values: tuple[int, ...] = ()
+    pool: datasets.Dataset | None = None
 
 
-def open_source(config: DataConfig) -> Source:
+def open_source(config: DataConfig, split: SplitConfig | None = None) -> Source:
     """Find a recipe's images and masks; none is read yet, and only shapes are generated.
+
+    Args:
+        config: the table `[data]`.
+        split: the table `[split]`; images that have groups get a column `group`.
 
     Raises:
         ValueError: if files, columns or splits do not fit; the message says what there is.
         OSError: if a folder is missing or cannot be read.
     """
+    split = split or SplitConfig()
     config.check_root()
+    split.check_with(config)
     if config.source == "shapes":
-        return _draw_shapes(config)
+        return _draw_shapes(config, split)
     if config.source == "camvid":
         folder = camvid.find_camvid(Path(config.root), config.train_split)
-        train, evaluation = _open_folders(config, folder, camvid.IMAGE_FOLDER, camvid.MASK_FOLDER)
+        train, evaluation = _open_folders(config, split, folder, camvid.IMAGE_FOLDER, camvid.MASK_FOLDER)
         classes: _Classes = (camvid.NAMES, camvid.PALETTE)
     elif config.source == "folders":
-        train, evaluation = _open_folders(config, Path(config.root), config.image_folder, config.mask_folder)
+        train, evaluation = _open_folders(config, split, Path(config.root), config.image_folder, config.mask_folder)
         classes = read_classes(config.root)
     else:
-        train, evaluation = _open_dataset(config)
+        train, evaluation = _open_dataset(config, split)
         classes = read_classes(config.root)
         if not classes[0]:
-            classes = (_feature_names(evaluation.features["label"]), ())
+            classes = (_feature_names((train if evaluation is None else evaluation).features["label"]), ())
+    pool = train if split.folds else None
+    if evaluation is None:
+        train, evaluation = divide(train, split, config.eval_share, config.seed, config.root)
     if not config.streaming:
         train = _spread(train, config.num_train, "num_train", config.train_split)
-        evaluation = _spread(evaluation, config.num_eval, "num_eval", config.eval_split_name)
+        evaluation = _spread(evaluation, config.num_eval, "num_eval", evaluation_name(config, split))
     ignore = (camvid.UNLABELLED,) if config.source == "camvid" and not config.label_values else ()
-    return Source(train, evaluation, *classes, ignore)
+    return Source(train, evaluation, *classes, ignore, pool)
+
+
+def evaluation_name(config: DataConfig, split: SplitConfig | None = None) -> str:
+    """Name the evaluation images of a recipe: their split, or what is held out of the training split."""
+    split = split or SplitConfig()
+    if split.folds:
+        return f"fold {split.fold} of {split.folds} of {config.train_split}"
+    if split.hold_out:
+        return f"{', '.join(split.hold_out)} of {config.train_split}"
+    if config.eval_share:
+        return f"{100 * config.eval_share:g} % of {config.train_split}"
+    return config.eval_split_name
 
 
 def read_classes(root: str) -> _Classes:
@@ -112,34 +136,42 @@ def _hub_file(repository: str, name: str) -> Path | None:
         return None
 
 
-def _draw_shapes(config: DataConfig) -> Source:
+def _draw_shapes(config: DataConfig, split: SplitConfig) -> Source:
     variant = shapes_hard if config.difficulty == "hard" else shapes
     train, evaluation = (
-        undecoded(shapes.shapes_dataset(split, number, config.image_size, config.seed, variant.draw_sample))
-        for split, number in zip(shapes.SPLITS, (config.num_train, config.num_eval), strict=True)
+        undecoded(shapes.shapes_dataset(name, number, config.image_size, config.seed, variant.draw_sample))
+        for name, number in zip(shapes.SPLITS, (config.num_train, config.num_eval), strict=True)
     )
-    return Source(train, evaluation, variant.NAMES, variant.PALETTE)
+    pool = train if split.folds else None
+    if pool is not None:
+        train, evaluation = divide(pool, split, 0, config.seed, "the generated shapes")
+    return Source(train, evaluation, variant.NAMES, variant.PALETTE, pool=pool)
 
 
 def _open_folders(
-    config: DataConfig, root: Path, image_folder: str, mask_folder: str
-) -> tuple[datasets.Dataset, datasets.Dataset]:
-    def read(split: str) -> datasets.Dataset:
-        folders = []
-        for folder in (image_folder, mask_folder):
-            is_whole = "{split}" in folder or config.eval_share
-            folders.append(root / folder.replace("{split}", split) / ("" if is_whole else split))
+    config: DataConfig, split: SplitConfig, root: Path, image_folder: str, mask_folder: str
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Training and evaluation images; None where those are still to be held out of the first."""
+
+    def read(name: str, held_out: bool) -> datasets.Dataset:
+        folders = [root / folder.replace("{split}", name) for folder in (image_folder, mask_folder)]
+        if not held_out or (split.holds_out and all((folder / name).is_dir() for folder in folders)):
+            pairs = zip(folders, (image_folder, mask_folder), strict=True)
+            folders = [path if "{split}" in folder else path / name for path, folder in pairs]
         suffixes = (config.image_suffix, config.mask_suffix)
-        return pair_images_and_masks(folders[0], folders[1], *suffixes, config.pages)
+        dataset = pair_images_and_masks(folders[0], folders[1], *suffixes, config.pages)
+        return add_groups(dataset, split, folders[0], None) if held_out else dataset
 
-    if config.eval_share:
-        return _hold_out(read(config.train_split), config)
-    return read(config.train_split), read(config.eval_split_name)
+    if config.eval_share or split.holds_out:
+        return read(config.train_split, True), None
+    return read(config.train_split, False), read(config.eval_split_name, False)
 
 
-def _open_dataset(config: DataConfig) -> tuple[Any, datasets.Dataset]:
+def _open_dataset(config: DataConfig, split: SplitConfig) -> tuple[Any, datasets.Dataset | None]:
+    """Training and evaluation rows; None where those are still to be held out of the first."""
     splits = _load_splits(config)
-    names = [config.train_split] if config.eval_share else [config.train_split, config.eval_split_name]
+    held_out = bool(config.eval_share or split.holds_out)
+    names = [config.train_split] if held_out else [config.train_split, config.eval_split_name]
     for name, key in zip(names, ("train_split", "eval_split"), strict=False):
         if name not in splits:
             way_out = ", or hold images out by data.eval_share=0.1" if key == "eval_split" else ""
@@ -149,12 +181,24 @@ def _open_dataset(config: DataConfig) -> tuple[Any, datasets.Dataset]:
     train, *evaluation = (
         two_columns(splits[name], config.root, (config.image_column, config.mask_column), _SETTINGS) for name in names
     )
-    if config.eval_share:
-        return _hold_out(train, config)
+    if held_out:
+        return add_groups(train, split, Path(config.root), _group_column(splits[config.train_split], split)), None
     if not config.streaming:
         return train, evaluation[0]
     train = train.take(config.num_train) if config.num_train else train
     return train.shuffle(seed=config.seed, buffer_size=_SHUFFLE_BUFFER), _collect(evaluation[0], config.num_eval)
+
+
+def _group_column(dataset: datasets.Dataset, split: SplitConfig) -> list | None:
+    """The values of the column that holds the groups, names in place of class indices; None without one."""
+    if not split.column:
+        return None
+    if split.column not in dataset.column_names:
+        raise ValueError(f"split.column is {split.column!r}; expected one of {', '.join(map(repr, dataset.features))}")
+    feature, values = dataset.features[split.column], dataset.select_columns([split.column])[split.column]
+    if isinstance(feature, datasets.ClassLabel):
+        return [None if value is None else feature.int2str(value) for value in values]
+    return list(values)
 
 
 def _load_splits(config: DataConfig) -> dict[str, Any]:
@@ -169,18 +213,6 @@ def _feature_names(feature: Any) -> tuple[str, ...]:
     while hasattr(feature, "feature"):
         feature = feature.feature
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
-
-
-def _hold_out(dataset: datasets.Dataset, config: DataConfig) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Split a data set in two, each part in its order; the seed and the number of rows decide which are held out."""
-    number = max(1, round(len(dataset) * config.eval_share))
-    if number >= len(dataset):
-        raise ValueError(
-            f"data.eval_share is {config.eval_share} of the {len(dataset)} images in {config.root}; expected a share "
-            "that leaves some to train on"
-        )
-    order = np.random.default_rng(config.seed).permutation(len(dataset))
-    return dataset.select(np.sort(order[number:])), dataset.select(np.sort(order[:number]))
 
 
 def _spread(dataset: datasets.Dataset, number: int, key: str, split: str) -> datasets.Dataset:
@@ -202,4 +234,4 @@ def _collect(stream: Any, number: int) -> datasets.Dataset:
     return datasets.Dataset.from_list(rows, features=stream.features)
 
 
-__all__ = ["Source", "open_source", "read_classes"]
+__all__ = ["Source", "evaluation_name", "open_source", "read_classes"]

@@ -14,13 +14,14 @@ from PIL import Image
 from ..config import InferenceOptions
 from ..configuration_segformer import default_ignore_index
 from ..data.readers import read_whole_image
+from ..data.splits import group_names, image_paths
 from ..image_io_segformer import read_mask
 from ..inference.segmenter import Segmenter
 from ..visualization import Color, Stretch, displayable
 from .accumulator import MetricAccumulator
 from .evaluate import Evaluation, evaluate
 from .report import NUM_SAMPLES, Report, choose_samples
-from .summary import group_names, summarize
+from .summary import summarize
 
 
 def evaluate_in_detail(
@@ -81,8 +82,8 @@ def build_report(
         title: name of the data, the heading of the page.
         split: name of the split that was evaluated.
         details: settings by name, shown with the method at the end of the page.
-        group_pattern: regular expression for the groups that the intervals draw, see `summary.group_names`; by default
-            images are drawn.
+        group_pattern: regular expression for the groups that the intervals draw, see
+            `data.splits.group_names`; by default images are drawn.
         num_samples: of worst images, and of typical ones.
 
     Returns:
@@ -155,24 +156,11 @@ def image_names(dataset: Any) -> list[str]:
     Args:
         dataset: with a length; of a `datasets.Dataset` the column `image` is looked at.
     """
-    paths = _paths(dataset)
-    if paths is None or not all(paths):
+    paths = image_paths(dataset) if isinstance(dataset, datasets.Dataset) else []
+    if not paths or not all(paths):
         return [str(index) for index in range(len(dataset))]
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
     return [os.path.relpath(path, folder) if folder else path for path in paths]
-
-
-def _paths(dataset: Any) -> list[str] | None:
-    if not isinstance(dataset, datasets.Dataset):
-        return None
-    feature = dataset.features.get("image")
-    rows = dataset.with_format(None)
-    if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
-        return list(rows["image"])
-    if isinstance(feature, datasets.Image):
-        undecoded = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
-        return list(undecoded.flatten().select_columns(["image.path"])["image.path"])
-    return None
 
 
 __all__ = ["as_displayed", "build_report", "evaluate_in_detail", "image_names", "sample_loader"]

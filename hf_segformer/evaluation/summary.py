@@ -6,7 +6,6 @@ Axes: K classes, I images.
 import csv
 import io
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -172,34 +171,6 @@ def escape_latex(text: str) -> str:
     return "".join(special.get(sign, sign) for sign in printable(text))
 
 
-def group_names(names: Iterable[str], pattern: str) -> list[str]:
-    r"""Each image's group: the match of a regular expression in its name, or of its first bracket if there is one.
-
-    Args:
-        names: of the images.
-        pattern: regular expression, such as `^(patient\d+)_`.
-
-    Raises:
-        ValueError: if the pattern is no regular expression, or is not found in a name.
-
-    Examples:
-        >>> from hf_segformer.evaluation.summary import group_names
-        >>> group_names(["anna_1.png", "anna_2.png", "ben_1.png"], "^([a-z]+)_")
-        ['anna', 'anna', 'ben']
-    """
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"the group pattern is {pattern!r}; expected a regular expression: {error}") from error
-    groups = []
-    for name in names:
-        match = expression.search(name)
-        if match is None:
-            raise ValueError(f"the group pattern {pattern!r} is not found in the image name {name!r}")
-        groups.append(match.group(1) if expression.groups else match.group())
-    return groups
-
-
 def _class_summary(
     place: int,
     name: str,
@@ -312,7 +283,6 @@ __all__ = [
     "classes_latex",
     "csv_text",
     "escape_latex",
-    "group_names",
     "per_image_csv",
     "percent",
     "summarize",

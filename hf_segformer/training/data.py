@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from PIL import Image
 
-from ..config import DataConfig, check_palette, parse_value_range
+from ..config import DataConfig, SplitConfig, check_palette, parse_value_range
 from ..configuration_segformer import default_ignore_index
 from ..data.decoding import RowReader, array_dtype, file_name
 from ..data.label_mapping import LabelMapping, class_values
@@ -74,16 +74,19 @@ class Data:
         return f"{path} ({place})" if path else place
 
 
-def load_data(config: DataConfig, num_channels: int = 3) -> Data:
+def load_data(config: DataConfig, num_channels: int = 3, split: SplitConfig | None = None) -> Data:
     """Find or generate the images and masks of a recipe.
 
     Shapes are evaluated as they are. Real images are evaluated whole, their shorter side resized to
     `config.eval_size`, sides rounded up to multiples of 32, as the paper does (section 4.1). Images of other than
     three bands are normalised by mean and standard deviation of up to a hundred training images, in their own units.
+    Folds share one processor, whose size and statistics come from the images of all folds, so that their models can be
+    averaged; no mask has a part in them.
 
     Args:
         config: the table `[data]`.
         num_channels: bands C.
+        split: the table `[split]`.
 
     Raises:
         ValueError: if the data do not fit the recipe, or there are no class names.
@@ -96,7 +99,7 @@ def load_data(config: DataConfig, num_channels: int = 3) -> Data:
         >>> data.train[1]["label"].shape
         (32, 32)
     """
-    source = open_source(config)
+    source = open_source(config, split)
     names = tuple(config.names) or source.names
     if not names:
         raise ValueError(
@@ -116,7 +119,8 @@ def load_data(config: DataConfig, num_channels: int = 3) -> Data:
     )
     train = source.train.map(_Row(reader)) if config.streaming else source.train.with_transform(reader)
     evaluation = source.evaluation.with_transform(reader)
-    processor = _processor(config, num_channels, len(values), train, evaluation)
+    measured = [rows if source.pool is None else source.pool.with_transform(reader) for rows in (train, evaluation)]
+    processor = _processor(config, num_channels, len(values), *measured)
     palette = _palette(config, names, source.palette)
     return Data(train, evaluation, names, palette, processor, config.ignore_exif)
 

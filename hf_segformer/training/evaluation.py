@@ -10,12 +10,13 @@ from transformers import logging
 
 from ..conversion.checkpoints import locate
 from ..conversion.loading import load_segmentation, own_processor
+from ..data.labeled import evaluation_name
 from ..evaluation.detailed import build_report, evaluate_in_detail
 from ..evaluation.evaluate import Evaluation
 from ..inference.segmenter import Segmenter
 from .data import load_data
 from .recipe import Recipe
-from .report import class_count, split_name, with_background
+from .report import class_count, with_background
 
 
 def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path, device: torch.device | None = None) -> Evaluation:
@@ -41,7 +42,7 @@ def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path, device: torch
     path = locate(checkpoint)
     model, _ = load_segmentation(path)
     processor = own_processor(path, model)
-    data = load_data(recipe.data, model.config.num_channels)
+    data = load_data(recipe.data, model.config.num_channels, recipe.split)
     _check_classes(checkpoint, model.config, data.names)
     folder.mkdir(parents=True, exist_ok=True)
     model, processor = model.to(device or state.device), processor or data.processor
@@ -58,7 +59,7 @@ def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path, device: torch
             data.evaluation,
             with_background(data.names, data.palette)[1],
             title=recipe.data.title or recipe.data.source,
-            split=split_name(recipe.data),
+            split=evaluation_name(recipe.data, recipe.split),
             details={"Model": checkpoint, "Recipe": recipe.name},
         )
         print(f"\nWritten to {folder}: {', '.join(path.name for path in report.write(folder))}")

@@ -8,13 +8,24 @@ config.py; those of `TrainingArguments` and `SegFormerConfig`, whose import take
 import ast
 import importlib.util
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import AugmentationConfig, DataConfig, InferenceOptions, LoraConfig, LossConfig, OptimizerConfig
+from ..config import (
+    AugmentationConfig,
+    DataConfig,
+    DistillationConfig,
+    EarlyStoppingConfig,
+    EmaConfig,
+    InferenceOptions,
+    LoraConfig,
+    LossConfig,
+    OptimizerConfig,
+    SplitConfig,
+)
 from ..files import resolve_inside
 from .arguments import check_recipe_arguments
 
@@ -23,11 +34,15 @@ if TYPE_CHECKING:
 
 _OPTIONS = {
     "data": DataConfig,
+    "split": SplitConfig,
     "augmentation": AugmentationConfig,
     "loss": LossConfig,
     "optimizer": OptimizerConfig,
     "evaluation": InferenceOptions,
     "lora": LoraConfig,
+    "ema": EmaConfig,
+    "early_stopping": EarlyStoppingConfig,
+    "distill": DistillationConfig,
 }
 _LEAST = {
     "per_device_train_batch_size": 1,
@@ -51,20 +66,28 @@ class Recipe:
         name: the file's name without suffix.
         tables: all of it, as TOML tables; a table that the file leaves out is empty.
         data: source of images and masks.
+        split: division of the training split.
         augmentation: augmentation of training images.
         optimizer: parameter groups and schedule.
         evaluation: inference options of every evaluation.
         lora: the adapters.
+        ema: the average of the weights.
+        early_stopping: the end of a training that gets no better.
+        distill: the teacher.
         text: the TOML text of it all, comments included; empty where bases or overrides add to a file.
     """
 
     name: str
     tables: dict[str, dict[str, Any]]
     data: DataConfig
+    split: SplitConfig
     augmentation: AugmentationConfig
     optimizer: OptimizerConfig
     evaluation: InferenceOptions
     lora: LoraConfig
+    ema: EmaConfig
+    early_stopping: EarlyStoppingConfig
+    distill: DistillationConfig
     text: str = ""
 
     @property
@@ -76,6 +99,15 @@ class Recipe:
     def trainer(self) -> dict[str, Any]:
         """Keywords of `TrainingArguments`."""
         return self.tables["trainer"]
+
+    def with_values(self, values: Mapping[str, Mapping[str, Any]]) -> "Recipe":
+        """Return the recipe with other values, by table and key, checked again.
+
+        Raises:
+            ValueError: if a value is out of range, or does not go with others.
+        """
+        tables = {table: {**held, **values.get(table, {})} for table, held in self.tables.items()}
+        return _checked(self.name, self.name, tables, "")
 
     def check_trainable(self) -> None:
         """Raise ValueError if a training lacks what reading the recipe, for its data say, does not need."""
@@ -162,6 +194,7 @@ def _checked(where: str, name: str, tables: dict[str, dict[str, Any]], text: str
     options = {table: _OPTIONS[table](**tables[table]) for table in _OPTIONS if table != "loss"}
     recipe = Recipe(name, tables, **options, text=text)
     recipe.data.check_root()
+    recipe.split.check_with(recipe.data)
     if recipe.data.streaming and recipe.trainer.get("max_steps", 0) <= 0:
         raise ValueError("data.streaming is set, but a stream has no length: set trainer.max_steps")
     return recipe

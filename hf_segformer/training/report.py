@@ -9,10 +9,12 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedModel, ProgressCallback
 
-from ..config import DataConfig
+from ..data.labeled import evaluation_name
+from ..data.splits import count_division
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.metrics import confusion_matrix, scores
-from ..evaluation.report import write_confusion
+from ..evaluation.report import write_confusion, write_file
+from ..evaluation.summary import csv_text
 from ..files import write_json
 from ..inference.segmenter import predict
 from ..progress import Progress
@@ -20,6 +22,7 @@ from ..visualization import Color, Stretch, colorize, displayable, figure
 from .data import Data
 from .recipe import Recipe
 
+CONFUSION_FILE = "confusion.csv"  # counts of pixels: a row for each class of the masks
 _NUM_DRAWN = 4
 
 Sample = tuple[Image.Image | np.ndarray, np.ndarray, np.ndarray]  # image, mask and prediction (H, W)
@@ -58,19 +61,33 @@ class ProgressBar(ProgressCallback):
 
 
 def write_evaluation(evaluation: Evaluation, recipe: Recipe, folder: Path) -> None:
-    """Write `metrics.json` and `confusion.png`.
+    """Write `metrics.json`, `confusion.csv` and `confusion.png`.
 
     Raises:
         OSError: if they cannot be written.
     """
-    values = evaluation.to_json(recipe.data.title or recipe.data.source, split_name(recipe.data), recipe.evaluation)
+    split = evaluation_name(recipe.data, recipe.split)
+    values = evaluation.to_json(recipe.data.title or recipe.data.source, split, recipe.evaluation)
     write_json(values, folder / "metrics.json")
+    header = ["mask", *evaluation.names, "no class"]
+    rows = zip(evaluation.names, evaluation.matrix.tolist(), strict=True)
+    write_file(folder / CONFUSION_FILE, csv_text([header, *([name, *counts] for name, counts in rows)]))
     write_confusion(folder, evaluation.matrix, evaluation.names)
 
 
-def split_name(data: DataConfig) -> str:
-    """Name the evaluation split of a recipe: the split itself, or the share of the training split."""
-    return f"{100 * data.eval_share:g} % of {data.train_split}" if data.eval_share else data.eval_split_name
+def split_record(recipe: Recipe, data: Data) -> dict[str, Any]:
+    """Describe how evaluation images were held out of the training split; empty where they have a split of their own.
+
+    Groups are counted and not named, except those that the recipe names: a pattern may find patients.
+    """
+    split, share = recipe.split, recipe.data.eval_share
+    if not (share or split.holds_out):
+        return {}
+    fold = {"folds": split.folds, "fold": split.fold} if split.folds else {}
+    kind = {"hold_out": list(split.hold_out), **fold, "share": share}
+    groups = {"group": split.group, "column": split.column}
+    known = {key: value for key, value in {**kind, **groups}.items() if value}
+    return known | fold | {"seed": recipe.data.seed, **count_division(data.train, data.evaluation)}
 
 
 def class_count(number: int) -> str:
@@ -118,12 +135,13 @@ def with_background(names: Sequence[str], palette: Sequence[Color]) -> tuple[lis
 
 
 __all__ = [
+    "CONFUSION_FILE",
     "ProgressBar",
     "Sample",
     "class_count",
     "draw_predictions",
     "predict_some",
-    "split_name",
+    "split_record",
     "spread",
     "with_background",
     "write_evaluation",

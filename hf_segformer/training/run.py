@@ -22,8 +22,10 @@ from transformers import (
 
 from ..config import LoraConfig
 from ..configuration_segformer import VARIANTS, SegFormerConfig, default_ignore_index
+from ..data.splits import format_division, write_division
 from ..data.torch_datasets import EpochSampler, TrainDataset, TrainStream
 from ..evaluation.evaluate import evaluate
+from ..evaluation.metrics import COUNTED_SCORES
 from ..files import read_json
 from ..hub.model_card import write_card
 from ..image_processing_segformer import SegFormerImageProcessor
@@ -34,7 +36,7 @@ from .data_checks import check_classes, check_data, format_counts, show_batch
 from .losses import SegmentationLoss, class_weights
 from .recipe import Recipe
 from .recipe_trainer import RecipeTrainer
-from .report import class_count, draw_predictions, predict_some, spread, write_evaluation
+from .report import class_count, draw_predictions, predict_some, split_record, spread, write_evaluation
 from .resume import newest_whole_checkpoint
 from .run_folder import RunFolder
 from .run_record import build_run_record, write_run_record
@@ -93,7 +95,9 @@ def _prepare_data(recipe: Recipe, arguments: TrainingArguments, checkpoint: Path
     """Load and check the data before an earlier run is archived; the loss has numbers for class weights."""
     is_main = arguments.process_index == 0
     config, loss = fresh_config(recipe.model), recipe.loss
-    data = load_data(recipe.data, config.num_channels)
+    data = load_data(recipe.data, config.num_channels, recipe.split)
+    if is_main and (division := format_division(data.train, data.evaluation)):
+        print(division, end="\n\n")
     if recipe.model.get("checkpoint") and (remark := check_classes(data.names, config.id2label)) and is_main:
         print(remark)
     if checkpoint is None or isinstance(loss.class_weights, str):
@@ -121,7 +125,9 @@ def inspect_data(recipe: Recipe, check: bool, figure: Path | None) -> None:
         OSError: if files are missing or cannot be read or written.
     """
     config = fresh_config(recipe.model)
-    data = load_data(recipe.data, config.num_channels)
+    data = load_data(recipe.data, config.num_channels, recipe.split)
+    if division := format_division(data.train, data.evaluation):
+        print(division, end="\n\n")
     if check:
         print(format_counts(check_data(data, len(data.names)), data.names))
     if figure is not None:
@@ -173,7 +179,11 @@ def finish(trainer: RecipeTrainer, recipe: Recipe, data: Data, folder: Path) -> 
     write_evaluation(evaluation, recipe, folder)
     samples = predict_some(check_saved(model, data, folder), data)
     draw_predictions(samples, data.names, data.palette).save(folder / "prediction.png")
-    record = build_run_record(trainer, recipe=recipe.tables, title=recipe.data.title, terms=recipe.data.terms)
+    if split := split_record(recipe, data):
+        write_division(folder, data.train, data.evaluation)
+    record = build_run_record(
+        trainer, recipe=recipe.tables, title=recipe.data.title, terms=recipe.data.terms, split=split
+    )
     write_run_record(folder, record)
     write_card(folder)
     print("\nThe model was loaded again from its folder by AutoModelForSemanticSegmentation and predicts the same.")
@@ -295,7 +305,7 @@ def check_best_metric(arguments: TrainingArguments, names: Sequence[str]) -> Non
     wanted = arguments.metric_for_best_model.removeprefix("eval_")
     shown = ("background", *names) if len(names) == 1 else names
     by_class = [f"{kind}_{name}" for kind in ("iou", "accuracy") for name in shown]
-    known = ["mean_iou", "mean_accuracy", "overall_accuracy", *by_class]
+    known = [*COUNTED_SCORES, *by_class]
     if wanted not in known:
         raise ValueError(f"trainer.metric_for_best_model is {wanted!r}; expected one of {', '.join(known)}")
 

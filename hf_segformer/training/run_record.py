@@ -35,6 +35,7 @@ def build_run_record(
     num_images: int | None = None,
     base_model: str | None = None,
     license: str | None = None,
+    split: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Collect arguments, loss curve, length, machine and versions of a training run.
 
@@ -50,6 +51,7 @@ def build_run_record(
         base_model: repository of the weights that training began with; by default where the model came from, if that
             was the Hub.
         license: of the model, in the Hub's words.
+        split: what `report.split_record` gives.
 
     Returns:
         the content of training.json; unknown facts are left out.
@@ -65,7 +67,7 @@ def build_run_record(
     batch_size = per_process * arguments.gradient_accumulation_steps * arguments.world_size
     hours = max((row["hours"] for row in state.log_history if "hours" in row), default=None)
     record = {
-        "recipe": _without_private(recipe or {}),
+        "recipe": without_private(recipe or {}),
         "arguments": _arguments(trainer),
         "steps": state.global_step,
         "epochs": round(state.epoch or 0, 3) if has_length else None,  # a stream has no length
@@ -77,6 +79,7 @@ def build_run_record(
         "base_model": origin if is_hub_id(origin) and not Path(origin).exists() else None,
         "license": license,
         "dataset": _known({"title": title, "terms": terms, "hub_id": hub_id, "images": num_images}),
+        "split": split,
         "evaluation": _last_evaluation(trainer),
         "curve": [row for row in map(_curve_row, state.log_history) if len(row) > 1],
     }
@@ -105,9 +108,14 @@ def _known(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value not in (None, "", [], {}, 0)}
 
 
-def _without_private(recipe: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def without_private(recipe: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Tables of a recipe without what names places on the machine and people; `[split]` only looks as if it did."""
     tables = {
-        table: {key: value for key, value in values.items() if key not in _PRIVATE and not _is_local(value)}
+        table: {
+            key: value
+            for key, value in values.items()
+            if key not in _PRIVATE and not (_is_local(value) and table != "split")
+        }
         for table, values in recipe.items()
     }
     return _known(tables)
@@ -194,4 +202,4 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-__all__ = ["build_run_record", "write_run_record"]
+__all__ = ["build_run_record", "without_private", "write_run_record"]

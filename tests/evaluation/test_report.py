@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_segformer.data.splits import group_names
 from hf_segformer.evaluation import plots
 from hf_segformer.evaluation.accumulator import MetricAccumulator, worst_images
 from hf_segformer.evaluation.binary import roc_auc
@@ -26,7 +27,6 @@ from hf_segformer.evaluation.summary import (
     classes_latex,
     csv_text,
     escape_latex,
-    group_names,
     per_image_csv,
     summarize,
 )

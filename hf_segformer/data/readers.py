@@ -1,15 +1,16 @@
 """Readers of images and masks: one way for every command to open a file, in memory or on disk.
 
-A `Reader` claims a file by its content and says its kind: an image, which is read as a whole, or a raster, which is
-read and predicted by tiles. The readers of this package, and those of others that announce a class under the entry
-points `hf_segformer.readers`, are asked in turn; what none of them claims is read as an ordinary image by Pillow, or
-as a NumPy array. Pixels without data are masked, band by band.
+A `Reader` claims a file by its content and says its kind: an image, which is read as a whole, a raster, which is read
+and predicted by tiles, or a volume, which is read and predicted slice by slice. The readers of this package, and those
+of others that announce a class under the entry points `hf_segformer.readers`, are asked in turn; what none of them
+claims is read as an ordinary image by Pillow, or as a NumPy array. Pixels without data are masked, band by band.
 
 Axes: C bands, H height, W width, h w a tile's sides.
 """
 
 import os
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -21,6 +22,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
+from ..files import IMAGE_SUFFIXES
 from ..image_io_segformer import (
     DECODE_ERRORS,
     check_area,
@@ -31,11 +33,15 @@ from ..image_io_segformer import (
     read_mask,
 )
 
-Kind = Literal["image", "raster"]
+Kind = Literal["image", "raster", "volume"]
 
 ENTRY_POINTS = "hf_segformer.readers"
 # This package's own entry points, known without installed metadata.
-_OWN_READERS = ("hf_segformer.geo.tiff:PlainRaster", "hf_segformer.geo.geotiff:GeoRaster")
+_OWN_READERS = (
+    "hf_segformer.geo.tiff:PlainRaster",
+    "hf_segformer.geo.geotiff:GeoRaster",
+)
+_COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
 _HEAD = 4096  # bytes that readers claim a file by
 NUMPY_MAGIC = b"\x93NUMPY"
 _HUB_FILE = re.compile(
@@ -63,6 +69,8 @@ class ReadOptions(NamedTuple):
         any_range: accept integers of any range in three channels, since a value range is applied later.
         num_rows: height of the tiles to be read, for which decoded pixels are cached.
         is_mask: a mask is read, of one band.
+        axis: axis, from 0, that a volume is cut along into slices; None for the one of its format.
+        window: read 8-bit grey values by the window that the file states for display.
     """
 
     num_channels: int = 3
@@ -72,6 +80,8 @@ class ReadOptions(NamedTuple):
     any_range: bool = False
     num_rows: int = 1024
     is_mask: bool = False
+    axis: int | None = None
+    window: bool = False
 
 
 class ImageSource:
@@ -80,13 +90,15 @@ class ImageSource:
     Args:
         value: a path, the bytes of a file, or both as `{"bytes": ..., "path": ...}`, as data sets store files.
         name: what error messages call it; by default its path.
+        files: all files of an image that is stored in several, of which `value` is one.
 
     Raises:
         OSError: if the file cannot be read.
         ValueError: if there is neither a path nor bytes.
     """
 
-    def __init__(self, value: Any, name: str = ""):
+    def __init__(self, value: Any, name: str = "", files: Sequence[str] = ()):
+        self.files = tuple(files)
         content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, value)
         if isinstance(value, bytes | BytesIO):
             content, path = value, None
@@ -142,9 +154,14 @@ def _read_head(path: Path | None, name: str) -> bytes:
 class Reader(Protocol):
     """An open image.
 
+    A reader of further formats may have `suffixes`, the endings in lower case by which folders are searched for them,
+    `gather(paths)`, which joins files of one folder that make up one image (see `gather`), and `states_window`, True if
+    its files may state a window for display.
+
     Attributes:
         name: what error messages call it.
-        kind: `"image"`, to be read as a whole, or `"raster"`, to be read and predicted by tiles.
+        kind: `"image"`, to be read as a whole, `"raster"`, to be read and predicted by tiles, or `"volume"`, to be read
+            and predicted slice by slice (see `inference.volumes.VolumeReader`).
         height: in pixels.
         width: in pixels.
         num_bands: number of bands that are read.
@@ -325,6 +342,65 @@ def find_reader(source: ImageSource, by_tiles: bool = False) -> tuple[Any, Kind]
     raise AssertionError("ImageFile claims every file")
 
 
+@cache
+def image_suffixes() -> tuple[str, ...]:
+    """Return the endings of the files that a folder is searched for, in lower case."""
+    return IMAGE_SUFFIXES + tuple(suffix for reader in _readers() for suffix in getattr(reader, "suffixes", ()))
+
+
+def without_suffix(path: str) -> str:
+    """Return a path without its ending, which may have two parts if a reader says so.
+
+    Examples:
+        >>> from hf_segformer.data.readers import without_suffix
+        >>> without_suffix("scans/head.nii.gz"), without_suffix("drive.1/left.png")
+        ('scans/head', 'drive.1/left')
+    """
+    parts = sorted((each for each in image_suffixes() if each.count(".") > 1), key=len, reverse=True)
+    ending = next((each for each in parts if path.lower().endswith(each)), "")
+    if ending:
+        return path[: -len(ending)]
+    name, suffix = os.path.splitext(path)
+    return path if suffix[1:].isdigit() else name  # a number is no ending, as in 1.2.840.1
+
+
+def is_listed(path: str) -> bool:
+    """Return True for a file that a folder is searched for: by its ending, or where it has none by its content."""
+    if path.lower().endswith(image_suffixes()):
+        return True
+    if os.path.splitext(path)[1].strip(".0123456789"):
+        return False
+    try:
+        return find_reader(ImageSource(path))[0] is not ImageFile
+    except OSError:
+        return False
+
+
+def gather(paths: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Join the files of one folder that make up one image, by the readers that claim them.
+
+    Returns:
+        the files of each image of several by a name, unique in the folder (empty for the folder's only one), and the
+        files that are no images though their reader claims them.
+    """
+    groups: dict[str, tuple[str, ...]] = {}
+    dropped: list[str] = []
+    for reader in _readers():
+        if hasattr(reader, "gather"):
+            found, others = reader.gather([path for path in paths if _is_claimed(reader, path)])
+            groups, dropped = {**groups, **found}, [*dropped, *others]
+    return groups, dropped
+
+
+def _is_claimed(reader: Any, path: str) -> bool:
+    if path.lower().endswith(IMAGE_SUFFIXES):
+        return False
+    try:
+        return find_reader(ImageSource(path))[0] is reader
+    except OSError:
+        return False
+
+
 def open_image(source: Any, num_channels: int = 3, name: str = "", **options: Any) -> Reader:
     """Open an image by the reader that claims it.
 
@@ -351,7 +427,14 @@ def open_image(source: Any, num_channels: int = 3, name: str = "", **options: An
     source = source if isinstance(source, ImageSource) else ImageSource(source, name)
     if options.get("bands") is not None:
         options["bands"] = tuple(options["bands"])
-    return find_reader(source)[0](source, ReadOptions(num_channels, **options))
+    reader, kind = find_reader(source)
+    if options.get("window") and not getattr(reader, "states_window", False):
+        raise ValueError(
+            f"{source.name} states no window for display; expected its numbers: --value-range window:CENTER,WIDTH"
+        )
+    if options.get("axis") is not None and kind != "volume":
+        raise ValueError(f"{source.name} is no volume that is cut along an axis; leave --axis out")
+    return reader(source, ReadOptions(num_channels, **options))
 
 
 def open_raster(source: Any, num_channels: int = 3, name: str = "", **options: Any) -> Reader:
@@ -363,7 +446,7 @@ def open_raster(source: Any, num_channels: int = 3, name: str = "", **options: A
 
 
 def kind_of(source: Any) -> Kind:
-    """Return the kind of a file: `"image"` or `"raster"`; `"image"` for a file that does not exist.
+    """Return the kind of a file: `"image"`, `"raster"` or `"volume"`; `"image"` for a file that does not exist.
 
     Examples:
         >>> from hf_segformer.data.readers import kind_of
@@ -377,14 +460,23 @@ def kind_of(source: Any) -> Kind:
     return find_reader(source)[1]
 
 
-def count_pages(source: Any) -> int:
-    """Return the number of images in a file: pages, frames, or planes that its axes call so.
+def count_pages(source: Any, axis: int | None = None) -> int:
+    """Return the number of images in a file: pages, frames, slices, or planes that its axes call so.
+
+    Args:
+        source: a path or an `ImageSource`.
+        axis: see `ReadOptions`.
 
     Raises:
         OSError: if it cannot be read.
+        ValueError: if a volume cannot be cut so.
     """
     source = source if isinstance(source, ImageSource) else ImageSource(source)
-    return find_reader(source)[0].count(source)
+    reader, kind = find_reader(source)
+    if kind != "volume":
+        return reader.count(source)
+    with reader(source, ReadOptions(axis=axis)) as volume:
+        return volume.num_slices
 
 
 def read_whole_image(source: Any, num_channels: int, name: str = "", **options: Any) -> Image.Image | np.ndarray:
@@ -437,6 +529,34 @@ def read_whole_mask(source: Any, name: str = "", page: int | None = None, ignore
     return labels[0]
 
 
+def read_color_mask(source: Any, name: str = "", page: int | None = None, ignore_exif: bool = False) -> np.ndarray:
+    """Read a mask whose colours are the classes, by the reader that claims it; see `read_whole_mask`.
+
+    A palette's indices become its colours, grey has three equal ones, and an alpha channel is left out.
+
+    Returns:
+        integers (H, W), 65536 red + 256 green + blue, masked where the file declares no data.
+
+    Raises:
+        ValueError: if it does not hold bytes of one or three bands, or several images.
+        OSError: if it cannot be read.
+    """
+    source = source if isinstance(source, ImageSource) else ImageSource(source, name)
+    if find_reader(source)[0] is ImageFile and not source.head.startswith(NUMPY_MAGIC):
+        image = open_image_file(source.file, source.name, page, ignore_exif)
+        if image.format == "JPEG":
+            raise ValueError(f"{source.name} is a JPEG file, whose compression changes colours; expected PNG or TIFF")
+        pixels: Any = image.convert("RGB") if image.mode in _COLOR_MODES else image
+    else:
+        pixels = read_whole_image(source, 3, page=page, ignore_exif=ignore_exif)
+    array = np.asanyarray(pixels)
+    array = np.moveaxis(array, -1, 0) if isinstance(pixels, Image.Image) and array.ndim == 3 else array
+    if array.dtype != np.uint8 or array.ndim != 3 or len(array) != 3:
+        raise ValueError(f"{source.name} has no 8-bit colours; expected a mask of red, green and blue")
+    red, green, blue = array.astype(np.int32)
+    return red * 65536 + green * 256 + blue
+
+
 def has_data(image: Image.Image | np.ndarray) -> np.ndarray | None:
     """Return where any band of an image (C, H, W) holds data, bool (H, W); None where all of it does."""
     if not isinstance(image, np.ma.MaskedArray) or not np.ma.is_masked(image):
@@ -472,12 +592,17 @@ __all__ = [
     "choose_bands",
     "count_pages",
     "find_reader",
+    "gather",
     "has_data",
+    "image_suffixes",
     "is_hub_file",
+    "is_listed",
     "is_turned_alone",
     "kind_of",
     "open_image",
     "open_raster",
+    "read_color_mask",
     "read_whole_image",
     "read_whole_mask",
+    "without_suffix",
 ]

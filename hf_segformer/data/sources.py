@@ -12,8 +12,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..files import IMAGE_SUFFIXES, resolve_inside
-from .readers import ImageSource, Kind, count_pages, kind_of, open_image
+from ..files import resolve_inside
+from .readers import (
+    ImageSource,
+    Kind,
+    Reader,
+    count_pages,
+    gather,
+    image_suffixes,
+    is_listed,
+    kind_of,
+    open_image,
+    without_suffix,
+)
 
 
 class InputItem(NamedTuple):
@@ -23,15 +34,21 @@ class InputItem(NamedTuple):
         name: name under which its results are filed, with / between folders.
         source: the file, or the row's number.
         page: which image of a file with several, from 0; None for a file's only one.
+        files: all files of an image that is stored in several, of which `source` is one.
     """
 
     name: str
     source: str | int
     page: int | None = None
+    files: tuple[str, ...] = ()
 
 
 def find_inputs(
-    inputs: Sequence[str], out: Path, pages: bool = False, skipped: Counter[str] | None = None
+    inputs: Sequence[str],
+    out: Path,
+    pages: bool = False,
+    skipped: Counter[str] | None = None,
+    axis: int | None = None,
 ) -> list[InputItem]:
     """Find the images that inputs name, in an order that depends on the inputs alone.
 
@@ -42,45 +59,78 @@ def find_inputs(
         out: folder of the results; files in it are skipped.
         pages: take each image of a file with several as an image of its own, named NAME_p001, NAME_p002, ...
         skipped: counts the files of folders that are no images, by suffix.
+        axis: see `ReadOptions`.
 
     Returns:
-        One item an image. Names keep the folders below a folder or below a pattern's fixed part, and those of a list's
-        relative paths; a file that was given by itself is filed by its own name.
+        One item an image; the files of a folder that make up one image are one item, see `readers.gather`. Names keep
+        the folders below a folder or below a pattern's fixed part, and those of a list's relative paths; a file that
+        was given by itself is filed by its own name.
 
     Raises:
         OSError: if an input does not exist.
         ValueError: if there is no image, two would be filed under one name or one outside `out`, `out` is a folder of
             images itself, or a list is no text.
     """
-    found: dict[str, str] = {}
+    found: dict[str, InputItem] = {}
     for given in inputs:
         number = len(found)
-        for folder, path in _files(given, out, skipped if skipped is not None else Counter()):
-            name = _name(given, folder, path, out)
-            if found.setdefault(name, path) != path:
+        for item in _items_of(given, out, skipped if skipped is not None else Counter()):
+            if found.setdefault(item.name, item) != item:
                 raise ValueError(
-                    f"{found[name]} and {path} would both be filed as {name}: give their folder, below which names are "
-                    "kept, a pattern that fits one of them, or predict them into two folders"
+                    f"{found[item.name].source} and {item.source} would both be filed as {item.name}: give their "
+                    "folder, below which names are kept, a pattern that fits one of them, or predict them into two "
+                    "folders"
                 )
         if len(found) == number and (has_magic(given) or os.path.isdir(given)):
             raise ValueError(
-                f"{given} holds no images ({', '.join(IMAGE_SUFFIXES)}), or only ones that were given already or are "
+                f"{given} holds no images ({', '.join(image_suffixes())}), or only ones that were given already or are "
                 f"in {out}"
             )
     if not found:
         raise ValueError("no inputs are given; expected files, folders, patterns or @FILE, a list")
-    items = [InputItem(*pair) for pair in sorted(found.items())]
-    return _expanded(items) if pages else items
+    items = sorted(found.values())
+    return _expanded(items, axis) if pages else items
 
 
-def _expanded(items: Sequence[InputItem]) -> list[InputItem]:
+def _items_of(given: str, out: Path, skipped: Counter[str]) -> Iterator[InputItem]:
+    """Yield the images of one input; only a folder's files may make up one image together."""
+    files = list(_files(given, out, skipped))
+    groups: dict[str, tuple[str, tuple[str, ...]]] = {}
+    if os.path.isdir(given) and not given.startswith("@"):
+        groups, dropped = _groups(given, [path for _, path in files])
+        skipped.update(os.path.splitext(path)[1].lower() for path in dropped)
+        taken = dropped.union(*(members for _, members in groups.values()))
+        files = [(folder, path) for folder, path in files if path not in taken or path in groups]
+    for folder, path in files:
+        name, members = groups.get(path, (without_suffix(path), ()))
+        yield InputItem(_name(given, folder, name, out), path, None, members)
+
+
+def _groups(given: str, paths: Sequence[str]) -> tuple[dict[str, tuple[str, tuple[str, ...]]], set[str]]:
+    """Return the name and the files of each image of several by its first file, and the files that are no images."""
+    folders: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        folders.setdefault(os.path.dirname(path), []).append(path)
+    groups: dict[str, tuple[str, tuple[str, ...]]] = {}
+    dropped: set[str] = set()
+    for here, inside in folders.items():
+        found, others = gather(inside)
+        dropped.update(others)
+        # The only image of the given folder itself has the folder's name.
+        own = os.path.basename(os.path.realpath(given)) if os.path.samefile(here, given) else ""
+        for label, members in found.items():
+            groups[members[0]] = (os.path.join(here, label or own), members)
+    return groups, dropped
+
+
+def _expanded(items: Sequence[InputItem], axis: int | None) -> list[InputItem]:
     """Return an item for each image of the files.
 
     Raises:
         ValueError: if a page would be filed under the name of another image.
     """
     expanded: dict[str, InputItem] = {}
-    for page in (page for item in items for page in _pages(item)):
+    for page in (page for item in items for page in _pages(item, axis)):
         other = expanded.setdefault(page.name, page)
         if other is not page:
             raise ValueError(
@@ -91,12 +141,13 @@ def _expanded(items: Sequence[InputItem]) -> list[InputItem]:
 
 
 def _described(item: InputItem) -> str:
-    return str(item.source) if item.page is None else f"{item.source}, page {item.page + 1}"
+    others = f" and {len(item.files) - 1} more files" if len(item.files) > 1 else ""
+    return f"{item.source}{others}" if item.page is None else f"{item.source}{others}, page {item.page + 1}"
 
 
 def _name(given: str, folder: str, path: str, out: Path) -> str:
     """Return the name of a file's results, which stay below the output folder."""
-    name = Path(os.path.relpath(path, folder)).with_suffix("").as_posix()
+    name = Path(os.path.relpath(path, folder)).as_posix()
     if ".." in Path(name).parts:
         raise ValueError(
             f"{given} matches {path}, which would be filed outside {out}; expected a pattern that stays below "
@@ -106,15 +157,15 @@ def _name(given: str, folder: str, path: str, out: Path) -> str:
     return name
 
 
-def _pages(item: InputItem) -> list[InputItem]:
+def _pages(item: InputItem, axis: int | None) -> list[InputItem]:
     """Return an item for each image of a file; a file that cannot be read stays one, and fails when it is its turn."""
     try:
-        number = count_pages(str(item.source))
+        number = count_pages(ImageSource(str(item.source), files=item.files), axis)
     except (OSError, ValueError):
         return [item]
     if number == 1:
         return [item]
-    return [InputItem(f"{item.name}_p{page + 1:03d}", item.source, page) for page in range(number)]
+    return [InputItem(f"{item.name}_p{page + 1:03d}", item.source, page, item.files) for page in range(number)]
 
 
 def _files(given: str, out: Path, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
@@ -129,7 +180,7 @@ def _files(given: str, out: Path, skipped: Counter[str]) -> Iterator[tuple[str, 
         parts = Path(given).parts
         fixed = next(index for index, part in enumerate(parts) if has_magic(part))
         folder, inside = os.path.join(*parts[:fixed], ""), os.path.join(os.path.realpath(out), "")
-        paths = (path for path in iglob(given, recursive=True) if path.lower().endswith(IMAGE_SUFFIXES))
+        paths = (path for path in iglob(given, recursive=True) if is_listed(path))
         yield from ((folder, path) for path in paths if not os.path.realpath(path).startswith(inside))
     elif os.path.exists(given):
         yield os.path.dirname(given), given
@@ -148,7 +199,7 @@ def _walk(folder: str, out: Path, skipped: Counter[str]) -> Iterator[str]:
             name for name in folders if name[0] != "." and os.path.realpath(os.path.join(here, name)) != inside
         ]
         for name in names:
-            if name[0] != "." and name.lower().endswith(IMAGE_SUFFIXES):
+            if name[0] != "." and is_listed(os.path.join(here, name)):
                 yield os.path.join(here, name)
             elif name[0] != ".":
                 skipped[os.path.splitext(name)[1].lower()] += 1
@@ -174,6 +225,8 @@ class DatasetSource:
         split: of the data set.
         column: of the images.
         ignore_exif: keep images as they are stored, whatever their EXIF orientation.
+        bands: see `FileSource`.
+        window: see `FileSource`.
 
     Raises:
         OSError: if there is no such data set.
@@ -188,6 +241,7 @@ class DatasetSource:
         *,
         ignore_exif: bool = False,
         bands: tuple[int, ...] | None = None,
+        window: bool = False,
     ):
         from .pairing import load_splits, require_own_files, undecoded
 
@@ -200,6 +254,7 @@ class DatasetSource:
         if not len(loaded):
             raise ValueError(f"{name} has no rows in {split}")
         self.name, self.bands, self._column, self.ignore_exif = name, bands, column, ignore_exif
+        self.axis, self.window = None, window
         self.skipped: Counter[str] = Counter()
         self._origin = f"column {column}, split {split} of {os.path.abspath(name) if os.path.isdir(name) else name}"
         self._rows = require_own_files(undecoded(loaded.select_columns(column)), name)
@@ -220,7 +275,7 @@ class DatasetSource:
         if not isinstance(value, str | dict):
             return np.asarray(value) if isinstance(value, list) else value
         source = ImageSource(value, self.describe(item))
-        options = {"ignore_exif": self.ignore_exif, "bands": self.bands, **options}
+        options = {"ignore_exif": self.ignore_exif, "bands": self.bands, "window": self.window, **options}
         with open_image(source, num_channels, **options) as reader:
             return reader.image()
 
@@ -246,6 +301,8 @@ class FileSource:
         pages: see `find_inputs`.
         ignore_exif: keep images as they are stored, whatever their EXIF orientation.
         bands: numbers, from 1, of the bands that the model takes, in its order; None for all.
+        axis: axis, from 0, that volumes are cut along; None for the one of their format.
+        window: read 8-bit grey values by the window that files state for display.
 
     Attributes:
         skipped: number of files of the folders that are no images, by suffix.
@@ -259,10 +316,12 @@ class FileSource:
         *,
         ignore_exif: bool = False,
         bands: tuple[int, ...] | None = None,
+        axis: int | None = None,
+        window: bool = False,
     ):
         self.skipped: Counter[str] = Counter()
-        self.bands = bands
-        self._items, self.ignore_exif = find_inputs(inputs, out, pages, self.skipped), ignore_exif
+        self.bands, self.ignore_exif, self.axis, self.window = bands, ignore_exif, axis, window
+        self._items = find_inputs(inputs, out, pages, self.skipped, axis)
 
     def items(self) -> list[InputItem]:
         """Return one item an image."""
@@ -276,13 +335,21 @@ class FileSource:
             num_channels: number of channels that the model takes.
             **options: further fields of `ReadOptions`.
         """
-        options = {"page": item.page, "ignore_exif": self.ignore_exif, "bands": self.bands, **options}
-        with open_image(str(item.source), num_channels, **options) as reader:
+        with self.open(item, num_channels, **options) as reader:
             return reader.image()
 
+    def open(self, item: InputItem, num_channels: int = 3, **options: Any) -> Reader:
+        """Open an image by its reader; arguments are those of `read`."""
+        options = {"page": item.page, "ignore_exif": self.ignore_exif, "bands": self.bands, **options}
+        return open_image(self._source(item), num_channels, axis=self.axis, window=self.window, **options)
+
     def kind(self, item: InputItem) -> Kind:
-        """Return the kind of a file: `"raster"` for `inference.large_image`, else `"image"`."""
-        return kind_of(str(item.source))
+        """Return the kind of a file: `"raster"`, `"volume"`, else `"image"`, which a slice of a volume is, too."""
+        kind = kind_of(str(item.source))
+        return "image" if kind == "volume" and item.page is not None else kind
+
+    def _source(self, item: InputItem) -> ImageSource:
+        return ImageSource(str(item.source), files=item.files)
 
     def describe(self, item: InputItem) -> str:
         """Return the name of an image in messages."""

@@ -11,12 +11,15 @@ from PIL import Image
 
 from ..image_io_segformer import exif_orientation, read_image, read_mask
 from .label_mapping import LabelMapping
-from .readers import ImageSource, choose_bands, has_data, read_whole_image, read_whole_mask
+from .polygons import draw_polygons
+from .readers import ImageSource, choose_bands, has_data, read_color_mask, read_whole_image, read_whole_mask
 
 
 @dataclass(frozen=True)
 class RowReader:
     """Transform for rows whose columns `image` and `label` are paths, encoded files or arrays; for `with_transform`.
+
+    A mask may also be `{"polygons": ...}`, as `polygons.open_coco` gives them.
 
     Args:
         num_channels: bands C of an image.
@@ -75,9 +78,14 @@ class RowReader:
         return read_whole_image(image, self.num_channels, name, **options)
 
     def _mask(self, label: Any, name: str, page: int | None) -> np.ndarray:
-        if not _is_file(label, name):
-            return read_mask(np.asarray(label, dtype=self.label_dtype), name)
-        return read_whole_mask(label, name, page, self.ignore_exif)
+        if isinstance(label, dict) and "polygons" in label:
+            return draw_polygons(label["polygons"], name)
+        if _is_file(label, name):
+            read = read_color_mask if self.mapping.are_colors else read_whole_mask
+            return read(label, name, page, self.ignore_exif)
+        if self.mapping.are_colors:
+            raise ValueError(f"{name} is stored as numbers, not as an image; expected colours: leave out mask_colors")
+        return read_mask(np.asarray(label, dtype=self.label_dtype), name)
 
     def _exif_hint(self, image: Any, mask_size: tuple[int, ...], size: tuple[int, ...]) -> str:
         if self.ignore_exif or mask_size != size[::-1] or not isinstance(image, str | dict):

@@ -1,6 +1,7 @@
-"""Mapping of mask values to labels.
+"""Mapping of mask values, integers or colours, to labels.
 
-After it labels are 0..K-1, and one further value stands for pixels that do not count. Axes: K classes, H W pixels.
+After it labels are 0..K-1, and one further value stands for pixels that do not count. A colour is one integer,
+65536 red + 256 green + blue. Axes: K classes, H W pixels.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ class LabelMapping:
         ignore: mask values that do not count, even those of classes. 255 and `ignore_index` are among them unless
             `values` has them.
         ignore_index: label of pixels that do not count, by default that of a model with as many classes.
+        are_colors: values are colours, as `pack_color` gives them, of which none is ignored unless `ignore` has it.
 
     Raises:
         ValueError: if `ignore_index` is the label of a class.
@@ -40,6 +42,7 @@ class LabelMapping:
     values: tuple[int, ...]
     ignore: tuple[int, ...] = ()
     ignore_index: int = None  # type: ignore[assignment]
+    are_colors: bool = False
 
     def __post_init__(self):
         if self.ignore_index is None:
@@ -77,22 +80,26 @@ class LabelMapping:
         if not known.all():
             strange = np.unique(values[~known]).tolist()
             more = f" and {len(strange) - _NUM_SHOWN} more" if len(strange) > _NUM_SHOWN else ""
+            keys = ("mask-colors", "ignore-colors") if self.are_colors else ("label-values", "ignore-values")
+            classes, ignored = (f"--{key}, data.{key.replace('-', '_')}" for key in keys)
             raise ValueError(
-                f"{name} holds {', '.join(map(str, strange[:_NUM_SHOWN]))}{more}; expected {self}: name "
-                "others as classes (--label-values, data.label_values) or leave them out (--ignore-values, "
-                "data.ignore_values)"
+                f"{name} holds {self._format(strange[:_NUM_SHOWN])}{more}; expected {self}: name others as classes "
+                f"({classes}) or leave them out ({ignored})"
             )
         return labels
 
     def __str__(self) -> str:
         values = self.values
         is_range = len(values) > 2 and values == tuple(range(values[0], values[-1] + 1))
-        shown = f"{values[0]} to {values[-1]}" if is_range else ", ".join(map(str, values))
-        return f"the classes {shown}, or {', '.join(map(str, sorted(self._ignored))) or 'nothing'} for ignored pixels"
+        shown = f"{values[0]} to {values[-1]}" if is_range and not self.are_colors else self._format(values)
+        return f"the classes {shown}, or {self._format(sorted(self._ignored)) or 'nothing'} for ignored pixels"
+
+    def _format(self, values: Sequence[int]) -> str:
+        return ", ".join(str(unpack_color(value) if self.are_colors else value) for value in values)
 
     @property
     def _ignored(self) -> set[int]:
-        return {*self.ignore, *({IGNORE_INDEX, self.ignore_index} - {*self.values})}
+        return {*self.ignore, *(set() if self.are_colors else {IGNORE_INDEX, self.ignore_index} - {*self.values})}
 
     @cached_property
     def _bytes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -113,6 +120,62 @@ class LabelMapping:
         values = values.astype(np.int64)
         places = np.searchsorted(order, values).clip(max=len(order) - 1)
         return labels[places], (order[places] == values) & is_small
+
+
+def pack_color(color: Sequence[int]) -> int:
+    """Return the integer that stands for a colour.
+
+    Examples:
+        >>> from hf_segformer.data.label_mapping import pack_color, unpack_color
+        >>> pack_color([0, 1, 2]), unpack_color(258)
+        (258, [0, 1, 2])
+    """
+    red, green, blue = color
+    return red << 16 | green << 8 | blue
+
+
+def unpack_color(value: int) -> list[int]:
+    """Return [red, green, blue] of the integer that stands for a colour."""
+    return [value >> 16 & 255, value >> 8 & 255, value & 255]
+
+
+def build_mapping(
+    num_classes: int,
+    *,
+    reduce_labels: bool = False,
+    label_values: Sequence[int] = (),
+    ignore_values: Sequence[int] = (),
+    mask_colors: Sequence[Sequence[int]] = (),
+    ignore_colors: Sequence[Sequence[int]] = (),
+    ignore_index: int | None = None,
+    setting: str = "data.{}",
+) -> LabelMapping:
+    """Return the mapping for masks of integers, or of colours where `mask_colors` are given.
+
+    Args:
+        num_classes: K; a binary task has the labels 0 and 1.
+        reduce_labels: classes begin at 1, and 0 does not count.
+        label_values: the mask value of each class, if they are not 0, 1, 2 and so on.
+        ignore_values: mask values that do not count, beside 255.
+        mask_colors: the colour of each class.
+        ignore_colors: colours that do not count.
+        ignore_index: label of pixels that do not count, by default that of a model with as many classes.
+        setting: what messages call a setting, with a field for its name.
+
+    Raises:
+        ValueError: if there is not one value, or colour, a class.
+    """
+    if mask_colors:
+        colors = [pack_color(color) for color in mask_colors]
+        values = class_values(num_classes, False, colors, _spell(setting, "mask_colors"))
+        return LabelMapping(values, tuple(map(pack_color, ignore_colors)), ignore_index, True)  # type: ignore[arg-type]
+    values = class_values(num_classes, reduce_labels, label_values, _spell(setting, "label_values"))
+    ignore = {*ignore_values, *((0,) if reduce_labels and not label_values else ())}
+    return LabelMapping(values, tuple(sorted(ignore)), ignore_index)  # type: ignore[arg-type]
+
+
+def _spell(setting: str, name: str) -> str:
+    return setting.format(name.replace("_", "-") if setting.startswith("--") else name)
 
 
 def class_values(
@@ -137,4 +200,4 @@ def class_values(
     return tuple(label_values) or tuple(range(reduce_labels, num_labels + reduce_labels))
 
 
-__all__ = ["LabelMapping", "class_values"]
+__all__ = ["LabelMapping", "build_mapping", "class_values", "pack_color", "unpack_color"]

@@ -15,17 +15,22 @@ import pyarrow.compute
 import yaml
 from huggingface_hub import DatasetCard, constants
 
-from ..configuration_segformer import default_ignore_index
+from ..config import check_unique
 from ..files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_json, resolve_inside
 from .decoding import RowReader, array_dtype
-from .label_mapping import LabelMapping, class_values
+from .label_mapping import build_mapping
 from .readers import count_pages, is_hub_file
 
 _NUM_LISTED, _NUM_TRIED = 5, 50
 
 
 def pair_images_and_masks(
-    images: Path, masks: Path, image_suffix: str = "", mask_suffix: str = "", pages: bool = False
+    images: Path,
+    masks: Path,
+    image_suffix: str = "",
+    mask_suffix: str = "",
+    pages: bool = False,
+    listed: Path | None = None,
 ) -> datasets.Dataset:
     """Pair images and masks that share folder and name, in order of names.
 
@@ -37,16 +42,19 @@ def pair_images_and_masks(
         mask_suffix: the same for masks.
         pages: take each image of a file with several as an image of its own, beside the mask file's image of the same
             number.
+        listed: a text file with the names of the images to take, one a line and without suffix, as Pascal VOC has it;
+            by default all.
 
     Returns:
         A data set with the columns `image` and `label`, which hold paths, and with `pages` a column `page`.
 
     Raises:
-        ValueError: if a file has no partner, two files share one name, or numbers of pages differ.
+        ValueError: if a file has no partner, two files share one name, numbers of pages differ, or a listed image is
+            not there.
         OSError: if there is no such folder.
     """
     suffixes = (_suffixes(image_suffix, IMAGE_SUFFIXES), _suffixes(mask_suffix, MASK_SUFFIXES))
-    pairs = _pairs((images, masks), suffixes, mask_suffix)
+    pairs = _pairs((images, masks), suffixes, mask_suffix, None if listed is None else read_split_file(listed))
     columns: dict[str, list] = {"image": [str(image) for image, _ in pairs], "label": [str(mask) for _, mask in pairs]}
     if pages:
         rows = [(*pair, page) for pair in zip(*columns.values(), strict=True) for page in range(_num_pages(*pair))]
@@ -59,6 +67,24 @@ def _num_pages(image: str, mask: str) -> int:
     if numbers[0] != numbers[1]:
         raise ValueError(f"{image} holds {numbers[0]} images and {mask} {numbers[1]}; expected as many masks as images")
     return numbers[0]
+
+
+def read_split_file(path: Path) -> list[str]:
+    """Read the names of a split's images, one a line; a line of several words has the name first.
+
+    Raises:
+        ValueError: if it holds none, one twice, or anything but text.
+        OSError: if it cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file; expected the name of an image in each line") from error
+    names = [line.split()[0] for line in lines if line.strip()]
+    if not names:
+        raise ValueError(f"{path} names no image; expected one in each line")
+    check_unique(str(path), names)
+    return names
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -253,6 +279,8 @@ def decode_dataset(
     reduce_labels: bool = False,
     label_values: Sequence[int] = (),
     ignore: Sequence[int] = (),
+    mask_colors: Sequence[Sequence[int]] = (),
+    ignore_colors: Sequence[Sequence[int]] = (),
     ignore_index: int | None = None,
     ignore_exif: bool = False,
     any_range: bool = False,
@@ -267,6 +295,8 @@ def decode_dataset(
         reduce_labels: classes begin at 1 in the masks, and 0 does not count (ADE20K).
         label_values: the mask value of each class, `(0, 255)` for example; by default 0, 1, 2 and so on.
         ignore: mask values that do not count, beside 255.
+        mask_colors: [red, green, blue] of each class in masks of colours.
+        ignore_colors: colours that do not count.
         ignore_index: label of pixels that do not count, the model's `semantic_loss_ignore_index`; by default that of a
             new model with as many classes.
         ignore_exif: keep images as they are stored, whatever their EXIF orientation.
@@ -274,7 +304,7 @@ def decode_dataset(
         bands: numbers, from 1, of the bands that the model takes, in its order; None for all.
 
     Raises:
-        ValueError: if `label_values` does not have one value a class.
+        ValueError: if `label_values` or `mask_colors` do not have one a class.
 
     Examples:
         >>> import tempfile
@@ -288,10 +318,16 @@ def decode_dataset(
         ...     int(decode_dataset(pairs, 3, 1, label_values=(0, 255))[0]["label"].max())
         1
     """
-    values = class_values(num_labels, reduce_labels, label_values, "--label-values")
-    ignored = {*ignore, *((0,) if reduce_labels and not label_values else ())}
-    ignore_index = default_ignore_index(len(values)) if ignore_index is None else ignore_index
-    mapping = LabelMapping(values, tuple(sorted(ignored)), ignore_index)
+    mapping = build_mapping(
+        num_labels,
+        reduce_labels=reduce_labels,
+        label_values=label_values,
+        ignore_values=ignore,
+        mask_colors=mask_colors,
+        ignore_colors=ignore_colors,
+        ignore_index=ignore_index,
+        setting="--{}",
+    )
     image_dtype, label_dtype = (array_dtype(dataset.features[column]) for column in ("image", "label"))
     return dataset.with_transform(
         RowReader(
@@ -313,14 +349,22 @@ def _suffixes(suffix: str, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _pairs(
-    folders: tuple[Path, Path], suffixes: tuple[tuple[str, ...], tuple[str, ...]], mask_suffix: str
+    folders: tuple[Path, Path],
+    suffixes: tuple[tuple[str, ...], tuple[str, ...]],
+    mask_suffix: str,
+    listed: Sequence[str] | None = None,
 ) -> list[tuple[Path, Path]]:
-    """Images and masks that share folder and name before the suffix, in order of names."""
+    """Images and masks that share folder and name before the suffix, in order of names, all or the listed ones."""
     is_one = folders[0].resolve() == folders[1].resolve()
     images = _by_stem(folders[0], suffixes[0], suffixes[1] if is_one and mask_suffix else ())
     masks = _by_stem(folders[1], suffixes[1])
     if not images:
         raise _no_images(folders[0], suffixes[0])
+    if listed is not None:
+        missing = [name for name in listed if name not in images]
+        if missing:
+            raise ValueError(f"{folders[0] / missing[0]} is listed, but there is no such image{_others(missing[1:])}")
+        images, masks = ({name: files[name] for name in listed if name in files} for files in (images, masks))
     alone = sorted(images.keys() ^ masks.keys())
     if alone:
         stem, others = alone[0], _others(alone[1:]) + _hint(images, masks, folders, mask_suffix)
@@ -393,6 +437,7 @@ __all__ = [
     "load_splits",
     "open_split",
     "pair_images_and_masks",
+    "read_split_file",
     "two_columns",
     "undecoded",
 ]

@@ -1,7 +1,8 @@
 """PyTorch data sets of training and evaluation samples.
 
-Training samples are augmented, normalized and padded to one size; a sample depends on (seed, epoch, index) alone, so
-that it is the same whatever the number of workers or processes, and in a resumed run.
+Training samples are augmented, normalized, padded to one size and, if that is on, mixed with another one. A sample
+depends on its key and the seed alone, so that it is the same whatever the number of workers or processes, and in a
+resumed run.
 
 Axes: C bands, H W pixels of an image, S side of the crop.
 """
@@ -20,7 +21,10 @@ from torch.utils.data import Dataset, IterableDataset, Sampler
 from ..config import AugmentationConfig
 from ..image_io_segformer import read_mask
 from ..image_processing_segformer import SegFormerImageProcessor
+from .custom import CustomAugmentation
+from .mixing import draw_mix, paste
 from .readers import has_data
+from .sampling import ClassBalance, SampleKey
 from .transforms import augment
 
 
@@ -43,20 +47,44 @@ class _Transform:
 
     def __init__(self, augmentation: AugmentationConfig, processor: SegFormerImageProcessor, seed: int):
         self.augmentation, self.processor, self.seed = augmentation, processor, seed
+        self.custom = CustomAugmentation(augmentation.custom) if augmentation.custom else None
+        self.mixed_share = augmentation.cutmix + augmentation.classmix
 
-    def __call__(self, sample: Sample, epoch: int, index: int) -> dict[str, Tensor]:
-        entropy = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(entropy))
-        ignore_index = self.processor.ignore_index
+    def generator(self, *key: int) -> torch.Generator:
+        """The one source of randomness of the sample of a key."""
+        entropy = np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)[0]
+        return torch.Generator().manual_seed(int(entropy))
+
+    def __call__(self, sample: Sample, generator: torch.Generator, focus: int | None = None) -> dict[str, Tensor]:
+        ignore_index, side = self.processor.ignore_index, self.augmentation.crop_size
         image, labels = augment(
-            sample.image, sample.labels, self.augmentation, generator, ignore_index, sample.is_byte_scaled
+            sample.image, sample.labels, self.augmentation, generator, ignore_index, sample.is_byte_scaled, focus
         )
+        if self.custom is not None:
+            image, labels = self.custom(image, labels, generator)
         pixels = torch.from_numpy(self.processor.scale(image.numpy()))
-        right, below = (self.augmentation.crop_size - side for side in (pixels.shape[2], pixels.shape[1]))
+        right, below = (side - each for each in (pixels.shape[2], pixels.shape[1]))
+        if min(right, below) < 0:
+            raise ValueError(
+                f"augmentation.custom {self.augmentation.custom} returned {pixels.shape[1]}x{pixels.shape[2]} pixels; "
+                f"expected at most augmentation.crop_size, {side}, either way"
+            )
         return {
             "pixel_values": F.pad(pixels, (0, right, 0, below)),
             "labels": F.pad(labels.long(), (0, right, 0, below), value=ignore_index),
         }
+
+    def mix(
+        self, sample: dict[str, Tensor], generator: torch.Generator, other: Callable[[], dict[str, Tensor] | None]
+    ) -> dict[str, Tensor]:
+        """Paste a part of another sample into one, as often as the options say; only then is `other` called."""
+        if not self.mixed_share or torch.rand((), generator=generator).item() >= self.mixed_share:
+            return sample
+        source = other()
+        if source is None:
+            return sample
+        pasted = draw_mix(sample, source, self.augmentation, generator, self.processor.ignore_index)
+        return paste(sample, source, pasted)
 
 
 def decode_row(row: dict[str, Any], processor: SegFormerImageProcessor, name: str) -> Sample:
@@ -91,14 +119,19 @@ def ignore_no_data(labels: np.ndarray, image: Any, ignore_index: int) -> np.ndar
 class TrainDataset(Dataset):
     """Augmented, normalized training samples of one size, for a Trainer.
 
-    With a pair (epoch, index) for an index, as `EpochSampler` gives it, a sample depends on the seed and that pair
-    alone. With a plain index, as a Trainer's own sampler gives it, PyTorch's global generator augments it.
+    With a pair (epoch, index) or a `SampleKey` for an index, as `EpochSampler` gives it, a sample depends on the seed
+    and that key alone, the one that is mixed into it too. With a plain index, as a Trainer's own sampler gives it,
+    PyTorch's global generator augments it.
 
     Args:
         dataset: rows with columns `image` and `label`: a `datasets.Dataset`, or anything with a length and indices.
         augmentation: options of the augmentation.
         processor: whose value range, mean, standard deviation and `ignore_index` apply.
         seed: of the augmentation.
+        balance: how often images and classes are drawn, for `augmentation.class_balance`.
+
+    Raises:
+        ValueError: if `augmentation.class_balance` is on without `balance`, or `augmentation.custom` names nothing.
 
     Examples:
         >>> from PIL import Image
@@ -112,26 +145,45 @@ class TrainDataset(Dataset):
     """
 
     def __init__(
-        self, dataset: Any, augmentation: AugmentationConfig, processor: SegFormerImageProcessor, seed: int = 0
+        self,
+        dataset: Any,
+        augmentation: AugmentationConfig,
+        processor: SegFormerImageProcessor,
+        seed: int = 0,
+        balance: ClassBalance | None = None,
     ):
-        self.dataset = dataset
+        if augmentation.class_balance and balance is None:
+            raise ValueError(
+                f"augmentation.class_balance is {augmentation.class_balance} without counts of the classes; expected "
+                "TrainDataset(..., balance=ClassBalance(counts, share))"
+            )
+        self.dataset, self.balance = dataset, balance
         self.transform = _Transform(augmentation, processor, seed)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
+    def __getitem__(self, key: int | tuple[int, int] | SampleKey) -> dict[str, Tensor]:
         """Return `pixel_values` (C, S, S) and `labels` (S, S)."""
-        epoch, index = key if isinstance(key, tuple) else (int(torch.randint(2**31, ())), int(key))
-        sample = decode_row(self.dataset[index], self.transform.processor, f"image {index}")
-        return self.transform(sample, epoch, index)
+        epoch, index = key[:2] if isinstance(key, tuple) else (int(torch.randint(2**31, ())), int(key))
+        focus, place = (key.focus, (key.position + 1,)) if isinstance(key, SampleKey) else (None, ())
+        generator = self.transform.generator(epoch, index, *place)
+
+        def prepare(number: int, focus: int | None = None) -> dict[str, Tensor]:
+            decoded = decode_row(self.dataset[number], self.transform.processor, f"image {number}")
+            return self.transform(decoded, generator, focus)
+
+        sample = prepare(index, focus)
+        return self.transform.mix(
+            sample, generator, lambda: prepare(int(torch.randint(len(self), (), generator=generator)))
+        )
 
 
 class TrainStream(IterableDataset):
     """Training samples from a stream, pass after pass without an end: `max_steps` says when a Trainer stops.
 
     Rows of a stream have no index: the checksum of an image's pixels takes its place. Since it does not end, a
-    resumed Trainer, which counts a stream as one epoch, finds its place again.
+    resumed Trainer, which counts a stream as one epoch, finds its place again. A sample is mixed with the one before.
 
     Args:
         dataset: a `datasets.IterableDataset` with columns `image` and `label`; shuffle it before. Each of several
@@ -144,17 +196,26 @@ class TrainStream(IterableDataset):
     def __init__(
         self, dataset: Any, augmentation: AugmentationConfig, processor: SegFormerImageProcessor, seed: int = 0
     ):
+        if augmentation.class_balance:
+            raise ValueError(
+                f"augmentation.class_balance is {augmentation.class_balance} for a stream, whose images cannot be "
+                "drawn; expected 0, or data.streaming=false"
+            )
         self.dataset = dataset
         self.transform = _Transform(augmentation, processor, seed)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         rows = self.dataset.select_columns(["image", "label"])  # a copy: workers share the original's epoch
+        previous: dict[str, Tensor] | None = None
         for epoch in count(self.dataset.epoch):
             rows.set_epoch(epoch)
             row = None
             for row in rows:
-                sample = decode_row(row, self.transform.processor, "an image of the stream")
-                yield self.transform(sample, epoch, zlib.crc32(sample.image.numpy().tobytes()))
+                decoded = decode_row(row, self.transform.processor, "an image of the stream")
+                generator = self.transform.generator(epoch, zlib.crc32(decoded.image.numpy().tobytes()))
+                sample, before = self.transform(decoded, generator), previous
+                previous = sample
+                yield self.transform.mix(sample, generator, lambda before=before: before)
             if row is None:  # fewer shards than workers
                 return
 
@@ -185,25 +246,29 @@ class EvalDataset(Dataset):
 
 
 class EpochSampler(Sampler):
-    """Sampler of pairs (epoch, index) in an order that depends on seed and epoch only.
+    """Sampler of keys (epoch, index) in an order that depends on seed and epoch only.
 
-    The pair reaches the workers with the sample, persistent ones too, which do not learn of a new epoch otherwise.
+    The key reaches the workers with the sample, persistent ones too, which do not learn of a new epoch otherwise.
 
     Args:
         length: number of samples.
         seed: of the order.
         epoch: called at the start of each pass for its number.
+        balance: draws a share of the samples by their classes, with a `SampleKey`; None takes each image once.
     """
 
-    def __init__(self, length: int, seed: int, epoch: Callable[[], int]):
-        self.length, self.seed, self.epoch = length, seed, epoch
+    def __init__(self, length: int, seed: int, epoch: Callable[[], int], balance: ClassBalance | None = None):
+        self.length, self.seed, self.epoch, self.balance = length, seed, epoch, balance
 
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, int] | SampleKey]:
         epoch = self.epoch()
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(self.length)
+        if self.balance is not None:
+            return iter(self.balance.draw(epoch, order, rng))
         return iter([(epoch, int(index)) for index in order])
 
 

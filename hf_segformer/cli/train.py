@@ -31,6 +31,9 @@ def add_train(commands) -> None:
     )
     parser.add_argument("--check-data", action="store_true", help="read all images and masks, and stop")
     parser.add_argument("--show-batch", type=Path, metavar="PNG", help="draw the model's first input, and stop")
+    parser.add_argument(
+        "--allow-code", action="store_true", help="run the code that the recipe's file names in augmentation.custom"
+    )
     parser.set_defaults(check=check, run=train)
 
 
@@ -43,7 +46,9 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError("no recipe is given; expected its name or a TOML file: --list prints the names")
     if arguments.resume and arguments.overwrite:
         raise ValueError("--resume and --overwrite are both set; expected one: continue a run, or replace it")
-    arguments.values = read_recipe(arguments.recipe, arguments.overrides)
+    arguments.values = read_recipe(arguments.recipe, arguments.overrides, arguments.allow_code)
+    if arguments.show_batch:
+        arguments.values.check_code()
     if not (arguments.check_data or arguments.show_batch):
         arguments.values.check_trainable()
         check_writable(Path(arguments.values.trainer["output_dir"]), "trainer.output_dir")
@@ -79,7 +84,8 @@ def _how_to_resume(recipe: Recipe, arguments: argparse.Namespace) -> str:
     checkpoints = list_checkpoints(Path(recipe.trainer["output_dir"]))
     if not checkpoints:
         return "There is no checkpoint to resume from yet; trainer.save_steps says how often one is written."
-    command = shlex.join(["segformer", "train", str(arguments.recipe), *arguments.overrides, "--resume"])
+    options = ["--allow-code", "--resume"] if arguments.allow_code else ["--resume"]
+    command = shlex.join(["segformer", "train", str(arguments.recipe), *arguments.overrides, *options])
     return f"Resume from {checkpoints[0]} with: {command}"
 
 

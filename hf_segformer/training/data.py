@@ -18,6 +18,7 @@ from ..data.decoding import RowReader, array_dtype, file_name
 from ..data.label_mapping import LabelMapping, class_values
 from ..data.labeled import open_source
 from ..data.readers import is_turned_alone
+from ..data.sampling import ClassBalance
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..visualization import Color, default_palette
 
@@ -39,6 +40,8 @@ class Data:
         palette: one colour a class.
         processor: prepares whole images for evaluation and inference.
         ignore_exif: True takes images as they are stored.
+        balance: how often training images and their classes are drawn; None until they are counted, and where a recipe
+            does not balance classes.
     """
 
     train: Dataset | IterableDataset
@@ -47,6 +50,7 @@ class Data:
     palette: tuple[Color, ...]
     processor: SegFormerImageProcessor
     ignore_exif: bool = False
+    balance: ClassBalance | None = None
 
     @property
     def is_stream(self) -> bool:

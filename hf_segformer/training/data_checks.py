@@ -27,7 +27,9 @@ _NUM_SHOWN, _MAX_FAULTS = 5, 50
 _NARROW = 0.25  # share of the value range
 
 
-def check_data(data: Data, num_classes: int, quiet: bool = False) -> np.ndarray:
+def check_data(
+    data: Data, num_classes: int, quiet: bool = False, image_counts: list[np.ndarray] | None = None
+) -> np.ndarray:
     """Read every image and mask once, and count the pixels of each class.
 
     Of a stream only the first 1,000 samples are read. An evaluation image that is trained on is reported, not refused:
@@ -37,6 +39,7 @@ def check_data(data: Data, num_classes: int, quiet: bool = False) -> np.ndarray:
         data: what `load_data` gives.
         num_classes: number of classes K.
         quiet: print neither progress nor remarks, as in all processes but the main one.
+        image_counts: a list to which the counts of each training image (L + 1) are appended, in order.
 
     Returns:
         int64 (2, L + 1): rows are training and evaluation, columns the labels, the last one ignored pixels.
@@ -71,6 +74,8 @@ def check_data(data: Data, num_classes: int, quiet: bool = False) -> np.ndarray:
             counts[row] += pixels
             if split == "train":
                 seen[digest] = place
+                if image_counts is not None:
+                    image_counts.append(pixels)
             elif digest in seen:
                 duplicates.append(f"{place} is the same as {seen[digest]}")
     if faults:

@@ -9,7 +9,7 @@ import ast
 import importlib.util
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,7 @@ class Recipe:
         early_stopping: the end of a training that gets no better.
         distill: the teacher.
         text: the TOML text of it all, comments included; empty where bases or overrides add to a file.
+        trusted_code: the only value of `augmentation.custom` whose code may run.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Recipe:
     early_stopping: EarlyStoppingConfig
     distill: DistillationConfig
     text: str = ""
+    trusted_code: str = ""
 
     @property
     def model(self) -> dict[str, Any]:
@@ -107,12 +109,22 @@ class Recipe:
             ValueError: if a value is out of range, or does not go with others.
         """
         tables = {table: {**held, **values.get(table, {})} for table, held in self.tables.items()}
-        return _checked(self.name, self.name, tables, "")
+        return replace(_checked(self.name, self.name, tables, ""), trusted_code=self.trusted_code)
 
     def check_trainable(self) -> None:
         """Raise ValueError if a training lacks what reading the recipe, for its data say, does not need."""
+        self.check_code()
         if self.lora.rank and not self.model.get("checkpoint"):
             raise ValueError("lora.rank is set, but adapters cannot train a random encoder: set model.checkpoint")
+
+    def check_code(self) -> None:
+        """Raise ValueError if `augmentation.custom` names code to run, and nobody but a file asked for it."""
+        path = self.augmentation.custom
+        if path and path != self.trusted_code:
+            raise ValueError(
+                f"augmentation.custom is {path!r} in a file, and files do not run code; expected --allow-code if you "
+                f"trust it, augmentation.custom={path} on the command line, or augmentation.custom= for none"
+            )
 
     @property
     def loss(self) -> "SegmentationLoss":
@@ -122,13 +134,15 @@ class Recipe:
         return SegmentationLoss(**self.tables["loss"])
 
 
-def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+def read_recipe(source: str | Path, overrides: Iterable[str] = (), allow_code: bool = False) -> Recipe:
     """Read a recipe, apply the command line's overrides, and check every name, type and value.
 
     Args:
         source: name of a recipe of this package, such as `camvid_b0`, or path of a TOML file. `base = "other.toml"` at
             the file's top inherits the tables of a file beside it.
         overrides: `table.key=value`, where value is written as in TOML; a string needs no quotes.
+        allow_code: a training may run the code that the file names in `augmentation.custom`. What an override names
+            may always run, and reading a recipe runs nothing.
 
     Raises:
         ValueError: if a table or key is unknown (the message gives the nearest known one), a value is of the wrong
@@ -145,9 +159,13 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     tables: dict[str, dict[str, Any]] = {table: {} for table in known}
     for file in files:
         _merge(tables, str(file), {name: each for name, each in _read_tables(file).items() if name != "base"}, known)
+    trusted = tables["augmentation"].get("custom", "") if allow_code else ""
     for text in overrides:
-        _merge(tables, text, _parse_override(text), known)
-    return _checked(str(path), path.stem, tables, "" if len(files) > 1 or overrides else _read_text(path))
+        added = _parse_override(text)
+        _merge(tables, text, added, known)
+        trusted = added.get("augmentation", {}).get("custom", trusted)
+    recipe = _checked(str(path), path.stem, tables, "" if len(files) > 1 or overrides else _read_text(path))
+    return replace(recipe, trusted_code=trusted)
 
 
 def parse_recipe(text: str, where: str, name: str) -> Recipe:
@@ -197,6 +215,11 @@ def _checked(where: str, name: str, tables: dict[str, dict[str, Any]], text: str
     recipe.split.check_with(recipe.data)
     if recipe.data.streaming and recipe.trainer.get("max_steps", 0) <= 0:
         raise ValueError("data.streaming is set, but a stream has no length: set trainer.max_steps")
+    if recipe.data.streaming and recipe.augmentation.class_balance:
+        raise ValueError(
+            f"augmentation.class_balance is {recipe.augmentation.class_balance}, but images of a stream cannot be drawn: "
+            "set data.streaming=false, or augmentation.class_balance=0"
+        )
     return recipe
 
 

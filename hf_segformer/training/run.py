@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import (
@@ -23,6 +24,7 @@ from transformers import (
 from ..config import LoraConfig
 from ..configuration_segformer import VARIANTS, SegFormerConfig, default_ignore_index
 from ..data.splits import format_division, write_division
+from ..data.sampling import ClassBalance
 from ..data.torch_datasets import EpochSampler, TrainDataset, TrainStream
 from ..evaluation.evaluate import evaluate
 from ..evaluation.metrics import COUNTED_SCORES
@@ -100,8 +102,8 @@ def _prepare_data(recipe: Recipe, arguments: TrainingArguments, checkpoint: Path
         print(division, end="\n\n")
     if recipe.model.get("checkpoint") and (remark := check_classes(data.names, config.id2label)) and is_main:
         print(remark)
-    if checkpoint is None or isinstance(loss.class_weights, str):
-        counts = check_data(data, len(data.names), quiet=not is_main)
+    if checkpoint is None or isinstance(loss.class_weights, str) or recipe.augmentation.class_balance:
+        counts, data = _count(data, recipe, quiet=not is_main)
         if is_main:
             print(format_counts(counts, data.names), end="\n\n")
         if isinstance(loss.class_weights, str):
@@ -110,6 +112,16 @@ def _prepare_data(recipe: Recipe, arguments: TrainingArguments, checkpoint: Path
         first_samples(data, recipe, 1)
     check_best_metric(arguments, data.names)
     return data, loss
+
+
+def _count(data: Data, recipe: Recipe, quiet: bool) -> tuple[np.ndarray, Data]:
+    """Check the data; returns the counts of `check_data`, and the data with the class balance that the recipe wants."""
+    image_counts: list[np.ndarray] = []
+    counts = check_data(data, len(data.names), quiet, image_counts)
+    share = recipe.augmentation.class_balance
+    if share:
+        data = replace(data, balance=ClassBalance(np.stack(image_counts)[:, :-1], share))
+    return counts, data
 
 
 def inspect_data(recipe: Recipe, check: bool, figure: Path | None) -> None:
@@ -128,8 +140,10 @@ def inspect_data(recipe: Recipe, check: bool, figure: Path | None) -> None:
     data = load_data(recipe.data, config.num_channels, recipe.split)
     if division := format_division(data.train, data.evaluation):
         print(division, end="\n\n")
-    if check:
-        print(format_counts(check_data(data, len(data.names)), data.names))
+    if check or recipe.augmentation.class_balance:
+        counts, data = _count(data, recipe, quiet=not check)
+        if check:
+            print(format_counts(counts, data.names))
     if figure is not None:
         batch = first_samples(data, recipe, training_arguments(recipe).train_batch_size)
         show_batch(batch, data.names, data.palette, data.processor, figure)
@@ -372,9 +386,15 @@ def with_adapters(model: SegFormerForSemanticSegmentation, recipe: LoraConfig):
 
 
 def train_samples(data: Data, recipe: Recipe) -> TrainDataset | TrainStream:
-    """Training samples with the recipe's augmentation."""
-    kind = TrainStream if data.is_stream else TrainDataset
-    return kind(data.train, recipe.augmentation, data.processor, recipe.data.seed)
+    """Training samples with the recipe's augmentation.
+
+    Raises:
+        ValueError: if a file names code to run that nobody allowed, or classes are to be balanced and were not counted.
+    """
+    recipe.check_code()
+    if data.is_stream:
+        return TrainStream(data.train, recipe.augmentation, data.processor, recipe.data.seed)
+    return TrainDataset(data.train, recipe.augmentation, data.processor, recipe.data.seed, data.balance)
 
 
 def first_samples(data: Data, recipe: Recipe, number: int) -> list[dict[str, torch.Tensor]]:
@@ -382,7 +402,8 @@ def first_samples(data: Data, recipe: Recipe, number: int) -> list[dict[str, tor
     samples = train_samples(data, recipe)
     if isinstance(samples, TrainStream):
         return list(islice(samples, number))
-    return [samples[pair] for pair in islice(EpochSampler(len(samples), recipe.data.seed, lambda: 0), number)]
+    sampler = EpochSampler(len(samples), recipe.data.seed, lambda: 0, samples.balance)
+    return [samples[key] for key in islice(sampler, number)]
 
 
 def build_trainer(

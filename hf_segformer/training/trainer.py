@@ -204,7 +204,7 @@ class SegFormerTrainer(Trainer):
         if not isinstance(dataset, TrainDataset):
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochSampler(len(dataset), seed, lambda: int(self.state.epoch or 0))
+        return EpochSampler(len(dataset), seed, lambda: int(self.state.epoch or 0), dataset.balance)
 
     def evaluation_loop(
         self,

@@ -10,9 +10,11 @@ import datasets
 import numpy as np
 
 from ..config import DataConfig, SplitConfig, check_palette, check_unique
+from ..files import resolve_inside
 from ..visualization import Color
 from . import camvid, shapes, shapes_hard
 from .pairing import load_splits, pair_images_and_masks, two_columns, undecoded
+from .polygons import open_coco
 from .splits import add_groups, divide
 
 _CLASS_FILES = ("classes.json", "id2label.json")
@@ -66,6 +68,9 @@ def open_source(config: DataConfig, split: SplitConfig | None = None) -> Source:
     elif config.source == "folders":
         train, evaluation = _open_folders(config, split, Path(config.root), config.image_folder, config.mask_folder)
         classes = read_classes(config.root)
+    elif config.source == "coco":
+        train, evaluation, names = _open_coco(config, split)
+        classes = (names, ())
     else:
         train, evaluation = _open_dataset(config, split)
         classes = read_classes(config.root)
@@ -155,16 +160,48 @@ def _open_folders(
 
     def read(name: str, held_out: bool) -> datasets.Dataset:
         folders = [root / folder.replace("{split}", name) for folder in (image_folder, mask_folder)]
-        if not held_out or (split.holds_out and all((folder / name).is_dir() for folder in folders)):
+        listed = resolve_inside(root, config.split_file.replace("{split}", name)) if config.split_file else None
+        is_below = not held_out or (split.holds_out and all((folder / name).is_dir() for folder in folders))
+        if is_below and listed is None:
             pairs = zip(folders, (image_folder, mask_folder), strict=True)
             folders = [path if "{split}" in folder else path / name for path, folder in pairs]
         suffixes = (config.image_suffix, config.mask_suffix)
-        dataset = pair_images_and_masks(folders[0], folders[1], *suffixes, config.pages)
+        dataset = pair_images_and_masks(folders[0], folders[1], *suffixes, config.pages, listed)
         return add_groups(dataset, split, folders[0], None) if held_out else dataset
 
     if config.eval_share or split.holds_out:
         return read(config.train_split, True), None
     return read(config.train_split, False), read(config.eval_split_name, False)
+
+
+def _open_coco(
+    config: DataConfig, split: SplitConfig
+) -> tuple[datasets.Dataset, datasets.Dataset | None, tuple[str, ...]]:
+    """Training and evaluation images, the latter None where they are still to be held out; and the class names."""
+    held_out, root = bool(config.eval_share or split.holds_out), Path(config.root)
+    if not held_out and "{split}" not in config.annotation_file:
+        raise ValueError(
+            f"data.annotation_file is {config.annotation_file}, one file for all splits; expected {{split}} in its "
+            "name, or images held out by data.eval_share=0.1"
+        )
+
+    def read(name: str) -> tuple[datasets.Dataset, tuple[str, ...]]:
+        path = resolve_inside(root, config.annotation_file.replace("{split}", name))
+        folder = root / config.image_folder.replace("{split}", name)
+        rows, categories = open_coco(path, folder)
+        return add_groups(rows, split, folder, None) if held_out else rows, categories
+
+    train, categories = read(config.train_split)
+    evaluation = None
+    if not held_out:
+        evaluation, others = read(config.eval_split_name)
+        if others != categories:
+            odd = sorted({*others} ^ {*categories}) or ["another order"]
+            raise ValueError(f"{config.train_split!r} and {config.eval_split_name!r} differ in categories: {odd[0]}")
+    if config.reduce_labels or len(categories) == 1:
+        return train, evaluation, categories
+    background = "background" if "background" not in categories else "not annotated"
+    return train, evaluation, (background, *categories)
 
 
 def _open_dataset(config: DataConfig, split: SplitConfig) -> tuple[Any, datasets.Dataset | None]:

@@ -15,7 +15,7 @@ from PIL import Image
 from ..config import DataConfig, SplitConfig, check_palette, parse_value_range
 from ..configuration_segformer import default_ignore_index
 from ..data.decoding import RowReader, array_dtype, file_name
-from ..data.label_mapping import LabelMapping, class_values
+from ..data.label_mapping import build_mapping
 from ..data.labeled import open_source
 from ..data.readers import is_turned_alone
 from ..data.sampling import ClassBalance
@@ -110,11 +110,17 @@ def load_data(config: DataConfig, num_channels: int = 3, split: SplitConfig | No
             f"the classes of {config.root} have no names: set data.names, or put classes.json beside the data, "
             '{"names": ["road", ...]}'
         )
-    values = class_values(len(names), config.reduce_labels, config.label_values)
-    ignore = {*config.ignore_values, *((0,) if config.reduce_labels else ()), *source.ignore_values}
+    mapping = build_mapping(
+        len(names),
+        reduce_labels=config.reduce_labels,
+        label_values=config.label_values,
+        ignore_values=(*config.ignore_values, *source.ignore_values),
+        mask_colors=config.mask_colors,
+        ignore_colors=config.ignore_colors,
+    )
     reader = RowReader(
         num_channels,
-        LabelMapping(values, tuple(sorted(ignore)), default_ignore_index(len(values))),
+        mapping,
         image_dtype=array_dtype(source.evaluation.features["image"]),
         label_dtype=array_dtype(source.evaluation.features["label"]),
         ignore_exif=config.ignore_exif,
@@ -124,8 +130,9 @@ def load_data(config: DataConfig, num_channels: int = 3, split: SplitConfig | No
     train = source.train.map(_Row(reader)) if config.streaming else source.train.with_transform(reader)
     evaluation = source.evaluation.with_transform(reader)
     measured = [rows if source.pool is None else source.pool.with_transform(reader) for rows in (train, evaluation)]
-    processor = _processor(config, num_channels, len(values), *measured)
-    palette = _palette(config, names, source.palette)
+    processor = _processor(config, num_channels, len(mapping.values), *measured)
+    own = source.palette or tuple((red, green, blue) for red, green, blue in config.mask_colors)
+    palette = _palette(config, names, own)
     return Data(train, evaluation, names, palette, processor, config.ignore_exif)
 
 

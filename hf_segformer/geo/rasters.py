@@ -205,6 +205,9 @@ class Raster:
         """
         raise NotImplementedError
 
+    def write_beside(self, path: Path, labels: np.ndarray, layout: MaskLayout) -> None:
+        """Write the files that belong beside a segmentation map (H, W): none, unless a subclass has any."""
+
     def __enter__(self) -> "Raster":
         return self
 

@@ -204,18 +204,21 @@ def _predict_items(job: _Job, writer: Writer, number: int, pending: Sequence[Inp
             writer.fail(item, job.failure(item, error))
 
 
-def _segment_raster(job: _Job, item: InputItem, path: Path) -> dict[str, Any]:
-    predictor = job.predictor
-    return segment_raster(
-        predictor.segmenter,
-        str(item.source),
-        path,
-        bands=job.source.bands,
-        page=item.page,
-        ignore_exif=job.source.ignore_exif,
-        palette=predictor.palette,
-        progress=job.shows_progress,
-    )
+def _segment_raster(job: _Job, item: InputItem, path: Path, **extras: Any) -> dict[str, Any]:
+    segmenter, source = job.predictor.segmenter, job.source
+    if not isinstance(source, FileSource):
+        raise ValueError(f"{source.describe(item)} is no file; expected one for a raster")
+    num_channels, num_rows = len(segmenter.processor.image_mean), segmenter.options.tile_size
+    with source.open(item, num_channels, num_rows=num_rows) as raster:
+        return segment_raster(
+            segmenter,
+            raster,
+            path,
+            palette=job.predictor.palette,
+            progress=job.shows_progress,
+            resumable=True,
+            **extras,
+        )
 
 
 _RASTER = object()  # outcome of an item that is predicted by tiles

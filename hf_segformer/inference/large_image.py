@@ -7,11 +7,16 @@ image it does to a tile.
 Axes: C bands, K classes, h w sides of a tile's logits.
 """
 
+import hashlib
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,12 +25,13 @@ from transformers import PreTrainedModel
 
 from ..config import InferenceOptions
 from ..data.readers import Reader, Tile, open_raster
-from ..files import atomic_write
+from ..files import atomic_write, named
 from ..image_processing_segformer import SegFormerImageProcessor, range_limits
 from ..progress import Progress
 from ..visualization import Color, palette_for
 from .segmenter import Segmenter, inference_mode_of, is_out_of_memory, unique_names
-from .tiling import CELL, MaskLayout, count_tiles, segment_rows
+from .spool import Spool, rows_of
+from .tiling import CELL, MaskLayout, count_tiles, segment_rows, tile_spans
 
 
 @runtime_checkable
@@ -37,6 +43,18 @@ class RasterReader(Reader, Protocol):
 
         Raises:
             OSError: if it cannot be written.
+        """
+
+    def write_beside(self, path: Path, labels: np.ndarray, layout: MaskLayout) -> None:
+        """Write the files that belong beside a segmentation map, such as its areas.
+
+        Args:
+            path: of the map, which may not exist yet.
+            labels: (H, W), not in memory.
+            layout: of the labels.
+
+        Raises:
+            OSError: if one cannot be written.
         """
 
 
@@ -85,22 +103,52 @@ def predict_large_image(
         ```
     """
     segmenter = Segmenter(model, processor, options)
-    return segment_raster(segmenter, source, destination, bands=bands, palette=palette, progress=progress)
+    reading: dict[str, Any] = {"bands": bands, "num_rows": segmenter.options.tile_size}
+    with open_raster(source, len(processor.image_mean), **reading) as raster:
+        return segment_raster(segmenter, raster, destination, palette=palette, progress=progress)
+
+
+class SegmentedRaster(NamedTuple):
+    """A raster's segmentation before its files are complete.
+
+    Attributes:
+        raster: the open raster.
+        labels: (H, W), on disk.
+        confidence: probability of each pixel's class in percent, uint8 (H, W) on disk, 255 for no data; or None.
+        layout: of the labels.
+    """
+
+    raster: RasterReader
+    labels: np.ndarray
+    confidence: np.ndarray | None
+    layout: MaskLayout
 
 
 def segment_raster(
     segmenter: Segmenter,
-    source: str | Path,
+    raster: Reader,
     destination: str | Path,
     *,
-    bands: Sequence[int] | None = None,
-    page: int | None = None,
-    ignore_exif: bool = False,
     palette: Sequence[Color] | None = None,
     progress: bool = True,
+    resumable: bool = False,
+    with_confidence: bool = False,
+    beside: Callable[[SegmentedRaster], Any] | None = None,
 ) -> dict[str, Any]:
-    """Segment a raster by a `Segmenter`, or the page (from 0) of a file with several; see `predict_large_image`."""
-    began, source, destination = time.perf_counter(), Path(source), Path(destination)
+    """Segment an open raster by a `Segmenter`; see `predict_large_image`.
+
+    Args:
+        segmenter: with its options.
+        raster: from `open_raster`, with `num_rows` of a tile.
+        destination: see `predict_large_image`.
+        palette: see `predict_large_image`.
+        progress: see `predict_large_image`.
+        resumable: keep finished rows of tiles in a hidden folder beside the destination until the map is complete, and
+            continue from those of an earlier run.
+        with_confidence: also compute the probability of each pixel's class, for `beside`.
+        beside: writes further files; called before the map takes its name.
+    """
+    began, destination = time.perf_counter(), Path(destination)
     options, names, processor = segmenter.options, unique_names(segmenter.names), segmenter.processor
     if options.sliding_window:
         raise ValueError(
@@ -112,30 +160,27 @@ def segment_raster(
             f"value_range is {processor.value_range}, a range of each image, which the tiles of a raster would each "
             "have for themselves; expected a fixed one: value_range=[low, high]"
         )
+    if not isinstance(raster, RasterReader):
+        raise ValueError(f"{raster.name} is no raster; expected a TIFF, JPEG 2000, PNG or JPEG file for rasterio")
     dtype = next(each for each in (np.uint8, np.uint16, np.uint32) if len(names) <= np.iinfo(each).max)
-    no_data = int(np.iinfo(dtype).max)
-    layout = MaskLayout(dtype, no_data, palette or palette_for(names), names)
-    counts, num_channels = np.zeros(len(names), np.int64), len(processor.image_mean)
-    reading: dict[str, Any] = {"bands": bands, "page": page, "ignore_exif": ignore_exif, "num_rows": options.tile_size}
+    layout = MaskLayout(dtype, int(np.iinfo(dtype).max), palette or palette_for(names), names)
+    counts, size = np.zeros(len(names), np.int64), (raster.height, raster.width)
     with (
-        _destination(source, destination) as partial,
-        open_raster(source, num_channels, **reading) as raster,
-        inference_mode_of(segmenter.model),
-        Progress(
-            f"predict {source.name}", count_tiles(raster.height, raster.width, options), "tiles", is_shown=progress
-        ) as bar,
+        _destination(raster.name, destination) as partial,
+        _spool(segmenter, raster, destination, layout, resumable, with_confidence) as spool,
     ):
-        if not isinstance(raster, RasterReader):
-            raise ValueError(f"{source} is no raster; expected a TIFF, JPEG 2000, PNG or JPEG file that rasterio reads")
-        tiles, size = _RasterTiles(segmenter, raster, bar.update), (raster.height, raster.width)
-        rows = segment_rows(*size, options, tiles.logits, segmenter.tile_batch_size, dtype)
-        raster.write(partial, _without_no_data(rows, tiles, no_data, counts), layout)
+        _segment(segmenter, raster, spool, layout, with_confidence, progress)
+        labels = spool.plane(0)
+        raster.write(partial, _counted(labels, counts), layout)
+        raster.write_beside(destination, labels, layout)
+        if beside is not None:
+            beside(SegmentedRaster(raster, labels, spool.plane(1) if with_confidence else None, layout))
     return {
-        "source": str(source),
+        "source": raster.name,
         "destination": str(destination),
         "height": size[0],
         "width": size[1],
-        "tiles": bar.total,
+        "tiles": count_tiles(*size, options),
         "tile_size": options.tile_size,
         "tile_overlap": options.tile_overlap,
         "pixels": dict(zip(names, counts.tolist(), strict=True)),
@@ -144,24 +189,92 @@ def segment_raster(
     }
 
 
+def _segment(
+    segmenter: Segmenter, raster: RasterReader, spool: Spool, layout: MaskLayout, with_confidence: bool, progress: bool
+) -> None:
+    """Predict the rows that the spool lacks."""
+    options, height, width = segmenter.options, raster.height, raster.width
+    num_tiles, num_columns = count_tiles(height, width, options), len(tile_spans(width, options))
+    task, done = f"predict {Path(raster.name).name}", spool.seam.row * num_columns
+    if done == num_tiles:
+        return
+    with inference_mode_of(segmenter.model), Progress(task, num_tiles, "tiles", done, progress) as bar:
+        tiles = _RasterTiles(segmenter, raster, bar.update, spool)
+        extras: dict[str, Any] = {"with_probability": True} if with_confidence else {}
+        rows = segment_rows(
+            height, width, options, tiles.logits, segmenter.tile_batch_size, layout.dtype, seam=spool.seam, **extras
+        )
+        shift = segmenter.processor.binary_logit if segmenter.model.config.num_labels == 1 else 0.0
+        for _, classes, *probabilities in rows:
+            planes = [classes, *(in_percent(_unshifted(classes, each, shift)) for each in probabilities)]
+            valid = tiles.valid.take(len(classes)) if tiles.valid is not None else None
+            if valid is not None:
+                for plane in planes:
+                    plane[~valid] = np.iinfo(plane.dtype).max
+            left = tiles.valid.valid if tiles.valid is not None else spool.valid
+            spool.append(planes, spool.seam, left)
+
+
 @contextmanager
-def _destination(source: Path, destination: Path) -> Iterator[Path]:
+def _destination(source: str, destination: Path) -> Iterator[Path]:
     """A path to write to, which takes the name of the destination once all went well."""
     if destination.is_dir():
         raise ValueError(f"{destination} is a folder; expected the name of a file to write")
-    if destination.exists() and source.exists() and destination.samefile(source):
+    if destination.exists() and Path(source).exists() and destination.samefile(source):
         raise ValueError(f"{destination} is the raster itself; expected another file to write")
     with atomic_write(destination) as partial:
         partial.touch()  # fails before the work where nothing can be written
         yield partial
 
 
+@contextmanager
+def _spool(
+    segmenter: Segmenter, raster: Reader, destination: Path, layout: MaskLayout, resumable: bool, with_confidence: bool
+) -> Iterator[Spool]:
+    """A folder of finished rows, which is removed once all went well, and if it is not resumable in any case."""
+    key = {
+        **asdict(segmenter.options),
+        "source": raster.name,
+        "size": [raster.height, raster.width],
+        "changed": Path(raster.name).stat().st_mtime_ns if Path(raster.name).is_file() else 0,
+        "classes": list(layout.names),
+        "confidence": with_confidence,
+    }
+    name = hashlib.sha256(os.fsencode(destination.name)).hexdigest()[:16]
+    folder = destination.with_name(f".{name}.tiles")
+    if not resumable:
+        with named(destination):
+            folder = Path(tempfile.mkdtemp(".tiles", ".", destination.parent))
+    dtypes = (layout.dtype, np.uint8) if with_confidence else (layout.dtype,)
+    is_kept = resumable
+    try:
+        yield Spool(folder, destination, key, raster.width, dtypes)
+        is_kept = False
+    finally:
+        if not is_kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def in_percent(probabilities: np.ndarray) -> np.ndarray:
+    """Probabilities as whole percent, uint8."""
+    return np.rint(100 * probabilities).astype(np.uint8)
+
+
+def _unshifted(classes: np.ndarray, probabilities: np.ndarray, shift: float) -> np.ndarray:
+    """Probabilities of a binary model's classes by its own logits, from those relative to its threshold."""
+    if not shift:
+        return probabilities
+    with np.errstate(divide="ignore"):
+        logits = np.log(probabilities) - np.log1p(-probabilities)
+        return 1 / (1 + np.exp(-logits - np.where(classes == 1, shift, -shift)))
+
+
 class _RasterTiles:
     """Logits of a raster's tiles; remembers which pixels hold data until their rows are written."""
 
-    def __init__(self, segmenter: Segmenter, raster: RasterReader, when_done: Callable[[int], Any]):
+    def __init__(self, segmenter: Segmenter, raster: RasterReader, when_done: Callable[[int], Any], spool: Spool):
         self.segmenter, self.raster, self.when_done = segmenter, raster, when_done
-        self.valid = _ValidRows(raster.width) if raster.may_lack_data else None
+        self.valid = _ValidRows(spool.num_rows, spool.valid) if raster.may_lack_data else None
 
     def logits(self, tiles: Sequence[Tile]) -> Tensor:
         """Logits (B, K, h, w) of tiles of one size, on the grid of a quarter of their sides."""
@@ -196,9 +309,8 @@ class _RasterTiles:
 class _ValidRows:
     """Mask of the pixels that hold data, in the rows that are not yet written."""
 
-    def __init__(self, width: int):
-        self.first = 0
-        self.valid = np.ones((0, width), bool)
+    def __init__(self, first: int, valid: np.ndarray):
+        self.first, self.valid = first, valid
 
     def put(self, tile: Tile, valid: np.ndarray | None) -> None:
         """Remember the pixels of a tile; new rows begin as all valid."""
@@ -216,15 +328,11 @@ class _ValidRows:
         return taken
 
 
-def _without_no_data(
-    strips: Iterator[tuple[int, np.ndarray]], tiles: _RasterTiles, no_data: int, counts: np.ndarray
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Set the pixels without data to that value, and count the others by class."""
-    for top, classes in strips:
-        if tiles.valid is not None:
-            classes[~tiles.valid.take(len(classes))] = no_data
+def _counted(labels: np.ndarray, counts: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield strips of labels, and add the number of pixels of each class to `counts`."""
+    for top, classes in rows_of(labels):
         counts += np.bincount(classes[classes < len(counts)], minlength=len(counts))
         yield top, classes
 
 
-__all__ = ["RasterReader", "predict_large_image", "segment_raster"]
+__all__ = ["RasterReader", "SegmentedRaster", "in_percent", "predict_large_image", "segment_raster"]

@@ -10,8 +10,9 @@ Axes: B tiles, K classes, H W sides of the image, h w those of the grid (a quart
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -148,10 +149,12 @@ def blend(
     options: InferenceOptions,
     logits_of: Callable[[Sequence[Tile]], Tensor],
     batch_size: int = 1,
+    seam: "Seam | None" = None,
 ) -> Iterator[Block]:
     """Blend the logits of tiles to those of the whole image, block by block.
 
-    Blocks come row by row, from left to right, and together cover the grid.
+    Blocks come row by row, from left to right, and together cover the grid. With the last block of a row of tiles,
+    `seam` is what the rest of the image needs of what was done.
 
     Args:
         height: height of the image in pixels.
@@ -159,12 +162,14 @@ def blend(
         options: `tile_size` and `tile_overlap`.
         logits_of: returns the logits (B, K, h, w) of tiles of one size, h and w a quarter of it, rounded up.
         batch_size: most tiles for each call of `logits_of`; they are neighbours in a row.
+        seam: where to begin, and kept up to date; by default at the top.
     """
     spans = tile_spans(height, options), tile_spans(width, options)
     rows, columns = (_grid_spans(each) for each in spans)
-    kept = _Kept(rows, columns[-1].end)
-    done = 0
-    for row, (top, bottom) in zip(rows, spans[0], strict=True):
+    seam = Seam() if seam is None else seam
+    kept = _Kept(rows, columns[-1].end, seam)
+    done = rows[seam.row - 1].finished if seam.row else 0
+    for row, (top, bottom) in list(zip(rows, spans[0], strict=True))[seam.row :]:
         tiles = [Tile(top, left, bottom - top, right - left) for left, right in spans[1]]
         yield from _blend_row(row, done, columns, _in_batches(tiles, logits_of, batch_size), kept)
         done = row.finished
@@ -180,14 +185,36 @@ def _in_batches(
             yield from logits_of(same[start : start + batch_size])
 
 
+@dataclass(eq=False)
+class Seam:
+    """What the rows of tiles that are done leave for the next one.
+
+    Attributes:
+        row: index of the next row of tiles.
+        logits: weighted logits (K, rows, w) where it overlaps those done.
+    """
+
+    row: int = 0
+    logits: Tensor = field(default_factory=lambda: torch.empty(0, 0, 0))
+
+
 class _Kept:
     """Rows of weighted logits that overlap the next row of tiles, over the whole width."""
 
-    def __init__(self, rows: Sequence[_Span], width: int):
+    def __init__(self, rows: Sequence[_Span], width: int, seam: Seam):
         self.height = max((row.end - max(row.finished - 1, 0) for row in rows[:-1]), default=0)
         self.width = width
-        self.num_rows = 0  # left by the row of tiles before
-        self.logits = torch.empty(0)
+        self.num_rows = seam.logits.shape[1]  # left by the row of tiles before
+        self.logits = torch.empty(0, 0, 0)
+        self.seam = seam
+        if self.num_rows:
+            self.logits = seam.logits.new_empty(len(seam.logits), self.height, width)
+            self.logits[:, : self.num_rows] = seam.logits
+
+    def finish_row(self, num_rows: int) -> None:
+        """Keep these many rows for the next row of tiles."""
+        self.num_rows = num_rows
+        self.seam.row, self.seam.logits = self.seam.row + 1, self.logits[:, :num_rows]
 
     def take(self, columns: slice, out: Tensor) -> None:
         """Copy the kept rows of these columns into the first rows of (K, rows, columns)."""
@@ -198,6 +225,7 @@ class _Kept:
         """Keep these columns, which must have been taken before."""
         if not self.logits.numel():
             self.logits = logits.new_empty(len(logits), self.height, self.width)
+        self.logits = self.logits.to(logits.device)  # those of an earlier run are read from a file
         self.logits[:, : logits.shape[1], columns] = logits
 
 
@@ -224,13 +252,18 @@ def _blend_row(
             kept.put(new, sums[:, row.finished - 1 - top :, new.start - left : new.stop - left])
         columns_here = range(finished, column.finished)
         around = sums[:, : rows.stop + (not is_last) - top, : columns_here.stop + (column.following is not None) - left]
+        if column.following is None:
+            kept.finish_row(0 if is_last else row.end - (row.finished - 1))
         yield Block(rows, columns_here, around, (rows.start - top, columns_here.start - left))
         finished = column.finished
-    kept.num_rows = 0 if is_last else row.end - (row.finished - 1)
 
 
-def segment_block(block: Block) -> Tensor:
-    """Segmentation map (4 rows, 4 columns) of a block, equal to that of the whole grid upsampled by four."""
+def segment_block(block: Block, with_probability: bool = False) -> Any:
+    """Segmentation map (4 rows, 4 columns) of a block, equal to that of the whole grid upsampled by four.
+
+    Returns:
+        the map, or with `with_probability` a pair of it and the probabilities of its classes, float32.
+    """
     (above, beside), num_rows = block.before, len(block.rows)
     num_classes, _, width = block.logits.shape
     step = max(_UPSAMPLED_SIZE // (num_classes * CELL**2 * width), 1)
@@ -239,11 +272,15 @@ def segment_block(block: Block) -> Tensor:
         end = min(start + step, num_rows)
         first = max(start + above - 1, 0)
         logits = block.logits[None, :, first : end + above + 1]
-        wide = upsample_argmax(logits, (CELL * logits.shape[2], CELL * width))[0]
+        wide = upsample_argmax(logits, (CELL * logits.shape[2], CELL * width), with_probability=with_probability)
         skipped = CELL * (start + above - first)
-        parts.append(wide[skipped : skipped + CELL * (end - start)])
+        planes = wide if with_probability else (wide,)
+        parts.append([plane[0, skipped : skipped + CELL * (end - start)] for plane in planes])
     skipped = CELL * beside
-    return torch.cat(parts)[:, skipped : skipped + CELL * len(block.columns)]
+    found = tuple(
+        torch.cat(each)[:, skipped : skipped + CELL * len(block.columns)] for each in zip(*parts, strict=True)
+    )
+    return found if with_probability else found[0]
 
 
 def segment_rows(
@@ -253,7 +290,10 @@ def segment_rows(
     logits_of: Callable[[Sequence[Tile]], Tensor],
     batch_size: int = 1,
     dtype: type[np.integer] = np.uint8,
-) -> Iterator[tuple[int, np.ndarray]]:
+    *,
+    with_probability: bool = False,
+    seam: Seam | None = None,
+) -> Iterator[Any]:
     """Segmentation map of a whole image in strips of rows, from the logits of tiles.
 
     Every tile is upsampled by exactly four, as crops are in training; pixels beyond the image are cut off.
@@ -265,9 +305,11 @@ def segment_rows(
         logits_of: see `blend`.
         batch_size: see `blend`.
         dtype: integer type of the map.
+        with_probability: also yield the probabilities of the classes, float32 (rows, W).
+        seam: see `blend`; a strip comes for each row of tiles.
 
     Yields:
-        Index of the first row and the classes (rows, W), from top to bottom. The next strip reuses the array.
+        Index of the first row and the classes (rows, W), from top to bottom. The next strip reuses the arrays.
 
     Examples:
         >>> import torch
@@ -282,22 +324,26 @@ def segment_rows(
         >>> [(top, strip.shape, int(strip[0].sum())) for top, strip in strips]
         [(0, (28, 200), 98), (28, (68, 200), 98)]
     """
-    strip = np.empty((0, 0), dtype)
-    for block in blend(height, width, options, logits_of, batch_size):
+    dtypes = (dtype, np.float32) if with_probability else (dtype,)
+    strips = [np.empty((0, 0), each) for each in dtypes]
+    for block in blend(height, width, options, logits_of, batch_size, seam):
         top, left = CELL * block.rows.start, CELL * block.columns.start
         num_rows = min(CELL * block.rows.stop, height) - top
-        if len(strip) < num_rows:
-            strip = np.empty((num_rows, width), dtype)
-        classes = segment_block(block).cpu().numpy()[:num_rows, : width - left]
-        strip[:num_rows, left : left + classes.shape[1]] = classes
+        if len(strips[0]) < num_rows:
+            strips = [np.empty((num_rows, width), each) for each in dtypes]
+        found = segment_block(block, with_probability)
+        for strip, plane in zip(strips, found if with_probability else (found,), strict=True):
+            part = plane.cpu().numpy()[:num_rows, : width - left]
+            strip[:num_rows, left : left + part.shape[1]] = part
         if CELL * block.columns.stop >= width:
-            yield top, strip[:num_rows]
+            yield top, *(strip[:num_rows] for strip in strips)
 
 
 __all__ = [
     "CELL",
     "Block",
     "MaskLayout",
+    "Seam",
     "blend",
     "blending_weights",
     "count_tiles",

@@ -42,6 +42,7 @@ class Outputs:
         legend: `"right"` or `"below"` adds a legend to overlays.
         clear: names of classes that overlays leave clear, `background` say.
         probabilities: `"uint8"` or `"float16"` also writes the probabilities of all classes.
+        options: options of an installed writer, which JSON can hold.
 
     Raises:
         ValueError: if a value is not one of these, or does not go with the others.
@@ -52,6 +53,7 @@ class Outputs:
     legend: str | None = None
     clear: tuple[str, ...] = ()
     probabilities: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         known = {
@@ -64,6 +66,8 @@ class Outputs:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(str, values))}")
         if self.kind == "parquet" and (self.overlay or self.probabilities):
             raise ValueError("kind is 'parquet'; expected 'png' for overlays and probabilities")
+        if self.options and self.kind in _WRITERS:
+            raise ValueError(f"options are {dict(self.options)}; expected none for the kind {self.kind!r}")
         for name in ("legend", "clear"):
             if getattr(self, name) and not self.overlay:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected an overlay to apply it to: set overlay")
@@ -107,8 +111,14 @@ class Writer(Protocol):
     def write(self, item: InputItem, prepared: Prepared, prediction: Prediction) -> None:
         """Write the results of an image."""
 
-    def write_raster(self, item: InputItem, segment: Callable[[Path], Mapping[str, Any]]) -> None:
-        """Write the results of a raster by a function from a path to its `height`, `width` and `pixels` by class."""
+    def write_raster(self, item: InputItem, segment: Callable[..., Mapping[str, Any]]) -> None:
+        """Write the results of a raster.
+
+        Args:
+            item: the raster.
+            segment: takes a path, writes the segmentation map there and returns its `height`, `width` and `pixels` by
+                class; its keywords `with_confidence` and `beside` are those of `segment_raster`.
+        """
 
     def fail(self, item: InputItem, message: str) -> None:
         """Record why an item has no results."""
@@ -255,7 +265,7 @@ class PngWriter:
             segmentation_to_png(segmentation, self.palette).save(partial, "PNG")
             self._note(item, segmentation.shape, count_pixels(segmentation, len(self.names)))
 
-    def write_raster(self, item: InputItem, segment: Callable[[Path], Mapping[str, Any]]) -> None:
+    def write_raster(self, item: InputItem, segment: Callable[..., Mapping[str, Any]]) -> None:
         """See `Writer`: `NAME_mask.tif`.
 
         Raises:
@@ -371,7 +381,7 @@ class ParquetWriter:
         self._add(item, {"height": height, "width": width, "mask": content.getvalue(), "pixels": pixels})
         self.num_written += 1
 
-    def write_raster(self, item: InputItem, segment: Callable[[Path], Mapping[str, Any]]) -> None:
+    def write_raster(self, item: InputItem, segment: Callable[..., Mapping[str, Any]]) -> None:
         """Refuse a raster, which is larger than a row should be."""
         raise ValueError("a raster cannot be written to Parquet: choose the format png")
 

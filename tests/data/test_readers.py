@@ -563,6 +563,7 @@ def test_a_mask_of_several_pages_is_refused_with_the_remedy(tmp_path):
 
 
 def test_pages_of_a_raster_are_predicted_one_by_one(tmp_path, tiny_config):
+    from hf_segformer.data.readers import open_raster
     from hf_segformer.inference.large_image import segment_raster
 
     stored = values(6, 64, 96, np.uint8).reshape(2, 3, 64, 96)
@@ -574,7 +575,8 @@ def test_pages_of_a_raster_are_predicted_one_by_one(tmp_path, tiny_config):
     predictor = SegFormerPredictor(model, SegFormerImageProcessor(do_resize=False))
     for index, page in enumerate(stored):
         out = tmp_path / f"{index}.tif"
-        segment_raster(predictor.segmenter, path, out, page=index, progress=False)
+        with open_raster(path, page=index) as raster:
+            segment_raster(predictor.segmenter, raster, out, progress=False)
         assert np.array_equal(tifffile.imread(out), predictor(np.moveaxis(page, 0, -1)).segmentation)
 
 

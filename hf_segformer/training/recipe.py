@@ -217,8 +217,8 @@ def _checked(where: str, name: str, tables: dict[str, dict[str, Any]], text: str
         raise ValueError("data.streaming is set, but a stream has no length: set trainer.max_steps")
     if recipe.data.streaming and recipe.augmentation.class_balance:
         raise ValueError(
-            f"augmentation.class_balance is {recipe.augmentation.class_balance}, but images of a stream cannot be drawn: "
-            "set data.streaming=false, or augmentation.class_balance=0"
+            f"augmentation.class_balance is {recipe.augmentation.class_balance}, but images of a stream cannot be "
+            "drawn: set data.streaming=false, or augmentation.class_balance=0"
         )
     return recipe
 

@@ -23,8 +23,8 @@ from transformers import (
 
 from ..config import LoraConfig
 from ..configuration_segformer import VARIANTS, SegFormerConfig, default_ignore_index
-from ..data.splits import format_division, write_division
 from ..data.sampling import ClassBalance
+from ..data.splits import format_division, write_division
 from ..data.torch_datasets import EpochSampler, TrainDataset, TrainStream
 from ..evaluation.evaluate import evaluate
 from ..evaluation.metrics import COUNTED_SCORES

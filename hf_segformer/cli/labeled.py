@@ -53,10 +53,11 @@ def load_labeled_data(source: str, arguments: argparse.Namespace, device: Any) -
     """
     import torch
 
-    from ..conversion.loading import load_segmentation
     from ..data.pairing import decode_dataset, open_split, pair_images_and_masks
+    from ..evaluation.detailed import describe_leakage
+    from ..inference.ensemble import load_model_or_ensemble
 
-    model, processor = load_segmentation(source)
+    model, processor = load_model_or_ensemble(source)
     if arguments.value_range is not None:
         processor.value_range = arguments.value_range
     reading = reading_options(arguments)
@@ -69,6 +70,8 @@ def load_labeled_data(source: str, arguments: argparse.Namespace, device: Any) -
         dataset = open_split(arguments.dataset, arguments.split, *columns)
     if not arguments.as_stored:
         _warn_of_turned_images(dataset)
+    if (leakage := describe_leakage(source, dataset)) and not int(os.environ.get("RANK", "0")):
+        print(f"segformer: {leakage}", file=sys.stderr)
     rows = decode_dataset(
         dataset,
         model.config.num_channels,

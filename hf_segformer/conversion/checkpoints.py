@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from ..configuration_segformer import SegFormerConfig, network_fields
 from ..files import read_json, resolve_inside
+from .ensembles import ENSEMBLE_FILE, is_ensemble, member_folders, read_member_names
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 ADAPTER_CONFIG = "adapter_config.json"
@@ -95,7 +96,9 @@ def locate(source: str | Path) -> Path:
     top_level = {"repo_id": source, "ignore_patterns": "*/*"}  # a Trainer's checkpoints are in folders below
     try:
         folder = Path(snapshot_download(**top_level, allow_patterns=["*.json", "*.safetensors"]))
-        if not any(folder.glob("*.safetensors")):
+        if is_ensemble(folder):
+            fetch_members(source, folder)
+        elif not any(folder.glob("*.safetensors")):
             snapshot_download(**top_level, allow_patterns=[f"*{suffix}" for suffix in SUFFIXES])
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
@@ -107,6 +110,20 @@ def locate(source: str | Path) -> Path:
             "give a local folder, or try again with a network connection"
         ) from error
     return folder
+
+
+def fetch_members(repository: str, folder: Path) -> None:
+    """Download the members of an ensemble.
+
+    Args:
+        repository: on the Hub.
+        folder: its snapshot, of which the files at the top are there; it is named by its commit.
+
+    Raises:
+        ValueError: if its ensemble.json does not name folders below it.
+    """
+    patterns = [f"{name}/{end}" for name in read_member_names(folder) for end in ("*.json", "*.safetensors")]
+    snapshot_download(repository, revision=folder.name, allow_patterns=patterns)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -125,6 +142,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if path.is_file():
         return read_weights_file(path)
+    if is_ensemble(path):
+        first = member_folders(path)[0]
+        raise ValueError(f"{path} is an ensemble ({ENSEMBLE_FILE}); expected a single model, such as {first}")
     weights_file = _find_weights(path)
     if weights_file.suffix == ".json":
         weights = _read_shards(weights_file)
@@ -319,6 +339,7 @@ __all__ = [
     "ADAPTER_CONFIG",
     "SUFFIXES",
     "Checkpoint",
+    "fetch_members",
     "folder_config",
     "is_repository",
     "locate",

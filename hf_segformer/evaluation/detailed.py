@@ -5,6 +5,7 @@ Axes: K classes, H W the mask's sides.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -13,8 +14,10 @@ from PIL import Image
 
 from ..config import InferenceOptions
 from ..configuration_segformer import default_ignore_index
+from ..conversion.ensembles import member_folders
 from ..data.readers import read_whole_image
-from ..data.splits import group_names, image_paths
+from ..data.splits import group_names, image_paths, seen_images
+from ..files import printable
 from ..image_io_segformer import read_mask
 from ..inference.segmenter import Segmenter
 from ..visualization import Color, Stretch, displayable
@@ -150,17 +153,33 @@ def as_displayed(image: Any, num_channels: int = 3, any_range: bool = False) -> 
     return array.transpose(2, 0, 1) if array.shape[-1] < array.shape[0] else array
 
 
+def describe_leakage(source: str | Path, dataset: Any) -> str:
+    """Say how many images of a data set a model was trained on; empty as far as nothing tells.
+
+    Args:
+        source: of the model. Its folder, or those of the members of an ensemble, tell by their `split.csv`, which a run
+            leaves that holds images out of its training split.
+        dataset: with the column `image`.
+    """
+    if not Path(source).is_dir() or not (seen := seen_images(member_folders(source), dataset)):
+        return ""
+    return (
+        f"{source} was trained on {len(seen)} of the {len(dataset)} images, such as {printable(seen[0])}: the scores "
+        "are not those of unseen images"
+    )
+
+
 def image_names(dataset: Any) -> list[str]:
     """Name the images of a data set by their files, below the folder that they share; without files by number.
 
     Args:
         dataset: with a length; of a `datasets.Dataset` the column `image` is looked at.
     """
-    paths = image_paths(dataset) if isinstance(dataset, datasets.Dataset) else []
-    if not paths or not all(paths):
+    paths = [path for path in image_paths(dataset) if path] if isinstance(dataset, datasets.Dataset) else []
+    if not paths or len(paths) < len(dataset):
         return [str(index) for index in range(len(dataset))]
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
     return [os.path.relpath(path, folder) if folder else path for path in paths]
 
 
-__all__ = ["as_displayed", "build_report", "evaluate_in_detail", "image_names", "sample_loader"]
+__all__ = ["as_displayed", "build_report", "describe_leakage", "evaluate_in_detail", "image_names", "sample_loader"]

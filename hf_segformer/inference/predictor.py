@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import InferenceOptions
-from ..conversion.loading import load_segmentation
 from ..data.readers import has_data, read_whole_image
 from ..image_io_segformer import DECODE_ERRORS, read_image
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..visualization import BACKGROUND_COLOR, Color, default_palette, palette_for
+from .ensemble import load_model_or_ensemble
 from .pipeline import Prepared, ReadAhead, segment_batch
 from .segmenter import Segmenter
 
@@ -90,7 +90,8 @@ class SegFormerPredictor:
         """Load the predictor of a checkpoint.
 
         Args:
-            source: a folder, a file of weights or a Hub repository, of any code base that `convert_checkpoint` reads.
+            source: a folder, a file of weights or a Hub repository, of any code base that `convert_checkpoint` reads;
+                or those of an ensemble, whose members' probabilities are averaged.
             device: PyTorch device; by default the accelerator if there is one, else the CPU.
             options: see the class; without `dtype` the network computes in float32.
 
@@ -98,7 +99,7 @@ class SegFormerPredictor:
             OSError: if there is no such path or repository, or a file cannot be opened.
             ValueError: if it holds no segmentation model or is damaged, or the device does not exist.
         """
-        model, processor = load_segmentation(source)
+        model, processor = load_model_or_ensemble(source)
         dtype = getattr(torch, options.dtype) if options is not None and options.dtype else None
         return cls(model.to(find_device(device), dtype), processor, options)
 

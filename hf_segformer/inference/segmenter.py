@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -23,6 +23,7 @@ from transformers.utils import logging
 from ..config import InferenceOptions
 from ..configuration_segformer import default_ignore_index
 from ..image_processing_segformer import SegFormerImageProcessor
+from .ensemble import members_of
 from .tiling import CELL
 
 logger = logging.get_logger(__name__)
@@ -38,7 +39,7 @@ class Segmenter:
     is never changed, and stays in training mode if it is in it.
 
     Args:
-        model: a segmentation model. One label is binary: class 1 where its probability is above one half.
+        model: a segmentation model, or an `Ensemble` of several. One label is binary: class 1 where its probability is above one half.
         processor: prepares images.
         options: see `InferenceOptions`; by default images are seen whole and once.
 
@@ -127,6 +128,8 @@ class Segmenter:
     def logits(self, views: Sequence[Tensor]) -> Iterator[Tensor]:
         """Logits (B, K, h, w) at each scale, each followed by those of the mirrored images if `options.flip`.
 
+        Of an ensemble those of each member, in order, at each scale.
+
         Their sides are a quarter of the prepared ones, or the prepared ones where a window slides.
 
         Args:
@@ -134,9 +137,10 @@ class Segmenter:
         """
         for view in views:
             pixels = view.to(self.model.device, self.model.dtype)
-            yield self._slide(pixels)
-            if self.options.flip:
-                yield self._slide(pixels.flip(-1)).flip(-1)
+            for member in members_of(self.model):
+                yield self._slide(member, pixels)
+                if self.options.flip:
+                    yield self._slide(member, pixels.flip(-1)).flip(-1)
 
     def predict(self, views: Sequence[Tensor], sizes: Sequence[Sequence[int]]) -> list[Tensor]:
         """Segmentation maps of a batch, int64 (H, W) each, on the model's device.
@@ -202,7 +206,7 @@ class Segmenter:
 
     @property
     def _num_views(self) -> int:
-        return len(self.options.scales) * (2 if self.options.flip else 1)
+        return len(self.options.scales) * (2 if self.options.flip else 1) * len(members_of(self.model))
 
     def _prepare(self, image: Any, scale: float, data_format: str | None) -> Tensor:
         processor = self.processor
@@ -217,18 +221,18 @@ class Segmenter:
         height, width = pixels().shape[-2:]
         return pixels(do_resize=True, size={"height": _scaled(height, scale), "width": _scaled(width, scale)})
 
-    def _slide(self, pixels: Tensor) -> Tensor:
+    def _slide(self, model: nn.Module, pixels: Tensor) -> Tensor:
         """Images (B, C, H', W') -> logits; windows are shifted inward at the borders, and overlapping ones averaged."""
         height, width = pixels.shape[-2:]
         window, stride = self.options.sliding_window, self.options.effective_stride
         if not window or window >= max(height, width):
-            return self.model(pixels).logits
+            return model(pixels).logits
         total = torch.zeros(len(pixels), self.model.config.num_labels, height, width, device=pixels.device)
         num_visits = torch.zeros(height, width, device=pixels.device)
         for top in _window_starts(height, window, stride):
             for left in _window_starts(width, window, stride):
                 here = (..., slice(top, top + window), slice(left, left + window))
-                total[here] += _upsample(self.model(pixels[here]).logits, pixels[here].shape[-2:])
+                total[here] += _upsample(model(pixels[here]).logits, pixels[here].shape[-2:])
                 num_visits[here] += 1
         return total / num_visits
 

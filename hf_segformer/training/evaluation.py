@@ -1,5 +1,6 @@
 """Evaluation of a checkpoint on the evaluation data of a recipe: a table by class and a report."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from accelerate import PartialState
 from transformers import logging
 
 from ..conversion.checkpoints import locate
-from ..conversion.loading import load_segmentation, own_processor
+from ..conversion.ensembles import member_folders
+from ..conversion.loading import own_processor
 from ..data.labeled import evaluation_name
-from ..evaluation.detailed import build_report, evaluate_in_detail
+from ..evaluation.detailed import build_report, describe_leakage, evaluate_in_detail
 from ..evaluation.evaluate import Evaluation
+from ..inference.ensemble import load_model_or_ensemble
 from ..inference.segmenter import Segmenter
 from .data import load_data
 from .recipe import Recipe
@@ -25,7 +28,7 @@ def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path, device: torch
     Several processes (torchrun, `accelerate launch`) share the images; the main one prints and writes.
 
     Args:
-        checkpoint: a folder, a file of weights or a Hub repository.
+        checkpoint: a folder, a file of weights or a Hub repository, of a model or an ensemble.
         recipe: its evaluation data and `[evaluation]` are used.
         folder: where to write.
         device: by default the accelerator of this process if there is one, else the CPU.
@@ -40,8 +43,8 @@ def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path, device: torch
     state = PartialState(cpu=not torch.accelerator.is_available())
     logging.disable_progress_bar()
     path = locate(checkpoint)
-    model, _ = load_segmentation(path)
-    processor = own_processor(path, model)
+    model, _ = load_model_or_ensemble(path)
+    processor = own_processor(member_folders(path)[0], model)
     data = load_data(recipe.data, model.config.num_channels, recipe.split)
     _check_classes(checkpoint, model.config, data.names)
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +52,8 @@ def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path, device: torch
     if state.is_main_process:
         print(f"Model    {checkpoint}, {model.num_parameters():,} parameters, {class_count(len(data.names))}")
         print(f"Data     {len(data.evaluation)} images\n", flush=True)
+        if leakage := describe_leakage(path, data.evaluation):
+            print(f"segformer: {leakage}", file=sys.stderr)
     result, accumulator = evaluate_in_detail(model, processor, data.evaluation, recipe.evaluation, names=data.names)
     if state.is_main_process:
         print(result.format_table())

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..inference.segmenter import Confidence
 from .binary import probability_histogram
 from .bootstrap import class_counts, class_scores
 from .boundary import DILATION_RATIO, TOLERANCE, boundary_counts
-from .calibration import NUM_BINS, calibration_counts
-from .metrics import confusion_matrix
+from .calibration import NUM_BINS, calibration_counts, confidence_counts
+from .metrics import confusion_matrix, counted_scores, pack_counts
 
 
 class MetricAccumulator:
@@ -68,7 +69,7 @@ class MetricAccumulator:
 
     def update(
         self,
-        probabilities: Tensor | None,
+        probabilities: Tensor | Confidence | None,
         prediction: Tensor,
         labels: Tensor,
         *,
@@ -78,8 +79,8 @@ class MetricAccumulator:
         """Count one image, on the device of its tensors.
 
         Args:
-            probabilities: float32 (K, H, W), or None if calibration is not asked for: either for all images or for
-                none.
+            probabilities: float32 (K, H, W), or with other than two classes the `Confidence`, all that calibration
+                needs; None if it is not asked for. Either for all images or for none.
             prediction: (H, W) class ids.
             labels: (H, W) true class ids.
             name: of the image, for tables and lists.
@@ -151,9 +152,27 @@ class MetricAccumulator:
             return np.zeros((0, 3, self.num_classes), dtype=np.int64)
         return np.stack([counts for _, _, counts in self._images])
 
-    def _count_probabilities(self, probabilities: Tensor | None, labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def named_scores(self, names: Sequence[str]) -> dict[str, float]:
+        """Scores of all images as a Trainer logs them, see `metrics.counted_scores`.
+
+        Args:
+            names: of the K classes.
+        """
+        return counted_scores(pack_counts(self.matrix, self.boundary, self.calibration), names)
+
+    def _count_probabilities(
+        self, probabilities: Tensor | Confidence | None, labels: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
         if probabilities is None:
             return None, None
+        if isinstance(probabilities, Confidence):
+            if self.num_classes == 2:
+                raise ValueError("two classes need their probabilities for the curve over thresholds; got a Confidence")
+            winner, confidence = (each.to(labels.device) for each in probabilities)
+            options = {"num_bins": self.num_bins}
+            return confidence_counts(
+                confidence, winner, labels, self.num_classes, self.ignore_index, **options
+            ).cpu(), None
         if len(probabilities) != self.num_classes:
             raise ValueError(f"probabilities are of {len(probabilities)} classes; expected {self.num_classes}")
         probabilities = probabilities.to(labels.device)

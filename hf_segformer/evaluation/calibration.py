@@ -63,14 +63,37 @@ def calibration_counts(probabilities: Tensor, labels: Tensor, ignore_index: int,
         raise ValueError(
             f"probabilities are {tuple(probabilities.shape)}; expected (K, H, W) with the labels' {tuple(labels.shape)}"
         )
-    num_classes, counted = len(probabilities), labels != ignore_index
     confidence, winner = probabilities.max(dim=0)
+    return confidence_counts(confidence, winner, labels, len(probabilities), ignore_index, num_bins=num_bins)
+
+
+def confidence_counts(
+    confidence: Tensor, winner: Tensor, labels: Tensor, num_classes: int, ignore_index: int, *, num_bins: int = NUM_BINS
+) -> Tensor:
+    """Count as `calibration_counts` does, from the most probable class alone, K times less memory.
+
+    Args:
+        confidence: float32 (H, W), probability of the most probable class.
+        winner: (H, W), that class.
+        labels: (H, W) true class ids on the same device.
+        num_classes: number of classes K.
+        ignore_index: label of pixels that do not count.
+        num_bins: number of bins M.
+
+    Returns:
+        int64 tensor (K, M, 3).
+
+    Raises:
+        ValueError: if a confidence is no number from 0 to 1.
+    """
+    counted = labels != ignore_index
     confidence, winner, labels = confidence[counted].float(), winner[counted], labels[counted]
     if not ((confidence >= 0) & (confidence <= 1 + 1e-5)).all():
         raise ValueError("probabilities hold a value outside 0..1; expected the softmax of logits")
     edges = torch.linspace(0, 1, num_bins + 1, device=confidence.device)[1:-1]
     place = winner * num_bins + torch.bucketize(confidence, edges)
-    values = (torch.ones_like(place), (winner == labels).long(), (confidence.double() * _UNIT).round().long())
+    # Times a power of two, which is exact.
+    values = (torch.ones_like(place), (winner == labels).long(), (confidence * _UNIT).round().long())
     sums = torch.zeros(num_classes * num_bins, 3, dtype=torch.int64, device=place.device)
     return sums.index_add_(0, place, torch.stack(values, dim=1)).reshape(num_classes, num_bins, 3)
 
@@ -112,5 +135,6 @@ __all__ = [
     "calibration_counts",
     "calibration_error",
     "calibration_errors",
+    "confidence_counts",
     "reliability_diagram",
 ]

@@ -42,6 +42,7 @@ class Evaluation:
         worst: index and mean IoU of the worst images, worst first.
         seconds: duration of the evaluation.
         num_images: number of images.
+        counted: scores from all counts, see `metrics.counted_scores`; None without an accumulator.
     """
 
     matrix: Tensor
@@ -49,16 +50,17 @@ class Evaluation:
     worst: tuple[tuple[int, float], ...]
     seconds: float
     num_images: int
+    counted: dict[str, float] | None = None
+
+    @property
+    def named_metrics(self) -> dict[str, float]:
+        """Scores as a Trainer logs them: `counted`, or else the `metrics.named_scores` of the matrix."""
+        return named_scores(self.matrix, self.names) if self.counted is None else self.counted
 
     @property
     def metrics(self) -> dict[str, Any]:
         """The `metrics.scores` of the matrix."""
         return scores(self.matrix)
-
-    @property
-    def named_metrics(self) -> dict[str, float]:
-        """The `metrics.named_scores` of the matrix, as a Trainer logs them."""
-        return named_scores(self.matrix, self.names)
 
     def to_json(self, title: str, split: str, options: InferenceOptions) -> dict[str, Any]:
         """Contents of metrics.json; unknown values, those of an absent class, are None.
@@ -136,8 +138,7 @@ def evaluate(
         options: see `InferenceOptions`; by default images are seen whole and once.
         names: names of the classes; by default the model's. The one of a binary model gets `background` before it.
         num_worst: number of the worst images to list.
-        accumulator: counts what a report needs besides, which takes the probabilities of every image; every process
-            has the counts of all images afterwards.
+        accumulator: counts what a report needs besides; every process has the counts of all images afterwards.
         progress: show the progress of the first process.
 
     Returns:
@@ -183,8 +184,10 @@ def evaluate(
     matrix = torch.stack([each for each, _, _, _ in found]).sum(dim=0)
     if accumulator is not None:
         accumulator.combine(state for _, _, _, state in found)
+    counted = None if accumulator is None else accumulator.named_scores(names)
     seconds = time.perf_counter() - start
-    return Evaluation(matrix, names, tuple((index, score) for score, index in worst), seconds, num_images)
+    worst_places = tuple((index, score) for score, index in worst)
+    return Evaluation(matrix, names, worst_places, seconds, num_images, counted)
 
 
 def _count(
@@ -195,11 +198,11 @@ def _count(
     accumulator: MetricAccumulator | None = None,
 ) -> Iterator[Tensor]:
     """Confusion matrix (K, K + 1) of each row, read ahead and in batches."""
-    ignore_index = segmenter.ignore_index
+    ignore_index, is_binary = segmenter.ignore_index, accumulator is not None and num_classes == 2
 
     def segment(batch: list[Prepared]) -> list[Tensor]:
         counts = []
-        found = segment_batch(segmenter, batch, with_probabilities=accumulator is not None)
+        found = segment_batch(segmenter, batch, with_probabilities=is_binary, with_confidence=accumulator is not None)
         for prepared, (prediction, probabilities) in zip(batch, found, strict=True):
             labels = torch.from_numpy(prepared.labels).to(prediction.device)
             try:

@@ -55,11 +55,12 @@ class Prepared:
 
 
 def segment_batch(
-    segmenter: Segmenter, batch: list[Prepared], *, with_probabilities: bool = False
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Segmentation map, int64 (H, W), and probabilities, float32 (K, H, W) or None, of each image of a batch.
+    segmenter: Segmenter, batch: list[Prepared], *, with_probabilities: bool = False, with_confidence: bool = False
+) -> Iterator[tuple[Tensor, Any]]:
+    """Segmentation map, int64 (H, W), of each image of a batch, with what is asked for besides.
 
-    The network sees the batch at once; probabilities are computed one image at a time.
+    That is probabilities, float32 (K, H, W), or the `Confidence`, or None. The network sees the batch at once; the rest
+    is computed one image at a time.
 
     Raises:
         ValueError: if the prepared sizes differ or are too small for the network, or if one image does not fit into
@@ -73,6 +74,8 @@ def segment_batch(
     with _named_errors(batch):
         if with_probabilities:
             yield from segmenter.predict_probabilities(views, sizes)
+        elif with_confidence:
+            yield from segmenter.predict_confidences(views, sizes)
         else:
             yield from ((classes, None) for classes in segmenter.predict(views, sizes))
 

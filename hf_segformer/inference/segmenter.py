@@ -11,7 +11,7 @@ of the logits.
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +23,25 @@ from transformers.utils import logging
 from ..config import InferenceOptions
 from ..configuration_segformer import default_ignore_index
 from ..image_processing_segformer import SegFormerImageProcessor
+from ..upsampling_segformer import upsample_argmax
 from .ensemble import members_of
 from .tiling import CELL
 
 logger = logging.get_logger(__name__)
 
 BACKGROUND = "background"  # the second class of a model with one label
+
+
+class Confidence(NamedTuple):
+    """The most probable class of each pixel, whatever the threshold of a binary model.
+
+    Attributes:
+        winner: int64 (H, W), the class.
+        probability: float32 (H, W), its probability.
+    """
+
+    winner: Tensor
+    probability: Tensor
 
 
 class Segmenter:
@@ -39,7 +52,8 @@ class Segmenter:
     is never changed, and stays in training mode if it is in it.
 
     Args:
-        model: a segmentation model, or an `Ensemble` of several. One label is binary: class 1 where its probability is above one half.
+        model: a segmentation model, or an `Ensemble` of several. One label is binary: class 1 where its probability is
+            above the processor's `binary_threshold`.
         processor: prepares images.
         options: see `InferenceOptions`; by default images are seen whole and once.
 
@@ -183,6 +197,27 @@ class Segmenter:
                 mean = self._mean(logits, index, size)
                 classes = self._best_class(mean) if maps is None else maps[index]
             yield classes.clone(), _of_every_class(mean[0]).clone()  # of inference mode, see `predict`
+
+    def predict_confidences(
+        self, views: Sequence[Tensor], sizes: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[Tensor, Confidence]]:
+        """Segmentation maps as `predict` returns them, each with the most probable class and its probability.
+
+        Of one view they are computed in bands, which takes a seventh of the time and 1/K of the memory of
+        `predict_probabilities` for 150 classes.
+        """
+        if self._num_views > 1:
+            for classes, probabilities in self.predict_probabilities(views, sizes):
+                probability, winner = probabilities.max(dim=0)
+                yield classes, Confidence(winner, probability)
+            return
+        with inference_mode_of(self.model):
+            [logits] = self.logits(views)
+            maps = self.processor.post_process_semantic_segmentation({"logits": logits}, sizes)
+        for each, size, classes in zip(logits, sizes, maps, strict=True):
+            with inference_mode_of(self.model):
+                winner, probability = upsample_argmax(each[None].float(), size, with_probability=True)
+            yield classes.clone(), Confidence(winner[0].clone(), probability[0].clone())
 
     def tile_logits(self, tiles: Sequence[np.ndarray]) -> Tensor:
         """Logits (B, K, h, w) of tiles (C, H, W) of one size, on the grid of a quarter of their sides.
@@ -369,6 +404,7 @@ def _probabilities(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 __all__ = [
     "BACKGROUND",
+    "Confidence",
     "Segmenter",
     "class_names",
     "inference_mode_of",

@@ -1,6 +1,6 @@
 """Metrics and predictions of an evaluation in several processes, without gathering images of unequal size.
 
-Each process counts its own images in a confusion matrix; the matrices are summed at the end. Axes: B images, K classes,
+Each process counts its own images; the counts are summed at the end. Axes: B images, K classes,
 h w sides of the logits, H W sides of the masks.
 """
 
@@ -8,12 +8,11 @@ from itertools import zip_longest
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from ..evaluation.metrics import SegmentationMetrics, confusion_matrix, named_scores
+from ..evaluation.metrics import SegmentationMetrics, count_batch, counted_scores, zero_counts
 from ..upsampling_segformer import upsample_argmax
 
 _Maps = list[list[np.ndarray]]  # for each batch the segmentation maps or masks of its images
@@ -34,8 +33,7 @@ class Collector:
         self.accelerator, self.keeps_maps = accelerator, keeps_maps
         self.classes = metrics
         self.has_labels = False
-        size = len(metrics.names) if metrics else 0
-        self.matrix = torch.zeros(size, size + 1, dtype=torch.int64, device=accelerator.device)
+        self.counts = zero_counts(1, len(metrics.names) if metrics else 0)[0].to(accelerator.device)
         self.predictions: _Maps = []
         self.masks: _Maps = []
 
@@ -47,15 +45,15 @@ class Collector:
             labels: (B, H, W), or None.
             size: (H, W) of the segmentation maps where there are no labels.
         """
-        maps = upsample_argmax(logits, size if labels is None else labels.shape[-2:])
-        number = self._number_of_own(len(maps))
+        number = self._number_of_own(len(logits))
         if labels is not None:
             self.has_labels = True
             if self.classes is not None:
                 names, ignore_index = self.classes.names, self.classes.ignore_index
-                self.matrix += confusion_matrix(maps[:number], labels[:number], len(names), ignore_index)
+                self.counts += count_batch(logits[:number], labels[:number], len(names), ignore_index).sum(dim=0)
         if self.keeps_maps:
-            self.predictions.append(list(maps[:number].cpu().numpy()))
+            maps = upsample_argmax(logits[:number], size if labels is None else labels.shape[-2:])
+            self.predictions.append(list(maps.cpu().numpy()))
             self.masks.append([] if labels is None else list(labels[:number].cpu().numpy()))
 
     def _number_of_own(self, number: int) -> int:
@@ -66,10 +64,10 @@ class Collector:
         return min(max(state.remainder - self.accelerator.process_index * number, 0), number)
 
     def metrics(self) -> dict[str, float]:
-        """Sum the matrices of all processes and return the metrics; empty where there were no labels."""
+        """Sum the counts of all processes and return the metrics; empty where there were no labels."""
         if self.classes is None or not self.has_labels:
             return {}
-        return named_scores(self.accelerator.reduce(self.matrix, "sum"), self.classes.names)
+        return counted_scores(self.accelerator.reduce(self.counts, "sum"), self.classes.names)
 
     def gather_maps(self) -> tuple[Any, Any]:
         """Return segmentation maps and masks in the data set's order, each one array if all sizes are equal."""

@@ -9,8 +9,7 @@ from transformers import ProgressCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.torch_datasets import EvalDataset, collate
-from ..evaluation.evaluate import evaluate
-from ..evaluation.metrics import named_scores
+from ..evaluation.detailed import evaluate_in_detail
 from .data import Data
 from .recipe import Recipe
 from .report import ProgressBar
@@ -58,8 +57,7 @@ class RecipeTrainer(SegFormerTrainer):
     ) -> EvalLoopOutput:
         """Evaluate as `segformer evaluate --recipe` does; processes share the images."""
         result = self._evaluate_rows(self.data.evaluation, not self.args.disable_tqdm)
-        values = named_scores(result.matrix, result.names)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in result.named_metrics.items()}
         return EvalLoopOutput(None, None, metrics, result.num_images)
 
     def try_evaluation(self) -> None:
@@ -70,7 +68,8 @@ class RecipeTrainer(SegFormerTrainer):
     def _evaluate_rows(self, rows: Any, progress: bool) -> Any:
         model = self.accelerator.unwrap_model(self.model)
         with _without_autocast(model):
-            return evaluate(model, self.data.processor, rows, self.evaluation, names=self.data.names, progress=progress)
+            options = {"names": self.data.names, "progress": progress}
+            return evaluate_in_detail(model, self.data.processor, rows, self.evaluation, **options)[0]
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def test_evaluation_that_fails_does_so_before_the_first_step(tmp_path, capsys):
         calls.append(len(arguments[2]))
         raise ValueError("evaluation fails")
 
-    with mock.patch.object(recipe_trainer, "evaluate", broken):
+    with mock.patch.object(recipe_trainer, "evaluate_in_detail", broken):
         assert error_of(capsys, tmp_path / "run", *EVALUATED).endswith("evaluation fails")
     assert calls == [6]
     assert not list((tmp_path / "run").glob("checkpoint-*"))

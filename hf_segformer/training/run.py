@@ -38,6 +38,7 @@ from .data_checks import check_classes, check_data, format_counts, show_batch
 from .losses import SegmentationLoss, class_weights
 from .recipe import Recipe
 from .recipe_trainer import RecipeTrainer
+from .recipe_writer import write_recipe
 from .report import class_count, draw_predictions, predict_some, split_record, spread, write_evaluation
 from .resume import newest_whole_checkpoint
 from .run_folder import RunFolder
@@ -56,7 +57,8 @@ def fine_tune(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> 
         overwrite: if that folder holds a finished run, move it away and take its place.
 
     Returns:
-        that folder; it holds the final model and its processor, its card, `metrics.json`, `training.json` and figures.
+        that folder; it holds the final model and its processor, its card, `recipe.toml`, `metrics.json`,
+        `training.json` and figures.
 
     Raises:
         ValueError: if the recipe's values, the data or the checkpoints do not fit, another run uses the folder, or not
@@ -82,6 +84,7 @@ def fine_tune(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> 
         if is_main:
             if checkpoint is None and (archive := run.archive_previous_run()):
                 print(f"{folder} held an earlier run, which is now {archive} (--resume would have continued it)")
+            write_recipe(recipe, folder)
             announce(model, data, arguments, checkpoint)
         trainer = build_trainer(model, arguments, recipe, loss, data)
         if checkpoint is not None and is_finished(checkpoint, arguments):
@@ -392,9 +395,10 @@ def train_samples(data: Data, recipe: Recipe) -> TrainDataset | TrainStream:
         ValueError: if a file names code to run that nobody allowed, or classes are to be balanced and were not counted.
     """
     recipe.check_code()
+    seed = recipe.trainer.get("data_seed", recipe.data.seed)
     if data.is_stream:
-        return TrainStream(data.train, recipe.augmentation, data.processor, recipe.data.seed)
-    return TrainDataset(data.train, recipe.augmentation, data.processor, recipe.data.seed, data.balance)
+        return TrainStream(data.train, recipe.augmentation, data.processor, seed)
+    return TrainDataset(data.train, recipe.augmentation, data.processor, seed, data.balance)
 
 
 def first_samples(data: Data, recipe: Recipe, number: int) -> list[dict[str, torch.Tensor]]:

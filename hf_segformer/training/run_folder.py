@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from ..conversion.ensembles import ENSEMBLE_FILE
 from ..files import write_json
 from ..locks import LOCK, locked_folder
+from .recipe_writer import RECIPE_FILE
 from .resume import list_checkpoints, read_json_or_empty, read_run_id
 
 _IDENTITY = ".run.json"
@@ -100,8 +102,8 @@ class RunFolder:
         """
         if not self._content():
             return
-        is_finished = (self.folder / "config.json").is_file()
-        if not is_finished and not list_checkpoints(self.folder):
+        is_finished = any((self.folder / name).is_file() for name in ("config.json", ENSEMBLE_FILE))
+        if not is_finished and not (list_checkpoints(self.folder) or _has_runs(self.folder)):
             raise ValueError(f"{self.folder} holds files, but no earlier run; expected another trainer.output_dir")
         if is_finished and not overwrite:
             raise ValueError(
@@ -125,7 +127,12 @@ class RunFolder:
         return archive
 
     def _content(self) -> list[Path]:
-        return [path for path in self.folder.iterdir() if path.name not in (LOCK, _IDENTITY)]
+        return [path for path in self.folder.iterdir() if path.name not in (LOCK, _IDENTITY, RECIPE_FILE)]
+
+
+def _has_runs(folder: Path) -> bool:
+    """Return True for the folder of repeated runs: those of its sub-folders that began have an identity."""
+    return any((path / _IDENTITY).is_file() for path in folder.iterdir() if path.is_dir())
 
 
 def _free_name(folder: Path) -> Path:

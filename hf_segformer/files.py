@@ -1,14 +1,16 @@
 """Atomic writes, and the names of files that are read as images and masks."""
 
+import csv
 import errno
 import hashlib
+import io
 import itertools
 import json
 import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path, PureWindowsPath
@@ -272,6 +274,19 @@ def printable(name: object) -> str:
     return "".join(escaped)
 
 
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV; None is an empty cell, and text that a spreadsheet would compute begins with an apostrophe."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_csv_cell(cell) for cell in row] for row in rows)
+    return text.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return f"'{printable(value)}" if value.lstrip().startswith(("=", "+", "-", "@")) else printable(value)
+
+
 __all__ = [
     "IGNORE_INDEX",
     "IMAGE_SUFFIXES",
@@ -280,6 +295,7 @@ __all__ = [
     "atomic_write",
     "check_new_or_empty",
     "check_writable",
+    "csv_text",
     "is_full",
     "is_process_alive",
     "named",

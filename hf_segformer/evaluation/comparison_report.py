@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..files import printable, write_json
+from ..files import csv_text, printable, write_json
 from ..visualization import Color, colorize, figure
 from . import plots
 from .bootstrap import Interval
 from .comparison import NUM_IMAGES, OVERALL, ClassTest, Comparison
 from .pages import render_comparison
 from .report import png_bytes, write_file
-from .summary import csv_text, percent
+from .summary import percent
 
 LoadPredictions = Callable[[int], tuple[Image.Image, np.ndarray, Mapping[str, np.ndarray]]]
 """Index in the data set -> image, labels (H, W), and each model's prediction (H, W) by its name."""

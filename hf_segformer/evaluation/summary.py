@@ -3,15 +3,13 @@
 Axes: K classes, I images.
 """
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..files import printable
+from ..files import csv_text, printable
 from .accumulator import MetricAccumulator
 from .binary import auc_error, average_precision, best_threshold, roc_auc, threshold_scores, threshold_sweep
 from .bootstrap import LEVEL, NUM_RESAMPLES, Interval, bootstrap_intervals, class_scores
@@ -250,19 +248,6 @@ def _latex_cell(value: float | None, interval: Sequence[float] | None) -> str:
     return percent(value) + span
 
 
-def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    """Rows as CSV; None is an empty cell, and text that a spreadsheet would compute begins with an apostrophe."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([_csv_cell(cell) for cell in row] for row in rows)
-    return text.getvalue()
-
-
-def _csv_cell(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    return f"'{printable(value)}" if value.lstrip().startswith(("=", "+", "-", "@")) else printable(value)
-
-
 def _known(value: Any) -> float | None:
     return None if math.isnan(value) else float(value)
 
@@ -281,7 +266,6 @@ __all__ = [
     "CLASS_COLUMNS",
     "classes_csv",
     "classes_latex",
-    "csv_text",
     "escape_latex",
     "per_image_csv",
     "percent",

@@ -14,8 +14,7 @@ from ..data.splits import count_division
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.metrics import confusion_matrix, scores
 from ..evaluation.report import write_confusion, write_file
-from ..evaluation.summary import csv_text
-from ..files import write_json
+from ..files import csv_text, write_json
 from ..inference.segmenter import predict
 from ..progress import Progress
 from ..visualization import Color, Stretch, colorize, displayable, figure

@@ -25,11 +25,11 @@ from hf_segformer.evaluation.samples import Sample, error_map, sample_sheet
 from hf_segformer.evaluation.summary import (
     classes_csv,
     classes_latex,
-    csv_text,
     escape_latex,
     per_image_csv,
     summarize,
 )
+from hf_segformer.files import csv_text
 from tests.support.evaluations import IGNORE, NAMES, PALETTE, evaluation
 
 RESAMPLES = 100

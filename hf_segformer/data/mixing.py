@@ -42,20 +42,29 @@ def paste(sample: _Sample, other: _Sample, pasted: Tensor) -> _Sample:
 
 
 def draw_box(height: int, width: int, generator: Generator) -> Tensor:
-    """Draw CutMix's box: its share of the image and its center are uniform, and the image's edge cuts it off.
-
-    Yun et al. 2019, section 3.1: sides sqrt(share) of the image's, share uniform from 0 to 1 (their alpha is 1).
+    """Draw CutMix's box (Yun et al. 2019, section 3.1): its share of the image and its center are uniform.
 
     Returns:
         bool (H, W), True inside.
     """
     share, row, column = torch.rand(3, generator=generator).tolist()
+    return box(height, width, share, (row, column))
+
+
+def box(height: int, width: int, share: float, center: tuple[float, float]) -> Tensor:
+    """Mark a box of the image's aspect ratio, cut off at its edges: bool (H, W).
+
+    Args:
+        height: H.
+        width: W.
+        share: of the image's area, if nothing is cut off.
+        center: row and column as shares of height and width.
+    """
     inside = torch.zeros(height, width, dtype=torch.bool)
-    limits = [
-        (round(max(0.0, at * side - math.sqrt(share) * side / 2)), round(at * side + math.sqrt(share) * side / 2))
-        for at, side in ((row, height), (column, width))
-    ]
-    inside[limits[0][0] : limits[0][1], limits[1][0] : limits[1][1]] = True
+    reach = math.sqrt(share) / 2
+    top, left = (round(max(0.0, at - reach) * side) for at, side in zip(center, (height, width), strict=True))
+    bottom, right = (round((at + reach) * side) for at, side in zip(center, (height, width), strict=True))
+    inside[top:bottom, left:right] = True
     return inside
 
 
@@ -74,4 +83,4 @@ def draw_classes(labels: Tensor, generator: Generator, ignore: int) -> Tensor:
     return classes[torch.randperm(len(classes), generator=generator)[: len(classes) // 2]]
 
 
-__all__ = ["draw_box", "draw_classes", "draw_mix", "paste"]
+__all__ = ["box", "draw_box", "draw_classes", "draw_mix", "paste"]

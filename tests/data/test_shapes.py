@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hf_segformer.data import shapes_hard
 from hf_segformer.data.shapes import NAMES, PALETTE, Scene, draw_sample, shapes_dataset
 from hf_segformer.files import IGNORE_INDEX
 
@@ -94,3 +95,69 @@ def test_there_is_one_distinct_colour_a_class():
 def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         draw_sample(*arguments)
+
+
+# --- The harder variant -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hard_samples():
+    drawn = {
+        split: [[np.asarray(side) for side in shapes_hard.draw_sample(0, split, index, 64)] for index in range(60)]
+        for split in ("train", "validation")
+    }
+    return {split: [np.stack(side) for side in zip(*pairs, strict=True)] for split, pairs in drawn.items()}
+
+
+def test_a_hard_sample_depends_on_seed_split_and_index_alone():
+    first = [np.asarray(side) for side in shapes_hard.draw_sample(3, "train", 7, SIZE)]
+    np.random.seed(5)
+    for one, other in zip(first, shapes_hard.draw_sample(3, "train", 7, SIZE), strict=True):
+        np.testing.assert_array_equal(one, np.asarray(other))
+    assert (first[0] != arrays(3, "train", 7, SIZE)[0]).mean() > 0.5
+
+
+def test_hard_shapes_have_every_class_and_thin_ones_are_rare(hard_samples):
+    _, labels = hard_samples["train"]
+    shares = {value: (labels == value).mean() for value in np.unique(labels)}
+    assert set(shares) == {*range(len(shapes_hard.NAMES)), IGNORE_INDEX}
+    assert len(shapes_hard.NAMES) == len(set(shapes_hard.PALETTE)) == 10
+    assert all(shares[label] < 0.015 for label in (7, 8, 9))
+    assert all(shares[label] > 0.01 for label in range(1, 7))
+
+
+def test_hard_shapes_stand_out_less_than_the_standard_ones(samples, hard_samples):
+    def contrast(images, labels):
+        """Mean distance of a shape's colour from that of its image's ground, in shares of the ground's brightness."""
+        found = []
+        for image, mask in zip(images / 255, labels, strict=True):
+            ground = image[mask == 0].mean(axis=0)
+            found += [
+                np.linalg.norm(image[mask == label].mean(axis=0) - ground) / ground.mean()
+                for label in range(1, 7)
+                if (mask == label).any()
+            ]
+        return np.mean(found)
+
+    assert contrast(*hard_samples["train"]) < 0.75 * contrast(*samples)
+
+
+def test_evaluation_is_darker_and_so_is_no_training_image(hard_samples):
+    means = {split: images.mean(axis=(1, 2, 3)) for split, (images, _) in hard_samples.items()}
+    assert np.median(means["validation"]) < 0.7 * np.median(means["train"])
+
+
+def test_an_unknown_difficulty_is_refused():
+    from hf_segformer.config import DataConfig
+
+    with pytest.raises(ValueError, match=r"data.difficulty is 'harder'; expected one of standard, hard"):
+        DataConfig("shapes", num_train=1, num_eval=1, difficulty="harder")
+    with pytest.raises(ValueError, match=r"data.difficulty is 'hard' for folders; expected source = shapes"):
+        DataConfig("folders", root="x", difficulty="hard")
+
+
+def test_the_hard_data_set_has_the_samples_of_draw_sample():
+    dataset = shapes_dataset("validation", 2, SIZE, seed=2, draw=shapes_hard.draw_sample)
+    for index, row in enumerate(dataset):
+        expected = shapes_hard.draw_sample(2, "validation", index, SIZE)
+        np.testing.assert_array_equal(np.asarray(row["image"]), np.asarray(expected[0]))

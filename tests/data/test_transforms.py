@@ -1,6 +1,7 @@
 """Augmentation and data sets: each step against a slow reference, and randomness that depends on the seed alone."""
 
 import colorsys
+import math
 from itertools import islice
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 from hf_segformer import SegFormerImageProcessor
 from hf_segformer.config import AugmentationConfig
 from hf_segformer.data.torch_datasets import EpochSampler, EvalDataset, TrainDataset, TrainStream, collate
-from hf_segformer.data.transforms import augment, photometric_distortion
+from hf_segformer.data.transforms import augment, crop_rotated, photometric_distortion
 from hf_segformer.files import IGNORE_INDEX
 
 IDENTITY = AugmentationConfig(crop_size=32, scale=[1.0, 1.0], max_class_share=1.0, flip=0.0, distortion=0.0)
@@ -135,6 +136,93 @@ def slow_distortion(pixels, generator):
     turn = draw(-18, 18) / 180 if draw() < 0.5 else 0.0
     pixels = each(lambda pixel: recoloured(pixel, factor, turn))
     return pixels if first else contrast()
+
+
+@pytest.mark.parametrize(("option", "turned"), [("vertical_flip", 2), ("quarter_turns", 1)])
+def test_images_from_above_are_turned_with_their_labels(option, turned):
+    labels = torch.randint(0, 200, (32, 32), generator=generator(1))
+    image = labels.to(torch.uint8).expand(3, -1, -1)
+    expected = [labels, labels.flip(0)] if option == "vertical_flip" else [labels.rot90(k) for k in range(4)]
+    seen = [0] * len(expected)
+    for seed in range(600):
+        bands, found = augment(image, labels, with_changes(**{option: 0.5}), generator(seed))
+        assert torch.equal(bands[0].long(), found)
+        [which] = [index for index, other in enumerate(expected) if torch.equal(other, found)]
+        seen[which] += 1
+    assert 250 < seen[0] < 350
+    assert all(number == pytest.approx((600 - seen[0]) / len(seen[1:]), abs=40) for number in seen[1:])
+
+
+def test_a_quarter_turn_of_a_crop_that_is_not_square_swaps_its_sides():
+    options = with_changes(quarter_turns=1.0)
+    shapes = {
+        tuple(augment(torch.zeros(3, 20, 28), torch.zeros(20, 28, dtype=torch.long), options, generator(seed))[1].shape)
+        for seed in range(12)
+    }
+    assert shapes == {(20, 28), (28, 20)}
+
+
+def slow_rotation(image, labels, corner, side, degrees):
+    """Look up one pixel at a time; the image is mirrored at its outer edges."""
+    height, width = labels.shape
+    rows, columns = (range(at, min(at + side, stop)) for at, stop in zip(corner, (height, width), strict=True))
+    center = (rows[0] + rows[-1]) / 2, (columns[0] + columns[-1]) / 2
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+
+    def mirrored(at, stop):
+        return -1 - at if at < 0 else 2 * stop - 1 - at if at >= stop else at
+
+    found = torch.zeros(len(image), len(rows), len(columns))
+    marks = torch.full((len(rows), len(columns)), IGNORE_INDEX)
+    for row, column in np.ndindex(marks.shape):
+        # Rows run downward: what an anticlockwise turn shows here lies clockwise of here in the image.
+        down, right = rows[row] - center[0], columns[column] - center[1]
+        at = center[0] + cosine * down + sine * right, center[1] - sine * down + cosine * right
+        first = [math.floor(each) for each in at]
+        for low, left in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            weights = [1 - abs(each - place) for each, place in zip(at, (first[0] + low, first[1] + left), strict=True)]
+            place = mirrored(first[0] + low, height), mirrored(first[1] + left, width)
+            found[:, row, column] += math.prod(weights) * image[:, *place]
+        nearest = [round(each) for each in at]
+        if 0 <= nearest[0] < height and 0 <= nearest[1] < width:
+            marks[row, column] = labels[*nearest]
+    return found, marks
+
+
+@pytest.mark.parametrize(
+    ("corner", "side", "degrees"), [((9, 11), 16, 17.0), ((0, 0), 16, -30.0), ((24, 36), 16, 8.5), ((0, 0), 64, 12.0)]
+)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_rotated_crop_matches_the_slow_reference(corner, side, degrees, dtype):
+    image = torch.randint(0, 256, (4, 40, 52), generator=generator(9)).to(dtype)
+    labels = torch.randint(0, 9, (40, 52), generator=generator(8))
+    found, marks = crop_rotated(image, labels, corner, side, degrees)
+    expected, expected_marks = slow_rotation(image.float(), labels, corner, side, degrees)
+    assert torch.equal(marks, expected_marks)
+    assert found.dtype == dtype
+    tolerance = 0.51 if dtype == torch.uint8 else 0.01
+    assert (found.float() - expected).abs().max() <= tolerance
+
+
+def test_a_crop_that_is_turned_by_a_right_angle_is_the_turned_crop():
+    labels = torch.randint(0, 200, (40, 52), generator=generator(1))
+    image = labels.float()[None]
+    found, marks = crop_rotated(image, labels, (10, 12), 16, 90.0)
+    assert torch.equal(marks, labels[10:26, 12:28].rot90(1))
+    torch.testing.assert_close(found[0], image[0, 10:26, 12:28].rot90(1), rtol=0, atol=0.01)
+
+
+def test_angles_are_uniform_up_to_the_largest():
+    # A ramp along the rows falls off by the sine of the angle along the columns.
+    image, labels = torch.arange(96.0)[:, None].expand(1, 96, 96), torch.zeros(96, 96, dtype=torch.long)
+    angles = []
+    for seed in range(200):
+        crop, _ = augment(image, labels, with_changes(rotation=20.0), generator(seed))
+        across, along = crop[0, 16, 20] - crop[0, 16, 12], crop[0, 20, 16] - crop[0, 12, 16]
+        angles.append(math.degrees(math.atan2(across, along)))
+    assert max(angles) <= 20.01
+    assert min(angles) >= -20.01
+    assert np.std(angles) == pytest.approx(20 / math.sqrt(3), rel=0.1)
 
 
 def test_grey_images_stay_grey():

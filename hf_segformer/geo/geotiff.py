@@ -6,36 +6,31 @@ files, addresses in the network and scripts among them. rasterio is an extra and
 Axes: C bands, h w a tile's sides.
 """
 
-import errno
-import shutil
 import warnings
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers.utils import logging
 
 from ..data.readers import ImageSource, Kind, ReadOptions, Tile
 from ..inference.tiling import MaskLayout
+from .areas import write_areas
+from .cog import Reference, write_cog
 from .rasters import (
-    BLOCK,
     HFA_MAGIC,
     INSTALL,
     JPEG_2000_MAGIC,
     TIFF_MAGIC,
     Raster,
-    in_rows_of_blocks,
     is_installed,
     mask_no_data,
     raster_kind,
     tiff_orientation,
 )
+from .styles import write_style
 from .vrt import check_sidecars, checked_vrt
-
-logger = logging.get_logger(__name__)
 
 _DRIVERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
     (TIFF_MAGIC, "GTiff"),
@@ -129,81 +124,30 @@ class GeoRaster(Raster):
 
     def write(self, path: Path, bands: Iterable[tuple[int, np.ndarray]], labels: MaskLayout) -> None:
         """See `Raster.write`."""
-        import rasterio
+        write_cog(path, bands, labels, self.reference())
 
-        factors, checksums = self._overviews(), []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(path, "w", **self._profile(labels)) as out:
-                self._describe(out, labels)
-                for top, rows in in_rows_of_blocks(bands):
-                    try:
-                        out.write(rows, 1, window=self._rows(top, len(rows)))
-                    except OSError as error:
-                        raise _not_written(path, f"{error.__cause__ or error}") from error
-                    checksums.append((top, len(rows), zlib.crc32(rows.data)))
-            if factors:
-                _build_overviews(path, factors)
-            self._check(path, checksums)
+    def write_beside(self, path: Path, labels: np.ndarray, layout: MaskLayout) -> None:
+        """See `Raster.write_beside`: a QGIS style, and where there is a coordinate reference system the areas."""
+        write_style(path.with_suffix(".qml"), layout)
+        write_areas(path, labels, layout, self.reference())
+
+    def reference(self) -> Reference:
+        """Return the reference of files of the raster's size."""
+        file = self.file
+        return Reference(
+            self.height,
+            self.width,
+            file.crs,
+            file.transform,
+            file.gcps,
+            file.rpcs,
+            file.tags(),
+            self._overviews(),
+        )
 
     def _overviews(self) -> list[int]:
         """Return the factors of the file's overviews, unless the file says that they are elsewhere."""
         return [] if self.file.tags(ns="OVERVIEWS") else self.file.overviews(self.numbers[0])
-
-    def _rows(self, top: int, num_rows: int) -> Any:
-        import rasterio
-
-        return rasterio.windows.Window(0, top, self.width, num_rows)
-
-    def _check(self, path: Path, checksums: Sequence[tuple[int, int, int]]) -> None:
-        """Read the pixels that were written: GDAL closes a file on a full disk without an error (GDAL 3.10)."""
-        import rasterio
-
-        try:
-            with rasterio.open(path, driver="GTiff") as file:
-                is_whole = all(
-                    zlib.crc32(file.read(1, window=self._rows(top, num_rows))) == checksum
-                    for top, num_rows, checksum in checksums
-                )
-        except OSError:
-            is_whole = False
-        if not is_whole:
-            raise _not_written(path, "the written pixels cannot be read again")
-
-    def _profile(self, labels: MaskLayout) -> dict[str, Any]:
-        profile = {
-            "driver": "GTiff",
-            "height": self.height,
-            "width": self.width,
-            "count": 1,
-            "dtype": np.dtype(labels.dtype).name,
-            "nodata": labels.ignored,
-            "tiled": True,
-            "blockxsize": BLOCK,
-            "blockysize": BLOCK,
-            "compress": "deflate",
-            "bigtiff": "if_safer",
-        }
-        if not self.file.gcps[0]:
-            profile |= {"crs": self.file.crs, "transform": self.file.transform}
-        return profile
-
-    def _describe(self, out: Any, labels: MaskLayout) -> None:
-        points, reference = self.file.gcps
-        if points:
-            out.gcps = points, reference
-        if self.file.rpcs is not None:
-            out.rpcs = self.file.rpcs
-        out.update_tags(**self.file.tags())
-        out.update_tags(1, **{f"class_{index}": name for index, name in enumerate(labels.names)})
-        if np.dtype(labels.dtype).itemsize <= 2:  # GDAL keeps no colours of wider types
-            out.write_colormap(1, {index: tuple(color) for index, color in enumerate(labels.colors().tolist())})
-
-
-def _not_written(path: Path, reason: str) -> OSError:
-    """Return the error of a failed write; GDAL does not report a full disk by the system's number."""
-    free = shutil.disk_usage(path.parent).free >> 20
-    return OSError(errno.EIO if free else errno.ENOSPC, f"{reason}, and {free} MiB are free")
 
 
 def _open(source: ImageSource, page: int | None, stack: ExitStack) -> Any:
@@ -239,17 +183,6 @@ def _open(source: ImageSource, page: int | None, stack: ExitStack) -> Any:
 def _num_pages(file: Any) -> int:
     """Return the number of a TIFF's pages that are images of their own."""
     return len(file.subdatasets) or 1 if file.driver == "GTiff" else 1
-
-
-def _build_overviews(path: Path, factors: Sequence[int]) -> None:
-    """Add levels of smaller size as far as GDAL makes them; they are a convenience, and the pixels are complete."""
-    import rasterio
-
-    try:
-        with rasterio.open(path, "r+", driver="GTiff") as out:
-            out.build_overviews(factors, rasterio.enums.Resampling.nearest)
-    except (rasterio.errors.RasterioError, ValueError) as error:
-        logger.warning(f"{path} has no overviews {list(factors)}: {error}")
 
 
 def _colored(pixels: np.ndarray, colors: np.ndarray) -> np.ndarray:

@@ -160,11 +160,12 @@ def segment_raster(
             f"value_range is {processor.value_range}, a range of each image, which the tiles of a raster would each "
             "have for themselves; expected a fixed one: value_range=[low, high]"
         )
+    size = raster.height, raster.width  # of a damaged image there is none
     if not isinstance(raster, RasterReader):
         raise ValueError(f"{raster.name} is no raster; expected a TIFF, JPEG 2000, PNG or JPEG file for rasterio")
     dtype = next(each for each in (np.uint8, np.uint16, np.uint32) if len(names) <= np.iinfo(each).max)
     layout = MaskLayout(dtype, int(np.iinfo(dtype).max), palette or palette_for(names), names)
-    counts, size = np.zeros(len(names), np.int64), (raster.height, raster.width)
+    counts = np.zeros(len(names), np.int64)
     with (
         _destination(raster.name, destination) as partial,
         _spool(segmenter, raster, destination, layout, resumable, with_confidence) as spool,

@@ -699,9 +699,9 @@ def test_a_full_disk_is_an_error_and_leaves_no_file(tmp_path, model, processor, 
 
 def test_a_failed_gdal_write_on_a_full_disk_is_enospc(tmp_path, model, processor, monkeypatch):
     source = write_geotiff(tmp_path / "scene.tif", scene())
-    monkeypatch.setattr("hf_segformer.geo.geotiff.shutil.disk_usage", lambda _: SimpleNamespace(free=99))
+    monkeypatch.setattr("hf_segformer.geo.cog.shutil.disk_usage", lambda _: SimpleNamespace(free=99))
     sums = iter(range(99))
-    monkeypatch.setattr("hf_segformer.geo.geotiff.zlib.crc32", lambda _: next(sums))
+    monkeypatch.setattr("hf_segformer.geo.cog.zlib.crc32", lambda _: next(sums))
     with pytest.raises(OSError, match=r"0 MiB are free.*labels\.tif") as caught:
         predict_large_image(model, processor, source, tmp_path / "labels.tif", options=TILED, progress=False)
     assert is_full(caught.value)

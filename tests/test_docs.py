@@ -42,6 +42,9 @@ TABLES = {
     "loss": config.LossConfig,
     "evaluation": config.InferenceOptions,
     "lora": config.LoraConfig,
+    "ema": config.EmaConfig,
+    "early_stopping": config.EarlyStoppingConfig,
+    "distill": config.DistillationConfig,
 }
 
 

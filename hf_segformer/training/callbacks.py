@@ -1,7 +1,8 @@
-"""Callbacks that end a run early: on a signal, or before non-finite gradients reach the weights."""
+"""Callbacks that time a run, or end it early: on a signal, or before non-finite gradients reach the weights."""
 
 import signal
 import threading
+import time
 from typing import Any
 
 import torch
@@ -71,4 +72,21 @@ class StopAtNonFinite(TrainerCallback):
             )
 
 
-__all__ = ["StopAfterStep", "StopAtNonFinite"]
+class Stopwatch(TrainerCallback):
+    """Adds the hours of training to each row of the log, over all the runs that a run was resumed from."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start from the hours of earlier runs."""
+        self.start = time.monotonic() - 3600 * max((row.get("hours", 0.0) for row in state.log_history), default=0.0)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add `hours` to the newest row, except for an evaluation without training."""
+        if hasattr(self, "start") and state.log_history:
+            state.log_history[-1]["hours"] = (time.monotonic() - self.start) / 3600
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop: what follows is not training."""
+        del self.start
+
+
+__all__ = ["StopAfterStep", "StopAtNonFinite", "Stopwatch"]

@@ -116,6 +116,14 @@ class Recipe:
         self.check_code()
         if self.lora.rank and not self.model.get("checkpoint"):
             raise ValueError("lora.rank is set, but adapters cannot train a random encoder: set model.checkpoint")
+        frozen = next((name for name in ("freeze_encoder", "freeze_stages") if getattr(self.optimizer, name)), None)
+        if frozen and self.lora.rank:
+            raise ValueError(
+                f"optimizer.{frozen} and lora.rank are both set, but adapters freeze all other weights of "
+                f"the encoder: leave optimizer.{frozen} out"
+            )
+        if frozen and not self.model.get("checkpoint"):
+            raise ValueError(f"optimizer.{frozen} is set, but the encoder is random: set model.checkpoint")
 
     def check_code(self) -> None:
         """Raise ValueError if `augmentation.custom` names code to run, and nobody but a file asked for it."""

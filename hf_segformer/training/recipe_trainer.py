@@ -41,6 +41,7 @@ class RecipeTrainer(SegFormerTrainer):
             eval_dataset=EvalDataset(data.evaluation, data.processor),
             processing_class=data.processor,
             optimizer_config=recipe.optimizer,
+            ema=recipe.ema,
         )
         self.add_callback(LogPredictions(self, data))
         if not arguments.disable_tqdm:

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from ..files import resolve_inside
 
+# Of a run with an average of its weights: those that training goes on with. model.safetensors holds the average.
+TRAINING_WEIGHTS = "training_weights.pt"
 # The Trainer writes its state last; without the others a run cannot be resumed.
 _NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
@@ -49,6 +51,8 @@ def find_defect(checkpoint: Path) -> str | None:
     needed = [*_NEEDED, "adapter_config.json" if adapters else "config.json"]
     if "rng_state.pth" not in names:  # several processes save one each, not all of them before the state
         needed += [f"rng_state_{rank}.pth" for rank in range(int(os.environ.get("WORLD_SIZE", 1)))]
+    if saved_attributes(checkpoint).get("averaged"):
+        needed.append(TRAINING_WEIGHTS)
     missing = [name for name in needed if name not in names]
     if missing:
         return f"{missing[0]} is missing"
@@ -65,8 +69,13 @@ def find_defect(checkpoint: Path) -> str | None:
 
 def read_run_id(checkpoint: Path) -> str | None:
     """Return the identity of the run that wrote a checkpoint; None where it has none."""
+    return saved_attributes(checkpoint).get("run_id")
+
+
+def saved_attributes(checkpoint: Path) -> dict[str, Any]:
+    """Return what `SegFormerTrainer` keeps in a checkpoint's trainer_state.json; empty where it has kept nothing."""
     callbacks = read_json_or_empty(checkpoint / "trainer_state.json").get("stateful_callbacks") or {}
-    return callbacks.get("SegFormerTrainer", {}).get("attributes", {}).get("run_id")
+    return callbacks.get("SegFormerTrainer", {}).get("attributes", {})
 
 
 def read_json_or_empty(path: Path) -> dict[str, Any]:
@@ -100,4 +109,12 @@ def _step(checkpoint: Path) -> str:
     return checkpoint.name.removeprefix("checkpoint-")
 
 
-__all__ = ["find_defect", "list_checkpoints", "newest_whole_checkpoint", "read_json_or_empty", "read_run_id"]
+__all__ = [
+    "TRAINING_WEIGHTS",
+    "find_defect",
+    "list_checkpoints",
+    "newest_whole_checkpoint",
+    "read_json_or_empty",
+    "read_run_id",
+    "saved_attributes",
+]

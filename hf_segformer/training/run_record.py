@@ -135,7 +135,9 @@ def _arguments(trainer: Any) -> dict[str, Any]:
     values |= {name: True for name in _SWITCHES if getattr(trainer.args, name, False)}
     values = {name: getattr(value, "value", value) for name, value in values.items()}  # the value of an enumeration
     config = getattr(trainer, "optimizer_config", None)
-    return values | (asdict(config) if config else {})
+    values |= asdict(config) if config else {}
+    ema = getattr(trainer, "ema", None)
+    return values | ({"ema_decay": ema.decay} if ema and ema.decay else {})
 
 
 def _last_evaluation(trainer: Any) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """`Trainer` with the optimizer, schedule and samples of the paper's recipe, exact metrics, and our model card."""
 
-import re
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,17 +13,19 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..config import OptimizerConfig
+from ..config import EmaConfig, OptimizerConfig
 from ..data.torch_datasets import EpochSampler, EvalDataset, TrainDataset, TrainStream
 from ..evaluation.metrics import SegmentationMetrics
 from ..hub.model_card import write_card
 from .arguments import check_arguments
+from .callbacks import Stopwatch
 from .collect import Collector
+from .ema import WeightAverage, synchronize_buffers
+from .optimization import freeze, parameter_groups, poly_lr_with_warmup
+from .resume import TRAINING_WEIGHTS
 from .run_folder import RunFolder
 from .run_record import build_run_record, write_run_record
 
-_ENCODER_LAYER = re.compile(r"encoder\.(patch_embeddings|block|layer_norm)\.(\d+)\.(\d+)?")
-_WARMUP_START = 1e-6
 _STATE = "SegFormerTrainer"  # key of our part of trainer_state.json, beside the callbacks' states
 
 
@@ -35,15 +36,17 @@ class SegFormerTrainer(Trainer):
     - Linear warm-up (`TrainingArguments.warmup_steps`) times polynomial decay, step i of T at
       base (1 - i / T)^power. An `lr_scheduler_type` other than the default is Transformers' own.
     - From a `TrainDataset` samples are drawn so that a resumed run sees what an uninterrupted one would have seen.
-    - With `SegmentationMetrics`, each process counts its images in a confusion matrix and only the matrices are
-      reduced: images may differ in size, their number need not divide by that of the processes, and the result equals
-      that of one process.
+    - With `SegmentationMetrics`, each process counts its images and only the counts are reduced: images may differ in
+      size, their number need not divide by that of the processes, and the result equals that of one process.
     - One batch is evaluated before the first step, so that what fails in evaluation fails at once.
+    - With `ema`, evaluation, the choice of the best checkpoint, `save_model` and the model after `train` have averaged
+      weights; checkpoints hold both.
     - One run at a time trains in `output_dir`.
 
     Args:
         *args: as for `Trainer`.
         optimizer_config: parameter groups and schedule.
+        ema: average of the weights.
         **kwargs: as for `Trainer`.
 
     Raises:
@@ -62,16 +65,26 @@ class SegFormerTrainer(Trainer):
     optimizer: torch.optim.Optimizer | None
     lr_scheduler: Any
 
-    def __init__(self, *args: Any, optimizer_config: OptimizerConfig | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        optimizer_config: OptimizerConfig | None = None,
+        ema: EmaConfig | None = None,
+        **kwargs: Any,
+    ):
         self.optimizer_config = optimizer_config or OptimizerConfig()
+        self.ema = ema or EmaConfig()
         self.run_id: str | None = None
         self._collector: Collector | None = None
+        self._average: WeightAverage | None = None
         super().__init__(*args, **kwargs)
         self._check_arguments()
         if self.model_init is None:
-            self._freeze(self.model)
+            freeze(self.model, self.optimizer_config)
         self.add_callback(Stopwatch())
         self.add_callback(_StartOfRun(self))
+        if self.ema.decay:  # before the trackers, which may save the model at the end
+            self.callback_handler.callbacks.insert(0, _AverageWeights(self))
 
     def _check_arguments(self) -> None:
         """Refuse at construction what would fail, or do nothing, later."""
@@ -82,20 +95,19 @@ class SegFormerTrainer(Trainer):
                 f"lr_scheduler_kwargs is {arguments.lr_scheduler_kwargs} for the paper's schedule; expected "
                 "OptimizerConfig(power=...), in a recipe optimizer.power"
             )
+        if self.ema.decay and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                f"ema.decay is {self.ema.decay} for a sharded model; expected 0, or DDP in place of FSDP: "
+                "configuration/accelerate/ddp.yaml"
+            )
         strategy = getattr(arguments, "train_sampling_strategy", "random")
         if isinstance(self.train_dataset, TrainDataset) and strategy != "random":
             raise ValueError(f"train_sampling_strategy is {strategy!r}; expected 'random' for a TrainDataset")
 
-    def _freeze(self, model: nn.Module) -> None:
-        if self.optimizer_config.freeze_encoder:
-            for name, parameter in model.named_parameters():
-                if _ENCODER_LAYER.search(name):
-                    parameter.requires_grad_(False)
-
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Build a model by `model_init`, its encoder frozen where the optimizer's configuration says so."""
+        """Build a model by `model_init`, frozen as the optimizer's configuration says."""
         model = super().call_model_init(trial)
-        self._freeze(model)
+        freeze(model, self.optimizer_config)
         return model
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -106,8 +118,34 @@ class SegFormerTrainer(Trainer):
         """
         with RunFolder(self.args.output_dir, is_owner=self.is_world_process_zero()) as run:
             run.keep_identity()
-            self.run_id = run.id
-            return super().train(*args, **kwargs)
+            self.run_id, self._average = run.id, None
+            output = super().train(*args, **kwargs)
+            synchronize_buffers(self.model, self.accelerator)
+            return output
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as `Trainer.evaluate` does: one network in all processes, averaged where there is an average."""
+        with self._evaluated_weights():
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict as `Trainer.predict` does: one network in all processes, averaged where there is an average."""
+        with self._evaluated_weights():
+            return super().predict(*args, **kwargs)
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Save the model as `Trainer.save_model` does, with averaged weights where there is an average."""
+        with self._averaged_weights():
+            super().save_model(*args, **kwargs)
+
+    @contextmanager
+    def _evaluated_weights(self) -> Iterator[None]:
+        with self._averaged_weights():
+            synchronize_buffers(self.model, self.accelerator)
+            yield
+
+    def _averaged_weights(self) -> Any:
+        return nullcontext() if self._average is None else self._average.applied()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer of `TrainingArguments.optim` with the paper's parameter groups.
@@ -214,7 +252,7 @@ class SegFormerTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Evaluate or predict; with `SegmentationMetrics` only losses and confusion matrices leave a process.
+        """Evaluate or predict; with `SegmentationMetrics` only losses and counts leave a process.
 
         Predictions, which `Trainer.predict` returns, are segmentation maps (H, W) in the data set's order: one array
         where all have one size, else a list. Without labels they have the prepared images' size.
@@ -287,9 +325,32 @@ class SegFormerTrainer(Trainer):
                 "run_id": self.run_id,
                 "pending_loss": pending,
                 "last_logged_step": self._globalstep_last_logged,
+                **({"averaged": True} if self._average is not None else {}),
             },
         }
         super()._save_checkpoint(model, trial)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._average is not None and self.args.should_save:
+            self._average.save_training_weights(Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if not self.is_in_train:
+            return
+        path = Path(resume_from_checkpoint, TRAINING_WEIGHTS)
+        if path.is_file() != bool(self.ema.decay):
+            holds = "averaged weights" if path.is_file() else "no averaged weights"
+            raise ValueError(
+                f"{path.parent} holds {holds}, but ema.decay is {self.ema.decay}; expected that of its run"
+            )
+        if self.ema.decay:
+            self._average = WeightAverage.resume(self.model, self.ema, path.parent)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._average = None  # the best checkpoint's is in the model
 
     def _restore_pending_loss(self) -> None:
         """Restore the sum of losses since the last log, which an uninterrupted run would still hold."""
@@ -332,78 +393,27 @@ class _StartOfRun(TrainerCallback):
                 self.trainer.try_evaluation()
 
 
-class Stopwatch(TrainerCallback):
-    """Adds the hours of training to each row of the log, over all the runs that a run was resumed from."""
+class _AverageWeights(TrainerCallback):
+    """Averages the weights of a `SegFormerTrainer` after each optimizer step, and leaves it the average at the end."""
+
+    def __init__(self, trainer: SegFormerTrainer):
+        self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start from the hours of earlier runs."""
-        self.start = time.monotonic() - 3600 * max((row.get("hours", 0.0) for row in state.log_history), default=0.0)
+        """Begin with the first weights, unless a checkpoint was resumed."""
+        if self.trainer._average is None:
+            self.trainer._average = WeightAverage(self.trainer.model, self.trainer.ema)
 
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Add `hours` to the newest row, except for an evaluation without training."""
-        if hasattr(self, "start") and state.log_history:
-            state.log_history[-1]["hours"] = (time.monotonic() - self.start) / 3600
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add a step, unless the scaler of fp16 skipped it."""
+        if not self.trainer.accelerator.optimizer_step_was_skipped:
+            self.trainer._average.update()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop: what follows is not training."""
-        del self.start
+        """Put the average into the model, where that does not hold a checkpoint's already."""
+        if self.trainer._average is not None:
+            self.trainer._average.apply()
+            self.trainer._average = None
 
 
-def poly_lr_with_warmup(step: int, num_steps: int, num_warmup_steps: int, power: float) -> float:
-    """Learning rate factor of a step: mmcv's poly policy with linear warm-up.
-
-    Args:
-        step: from 0.
-        num_steps: T, of the whole run.
-        num_warmup_steps: steps over which a second factor rises from 1e-6 to 1.
-        power: exponent of the decay.
-
-    Examples:
-        >>> from hf_segformer.training.trainer import poly_lr_with_warmup
-        >>> 6e-5 * poly_lr_with_warmup(1500, num_steps=160_000, num_warmup_steps=1500, power=1.0)
-        5.94375e-05
-    """
-    factor = max(0.0, 1 - step / num_steps) ** power
-    if step < num_warmup_steps:
-        factor *= 1 - (1 - step / num_warmup_steps) * (1 - _WARMUP_START)
-    return factor
-
-
-def parameter_groups(model: nn.Module, lr: float, weight_decay: float, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Group trainable parameters by learning rate and weight decay.
-
-    Args:
-        model: any SegFormer model, wrapped by PEFT or not.
-        lr: learning rate of the encoder's last block.
-        weight_decay: of everything but LayerNorms.
-        config: multipliers of the learning rate.
-
-    Returns:
-        groups with `params`, `lr` and `weight_decay`, in order of learning rate.
-    """
-    depths = model.config.depths
-    undecayed = {
-        f"{prefix}.{name}"
-        for prefix, module in model.named_modules()
-        if isinstance(module, nn.LayerNorm)
-        for name, _ in module.named_parameters(recurse=False)
-    }
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            key = (_lr_multiplier(name, depths, config), 0.0 if name in undecayed else weight_decay)
-            groups.setdefault(key, []).append(parameter)
-    return [{"params": groups[key], "lr": lr * key[0], "weight_decay": key[1]} for key in sorted(groups, reverse=True)]
-
-
-def _lr_multiplier(name: str, depths: list[int], config: OptimizerConfig) -> float:
-    """Learning rate multiplier of a parameter, by the number of blocks after its layer."""
-    found = _ENCODER_LAYER.search(name)
-    if found is None:
-        return config.head_lr_multiplier
-    kind, stage, block = found[1], int(found[2]), int(found[3] or 0)
-    layer = sum(depths[:stage]) + {"patch_embeddings": 0, "block": block + 1, "layer_norm": depths[stage]}[kind]
-    return config.layer_lr_decay ** (sum(depths) - layer)
-
-
-__all__ = ["SegFormerTrainer", "Stopwatch", "parameter_groups", "poly_lr_with_warmup", "saved_state"]
+__all__ = ["SegFormerTrainer", "saved_state"]

@@ -37,8 +37,11 @@ def unequal_rows(sizes=((40, 56), (56, 40), (48, 72), (33, 57), (64, 64))):
     return rows
 
 
-def tiny_trainer(folder, chance, evaluation_rows=None, **arguments):
-    """A Trainer of 6 steps, 3 an epoch with 4 images a step; without chance BatchNorm only scales."""
+def tiny_trainer(folder, chance, evaluation_rows=None, options=None, **arguments):
+    """A Trainer of 6 steps, 3 an epoch with 4 images a step; without chance BatchNorm only scales.
+
+    `options` are of SegFormerTrainer itself, the other keywords of TrainingArguments.
+    """
     torch.manual_seed(0)
     rates = dict.fromkeys(("drop_path_rate", "classifier_dropout_prob"), 0.3 if chance else 0.0)
     model = SegFormerForSemanticSegmentation(SegFormerConfig(**TINY, num_labels=3, **rates))
@@ -67,4 +70,5 @@ def tiny_trainer(folder, chance, evaluation_rows=None, **arguments):
         eval_dataset=EvalDataset(evaluation_rows or rows(5), processor),
         compute_metrics=metrics,
         preprocess_logits_for_metrics=metrics.preprocess_logits,
+        **(options or {}),
     )

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
 from hf_segformer.training.evaluation import evaluate_recipe
@@ -35,6 +36,8 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="th
 SHARED = """
 import json, os, signal, sys
 from pathlib import Path
+import torch
+from hf_segformer.config import EmaConfig
 from tests.support.distributed import tiny_trainer
 from tests.support.training import Sender
 
@@ -51,6 +54,11 @@ else:
     numbers = trainer.evaluate()
     if trainer.is_world_process_zero():
         (folder / "numbers.json").write_text(json.dumps(numbers))
+    averaged = {"ema": EmaConfig(decay=0.5)}  # BatchNorm of each process sees images of its own
+    trainer = tiny_trainer(folder / "averaged", True, options=averaged, **half, save_steps=6)
+    trainer.train()
+    trainer.save_model()
+    torch.save(trainer.model.state_dict(), folder / f"averaged{trainer.args.process_index}.pt")
     trainer = tiny_trainer(folder / "whole", True, **half)
     trainer.train()
     trainer.save_model()
@@ -100,6 +108,18 @@ def test_accumulation_equals_one_large_batch(alone, tmp_path):
 @pytest.mark.slow
 def test_two_processes_equal_one(alone, shared):
     assert_same_weights(shared / "shared", alone, 1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_one_average(shared):
+    """BatchNorm's statistics, which are no gradient's, included."""
+    first, second = (torch.load(shared / f"averaged{rank}.pt", weights_only=True) for rank in range(2))
+    saved = load_file(shared / "averaged" / "model.safetensors")
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+        assert torch.equal(tensor, saved[name]), name
+    live = torch.load(shared / "averaged" / "checkpoint-6" / "training_weights.pt", weights_only=True)["weights"]
+    assert not torch.equal(first["decode_head.batch_norm.running_mean"], live["decode_head.batch_norm.running_mean"])
 
 
 @pytest.mark.slow

@@ -182,6 +182,17 @@ def test_adapters_need_a_trained_encoder():
         read_recipe(SHAPES, ["lora.rank=2"]).check_trainable()
 
 
+@pytest.mark.parametrize("frozen", ["freeze_encoder=true", "freeze_stages=2"])
+def test_only_a_trained_encoder_without_adapters_is_frozen(frozen):
+    name = frozen.partition("=")[0]
+    with pytest.raises(ValueError, match=rf"optimizer.{name} is set, but the encoder is random: set model.checkpoint"):
+        read_recipe(SHAPES, [f"optimizer.{frozen}"]).check_trainable()
+    overrides = [f"optimizer.{frozen}", f"model.checkpoint={ROOT}"]
+    read_recipe(SHAPES, overrides).check_trainable()
+    with pytest.raises(ValueError, match=rf"{name} and lora.rank are both set.*: leave optimizer.{name} out"):
+        read_recipe(SHAPES, [*overrides, "lora.rank=2"]).check_trainable()
+
+
 def test_persistent_workers_need_a_worker(tmp_path):
     """A recipe that has both is overridden in one of them."""
     with pytest.raises(ValueError, match=r"trainer.dataloader_num_workers is 0: .*dataloader_persistent_workers=false"):

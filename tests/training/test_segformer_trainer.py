@@ -6,12 +6,13 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
-from hf_segformer import SegFormerForImageClassification, SegFormerImageProcessor
+from hf_segformer import SegFormerForImageClassification, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.config import AugmentationConfig, OptimizerConfig
 from hf_segformer.data.torch_datasets import EvalDataset, TrainDataset, collate
 from hf_segformer.evaluation.evaluate import evaluate
 from hf_segformer.evaluation.metrics import SegmentationMetrics
-from hf_segformer.training.trainer import SegFormerTrainer, parameter_groups, poly_lr_with_warmup
+from hf_segformer.training.optimization import parameter_groups, poly_lr_with_warmup
+from hf_segformer.training.trainer import SegFormerTrainer
 from hf_segformer.upsampling_segformer import upsample_argmax
 
 
@@ -41,8 +42,6 @@ def test_parameter_groups_are_the_papers(model):
 
 
 def test_rates_fall_by_depth_from_the_last_block_down(tiny_config):
-    from hf_segformer import SegFormerForSemanticSegmentation
-
     model = SegFormerForSemanticSegmentation(tiny_config(depths=[1, 2, 1, 1]))
     rates = {name: rate for name, (rate, _) in settings(model, layer_lr_decay=0.5).items()}
     assert rates["segformer.encoder.block.3.0.layer_norm_1.weight"] == 1
@@ -54,6 +53,26 @@ def test_rates_fall_by_depth_from_the_last_block_down(tiny_config):
     assert rates["segformer.encoder.block.0.0.layer_norm_1.weight"] == 0.0625
     assert rates["segformer.encoder.patch_embeddings.0.proj.weight"] == 0.03125
     assert rates["decode_head.classifier.weight"] == 10
+
+
+@pytest.mark.parametrize("depths", [[1, 1, 1, 1], [3, 4, 6, 3]])
+@pytest.mark.parametrize("decay", [0.5, 0.9])
+def test_rates_are_those_of_a_walk_from_the_head_to_the_image(tiny_config, depths, decay):
+    """A factor of the decay for each block that the walk leaves behind it."""
+    with torch.device("meta"):
+        model = SegFormerForSemanticSegmentation(tiny_config(depths=depths))
+    encoder, expected, rate = model.segformer.encoder, {}, 1.0
+    for stage in reversed(range(4)):
+        expected |= dict.fromkeys(encoder.layer_norm[stage].parameters(), rate)
+        for block in reversed(encoder.block[stage]):
+            expected |= dict.fromkeys(block.parameters(), rate)
+            rate *= decay
+        expected |= dict.fromkeys(encoder.patch_embeddings[stage].parameters(), rate)
+    assert len(expected) == len(list(encoder.parameters()))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = settings(model, layer_lr_decay=decay)
+    for parameter, rate in expected.items():
+        assert found[names[parameter]][0] == pytest.approx(rate, rel=1e-12), names[parameter]
 
 
 def test_a_classifiers_head_learns_faster_too(tiny_config):
@@ -115,6 +134,34 @@ def test_a_frozen_encoder_gets_no_optimiser(model, tmp_path):
     assert not any(parameter.requires_grad for parameter in model.segformer.parameters())
 
 
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_frozen_stages_keep_every_weight_and_the_others_change(model, tmp_path, number):
+    """Weights are followed through training steps; frozen are those that a forward pass meets up to a stage's norm."""
+    trainer = evaluating_trainer(
+        model, tmp_path, [(32, 32)], max_steps=2, optimizer=OptimizerConfig(freeze_stages=number), save_strategy="no"
+    )
+    encoder = model.segformer.encoder
+    frozen = {
+        parameter
+        for modules in (encoder.patch_embeddings, encoder.block, encoder.layer_norm)
+        for parameter in modules[:number].parameters()
+    }
+    # Without a gradient: of a single key all scores are 1, and BatchNorm takes the biases of projections out again.
+    idle = {
+        each for name, each in model.named_parameters() if name.endswith(("query.bias", "key.bias", "proj.bias"))
+    } - frozen
+    before = {parameter: parameter.detach().clone() for parameter in model.parameters()}
+    trainer.train()
+    unmoved = {parameter for parameter, value in before.items() if torch.equal(parameter, value)}
+    assert unmoved - idle == frozen
+    assert {parameter for parameter in before if not parameter.requires_grad} == frozen
+
+
+def test_more_stages_than_there_are_cannot_be_frozen(model, tmp_path):
+    with pytest.raises(ValueError, match=r"optimizer.freeze_stages is 5; expected at most 4, all stages"):
+        SegFormerTrainer(model, arguments(tmp_path), optimizer_config=OptimizerConfig(freeze_stages=5))
+
+
 def rows(sizes):
     """Images of the given (height, width) with masks that they show."""
     generator = torch.Generator().manual_seed(0)
@@ -122,7 +169,7 @@ def rows(sizes):
     return [{"image": (mask[None] * 50).expand(3, -1, -1).numpy(), "label": mask.numpy()} for mask in masks]
 
 
-def evaluating_trainer(model, folder, sizes, dataset=None, **overrides):
+def evaluating_trainer(model, folder, sizes, dataset=None, optimizer=None, **overrides):
     """A Trainer as in the README, that need not set `batch_eval_metrics`."""
     processor = SegFormerImageProcessor(do_resize=False)
     augmentation = AugmentationConfig(crop_size=32, distortion=0)
@@ -135,6 +182,7 @@ def evaluating_trainer(model, folder, sizes, dataset=None, **overrides):
         eval_dataset=dataset or EvalDataset(rows(sizes), processor),
         compute_metrics=metrics,
         preprocess_logits_for_metrics=metrics.preprocess_logits,
+        optimizer_config=optimizer,
     )
 
 
@@ -253,6 +301,8 @@ def test_workers_of_other_data_sets_are_seeded_as_the_trainer_seeds_them(model, 
         ({"head_lr_multiplier": 0.0}, "optimizer.head_lr_multiplier is 0"),
         ({"layer_lr_decay": 1.5}, "optimizer.layer_lr_decay is 1.5"),
         ({"power": -1.0}, "optimizer.power"),
+        ({"freeze_stages": -1}, "optimizer.freeze_stages is -1; expected at least 0"),
+        ({"freeze_stages": 1, "freeze_encoder": True}, "freeze_encoder and optimizer.freeze_stages are both set"),
     ],
 )
 def test_impossible_values_are_named(values, message):

@@ -1,0 +1,195 @@
+"""Options of augmentation in runs: resumed bit-equal, counted without a second pass, recorded, and who may run code."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from hf_segformer.config import DataConfig
+from hf_segformer.data.sampling import ClassBalance, SampleKey
+from hf_segformer.training.data import load_data
+from hf_segformer.training.data_checks import check_data
+from hf_segformer.training.recipe import parse_recipe, read_recipe
+from hf_segformer.training.run import first_samples, inspect_data, train_samples
+from tests.support.training import error_of, train
+
+EVERYTHING = (
+    "augmentation.scale=[0.8, 1.2]",
+    "augmentation.vertical_flip=0.5",
+    "augmentation.quarter_turns=0.75",
+    "augmentation.rotation=15",
+    "augmentation.shadow=0.5",
+    "augmentation.exposure=0.5",
+    "augmentation.temperature=0.3",
+    "augmentation.gamma=0.4",
+    "augmentation.blur=1.0",
+    "augmentation.noise=8",
+    "augmentation.jpeg=40",
+    "augmentation.cutmix=0.3",
+    "augmentation.classmix=0.4",
+    "augmentation.class_balance=0.5",
+)
+MODULE = """
+from pathlib import Path
+
+import numpy as np
+
+Path(__file__).with_name("it_ran").write_text("")
+
+
+def augment(image, mask):
+    return (image // 2 + np.random.randint(0, 9, image.shape)).astype(np.uint8), mask
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module of the user's in the current folder; `it_ran` appears beside it when its code runs."""
+    (tmp_path / "users_augmentation.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield "users_augmentation:augment"
+    sys.modules.pop("users_augmentation", None)
+
+
+@pytest.fixture
+def recipe_file(tmp_path, module):
+    path = tmp_path / "theirs.toml"
+    path.write_text(f'base = "shapes_b0"\n[augmentation]\ncustom = "{module}"\n[trainer]\noutput_dir = "run"\n')
+    return path
+
+
+@pytest.fixture(scope="module")
+def augmented_run(tmp_path_factory):
+    """A finished run with every option on, and checkpoints at 4 and 8."""
+    folder = tmp_path_factory.mktemp("augmented") / "run"
+    assert train(folder, "trainer.max_steps=8", "trainer.save_steps=4", *EVERYTHING) == 0
+    return folder
+
+
+def test_a_run_with_every_option_resumes_bit_equal(augmented_run, tmp_path):
+    folder = shutil.copytree(augmented_run, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoint-8")
+    assert train(folder, "trainer.max_steps=8", "trainer.save_steps=4", *EVERYTHING, "--resume") == 0
+    expected, found = (load_file(each / "model.safetensors") for each in (augmented_run, folder))
+    assert all(torch.equal(found[name], weights) for name, weights in expected.items())
+
+
+def test_the_run_record_and_the_card_hold_the_options(augmented_run):
+    recorded = json.loads((augmented_run / "training.json").read_text())["recipe"]["augmentation"]
+    values = dict(each.removeprefix("augmentation.").split("=") for each in EVERYTHING)
+    for name, value in values.items():
+        assert json.loads(value) == recorded[name]
+        assert f"{name} = " in (augmented_run / "README.md").read_text()
+    assert read_recipe("shapes_b0", EVERYTHING).augmentation.shadow == 0.5
+
+
+def test_counts_come_from_the_check_of_the_data():
+    data = load_data(DataConfig("shapes", image_size=32, num_train=9, num_eval=2))
+    image_counts = []
+    counts = check_data(data, 7, quiet=True, image_counts=image_counts)
+    assert counts[0].tolist() == np.sum(image_counts, axis=0).tolist()
+    for row, found in zip(data.train, image_counts, strict=True):
+        assert found[:-1].tolist() == [int((row["label"] == label).sum()) for label in range(7)]
+
+
+def test_samples_are_balanced_by_a_run(tmp_path):
+    overrides = ["data.image_size=32", "data.num_train=9", "data.num_eval=2", f"trainer.output_dir={tmp_path}/run"]
+    recipe = read_recipe("shapes_b0", [*overrides, "augmentation.class_balance=1.0", "augmentation.crop_size=16"])
+    data = load_data(recipe.data)
+    with pytest.raises(ValueError, match=r"class_balance is 1.0 without counts"):
+        train_samples(data, recipe)
+    image_counts = []
+    check_data(data, 7, quiet=True, image_counts=image_counts)
+    balance = ClassBalance(np.stack(image_counts)[:, :-1], 1.0)
+    samples = first_samples(replace(data, balance=balance), recipe, 9)
+    keys = balance.draw(0, range(9), np.random.default_rng(0))
+    assert all(isinstance(key, SampleKey) for key in keys)
+    assert len(samples) == 9
+
+
+def test_streams_are_not_balanced(tmp_path):
+    message = r"augmentation.class_balance is 0.5, but images of a stream cannot be drawn: set data.streaming=false"
+    overrides = ["data.source=imagefolder", f"data.root={tmp_path}", "data.streaming=true", "trainer.max_steps=3"]
+    with pytest.raises(ValueError, match=message):
+        read_recipe("shapes_b0", [*overrides, "augmentation.class_balance=0.5"])
+
+
+def test_show_batch_draws_balanced_and_mixed_samples(tmp_path):
+    assert train(tmp_path / "run", *EVERYTHING, "--show-batch", str(tmp_path / "batch.png")) == 0
+    with Image.open(tmp_path / "batch.png") as image:
+        assert image.width > 300
+
+
+# --- Code runs where its user asked for it ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [(), ("--show-batch", "batch.png")])
+def test_code_that_a_file_names_is_not_run(recipe_file, module, tmp_path, capsys, options):
+    error = error_of(capsys, tmp_path / "run", *options, recipe=str(recipe_file))
+    assert error == (
+        f"segformer: augmentation.custom is '{module}' in a file, and files do not run code; expected --allow-code if "
+        f"you trust it, augmentation.custom={module} on the command line, or augmentation.custom= for none"
+    )
+    assert not (tmp_path / "it_ran").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_library_call_does_not_run_it_either(recipe_file, tmp_path):
+    recipe = read_recipe(recipe_file, ["data.num_train=2", "data.num_eval=1", "data.image_size=32"])
+    for call in (
+        recipe.check_trainable,
+        lambda: train_samples(None, recipe),
+        lambda: inspect_data(recipe, False, tmp_path / "batch.png"),
+        parse_recipe('[model]\nvariant="b0"\n[data]\nsource="shapes"\nnum_train=1\nnum_eval=1\n[trainer]\n'
+                     'output_dir="o"\n[augmentation]\ncustom="a:b"\n', "text", "name").check_code,
+        recipe.with_values({"trainer": {"seed": 1}}).check_code,
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="files do not run code"):
+            call()
+    assert not (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.parametrize("remedy", ["--allow-code", "augmentation.custom=users_augmentation:augment"])
+def test_each_remedy_works(recipe_file, tmp_path, remedy):
+    options = (remedy, "--show-batch", str(tmp_path / "batch.png"))
+    assert train(tmp_path / "run", *options, recipe=str(recipe_file)) == 0
+    assert (tmp_path / "it_ran").exists()
+    assert (tmp_path / "batch.png").exists()
+
+
+def test_no_code_at_all_is_a_remedy_too(recipe_file, tmp_path):
+    options = ("augmentation.custom=", "--show-batch", str(tmp_path / "batch.png"))
+    assert train(tmp_path / "run", *options, recipe=str(recipe_file)) == 0
+    assert not (tmp_path / "it_ran").exists()
+
+
+def test_an_override_of_other_code_is_not_a_permission_for_the_file_s(recipe_file, module):
+    recipe = read_recipe(recipe_file, ["augmentation.custom=other:function"])
+    recipe.check_code()
+    with pytest.raises(ValueError, match="files do not run code"):
+        recipe.with_values({"augmentation": {"custom": module}}).check_code()
+
+
+def test_data_can_be_checked_without_running_it(recipe_file, tmp_path, capsys):
+    assert train(tmp_path / "run", "--check-data", recipe=str(recipe_file)) == 0
+    assert not (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.slow
+def test_a_run_with_code_resumes_bit_equal_and_is_not_resumed_without_permission(recipe_file, module, tmp_path, capsys):
+    arguments = ("trainer.max_steps=6", "trainer.save_steps=3", f"augmentation.custom={module}")
+    assert train(tmp_path / "first", *arguments) == 0
+    folder = shutil.copytree(tmp_path / "first", tmp_path / "again")
+    shutil.rmtree(folder / "checkpoint-6")
+    assert train(folder, *arguments, "--resume") == 0
+    expected, found = (load_file(each / "model.safetensors") for each in (tmp_path / "first", folder))
+    assert all(torch.equal(found[name], weights) for name, weights in expected.items())
+    assert json.loads((folder / "training.json").read_text())["recipe"]["augmentation"]["custom"] == module
+    assert "files do not run code" in error_of(capsys, folder, "--resume", recipe=str(recipe_file))

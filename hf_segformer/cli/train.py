@@ -1,26 +1,47 @@
-"""`segformer train RECIPE`: fine-tune a model by a recipe."""
+"""`segformer train`: train by a recipe, or plan a run on a folder of images and train by that."""
 
 import argparse
+import json
 import os
 import shlex
 import sys
 from pathlib import Path
 
+from ..config import MOST_FOLDS
 from ..files import check_writable
-from ..training.recipe import Recipe, list_recipes, read_recipe
+from ..training.folds import KINDS, repeated_recipes, train_repeatedly
+from ..training.plan import Budget, default_output_dir, parse_duration
+from ..training.recipe import Recipe, list_recipes, parse_overrides, read_recipe, recipe_folder
+from ..training.recipe_writer import RECIPE_FILE
 from ..training.resume import list_checkpoints
+from ..training.run_folder import RunFolder
+from .options import whole_number
+
+# Options that only a plan needs, and what has their effect with a recipe.
+_OF_PLANS = {
+    "steps": "trainer.max_steps=N",
+    "time": "trainer.max_steps=N",
+    "dry_run": "--check-data",
+    "init": "model.checkpoint=FOLDER_OR_REPO",
+    "find_learning_rate": "trainer.learning_rate=VALUE",
+}
 
 
 def add_train(commands) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "train",
-        help="fine-tune a model by a recipe",
-        description="Checks the data, trains, evaluates, saves, loads again and compares. RECIPE is the name of a "
-        "recipe (--list) or a TOML file; any of its values can be set on the command line. Several processes: "
-        "torchrun --nproc-per-node N -m hf_segformer train RECIPE ...",
+        help="train on a folder of images and masks, or by a recipe",
+        description="Checks the data, trains, evaluates, saves, loads again and compares. For a folder or a data set "
+        "it chooses every setting, prints them with their reasons, and writes them as a recipe. Any value can be set "
+        "on the command line. Several processes: torchrun --nproc-per-node N -m hf_segformer train ...",
     )
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a name such as camvid_b0, or a TOML file")
+    parser.add_argument(
+        "source",
+        nargs="?",
+        metavar="DATA_OR_RECIPE",
+        help="a folder of images and masks or a Hub data set (owner/name); or a recipe: its name (--list), a TOML file",
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="table.key=value", help="set a value, for example trainer.max_steps=24"
     )
@@ -29,31 +50,179 @@ def add_train(commands) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a finished run, which is moved to another name"
     )
-    parser.add_argument("--check-data", action="store_true", help="read all images and masks, and stop")
-    parser.add_argument("--show-batch", type=Path, metavar="PNG", help="draw the model's first input, and stop")
+    parser.add_argument(
+        "--folds",
+        type=whole_number(2, MOST_FOLDS),
+        metavar="K",
+        help="train K models, each without one of K folds of the images, evaluate each on its fold, and average them",
+    )
+    parser.add_argument(
+        "--seeds", type=whole_number(2, MOST_FOLDS), metavar="N", help="train N models that differ in their seed alone"
+    )
+    parser.add_argument("--check-data", action="store_true", help="read all images and masks of a recipe, and stop")
+    parser.add_argument(
+        "--show-batch", type=Path, metavar="PNG", help="draw the model's first input by a recipe, and stop"
+    )
     parser.add_argument(
         "--allow-code", action="store_true", help="run the code that the recipe's file names in augmentation.custom"
     )
+    _add_plan_options(parser)
     parser.set_defaults(check=check, run=train)
 
 
+def _add_plan_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("plan of a run on a folder or a data set")
+    group.add_argument("--steps", type=whole_number(1), metavar="N", help="train N steps")
+    group.add_argument("--time", metavar="T", help="train and evaluate within this time, such as 2h, 90m or 1h30m")
+    group.add_argument("--init", metavar="MODEL", help="start from these weights: a folder or a Hub repository")
+    group.add_argument("--dry-run", action="store_true", help="print and write the plan, and stop")
+    group.add_argument(
+        "--find-learning-rate", action="store_true", help="choose the learning rate by a range test of 100 steps"
+    )
+
+
 def check(arguments: argparse.Namespace) -> None:
-    """Raise ValueError or OSError if the recipe, an override or the output folder is wrong."""
+    """Raise ValueError or OSError if the recipe, an option, an override or the output folder is wrong."""
     if arguments.list:
         arguments.loads_package = False
         return
-    if arguments.recipe is None:
-        raise ValueError("no recipe is given; expected its name or a TOML file: --list prints the names")
+    if arguments.source is None:
+        raise ValueError(
+            "no data and no recipe are given; expected a folder of images and masks, or a recipe, whose names --list "
+            "prints"
+        )
     if arguments.resume and arguments.overwrite:
         raise ValueError("--resume and --overwrite are both set; expected one: continue a run, or replace it")
-    arguments.values = read_recipe(arguments.recipe, arguments.overrides, arguments.allow_code)
+    _check_repeated(arguments)
+    arguments.plans = is_data(arguments.source)
+    if arguments.plans:
+        _check_plan(arguments)
+    else:
+        _check_recipe(arguments)
+    if _is_main():
+        print("Loading PyTorch and Transformers ...", flush=True)
+
+
+def is_data(source: str) -> bool:
+    """Return True if an argument names a folder or a Hub data set, False if it names a recipe.
+
+    Raises:
+        ValueError: if it is both.
+        FileNotFoundError: if it is a path that does not exist.
+    """
+    path = Path(source)
+    if path.is_dir():
+        recipe = recipe_folder() / f"{source}.toml"
+        if path.name == source and recipe.is_file():
+            raise ValueError(
+                f"{source} is a folder here, and a recipe of this package; expected ./{source} for the folder, or "
+                f"{recipe} for the recipe"
+            )
+        return True
+    if path.suffix == ".toml" or path.is_file() or "/" not in source:
+        return False
+    if source.count("/") > 1 or source.startswith((".", "/", "~")) or source.endswith("/"):
+        raise FileNotFoundError(f"there is no folder {source}; expected one with images and masks, or a recipe")
+    return True
+
+
+def _kind_of_runs(arguments: argparse.Namespace) -> str | None:
+    """Name the option of repeated runs; None for a single run."""
+    return next((kind for kind in KINDS if getattr(arguments, kind)), None)
+
+
+def _check_repeated(arguments: argparse.Namespace) -> None:
+    """Raise ValueError if repeated runs do not go with the other options."""
+    kind = _kind_of_runs(arguments)
+    if all(getattr(arguments, each) for each in KINDS):
+        raise ValueError(
+            "--folds and --seeds are both set; expected one: for several seeds of each fold, call --folds once for "
+            "each seed, with trainer.seed and trainer.output_dir"
+        )
+    for name in ("check_data", "show_batch", "dry_run"):
+        if kind and getattr(arguments, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is given with --{kind}, but trains nothing: leave --{kind} out"
+            )
+
+
+def _check_recipe(arguments: argparse.Namespace) -> None:
+    for name, instead in _OF_PLANS.items():
+        if getattr(arguments, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is set for a recipe; expected it with a folder or a data set. With a "
+                f"recipe use {instead}"
+            )
+    arguments.values = read_recipe(arguments.source, arguments.overrides, arguments.allow_code)
+    if kind := _kind_of_runs(arguments):
+        repeated_recipes(arguments.values, kind, getattr(arguments, kind))
     if arguments.show_batch:
         arguments.values.check_code()
     if not (arguments.check_data or arguments.show_batch):
         arguments.values.check_trainable()
         check_writable(Path(arguments.values.trainer["output_dir"]), "trainer.output_dir")
+
+
+def _check_plan(arguments: argparse.Namespace) -> None:
+    """Check what needs no plan; with `--resume` the recipe that the run left takes its place."""
+    if arguments.init:
+        arguments.overrides.append(f"model.checkpoint={json.dumps(arguments.init)}")
+    given, source = parse_overrides(arguments.overrides), arguments.source
+    arguments.output_dir = given["trainer"].get("output_dir") or default_output_dir(source)
+    _check_folder(Path(source))
+    _check_plan_options(arguments)
+    check_writable(Path(arguments.output_dir), "trainer.output_dir")
+    if arguments.resume:
+        arguments.values = _recipe_to_resume(arguments)
+    elif not arguments.dry_run and Path(arguments.output_dir).is_dir():
+        RunFolder(arguments.output_dir).check_free(arguments.overwrite)
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} holds a model; expected a folder of images and masks. To start from this model give --init "
+            f"{folder}"
+            + (f", to continue its run: segformer train {folder / RECIPE_FILE} --resume")
+            * (folder / RECIPE_FILE).is_file()
+        )
+    if not any(folder.iterdir()):
+        raise ValueError(f"{folder} is empty; expected images and masks, in images/ and masks/ for example")
+
+
+def _check_plan_options(arguments: argparse.Namespace) -> None:
+    if arguments.steps and arguments.time:
+        raise ValueError("--steps and --time are both set; expected one of them")
+    try:
+        seconds = parse_duration(arguments.time) if arguments.time else None
+    except ValueError as error:
+        raise ValueError(f"--time: {error}") from error
+    arguments.budget = Budget(arguments.steps, seconds)
+    for name in ("check_data", "show_batch"):
+        if getattr(arguments, name):
+            raise ValueError(f"--{name.replace('_', '-')} is set for a folder; expected a recipe: --dry-run writes one")
+    for name in _OF_PLANS:
+        if arguments.resume and getattr(arguments, name):
+            raise ValueError(
+                f"--resume and --{name.replace('_', '-')} are both set; expected --resume alone: a resumed run keeps "
+                f"its plan, {Path(arguments.output_dir) / RECIPE_FILE}"
+            )
+
+
+def _recipe_to_resume(arguments: argparse.Namespace) -> Recipe:
+    path = Path(arguments.output_dir) / RECIPE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no run to resume, {path} is missing; expected trainer.output_dir=DIR of a run on "
+            f"{arguments.source}, or no --resume to plan one"
+        )
+    recipe = read_recipe(path, arguments.overrides, arguments.allow_code)
+    recipe.check_trainable()
     if _is_main():
-        print("Loading PyTorch and Transformers ...", flush=True)
+        print(f"Resuming by {path}; nothing is planned anew.", flush=True)
+    return recipe
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -64,29 +233,76 @@ def train(arguments: argparse.Namespace) -> None:
         print("\n".join(f"{name:{width}}  {line}" for name, line in recipes.items()))
         return
     try:
+        if arguments.plans and not arguments.resume:
+            _plan(arguments)
+            if arguments.dry_run:
+                return
         from ..training import run
 
         if arguments.check_data or arguments.show_batch:
             run.inspect_data(arguments.values, arguments.check_data, arguments.show_batch)
+        elif kind := _kind_of_runs(arguments):
+            number = getattr(arguments, kind)
+            train_repeatedly(arguments.values, kind, number, arguments.resume, arguments.overwrite)
         else:
             run.fine_tune(arguments.values, arguments.resume, arguments.overwrite)
     except KeyboardInterrupt:
         if _is_main():
-            print(f"\nStopped. {_how_to_resume(arguments.values, arguments)}", file=sys.stderr)
+            print(f"\nStopped. {_how_to_resume(arguments)}", file=sys.stderr)
         raise SystemExit(130) from None  # nothing more to say
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    """Plan the run, print the plan, and write it if nothing else is wanted."""
+    from ..training.folder_run import plan_data, write_plan
+    from ..training.plan import format_duration
+
+    if _is_main():
+        print("Looking at the data, and timing a few steps ...", flush=True)
+    plan = plan_data(arguments.source, arguments.budget, arguments.overrides, arguments.find_learning_rate)
+    name = Path(arguments.output_dir).name
+    arguments.values = _without_evaluation_split(arguments, plan.to_recipe(name))
+    arguments.values.check_trainable()
+    if not _is_main():
+        return
+    print("".join(f"\n{note}" for note in plan.notes) + f"\n\n{plan.format_table()}\n")
+    print(f"Training and evaluation take about {format_duration(plan.seconds)}; set any value by table.key=value.")
+    if arguments.dry_run:
+        path = write_plan(plan, arguments.output_dir, arguments.overwrite)
+        print(f"The plan is {path}. Train by it with: {shlex.join(['segformer', 'train', str(path)])}")
+    else:
+        print(
+            f"The plan is kept in {Path(arguments.output_dir) / RECIPE_FILE}, which reproduces the run.\n", flush=True
+        )
+
+
+def _without_evaluation_split(arguments: argparse.Namespace, recipe: Recipe) -> Recipe:
+    """Let folds take the place of the evaluation images that a plan chose, but not of those that the user did."""
+    given = parse_overrides(arguments.overrides)["data"]
+    chosen = {name: empty for name, empty in (("eval_share", 0.0), ("eval_split", "")) if name not in given}
+    if not arguments.folds or not any(getattr(recipe.data, name) for name in chosen):
+        return recipe
+    if _is_main():
+        print(f"\nThe {arguments.folds} folds take the place of the evaluation images that the plan names.")
+    return recipe.with_values({"data": chosen})
 
 
 def _is_main() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def _how_to_resume(recipe: Recipe, arguments: argparse.Namespace) -> str:
-    checkpoints = list_checkpoints(Path(recipe.trainer["output_dir"]))
+def _how_to_resume(arguments: argparse.Namespace) -> str:
+    recipe: Recipe | None = getattr(arguments, "values", None)
+    folder, kind = Path(recipe.trainer["output_dir"]) if recipe else Path(), _kind_of_runs(arguments)
+    runs = repeated_recipes(recipe, kind, getattr(arguments, kind)) if recipe and kind else ()
+    folders = [folder, *(folder / name for name in runs)] if recipe else []
+    checkpoints = [checkpoint for each in folders for checkpoint in list_checkpoints(each)]
     if not checkpoints:
         return "There is no checkpoint to resume from yet; trainer.save_steps says how often one is written."
     options = ["--allow-code", "--resume"] if arguments.allow_code else ["--resume"]
-    command = shlex.join(["segformer", "train", str(arguments.recipe), *arguments.overrides, *options])
-    return f"Resume from {checkpoints[0]} with: {command}"
+    options = [f"--{kind}", str(getattr(arguments, kind)), *options] if kind else options
+    command = shlex.join(["segformer", "train", str(arguments.source), *arguments.overrides, *options])
+    return f"Resume from {folder if kind else checkpoints[0]} with: {command}"
 
 
 __all__ = ["add_train"]

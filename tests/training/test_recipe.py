@@ -224,7 +224,7 @@ def test_the_command_lists_recipes(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no recipe is given"),
+        ([], "no data and no recipe are given"),
         (["shapes_b0", "--resume", "--overwrite"], "--resume and --overwrite are both set"),
         (["shapes_b0", "trainer.max_step=3"], "did you mean 'trainer.max_steps'"),
     ],

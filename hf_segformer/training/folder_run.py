@@ -1,0 +1,84 @@
+"""Plan of a run on a folder or a Hub data set, where nobody wrote a recipe."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..data.description import describe_data
+from ..files import atomic_write
+from ..inference.distributed import DistributedContext
+from .measuring import this_machine
+from .plan import Budget, Plan
+from .planning import plan_run
+from .pretrained import inspect_pretrained
+from .recipe import parse_overrides
+
+
+def plan_data(
+    root: str, budget: Budget | None = None, overrides: Sequence[str] = (), find_learning_rate: bool = False
+) -> Plan:
+    """Describe a data set, measure this machine, and plan a run.
+
+    Several processes (torchrun) get the plan of the first one.
+
+    Args:
+        root: folder, or Hub data set as `owner/name`.
+        budget: length of the run.
+        overrides: `table.key=value` of values that the user chooses.
+        find_learning_rate: run a range test for the learning rate.
+
+    Raises:
+        ValueError: if the layout is unknown or ambiguous, an override is wrong, or the time is too short.
+        OSError: if files are missing or cannot be read.
+    """
+    context = DistributedContext()
+    plan, failure = None, None
+    try:
+        if context.is_main:
+            plan = _plan(root, budget or Budget(), overrides, find_learning_rate)
+    except (ValueError, OSError) as error:
+        failure = error
+    try:
+        plan, failed = context.gather((plan, failure is not None))[0]
+    finally:
+        context.close()
+    if failure is not None:
+        raise failure
+    if plan is None or failed:
+        raise ValueError("the first process has no plan, see its message")
+    return plan
+
+
+def write_plan(plan: Plan, output_dir: str, overwrite: bool = False) -> Path:
+    """Write a plan's recipe beside the folder of its run, `OUTPUT_DIR.toml`.
+
+    Another plan there is kept, and the new one gets a number, `OUTPUT_DIR.1.toml`.
+
+    Args:
+        plan: the plan.
+        output_dir: folder of the run.
+        overwrite: replace another plan.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    folder, text, number = Path(output_dir), plan.to_toml(), 0
+    path = folder.with_name(f"{folder.name}.toml")
+    while not overwrite and path.exists() and path.read_text(encoding="utf-8") != text:
+        number += 1
+        path = folder.with_name(f"{folder.name}.{number}.toml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return path
+
+
+def _plan(root: str, budget: Budget, overrides: Sequence[str], find_learning_rate: bool) -> Plan:
+    given = parse_overrides(overrides)
+    checkpoint = given["model"].get("checkpoint")
+    pretrained = inspect_pretrained(checkpoint) if checkpoint else None
+    description = describe_data(root, given["data"])
+    machine = this_machine(bool(given["trainer"].get("use_cpu")), find_learning_rate)
+    return plan_run(description, budget, machine, overrides, pretrained)
+
+
+__all__ = ["plan_data", "write_plan"]

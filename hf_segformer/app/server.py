@@ -17,7 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..conversion.checkpoints import is_repository, locate
+from ..conversion.checkpoints import fetch_members, is_repository, locate
+from ..conversion.ensembles import is_ensemble
 from ..hub.examples import find_example_images
 from ..inference.predictor import SegFormerPredictor
 from ..visualization import Color
@@ -297,7 +298,10 @@ def _fetched(source: str, revision: str | None) -> Path:
     wanted = ["*.json", "*.safetensors", *_CARD_FILES]
     below = ["*/*.json", "*/*.safetensors"]  # of a Trainer's checkpoints
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=wanted, ignore_patterns=below))
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=wanted, ignore_patterns=below))
+        if is_ensemble(folder):
+            fetch_members(source, folder)
+        return folder
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
             f"there is no accessible model {source}; a private or gated one needs HF_TOKEN, on a Space as a secret in "

@@ -23,8 +23,14 @@ def add_info(commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the table."""
     from ..benchmarking.cost import format_info, load_config
+    from ..conversion.ensembles import is_ensemble, member_folders
 
-    print(format_info(load_config(arguments.source, arguments.num_labels), *arguments.size))
+    source = arguments.source
+    if is_ensemble(source):
+        members = member_folders(source)
+        print(f"an ensemble of {len(members)} models, which take {len(members)} times what {members[0]} takes:\n")
+        source = str(members[0])
+    print(format_info(load_config(source, arguments.num_labels), *arguments.size))
 
 
 __all__ = ["add_info"]

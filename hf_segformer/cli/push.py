@@ -11,7 +11,7 @@ def add_push(commands) -> None:
         help="publish a model folder on the Hugging Face Hub",
         description="Publishes model, processor, code, model card, examples and metrics in one commit, or nothing.",
     )
-    parser.add_argument("folder", type=Path, help="a folder with a model and its image processor")
+    parser.add_argument("folder", type=Path, help="a folder with a model and its image processor, or with an ensemble")
     parser.add_argument("repository", help="owner/name; created if there is none")
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
     parser.add_argument("--revision", metavar="BRANCH", help="publish on this branch (default: main)")
@@ -21,6 +21,8 @@ def add_push(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Publish, and print how to load exactly this revision."""
+    from ..conversion.ensembles import is_ensemble
+
     options = {"private": arguments.private, "revision": arguments.revision}
     space, needs_token = None, False
     if arguments.with_space:
@@ -31,6 +33,19 @@ def run(arguments: argparse.Namespace) -> None:
         from ..hub.push import push_folder
 
         commit = push_folder(arguments.folder, arguments.repository, **options)
+    if is_ensemble(arguments.folder):
+        print(f"published as {commit.commit_url}")
+        print("load the ensemble, with the package installed:")
+        print(f'  SegFormerPredictor.from_pretrained("{commit.repo_url.repo_id}")')
+    else:
+        _print_model(commit)
+    if space is not None:
+        print(f"the Space is {space.repo_url}")
+        if needs_token:
+            print("  it needs a secret HF_TOKEN (in its settings) that may read the model")
+
+
+def _print_model(commit) -> None:
     pinned = f'"{commit.repo_url.repo_id}", revision="{commit.oid}"'
     print(f"published as {commit.commit_url}")
     print("load exactly this revision:")
@@ -38,10 +53,6 @@ def run(arguments: argparse.Namespace) -> None:
     print("or, without the package installed:")
     print(f"  AutoModelForSemanticSegmentation.from_pretrained({pinned},")
     print(f'      code_revision="{commit.oid}", trust_remote_code=True)')
-    if space is not None:
-        print(f"the Space is {space.repo_url}")
-        if needs_token:
-            print("  it needs a secret HF_TOKEN (in its settings) that may read the model")
 
 
 __all__ = ["add_push"]

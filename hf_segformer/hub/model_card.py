@@ -7,7 +7,7 @@ card that somebody wrote or edited is kept.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,18 @@ from ..configuration_segformer import VARIANTS, SegFormerConfig
 from ..conversion.checkpoints import read_config, read_shards_of
 from ..files import read_json, resolve_inside
 
-IMAGES = ("prediction.png", "confusion.png", "curve.png")
+IMAGES = ("prediction.png", "confusion.png", "reliability.png", "curve.png")
 MODEL_TYPES = ("hf_segformer", "segformer")
 
 _SCORES = {"mean_iou": "Mean IoU", "mean_accuracy": "Mean accuracy", "overall_accuracy": "Pixel accuracy"}
 # Further scores that `segformer evaluate` measures: overall, and their headings by class.
-_MEASURED_TOO = {"boundary_iou": "Boundary IoU", "calibration_error": "Calibration error"}
+_MEASURED_TOO = {
+    "mean_dice": "Mean Dice",
+    "precision": "Precision",
+    "boundary_iou": "Boundary IoU",
+    "calibration_error": "Calibration error",
+}
+_BY_CLASS_TOO = {"dice": "Dice"} | {name: title for name, title in _MEASURED_TOO.items() if name != "mean_dice"}
 _KINDS = {"ForSemanticSegmentation": "segmentation", "ForImageClassification": "classification"}
 _PIPELINES = {
     "segmentation": "image-segmentation",
@@ -64,10 +70,18 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
 
 def card_text(folder: str | Path, *, repo_id: str | None = None) -> str:
     """Return the card that somebody wrote or edited, if the folder has one, or else a new one; see `write_card`."""
+    return edited_card(folder) or render_card(Path(folder), lambda: card_values(Path(folder), repo_id))
+
+
+def edited_card(folder: str | Path) -> str:
+    """Return the card that somebody wrote or edited; empty if there is none.
+
+    Raises:
+        ValueError: if it is a link out of the folder.
+    """
     path = resolve_inside(folder, "README.md")
-    if path.is_file() and not _is_rendered(text := path.read_text(encoding="utf-8")):
-        return text
-    return _render(Path(folder), repo_id)
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return "" if _is_rendered(text) else text
 
 
 def is_hub_id(name: Any) -> bool:
@@ -137,6 +151,11 @@ def weight_files(folder: Path) -> list[Path]:
     return read_shards_of(index)
 
 
+def read_optional(folder: Path, name: str) -> dict[str, Any]:
+    """Read the object in a JSON file of a folder; empty without the file."""
+    return read_json(resolve_inside(folder, name)) if (folder / name).is_file() else {}
+
+
 def _is_rendered(text: str) -> bool:
     """Return True if a card is unchanged since it was rendered here, or is the Trainer's generated draft."""
     seal = _SEAL.search(text)
@@ -149,7 +168,16 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _render(folder: Path, repo_id: str | None) -> str:
+def render_card(folder: Path, values: Callable[[], dict[str, Any]]) -> str:
+    """Render the template.
+
+    Args:
+        folder: for messages.
+        values: gives those of `card_values`.
+
+    Raises:
+        ValueError: if the folder's files hold values of wrong types.
+    """
     import jinja2
 
     beside = Path(__file__).parents[1] / _TEMPLATE  # in a wheel; in a checkout it is at the root
@@ -157,7 +185,7 @@ def _render(folder: Path, repo_id: str | None) -> str:
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     content = environment.from_string(template.read_text(encoding="utf-8"))
     try:
-        text = content.render(_values(folder, repo_id))
+        text = content.render(values())
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, ValueError) and str(folder) in str(error):
             raise
@@ -166,25 +194,38 @@ def _render(folder: Path, repo_id: str | None) -> str:
     return f"{text}\n<!-- Rendered by hf_segformer {_digest(text)}; once edited it is kept as it is. -->\n"
 
 
-def _values(folder: Path, repo_id: str | None) -> dict[str, Any]:
-    """Collect the template's values; names and titles that users gave are safe in Markdown."""
+def card_values(
+    folder: Path,
+    repo_id: str | None,
+    *,
+    metrics: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+    title_end: str = "",
+) -> dict[str, Any]:
+    """Collect the template's values; names and titles that users gave are safe in Markdown.
+
+    Args:
+        folder: of a model.
+        repo_id: see `write_card`.
+        metrics: in place of the folder's metrics.json.
+        training: in place of the folder's training.json.
+        title_end: end of the title of a model without a repository.
+    """
     has_code = bool(read_model_config(folder).get("auto_map"))
     config, (parameters, dtype) = read_config(folder), read_weights(folder)
-    metrics, training = (
-        read_json(resolve_inside(folder, name)) if (folder / name).is_file() else {}
-        for name in ("metrics.json", "training.json")
-    )
+    metrics = read_optional(folder, "metrics.json") if metrics is None else metrics
+    training = read_optional(folder, "training.json") if training is None else training
     kind, variant = _kind(folder), _variant(config)
     names = [] if kind == "encoder" else [config.id2label[index] for index in range(config.num_labels)]
     data, results = training.get("dataset") or {}, _results(metrics, training)
-    plain_title = (
-        repo_id.split("/")[-1] if repo_id else " ".join(["SegFormer", variant, *_on(data.get("title"))]).strip()
-    )
+    own_title = " ".join(["SegFormer", variant, *_on(data.get("title"))]).strip() + title_end
+    plain_title = repo_id.split("/")[-1] if repo_id else own_title
     channels = config.num_channels
     source = repo_id or (folder.as_posix() if _is_below(folder) else folder.resolve().name)
     return {
         "metadata": _metadata(plain_title, _PIPELINES[kind], data, training, results),
         "title": in_markdown(plain_title),
+        "ensemble": "",
         "kind": kind,
         "variant": variant,
         "size": f"{parameters:,} parameters"
@@ -198,12 +239,14 @@ def _values(folder: Path, repo_id: str | None) -> dict[str, Any]:
         "terms": in_markdown((data.get("terms") or "").rstrip(". ")),
         "scores": _overall_scores(results),
         "evaluated": _evaluated(results),
+        "threshold_note": _threshold_note(folder, config, names, results.get("binary") or {}),
         "interval_note": _interval_note(results.get("intervals") or {}),
         "class_columns": _class_columns(results.get("classes", ())),
         "classes": [row for row in results.get("classes", ()) if row["iou"] is not None],
         "absent": [row["name"] for row in results.get("classes", ()) if row["iou"] is None],
         "images": [name for name in IMAGES if (folder / name).is_file()],
         "training_data": _training_data(data),
+        "held_out": _held_out(training.get("split") or {}),
         "start": _start(training),
         "steps": _steps(training),
         "settings": _settings(training),
@@ -260,10 +303,10 @@ def _metadata(title: str, pipeline: str, data: dict, training: dict, results: di
             dataset_name=name,
             dataset_split=measured.get("split") or None,
             metric_type=key,
-            metric_name=_SCORES[key],
+            metric_name=title,
             metric_value=round(results[key], 4),
         )
-        for key in _SCORES
+        for key, title in (_SCORES | _MEASURED_TOO).items()
         if results.get(key) is not None
     ]
     return ModelCardData(
@@ -306,7 +349,7 @@ def _class_columns(classes: Iterable[dict]) -> list[tuple[str, list[str]]]:
     ]
     columns += [
         (f"{title}, %", [_percent(row.get(key)) for row in rows])
-        for key, title in _MEASURED_TOO.items()
+        for key, title in _BY_CLASS_TOO.items()
         if any(row.get(key) is not None for row in rows)
     ]
     if all(row.get("pixels") is not None for row in rows):
@@ -324,6 +367,19 @@ def _span(interval: Sequence[float] | None) -> str:
         return ""
     low, high = interval
     return f" ({_percent(low)} to {_percent(high)})"
+
+
+def _threshold_note(folder: Path, config: SegFormerConfig, names: Sequence[str], binary: dict) -> str:
+    """Describe the threshold of a binary model, and the scores that do not depend on it, as far as they are known."""
+    if len(names) != 1 or config.num_labels != 1:
+        return ""
+    threshold = read_optional(folder, "preprocessor_config.json").get("binary_threshold", 0.5)
+    sentences = [f"Pixels are {names[0]} above a probability of {threshold:.3f}, the model's threshold."]
+    measured = {"the area under the ROC curve": binary.get("auc"), "average precision": binary.get("average_precision")}
+    known = [f"{name} is {_percent(value)} %" for name, value in measured.items() if value is not None]
+    if known:
+        sentences.append(f"Over all thresholds, {' and '.join(known)}.")
+    return " ".join(sentences)
 
 
 def _interval_note(intervals: dict) -> str:
@@ -345,6 +401,42 @@ def _training_data(data: dict) -> str:
     hub_id = data.get("hub_id")
     link = f" ([{in_markdown(hub_id)}](https://huggingface.co/datasets/{hub_id}))" if is_hub_id(hub_id) else ""
     return f"{of}{link}." if of or link else ""
+
+
+def _held_out(split: dict) -> str:
+    """Describe the images that were held out of the training split, if any were."""
+    held_out = split.get("evaluation") or {}
+    if not held_out:
+        return ""
+    text = f"Held out of the training split, and not trained on, were {_number(held_out['images'])} images"
+    drawn = f"drawn with seed {split.get('seed', 0)}"
+    if split.get("hold_out"):
+        text += f": every image of {', '.join(map(in_markdown, split['hold_out']))}"
+    elif split.get("folds"):
+        text += f": fold {split['fold']} of {split['folds']} (counted from 0), {drawn}"
+    else:
+        text += f": a share of {_percent(split.get('share'))} %, {drawn}"
+    return f"{text}.{groups_note(split, held_out.get('groups'))}"
+
+
+def groups_note(split: dict, number: int | None = None) -> str:
+    """Say that no group of images is on both sides, and how groups were found; empty without groups."""
+    how = (
+        f"the column {in_code(split['column'])}"
+        if split.get("column")
+        else f"the pattern {in_code(split.get('group', ''))} in the images' names"
+    )
+    if not (split.get("column") or split.get("group")):
+        return ""
+    held_out = f" They make up {_number(number)} group{'s' if number != 1 else ''} of images." if number else ""
+    return f"{held_out} No group is on both sides; groups follow from {how}."
+
+
+def in_code(text: str) -> str:
+    """A user's text as code in Markdown, on one line."""
+    line = " ".join(str(text).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence}{' ' * line.startswith('`')}{line}{' ' * line.endswith('`')}{fence}"
 
 
 def _start(training: dict) -> str:
@@ -469,10 +561,16 @@ def _remote_usage(kind: str, source: str, dtype: str, on_hub: bool) -> str:
 __all__ = [
     "IMAGES",
     "card_text",
+    "card_values",
+    "edited_card",
+    "groups_note",
+    "in_code",
     "in_markdown",
     "is_hub_id",
     "read_model_config",
+    "read_optional",
     "read_weights",
+    "render_card",
     "weight_files",
     "write_card",
 ]

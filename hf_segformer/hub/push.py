@@ -17,11 +17,14 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from ..configuration_segformer import foreign_fields
+from ..conversion.ensembles import ENSEMBLE_FILE, is_ensemble, member_folders, read_member_names
 from ..files import read_json, resolve_inside
+from .ensemble_card import RECORDS, ensemble_card_text
 from .examples import find_example_images
 from .model_card import IMAGES, card_text, read_model_config, read_weights, weight_files
 
 _MEASURED = ("metrics.json", "training.json", *IMAGES)
+_OF_RUNS = re.compile(r"(fold|seed)_[0-9]+/")  # members of an ensemble that `segformer train` has written
 
 
 def push_folder(
@@ -32,12 +35,13 @@ def push_folder(
     revision: str | None = None,
     token: str | None = None,
 ) -> CommitInfo:
-    """Publish a model's folder in one commit.
+    """Publish the folder of a model, or of an ensemble, in one commit.
 
     Published are the weights, config.json, preprocessor_config.json, the code that they name, the card, and if present
     metrics.json, training.json, their images and the page's example images; training checkpoints, optimizer states and
-    logs are not. Everything is checked before anything is created on the Hub, and what was created is deleted again if
-    the commit fails.
+    logs are not. Of an ensemble these are its members, each in a folder of its own without a card, and ensemble.json,
+    the scores of all runs and one card. Everything is checked before anything is created on the Hub, and what was
+    created is deleted again if the commit fails.
 
     Args:
         folder: of `save_pretrained`, model and processor.
@@ -58,7 +62,7 @@ def push_folder(
     files = checked_files(folder, repo_id, token)
     api = HfApi(token=token)
     with one_line_errors(repo_id):
-        known = _known_files(api, repo_id, revision, read_model_config(folder)["model_type"])
+        known = _known_files(api, repo_id, revision, read_model_config(member_folders(folder)[0])["model_type"])
         additions = [CommitOperationAdd(name, content) for name, content in files.items()]
         with _created(api, repo_id, private, revision, exists=known is not None):
             return api.create_commit(
@@ -92,6 +96,18 @@ def _published_files(folder: Path, repo_id: str) -> dict[str, bytes | str]:
     """Map names in the repository to contents or to paths of files."""
     if not folder.is_dir():
         raise OSError(f"{folder} is not a folder; expected one that save_pretrained wrote")
+    if not is_ensemble(folder):
+        card = card_text(folder, repo_id=repo_id).encode()
+        return {"README.md": card, **{name: str(resolve_inside(folder, name)) for name in sorted(_model_files(folder))}}
+    members = zip(read_member_names(folder), member_folders(folder), strict=True)
+    names = {f"{member}/{name}" for member, path in members for name in _model_files(path)}
+    names |= {name for name in (*RECORDS, *_MEASURED) if (folder / name).is_file()} | {ENSEMBLE_FILE}
+    card = ensemble_card_text(folder, repo_id=repo_id).encode()
+    return {"README.md": card, **{name: str(resolve_inside(folder, name)) for name in sorted(names)}}
+
+
+def _model_files(folder: Path) -> set[str]:
+    """Name the files of a model that are published, without its card."""
     config = read_model_config(folder)
     read_weights(folder)
     if not (folder / "preprocessor_config.json").is_file():
@@ -101,9 +117,7 @@ def _published_files(folder: Path, repo_id: str) -> dict[str, bytes | str]:
     optional = [*_MEASURED, *(["model.safetensors.index.json"] if "model.safetensors" not in weights else [])]
     names = {"config.json", "preprocessor_config.json", *weights, *_code_files(folder, config, processor)}
     names |= {name for name in optional if (folder / name).is_file()}
-    names |= {path.relative_to(folder).as_posix() for path, _ in find_example_images(folder)}
-    card = card_text(folder, repo_id=repo_id).encode()
-    return {"README.md": card, **{name: str(resolve_inside(folder, name)) for name in sorted(names)}}
+    return names | {path.relative_to(folder).as_posix() for path, _ in find_example_images(folder)}
 
 
 def _code_files(folder: Path, *configs: dict[str, Any]) -> set[str]:
@@ -180,7 +194,10 @@ def _outdated(known: list[str], files: dict[str, bytes | str]) -> list[str]:
     """Name the published files of an earlier model that would be taken for this one's."""
     outdated = [name for name in known if name in _MEASURED or name.startswith("model.safetensors.index")]
     outdated += [name for name in known if name.startswith("model") and name.endswith(".safetensors")]
-    outdated += [name for name in known if name.startswith("examples/")]
+    outdated += [name for name in known if name.startswith("examples/") or _OF_RUNS.match(name)]
+    outdated += [name for name in known if name in (ENSEMBLE_FILE, *RECORDS)]
+    if ENSEMBLE_FILE in files:  # a single model's would be taken for the whole
+        outdated += [name for name in known if name in ("config.json", "preprocessor_config.json")]
     return sorted(set(outdated) - files.keys())
 
 

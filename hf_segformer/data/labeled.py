@@ -17,7 +17,7 @@ from .pairing import load_splits, pair_images_and_masks, two_columns, undecoded
 from .polygons import open_coco
 from .splits import add_groups, divide
 
-_CLASS_FILES = ("classes.json", "id2label.json")
+CLASS_FILES = ("classes.json", "id2label.json")
 _SETTINGS = ("data.image_column", "data.mask_column")
 _SHUFFLE_BUFFER = 1000
 
@@ -108,7 +108,7 @@ def read_classes(root: str) -> _Classes:
         ValueError: if the file does not have its format.
         OSError: if the Hub cannot be reached.
     """
-    for name in _CLASS_FILES:
+    for name in CLASS_FILES:
         path = Path(root) / name if Path(root).is_dir() else _hub_file(root, name)
         if path is None or not path.is_file():
             continue
@@ -271,4 +271,4 @@ def _collect(stream: Any, number: int) -> datasets.Dataset:
     return datasets.Dataset.from_list(rows, features=stream.features)
 
 
-__all__ = ["Source", "evaluation_name", "open_source", "read_classes"]
+__all__ = ["CLASS_FILES", "Source", "evaluation_name", "open_source", "read_classes"]

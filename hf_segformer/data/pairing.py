@@ -357,6 +357,8 @@ def _pairs(
     """Images and masks that share folder and name before the suffix, in order of names, all or the listed ones."""
     is_one = folders[0].resolve() == folders[1].resolve()
     images = _by_stem(folders[0], suffixes[0], suffixes[1] if is_one and mask_suffix else ())
+    if not is_one and folders[1].is_relative_to(folders[0]):  # images beside the folder of their masks
+        images = {stem: path for stem, path in images.items() if not path.is_relative_to(folders[1])}
     masks = _by_stem(folders[1], suffixes[1])
     if not images:
         raise _no_images(folders[0], suffixes[0])

@@ -39,7 +39,8 @@ def open_coco(path: Path, images: Path) -> tuple[datasets.Dataset, tuple[str, ..
         ValueError: if the file is not of this format, an image is missing, or a name leads out of the folder.
         OSError: if it cannot be read.
     """
-    content = _read_annotations(path)
+    content = read_annotations(path)
+    assert content is not None
     numbers = _category_numbers(path, content["categories"])
     names = tuple(printable(each["name"]) for each in sorted(content["categories"], key=lambda each: each["id"]))
     drawn: dict[int, list[dict[str, Any]]] = {}
@@ -69,8 +70,17 @@ def open_coco(path: Path, images: Path) -> tuple[datasets.Dataset, tuple[str, ..
     return datasets.Dataset.from_dict(rows, features=datasets.Features(features)), names
 
 
-def _read_annotations(path: Path) -> dict[str, Any]:
-    """Read the JSON file, and check that it has the three lists of objects with ids."""
+def read_annotations(path: Path, is_sure: bool = True) -> dict[str, Any] | None:
+    """Read a COCO-style JSON file, and check that it has the three lists of objects, two of them with ids.
+
+    Args:
+        path: the file.
+        is_sure: False returns None for a JSON file of another kind.
+
+    Raises:
+        ValueError: if it is not of this format.
+        OSError: if it cannot be read.
+    """
     size = path.stat().st_size
     if size > _LARGEST_FILE:
         raise ValueError(f"{path} has {size:,} bytes; expected at most {_LARGEST_FILE:,}: divide it by images")
@@ -78,7 +88,10 @@ def _read_annotations(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error!s:.200}") from error
-    for key in ("images", "annotations", "categories"):
+    lists = ("images", "annotations", "categories")
+    if not is_sure and not (isinstance(content, dict) and all(isinstance(content.get(key), list) for key in lists)):
+        return None
+    for key in lists:
         values = content.get(key) if isinstance(content, dict) else None
         if not isinstance(values, list) or not all(isinstance(each, dict) for each in values):
             raise ValueError(f"{path} has no list {key!r} of objects; expected the COCO format of instances")
@@ -233,6 +246,7 @@ def decode_runs(segmentation: dict[str, Any], height: int, width: int, place: st
         raise ValueError(
             f"{place} has run lengths of size {size!r:.40}; expected that of its image, [{height}, {width}]"
         )
+    runs: Any
     try:
         runs = list(_decompress(counts)) if isinstance(counts, str) else counts
         is_valid = isinstance(runs, list) and all(type(run) is int and run >= 0 for run in runs)
@@ -271,4 +285,4 @@ def _decompress(text: str) -> Iterator[int]:
         yield runs[-1]
 
 
-__all__ = ["decode_runs", "draw_polygons", "open_coco", "polygon_mask"]
+__all__ = ["decode_runs", "draw_polygons", "open_coco", "polygon_mask", "read_annotations"]

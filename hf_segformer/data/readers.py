@@ -62,7 +62,7 @@ class ReadOptions(NamedTuple):
     """Options of reading, common to all readers.
 
     Attributes:
-        num_channels: number of channels that the model takes.
+        num_channels: number of channels that the model takes; 0 is any, for a raster.
         bands: numbers, from 1, of the bands to read, in the model's order; None for all.
         page: which image of a file with several, from 0; None expects a single one.
         ignore_exif: keep images as they are stored, whatever their EXIF orientation.
@@ -218,7 +218,7 @@ class ImageFile:
 
     def __init__(self, source: ImageSource, options: ReadOptions):
         self.source, self.options, self.name = source, options, source.name
-        self._array = _load_array(source) if source.head.startswith(NUMPY_MAGIC) else None
+        self._array = read_array_file(source) if source.head.startswith(NUMPY_MAGIC) else None
         self._image: Image.Image | np.ndarray | None = None
 
     @classmethod
@@ -294,7 +294,12 @@ class ImageFile:
         self._image = self._array = None
 
 
-def _load_array(source: ImageSource) -> np.ndarray:
+def read_array_file(source: ImageSource) -> np.ndarray:
+    """Read a NumPy file.
+
+    Raises:
+        ValueError: if it is damaged, or holds objects.
+    """
     try:
         return np.load(source.file, allow_pickle=False)
     except (TokenError, *DECODE_ERRORS) as error:
@@ -519,7 +524,7 @@ def read_whole_mask(source: Any, name: str = "", page: int | None = None, ignore
     reader = find_reader(source)[0]
     if reader is ImageFile:
         if source.head.startswith(NUMPY_MAGIC):
-            return read_mask(_load_array(source), source.name)
+            return read_mask(read_array_file(source), source.name)
         return read_mask(source.file, source.name, page=page, ignore_exif=ignore_exif)
     with reader(source, ReadOptions(1, page=page, ignore_exif=ignore_exif, is_mask=True)) as opened:
         check_area(opened.height, opened.width, source.name)
@@ -601,6 +606,7 @@ __all__ = [
     "kind_of",
     "open_image",
     "open_raster",
+    "read_array_file",
     "read_color_mask",
     "read_whole_image",
     "read_whole_mask",

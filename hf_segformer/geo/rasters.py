@@ -240,7 +240,7 @@ class Raster:
         Args:
             total: number of bands in the file.
             has_alpha: the last one is said to be alpha.
-            num_channels: of the model.
+            num_channels: of the model; 0 takes any number.
             bands: numbers, from 1, that were asked for, or None.
 
         Raises:
@@ -258,7 +258,7 @@ class Raster:
                 f"{self.name} has {total} bands or pages; expected one of labels: convert colours to labels first, or "
                 "read pages as separate masks (--pages, data.pages=true)"
             )
-        if self.num_bands not in counts:
+        if num_channels and self.num_bands not in counts:
             raise ValueError(
                 f"{self.name} has {total} bands; expected {num_channels}, as many as the model takes: choose bands by "
                 "their numbers, from 1 (--bands, data.bands), or use a model for as many"

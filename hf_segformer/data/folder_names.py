@@ -1,0 +1,136 @@
+"""Roles of folders by their names: the images, the masks and the splits of a data set.
+
+A path such as `train_masks` or `masks/train` becomes a template with `{split}` in place of the split's name, as
+`DataConfig.image_folder` and `mask_folder` have it.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from ..files import IMAGE_SUFFIXES
+
+TRAIN_SPLITS = ("train", "training")
+EVAL_SPLITS = ("val", "valid", "validation", "test", "testing", "eval", "evaluation", "dev")
+_IMAGES = "image images img imgs input inputs photo photos picture pictures rgb frame frames tile tiles sat"
+_MASKS = (
+    "mask masks label labels annot annots annotation annotations ann anns gt gts groundtruth truth seg segs "
+    "segmentation segmentations segmentationmaps target targets labelmap labelmaps lbl"
+)
+IMAGE_WORDS, MASK_WORDS = frozenset(_IMAGES.split()), frozenset(_MASKS.split())
+_MOST_FILES, _MOST_LEVELS = 2_000_000, 5
+_SPLIT = re.compile(rf"(?P<split>{'|'.join(sorted(TRAIN_SPLITS + EVAL_SPLITS, key=len, reverse=True))})", re.IGNORECASE)
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+
+
+class Template(NamedTuple):
+    """Folders of one role, which differ in the split's name.
+
+    Attributes:
+        pattern: below the root, with `{split}` where the name of a split is; `"."` is the root.
+        is_image: a word of the path says images.
+        is_mask: a word of the path says masks.
+    """
+
+    pattern: str
+    is_image: bool
+    is_mask: bool
+
+
+def parse_folder(relative: str) -> tuple[Template, str | None, str]:
+    """Find role and split in the path of a folder.
+
+    Args:
+        relative: the path below the root, with `/`.
+
+    Returns:
+        its template, its split or None, and the path up to the last part that says something: files further below
+        belong to it.
+
+    Examples:
+        >>> from hf_segformer.data.folder_names import parse_folder
+        >>> parse_folder("train_masks/film1")
+        (Template(pattern='{split}_masks', is_image=False, is_mask=True), 'train', 'train_masks')
+        >>> parse_folder("valannot")[0].pattern, parse_folder("images/val")[1]
+        ('{split}annot', 'val')
+    """
+    parts = [] if relative in ("", ".") else relative.split("/")
+    pattern, split, words, last = [], None, set[str](), 0
+    for number, part in enumerate(parts, 1):
+        found, rest = (None, part) if split else _find_split(part)
+        split = split or found
+        told = _words(part.replace(found, " ", 1) if found else part) & (IMAGE_WORDS | MASK_WORDS)
+        words |= told
+        last = number if found or told else last
+        pattern.append(rest)
+    template = "/".join(pattern[:last]) or "."
+    is_mask = bool(words & MASK_WORDS)
+    return Template(template, bool(words & IMAGE_WORDS) and not is_mask, is_mask), split, "/".join(parts[:last])
+
+
+def _find_split(part: str) -> tuple[str | None, str]:
+    """Return the split that a folder's name has, alone or beside a word of a role, and the name with `{split}`."""
+    for match in _SPLIT.finditer(part):
+        before, after = part[: match.start()], part[match.end() :]
+        is_word = not (before[-1:].isalpha() or after[:1].isalpha())
+        beside = {before.lower(), after.lower()} - {""}
+        if is_word or beside <= IMAGE_WORDS | MASK_WORDS or after[:1].isupper():
+            year = re.match(r"\d*", after)
+            end = match.end() + (year.end() if year else 0)
+            return part[match.start() : end], f"{before}{{split}}{part[end:]}"
+    return None, part
+
+
+def _words(part: str) -> set[str]:
+    words = [word.lower() for word in _WORD.findall(part)]
+    return {*words, *("".join(pair) for pair in pairwise(words))}
+
+
+def is_train(split: str) -> bool:
+    """Return True for the name of a training split, `train2017` say."""
+    return split.rstrip("0123456789").lower() in TRAIN_SPLITS
+
+
+def list_images(root: Path) -> dict[str, list[str]]:
+    """List the files below a folder that are images or masks by their names, hidden ones apart.
+
+    Returns:
+        for each folder with such files, as a path below `root`, their names in order.
+
+    Raises:
+        ValueError: if there are more files than a data set of this kind has.
+    """
+    found: dict[str, list[str]] = {}
+    number = 0
+    for folder, names in _walk(root):
+        images = sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+        number += len(names)
+        if number > _MOST_FILES:
+            raise ValueError(f"{root} has more than {_MOST_FILES:,} files; expected the folder of one data set")
+        if images:
+            found[folder] = images
+    return found
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    for folder, below, names in os.walk(root, followlinks=True):  # the number of levels ends a circle of links
+        relative = Path(folder).relative_to(root)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if len(relative.parts) >= _MOST_LEVELS:
+            below.clear()
+        yield relative.as_posix(), [name for name in names if not name.startswith(".")]
+
+
+__all__ = [
+    "EVAL_SPLITS",
+    "IMAGE_WORDS",
+    "MASK_WORDS",
+    "TRAIN_SPLITS",
+    "Template",
+    "is_train",
+    "list_images",
+    "parse_folder",
+]

@@ -13,13 +13,13 @@ class SampleKey(NamedTuple):
 
     Attributes:
         epoch: number of the pass over the data.
-        index: number of the image.
+        image: its number.
         position: place of the sample within the epoch. The same image at two places is augmented in two ways.
         focus: class that the crop holds.
     """
 
     epoch: int
-    index: int
+    image: int
     position: int
     focus: int
 
@@ -45,7 +45,7 @@ class ClassBalance:
         >>> balance = ClassBalance(np.array([[75, 0], [15, 10]]), share=1.0)
         >>> [round(float(probability), 3) for probability in balance.probabilities]  # of 90 % and 10 % of the pixels
         [0.25, 0.75]
-        >>> {key.index for key in balance.draw(0, [0, 1], np.random.default_rng(0)) if key.focus == 1}
+        >>> {key.image for key in balance.draw(0, [0, 1], np.random.default_rng(0)) if key.focus == 1}
         {1}
     """
 

@@ -74,17 +74,13 @@ class _Transform:
             "labels": F.pad(labels.long(), (0, right, 0, below), value=ignore_index),
         }
 
-    def mix(
-        self, sample: dict[str, Tensor], generator: torch.Generator, other: Callable[[], dict[str, Tensor] | None]
-    ) -> dict[str, Tensor]:
-        """Paste a part of another sample into one, as often as the options say; only then is `other` called."""
-        if not self.mixed_share or torch.rand((), generator=generator).item() >= self.mixed_share:
-            return sample
-        source = other()
-        if source is None:
-            return sample
-        pasted = draw_mix(sample, source, self.augmentation, generator, self.processor.ignore_index)
-        return paste(sample, source, pasted)
+    def draws_mix(self, generator: torch.Generator) -> bool:
+        """Draw whether a sample is mixed with another one."""
+        return self.mixed_share > 0 and torch.rand((), generator=generator).item() < self.mixed_share
+
+    def mix(self, sample: dict[str, Tensor], other: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Paste a part of another sample into one."""
+        return paste(sample, other, draw_mix(sample, other, self.augmentation, generator, self.processor.ignore_index))
 
 
 def decode_row(row: dict[str, Any], processor: SegFormerImageProcessor, name: str) -> Sample:
@@ -174,9 +170,10 @@ class TrainDataset(Dataset):
             return self.transform(decoded, generator, focus)
 
         sample = prepare(index, focus)
-        return self.transform.mix(
-            sample, generator, lambda: prepare(int(torch.randint(len(self), (), generator=generator)))
-        )
+        if self.transform.draws_mix(generator):
+            other = prepare(int(torch.randint(len(self), (), generator=generator)))
+            sample = self.transform.mix(sample, other, generator)
+        return sample
 
 
 class TrainStream(IterableDataset):
@@ -213,9 +210,12 @@ class TrainStream(IterableDataset):
             for row in rows:
                 decoded = decode_row(row, self.transform.processor, "an image of the stream")
                 generator = self.transform.generator(epoch, zlib.crc32(decoded.image.numpy().tobytes()))
-                sample, before = self.transform(decoded, generator), previous
+                sample = self.transform(decoded, generator)
+                if self.transform.draws_mix(generator) and previous is not None:
+                    yield self.transform.mix(sample, previous, generator)
+                else:
+                    yield sample
                 previous = sample
-                yield self.transform.mix(sample, generator, lambda before=before: before)
             if row is None:  # fewer shards than workers
                 return
 

@@ -37,7 +37,7 @@ def test_classes_are_drawn_by_the_inverse_square_root_of_their_pixels():
 
 
 def test_images_that_hold_the_class_are_as_likely():
-    drawn = Counter((key.focus, key.index) for key in keys(1.0))
+    drawn = Counter((key.focus, key.image) for key in keys(1.0))
     assert {pair for pair in drawn if pair[0] == 3} == {(3, 2), (3, 3)}
     assert {pair for pair in drawn if pair[0] == 1} == {(1, 0), (1, 2)}
     assert drawn[3, 2] / (drawn[3, 2] + drawn[3, 3]) == pytest.approx(0.5, abs=0.02)

@@ -61,6 +61,12 @@ def add_evaluate(commands) -> None:
         help="draw groups of images for confidence intervals instead of images; the first bracket of the pattern, or "
         "its match, in the name of an image is its group, such as '^(patient[0-9]+)_'",
     )
+    parser.add_argument(
+        "--save-threshold",
+        action="store_true",
+        help="of a binary model: find the threshold of the highest Dice on these images, evaluate with it, and save it "
+        "in the model's preprocessor_config.json, from which prediction and export take it",
+    )
     add_output_dir(parser, "write the results to this folder (with --recipe by default the model's)")
     parser.add_argument("--title", help="name of the data in metrics.json and the card (default: the folder's name)")
     add_device(parser)
@@ -69,6 +75,12 @@ def add_evaluate(commands) -> None:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raise ValueError if options do not go together, or OSError if the output folder is not writable."""
+    if arguments.save_threshold and not (Path(arguments.model) / "preprocessor_config.json").is_file():
+        raise ValueError(
+            f"--save-threshold is given for {arguments.model}; expected the folder of a model with its "
+            "preprocessor_config.json, which holds the threshold"
+        )
+    check_pattern(arguments.group)
     if arguments.recipe:
         for name, key in _IN_RECIPE.items():
             if getattr(arguments, name) != arguments.defaults[name]:
@@ -86,7 +98,6 @@ def check(arguments: argparse.Namespace) -> None:
             for option in ("title", "group"):
                 if getattr(arguments, option) is not None:
                     raise ValueError(f"--{option} is given; it requires --output-dir DIR, the folder of the report")
-        check_pattern(arguments.group)
         arguments.options = inference_options(arguments)
         arguments.value_range = parse_value_range(arguments.value_range, "--value-range")
     if arguments.output_dir is not None:
@@ -97,6 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Evaluate, print the table, and write metrics.json and the report."""
     from ..evaluation.detailed import evaluate_in_detail
     from ..evaluation.evaluate import evaluate
+    from ..evaluation.threshold import evaluate_at_best_threshold, save_threshold
     from ..inference.distributed import DistributedContext
     from ..inference.predictor import find_device
 
@@ -104,10 +116,13 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.recipe:
         from ..training.evaluation import evaluate_recipe
 
-        evaluate_recipe(arguments.model, arguments.values, arguments.output_dir, device)
+        options = {"group_pattern": arguments.group, "save_threshold": arguments.save_threshold}
+        evaluate_recipe(arguments.model, arguments.values, arguments.output_dir, device, **options)
         return
     model, processor, dataset = load_labeled_data(arguments.model, arguments, device)
-    if arguments.output_dir is None:
+    if arguments.save_threshold:
+        result, accumulator = evaluate_at_best_threshold(model, processor, dataset, arguments.options)
+    elif arguments.output_dir is None:
         result, accumulator = evaluate(model, processor, dataset, arguments.options), None
     else:  # the figures of a report take the probabilities, which a table does not
         result, accumulator = evaluate_in_detail(model, processor, dataset, arguments.options)
@@ -119,7 +134,9 @@ def run(arguments: argparse.Namespace) -> None:
             f"segformer: no mask has a pixel of {result.names[1]!r}; if 255 stands for it, add --label-values 0 255",
             file=sys.stderr,
         )
-    if accumulator is not None:
+    if arguments.save_threshold:
+        print(save_threshold(arguments.model, processor.binary_threshold))
+    if arguments.output_dir is not None:
         _write(result, accumulator, model, processor, dataset, arguments)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 from PIL import Image
 
@@ -16,13 +15,14 @@ from ..config import InferenceOptions
 from ..configuration_segformer import default_ignore_index
 from ..conversion.ensembles import member_folders
 from ..data.readers import read_whole_image
-from ..data.splits import group_names, image_paths, seen_images
+from ..data.splits import group_names, seen_images
 from ..files import printable
 from ..image_io_segformer import read_mask
 from ..inference.segmenter import Segmenter
 from ..visualization import Color, Stretch, displayable
 from .accumulator import MetricAccumulator
 from .evaluate import Evaluation, evaluate
+from .naming import image_names
 from .report import NUM_SAMPLES, Report, choose_samples
 from .summary import summarize
 
@@ -86,7 +86,7 @@ def build_report(
         split: name of the split that was evaluated.
         details: settings by name, shown with the method at the end of the page.
         group_pattern: regular expression for the groups that the intervals draw, see
-            `data.splits.group_names`; by default images are drawn.
+            `data.splits.group_names`; by default those in the data set's column `group`, or else images are drawn.
         num_samples: of worst images, and of typical ones.
 
     Returns:
@@ -96,12 +96,25 @@ def build_report(
         ValueError: if the pattern is not found in a name, or an image cannot be read any more.
         OSError: if a file cannot be read any more.
     """
-    groups = None if group_pattern is None else group_names(accumulator.names, group_pattern)
+    groups = _groups(accumulator, dataset, group_pattern)
     values = evaluation.to_json(title, split, segmenter.options)
     summary = {**values, **summarize(accumulator, evaluation.names, groups=groups)}
+    if segmenter.model.config.num_labels == 1:
+        summary["binary"] |= {"threshold": segmenter.processor.binary_threshold}
     method = {name.replace("_", " ").capitalize(): str(value) for name, value in values["method"].items()}
     worst, typical = choose_samples(accumulator, sample_loader(segmenter, dataset), num_samples)
-    return Report(title, accumulator, evaluation.names, palette, summary, worst, typical, {**(details or {}), **method})
+    details = {**(details or {}), **method}
+    return Report(title, accumulator, evaluation.names, palette, summary, worst, typical, details, groups)
+
+
+def _groups(accumulator: MetricAccumulator, dataset: Any, pattern: str | None) -> list[str] | None:
+    """Group of each image by its name, or in the data set's column; None without groups."""
+    if pattern is not None:
+        return group_names(accumulator.names, pattern)
+    if "group" not in (getattr(dataset, "column_names", None) or ()):
+        return None
+    column = dataset.with_format(None).select_columns(["group"])["group"]
+    return [column[index] for index in accumulator.indices]
 
 
 def sample_loader(segmenter: Segmenter, dataset: Any) -> Callable[[int], tuple[Image.Image, np.ndarray, np.ndarray]]:
@@ -169,17 +182,4 @@ def describe_leakage(source: str | Path, dataset: Any) -> str:
     )
 
 
-def image_names(dataset: Any) -> list[str]:
-    """Name the images of a data set by their files, below the folder that they share; without files by number.
-
-    Args:
-        dataset: with a length; of a `datasets.Dataset` the column `image` is looked at.
-    """
-    paths = [path for path in image_paths(dataset) if path] if isinstance(dataset, datasets.Dataset) else []
-    if not paths or len(paths) < len(dataset):
-        return [str(index) for index in range(len(dataset))]
-    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return [os.path.relpath(path, folder) if folder else path for path in paths]
-
-
-__all__ = ["as_displayed", "build_report", "describe_leakage", "evaluate_in_detail", "image_names", "sample_loader"]
+__all__ = ["as_displayed", "build_report", "describe_leakage", "evaluate_in_detail", "sample_loader"]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from heapq import nsmallest
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from ..inference.segmenter import Segmenter, class_names
 from ..progress import Progress
 from .accumulator import MetricAccumulator
 from .metrics import confusion_matrix, named_scores, scores
+from .naming import image_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +167,8 @@ def evaluate(
     matrix = torch.zeros(len(names), len(names) + 1, dtype=torch.int64, device=model.device)
     worst: list[tuple[float, int]] = []
     error: Exception | None = None
-    counted = _count(segmenter, dataset, mine, len(names), accumulator)
+    rows = _Rows(dataset, image_names(dataset))
+    counted = _count(segmenter, rows, mine, len(names), accumulator)
     try:
         with Progress("evaluate", len(mine), "images", is_shown=progress and context.is_main) as bar:
             for index, counts in zip(mine, counted, strict=True):
@@ -192,7 +194,7 @@ def evaluate(
 
 def _count(
     segmenter: Segmenter,
-    dataset: Any,
+    rows: "_Rows",
     indices: Sequence[int],
     num_classes: int,
     accumulator: MetricAccumulator | None = None,
@@ -213,7 +215,7 @@ def _count(
                 raise ValueError(f"{prepared.name}: {error}") from error
         return counts
 
-    tasks = (partial(_load, segmenter, dataset, index) for index in indices)
+    tasks = (partial(_load, segmenter, rows, index) for index in indices)
     results = ReadAhead(tasks, segment, segmenter.batch_size)
     try:
         yield from results
@@ -221,11 +223,23 @@ def _count(
         results.close()
 
 
-def _load(segmenter: Segmenter, dataset: Any, index: int) -> Prepared:
+class _Rows(NamedTuple):
+    """The data set, and the names of its images."""
+
+    dataset: Any
+    names: Sequence[str]
+
+    def describe(self, index: int) -> str:
+        """Name a row in messages, with its file if there is one."""
+        name = self.names[index]
+        return f"row {index} of the data" + (f" ({printable(name)})" if name != str(index) else "")
+
+
+def _load(segmenter: Segmenter, rows: _Rows, index: int) -> Prepared:
     """Read and prepare one row."""
-    name = f"row {index} of the data"
+    name = rows.describe(index)
     try:
-        row = dataset[index]
+        row = rows.dataset[index]
         mask = read_mask(row["label"], "its mask").astype("int64")
         labels = ignore_no_data(mask, row["image"], segmenter.ignore_index)
         views = segmenter.preprocess(row["image"])

@@ -51,6 +51,7 @@ class Report:
         worst: samples of the worst images, worst first.
         typical: samples of typical images.
         details: method and settings by name, the page's last section.
+        groups: of each image, if the intervals draw groups.
     """
 
     title: str
@@ -61,12 +62,14 @@ class Report:
     worst: Sequence[Sample] = ()
     typical: Sequence[Sample] = ()
     details: Mapping[str, str] = field(default_factory=dict)
+    groups: Sequence[str] | None = None
 
     def write(self, folder: str | Path) -> list[Path]:
         """Write all files of the report, each atomically.
 
-        They are metrics.json, confusion.png, per_image.csv, classes.csv, classes.tex, worst.png and typical.png (if
-        there are such samples) and report.html. Without matplotlib there is no confusion.png, and the page says so.
+        They are metrics.json, confusion.png, reliability.png, per_image.csv, table.csv, table.tex, worst.png and
+        typical.png (if there are such samples) and report.html. Without matplotlib there are no figures, and the page
+        says so.
 
         Args:
             folder: it is made if there is none.
@@ -82,16 +85,17 @@ class Report:
         write_json(dict(self.summary), folder / "metrics.json")
         sheets = self._sheets()
         files: dict[str, bytes | str] = {
-            "per_image.csv": per_image_csv(self.accumulator, self.class_names),
-            "classes.csv": classes_csv(self.summary),
-            "classes.tex": classes_latex(self.summary),
+            "per_image.csv": per_image_csv(self.accumulator, self.class_names, self.groups),
+            "table.csv": classes_csv(self.summary),
+            "table.tex": classes_latex(self.summary),
             **{f"{name}.png": sheet for name, sheet in sheets.items() if sheet},
             "report.html": self._html(sheets),
         }
         for name, content in files.items():
             write_file(folder / name, content)
-        confusion = write_confusion(folder, self.accumulator.matrix, self.class_names)
-        return [*(folder / name for name in ("metrics.json", *files)), *confusion]
+        drawn = write_confusion(folder, self.accumulator.matrix, self.class_names)
+        drawn += write_reliability(folder, self.summary)
+        return [*(folder / name for name in ("metrics.json", *files)), *drawn]
 
     def to_html(self) -> str:
         """Return the page, one file without anything from elsewhere."""
@@ -180,6 +184,24 @@ def write_confusion(folder: Path, matrix: Any, names: Sequence[str]) -> list[Pat
     return [path]
 
 
+def write_reliability(folder: Path, summary: Mapping[str, Any]) -> list[Path]:
+    """Write the reliability diagram as reliability.png; without matplotlib or calibration remove an older one.
+
+    Args:
+        folder: it exists.
+        summary: of `summary.summarize`.
+
+    Returns:
+        the file's path, if it was written.
+    """
+    path = folder / "reliability.png"
+    if not plots.has_matplotlib() or summary["calibration"] is None:
+        path.unlink(missing_ok=True)
+        return []
+    write_file(path, plots.plot_reliability(summary["calibration"]["bins"], summary["calibration_error"]))
+    return [path]
+
+
 def png_bytes(image: Image.Image) -> bytes:
     """The image as a PNG file's bytes."""
     file = io.BytesIO()
@@ -197,4 +219,13 @@ def write_file(path: Path, content: bytes | str) -> None:
             partial.write_text(content, encoding="utf-8", errors="backslashreplace")
 
 
-__all__ = ["NUM_SAMPLES", "LoadSample", "Report", "choose_samples", "png_bytes", "write_confusion", "write_file"]
+__all__ = [
+    "NUM_SAMPLES",
+    "LoadSample",
+    "Report",
+    "choose_samples",
+    "png_bytes",
+    "write_confusion",
+    "write_file",
+    "write_reliability",
+]

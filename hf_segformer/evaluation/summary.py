@@ -127,12 +127,15 @@ def classes_latex(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def per_image_csv(accumulator: MetricAccumulator, class_names: Sequence[str]) -> str:
+def per_image_csv(
+    accumulator: MetricAccumulator, class_names: Sequence[str], groups: Sequence[str] | None = None
+) -> str:
     """Scores of every image as CSV: overall and IoU by class; a score that is not defined is an empty cell.
 
     Args:
         accumulator: of all images.
         class_names: of the K classes.
+        groups: of each image, for a column `group`.
     """
     header = ["index", "image", "pixels", "mean_iou", "mean_dice", "accuracy", *(f"iou {name}" for name in class_names)]
     counts = accumulator.counts
@@ -142,6 +145,9 @@ def per_image_csv(accumulator: MetricAccumulator, class_names: Sequence[str]) ->
     for place, (index, name) in enumerate(zip(accumulator.indices, accumulator.names, strict=True)):
         values = [*(column[place] for column in columns), *scores["iou"][place]]
         rows.append([index, name, int(counts[place, 1].sum()), *(_known(value) for value in values)])
+    if groups is not None:
+        for row, group in zip(rows, ["group", *groups], strict=True):
+            row.insert(2, group)
     return csv_text(rows)
 
 

@@ -78,7 +78,9 @@ class Data:
         return f"{path} ({place})" if path else place
 
 
-def load_data(config: DataConfig, num_channels: int = 3, split: SplitConfig | None = None) -> Data:
+def load_data(
+    config: DataConfig, num_channels: int = 3, split: SplitConfig | None = None, *, ignore_index: int | None = None
+) -> Data:
     """Find or generate the images and masks of a recipe.
 
     Shapes are evaluated as they are. Real images are evaluated whole, their shorter side resized to
@@ -91,6 +93,8 @@ def load_data(config: DataConfig, num_channels: int = 3, split: SplitConfig | No
         config: the table `[data]`.
         num_channels: bands C.
         split: the table `[split]`.
+        ignore_index: label of pixels that do not count, the model's `semantic_loss_ignore_index`; by default that of a
+            new model with as many classes.
 
     Raises:
         ValueError: if the data do not fit the recipe, or there are no class names.
@@ -117,6 +121,7 @@ def load_data(config: DataConfig, num_channels: int = 3, split: SplitConfig | No
         ignore_values=(*config.ignore_values, *source.ignore_values),
         mask_colors=config.mask_colors,
         ignore_colors=config.ignore_colors,
+        ignore_index=ignore_index,
     )
     reader = RowReader(
         num_channels,

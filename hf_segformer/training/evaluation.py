@@ -15,6 +15,8 @@ from ..conversion.loading import own_processor
 from ..data.labeled import evaluation_name
 from ..evaluation.detailed import build_report, describe_leakage, evaluate_in_detail
 from ..evaluation.evaluate import Evaluation
+from ..evaluation.threshold import evaluate_at_best_threshold
+from ..evaluation.threshold import save_threshold as write_threshold
 from ..inference.ensemble import load_model_or_ensemble
 from ..inference.segmenter import Segmenter
 from .data import load_data
@@ -22,7 +24,15 @@ from .recipe import Recipe
 from .report import class_count, with_background
 
 
-def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path, device: torch.device | None = None) -> Evaluation:
+def evaluate_recipe(
+    checkpoint: str,
+    recipe: Recipe,
+    folder: Path,
+    device: torch.device | None = None,
+    *,
+    group_pattern: str | None = None,
+    save_threshold: bool = False,
+) -> Evaluation:
     """Print the table by class, and write the report: metrics.json, report.html, tables and figures.
 
     Several processes (torchrun, `accelerate launch`) share the images; the main one prints and writes.
@@ -32,6 +42,8 @@ def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path, device: torch
         recipe: its evaluation data and `[evaluation]` are used.
         folder: where to write.
         device: by default the accelerator of this process if there is one, else the CPU.
+        group_pattern: see `build_report`; by default the groups of the recipe's `[split]`, if there are any.
+        save_threshold: find the best threshold of a binary model, and save it in the checkpoint's folder.
 
     Returns:
         the result, in every process that of all images.
@@ -45,7 +57,8 @@ def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path, device: torch
     path = locate(checkpoint)
     model, _ = load_model_or_ensemble(path)
     processor = own_processor(member_folders(path)[0], model)
-    data = load_data(recipe.data, model.config.num_channels, recipe.split)
+    ignore_index = model.config.semantic_loss_ignore_index
+    data = load_data(recipe.data, model.config.num_channels, recipe.split, ignore_index=ignore_index)
     _check_classes(checkpoint, model.config, data.names)
     folder.mkdir(parents=True, exist_ok=True)
     model, processor = model.to(device or state.device), processor or data.processor
@@ -54,9 +67,12 @@ def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path, device: torch
         print(f"Data     {len(data.evaluation)} images\n", flush=True)
         if leakage := describe_leakage(path, data.evaluation):
             print(f"segformer: {leakage}", file=sys.stderr)
-    result, accumulator = evaluate_in_detail(model, processor, data.evaluation, recipe.evaluation, names=data.names)
+    count = evaluate_at_best_threshold if save_threshold else evaluate_in_detail
+    result, accumulator = count(model, processor, data.evaluation, recipe.evaluation, names=data.names)
     if state.is_main_process:
         print(result.format_table())
+        if save_threshold:
+            print(write_threshold(checkpoint, processor.binary_threshold))
         report = build_report(
             result,
             accumulator,
@@ -66,6 +82,7 @@ def evaluate_recipe(checkpoint: str, recipe: Recipe, folder: Path, device: torch
             title=recipe.data.title or recipe.data.source,
             split=evaluation_name(recipe.data, recipe.split),
             details={"Model": checkpoint, "Recipe": recipe.name},
+            group_pattern=group_pattern,
         )
         print(f"\nWritten to {folder}: {', '.join(path.name for path in report.write(folder))}")
     return result

@@ -10,8 +10,9 @@ from PIL import Image
 
 from hf_segformer import SegFormerImageProcessor
 from hf_segformer.config import InferenceOptions
-from hf_segformer.evaluation.detailed import as_displayed, build_report, evaluate_in_detail, image_names
+from hf_segformer.evaluation.detailed import as_displayed, build_report, evaluate_in_detail
 from hf_segformer.evaluation.evaluate import evaluate
+from hf_segformer.evaluation.naming import image_names
 from hf_segformer.inference.segmenter import Segmenter
 from hf_segformer.visualization import default_palette
 
@@ -91,6 +92,8 @@ def test_images_are_named_by_their_files(tmp_path):
         "image", datasets.Image(decode=False)
     )
     assert image_names(inline) == ["0"]
+    paged = datasets.Dataset.from_dict({"image": ["/d/a/scan.v2.tif", "/d/a/scan.v2.tif"], "page": [0, 11]})
+    assert image_names(paged) == ["scan.v2_p001.tif", "scan.v2_p012.tif"]
 
 
 def test_arrays_of_any_layout_are_displayed(tmp_path):

@@ -574,6 +574,25 @@ def test_a_binary_checkpoint_is_judged_on_two_classes(checkpoint, recipe, tmp_pa
     assert classes[1]["pixels"] == 600
 
 
+def test_a_recipe_is_evaluated_with_the_models_own_ignore_index(checkpoint, recipe, tmp_path):
+    """The masks' 255, which does not count, becomes the label that the checkpoint leaves out."""
+    data = tmp_path / "data"
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (data / kind / split).mkdir(parents=True)
+        labels = np.zeros((40, 56), dtype=np.uint8)
+        labels[:10], labels[30:] = 255, 1
+        make_image(40, 56).save(data / "images" / split / "0.png")
+        Image.fromarray(labels).save(data / "masks" / split / "0.png")
+    folder = checkpoint(names=("road", "sky"))
+    config = SegFormerConfig.from_pretrained(folder, semantic_loss_ignore_index=200)
+    config.save_pretrained(folder)
+    overrides = ["data.source=folders", f"data.root={data}", 'data.names=["road", "sky"]', "data.num_eval=0"]
+    assert main([str(folder), str(recipe), *overrides, "--group", "0"]) == 0
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert [entry["pixels"] for entry in metrics["classes"]] == [20 * 56, 10 * 56]
+
+
 def test_other_classes_are_refused_with_both_lists(checkpoint, recipe, capsys):
     folder = checkpoint(names=("road", "sky"))
     assert error_of(capsys, folder, recipe).endswith(

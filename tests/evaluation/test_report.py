@@ -125,6 +125,9 @@ def test_per_image_csv_has_every_image(accumulator):
         iou = [float(row[f"iou {name}"]) for name in NAMES if row[f"iou {name}"]]
         assert float(row["mean_iou"]) == pytest.approx(np.mean(iou))
     assert int(rows[0]["pixels"]) == counts[0, 1].sum()
+    groups = [name[:7] for name in accumulator.names]
+    rows = list(csv.DictReader(io.StringIO(per_image_csv(accumulator, NAMES, groups))))
+    assert [(row["image"], row["group"]) for row in rows] == list(zip(accumulator.names, groups, strict=True))
 
 
 def test_tables_hold_the_summary(summary):
@@ -207,12 +210,13 @@ def test_report_is_one_page_and_its_files(tmp_path, num_classes):
     report = Report("A <b> model", accumulator, names, palette, summary, *samples, {"Model": "outputs/x"})
     paths = report.write(tmp_path / "new")
     expected = [
-        "classes.csv",
-        "classes.tex",
         "confusion.png",
         "metrics.json",
         "per_image.csv",
+        "reliability.png",
         "report.html",
+        "table.csv",
+        "table.tex",
         "typical.png",
         "worst.png",
     ]

@@ -17,6 +17,7 @@ from hf_segformer.hub.model_card import card_text, write_card
 from hf_segformer.training.plots import draw_curve
 from hf_segformer.training.run_record import build_run_record, write_run_record
 from hf_segformer.training.trainer import SegFormerTrainer
+from tests.support.hub_cards import card_errors
 
 NAMES = ["sky", "a|b_c", "<script>", "`x`", "never seen"]
 METRICS = {
@@ -245,12 +246,51 @@ def test_the_results_of_a_real_evaluation_are_shown(measured):
     summary = summarize(accumulator, ["road", "sky"])
     (measured / "metrics.json").write_text(json.dumps(METRICS | summary))
     text = card_of(measured).text
-    assert "| Mean IoU | Mean accuracy | Pixel accuracy | Boundary IoU | Calibration error |" in text
+    scores = [
+        "Mean IoU",
+        "Mean accuracy",
+        "Pixel accuracy",
+        "Mean Dice",
+        "Precision",
+        "Boundary IoU",
+        "Calibration error",
+    ]
+    assert f"| {' | '.join(scores)} |" in text
+    assert "| Class | IoU, % | Accuracy, % | Dice, % | Precision, % | Boundary IoU, % | Calibration error, % |" in text
     low, high = summary["intervals"]["mean_iou"]
     assert f"| {100 * summary['mean_iou']:.1f} % ({100 * low:.1f} to {100 * high:.1f}) |" in text
     low, high = summary["classes"][1]["intervals"]["iou"]
     assert f"| sky | {100 * summary['classes'][1]['iou']:.1f} ({100 * low:.1f} to {100 * high:.1f}) |" in text
     assert "by a bootstrap over 4 images." in text
+    card = card_of(measured, repo_id="me/street")
+    assert card_errors(card.content) == []
+    results = {result.metric_type: result for result in card.data.eval_results}
+    assert {result.task_type for result in results.values()} == {"image-segmentation"}
+    for name in ("mean_iou", "mean_dice", "boundary_iou", "calibration_error"):
+        assert results[name].metric_value == pytest.approx(summary[name], abs=5e-5)
+
+
+@pytest.mark.parametrize("kind", ["bare", "measured"])
+def test_the_hubs_rules_accept_every_card(request, folder, kind):
+    folder = request.getfixturevalue("measured") if kind == "measured" else folder
+    for repo_id in (None, "me/street"):
+        assert card_errors(card_of(folder, repo_id=repo_id).content) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("type: image-segmentation", "type: segmenting", "task.type"),
+        ("license: apache-2.0", "license: my own", "license"),
+        ("someone/street", "some one/street", "datasets"),
+        ("value: 0.7012", "value: null", "need type and value"),
+        ("name: street", "name: ''", "name"),
+    ],
+)
+def test_the_hubs_rules_can_refuse(measured, old, new, message):
+    content = card_of(measured, repo_id="me/street").content
+    assert old in content
+    assert message in " ".join(card_errors(content.replace(old, new)))
 
 
 def test_the_trainers_own_evaluation_stands_in_where_there_is_no_other(folder):

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+from tests.support.hub_cards import card_errors
+
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 LFS_SIZE = 10_000_000
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
@@ -289,6 +291,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     @_route("POST", "/api/validate-yaml")
     def _validate_card(self):
+        errors = card_errors(json.loads(self.body)["content"])
+        if errors:
+            raise RefusedError(400, "", "Invalid metadata: " + "; ".join(errors))
         self._answer({"errors": [], "warnings": []})
 
     @_route("GET", f"{MODEL}(/revision/(?P<revision>[^/]+))?")

@@ -227,7 +227,7 @@ class TestOtherData:
         assert {"metrics.json", "confusion.png", "prediction.png", "README.md", "training.json"} <= written
         first = json.loads((folder / "metrics.json").read_text())
         evaluate_recipe(str(folder), read_recipe("shapes_b0", arguments), folder)
-        assert {"report.html", "classes.csv", "per_image.csv", "worst.png"} <= {path.name for path in folder.iterdir()}
+        assert {"report.html", "table.csv", "per_image.csv", "worst.png"} <= {path.name for path in folder.iterdir()}
         again = json.loads((folder / "metrics.json").read_text())
         shared = first["classes"][0].keys()
         assert [{key: row[key] for key in shared} for row in again["classes"]] == first["classes"]

@@ -1,0 +1,36 @@
+"""Names of the images of a data set, for tables and messages."""
+
+import os
+from pathlib import PurePath
+from typing import Any
+
+import datasets
+
+from ..data.splits import image_paths
+
+
+def image_names(dataset: Any) -> list[str]:
+    """Name the images of a data set by their files, below the folder that they share; without files by number.
+
+    Pages of a file with several are NAME_p001, NAME_p002 and so on, as `segformer predict --pages` names them.
+
+    Args:
+        dataset: with a length; of a `datasets.Dataset` the columns `image` and `page` are looked at.
+    """
+    paths = [path for path in image_paths(dataset) if path] if isinstance(dataset, datasets.Dataset) else []
+    if not paths or len(paths) < len(dataset):
+        return [str(index) for index in range(len(dataset))]
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    names = [os.path.relpath(path, folder) if folder else path for path in paths]
+    if "page" not in dataset.column_names:
+        return names
+    pages = dataset.with_format(None).select_columns(["page"])["page"]
+    return [_of_page(name, page) for name, page in zip(names, pages, strict=True)]
+
+
+def _of_page(name: str, page: int) -> str:
+    path = PurePath(name)
+    return str(path.with_name(f"{path.stem}_p{page + 1:03d}{path.suffix}"))
+
+
+__all__ = ["image_names"]

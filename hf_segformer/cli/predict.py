@@ -2,8 +2,10 @@
 
 import argparse
 import os
+from dataclasses import replace
 
 from ..config import parse_value_range
+from .maps import add_map_options, check_map_options, map_outputs, map_source
 from .options import (
     add_dataset,
     add_device,
@@ -13,6 +15,7 @@ from .options import (
     add_reading_options,
     inference_options,
     reading_options,
+    whole_number,
 )
 
 
@@ -48,8 +51,33 @@ def add_predict(commands) -> None:
     parser.add_argument(
         "--probabilities", choices=["uint8", "float16"], help="also write NAME_probabilities.npy, of all classes"
     )
+    parser.add_argument(
+        "--masks-as",
+        choices=["palette", "values", "255"],
+        default="palette",
+        help="masks in colours, whose values are the classes; as grey values; or of two classes as 0 and 255 "
+        "(default: palette)",
+    )
+    parser.add_argument(
+        "--keep-identity",
+        action="store_true",
+        help="copy patient and study from DICOM files to DICOM segmentations, which leave them empty by default",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="probability above which a pixel is foreground, for a model with one label (default: the model's)",
+    )
     add_inference_options(parser, tiles=True)
     add_reading_options(parser)
+    parser.add_argument(
+        "--axis",
+        type=whole_number(1, 3),
+        metavar="N",
+        help="axis, from 1, that NIfTI volumes are cut along into slices (default: 3)",
+    )
+    add_map_options(parser)
     add_device(parser)
     parser.set_defaults(check=check, run=run)
 
@@ -58,6 +86,7 @@ def check(arguments: argparse.Namespace) -> None:
     """Raise ValueError if options do not go together."""
     if bool(arguments.inputs) == bool(arguments.dataset):
         raise ValueError("expected either images (files, folders, patterns, @FILE) or --dataset NAME")
+    check_map_options(arguments)
     if arguments.format == "parquet":
         for option in ("overlay", "probabilities"):
             if getattr(arguments, option):
@@ -70,7 +99,15 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.pages and arguments.dataset:
         raise ValueError("--pages is given with --dataset, whose rows hold one image each; leave it out")
     arguments.options = inference_options(arguments)
-    arguments.value_range = parse_value_range(arguments.value_range, "--value-range")
+    if arguments.axis and arguments.dataset:
+        raise ValueError("--axis is given with --dataset, whose rows hold images; leave it out")
+    if arguments.threshold is not None and not 0 < arguments.threshold < 1:
+        raise ValueError(f"--threshold is {arguments.threshold}; expected a probability above 0 and below 1")
+    arguments.window = arguments.value_range == "window"
+    if arguments.window:
+        arguments.value_range = None
+    else:
+        arguments.value_range = parse_value_range(arguments.value_range, "--value-range")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -81,18 +118,36 @@ def run(arguments: argparse.Namespace) -> None:
     from ..inference.writers import Outputs
 
     outputs = Outputs(
-        arguments.format, arguments.overlay, arguments.legend, tuple(arguments.clear), arguments.probabilities
+        arguments.format,
+        arguments.overlay,
+        arguments.legend,
+        tuple(arguments.clear),
+        arguments.probabilities,
+        masks_as=arguments.masks_as,
+        keep_identity=arguments.keep_identity,
     )
     source: FileSource | DatasetSource
     reading = reading_options(arguments)
+    if arguments.window:
+        reading["window"] = True
+    if arguments.axis:
+        reading["axis"] = arguments.axis - 1
     if arguments.dataset:
         source = DatasetSource(arguments.dataset, arguments.split, arguments.image_column, **reading)
     else:
-        source = FileSource(arguments.inputs, arguments.output_dir, **reading)
+        source = map_source(arguments, reading) or FileSource(arguments.inputs, arguments.output_dir, **reading)
+    outputs = replace(outputs, options=map_outputs(arguments, source))
     device = find_device(arguments.device)
     predictor = SegFormerPredictor.from_pretrained(arguments.model, device=device, options=arguments.options)
-    if arguments.value_range is not None:
+    if arguments.value_range is not None or arguments.window:
         predictor.processor.value_range = arguments.value_range
+    if arguments.threshold is not None:
+        if predictor.model.config.num_labels != 1:
+            raise ValueError(
+                f"--threshold is given for a model of {predictor.model.config.num_labels} labels; expected one label: "
+                "leave it out"
+            )
+        predictor.processor.binary_threshold = arguments.threshold
     report = predict_batch(predictor, source, arguments.output_dir, outputs)
     if int(os.environ.get("RANK", "0")):
         return  # the first process speaks for all; if another failed first, torchrun would end it before it has

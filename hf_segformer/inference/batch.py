@@ -12,10 +12,9 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-import torch
-
+from ..conversion.loading import digest_of_weights
 from ..data.sources import DatasetSource, FileSource, InputItem
 from ..files import is_full, printable, read_json, remove_stale_partials, write_json
 from ..locks import locked_folder
@@ -24,11 +23,12 @@ from .distributed import DistributedContext
 from .large_image import segment_raster
 from .pipeline import Prepared, ReadAhead
 from .predictor import Prediction, SegFormerPredictor, format_error
+from .volumes import VolumeReader, segment_volume
 from .writers import Outputs, Totals, Writer, WriterArguments, open_writer, shares
 
 SETTINGS = "settings.json"
 SUMMARY = "summary.json"
-_RESULTS = ("**/*_mask.png", "**/*_mask.tif", "masks-*.parquet")
+_RESULTS = ("**/*_mask.*", "masks-*.parquet")
 
 
 @dataclass(frozen=True)
@@ -181,13 +181,15 @@ def _predict_batch(job: _Job) -> Report:
 
 
 def _predict_items(job: _Job, writer: Writer, number: int, pending: Sequence[InputItem]) -> None:
-    """Predict and write the pending items, rasters last."""
-    rasters: list[InputItem] = []
+    """Predict and write the pending items, rasters and volumes last."""
+    large: list[tuple[InputItem, Callable[[], None]]] = []
     progress = Progress("predict", number, "images", number - len(pending), job.shows_progress)
     with progress, _WriterThreads(writer.num_threads) as threads:
         for item, outcome in _outcomes(job, writer, pending):
-            if outcome is _RASTER:
-                rasters.append(item)
+            if outcome in ("raster", "volume"):
+                write = writer.write_raster if outcome == "raster" else writer.write_volume
+                segment = _segment_raster if outcome == "raster" else _segment_volume
+                large.append((item, partial(write, item, partial(segment, job, item))))
                 progress.skip()
                 continue
             if isinstance(outcome, Exception):
@@ -195,9 +197,9 @@ def _predict_items(job: _Job, writer: Writer, number: int, pending: Sequence[Inp
             else:
                 threads.submit(writer.write, item, *outcome)
             progress.update()
-    for item in rasters:
+    for item, predict in large:
         try:
-            writer.write_raster(item, partial(_segment_raster, job, item))
+            predict()
         except (ValueError, OSError) as error:
             if is_full(error):
                 raise
@@ -221,20 +223,35 @@ def _segment_raster(job: _Job, item: InputItem, path: Path, **extras: Any) -> di
         )
 
 
-_RASTER = object()  # outcome of an item that is predicted by tiles
+def _segment_volume(job: _Job, item: InputItem, path_of: Callable[[str], Path]) -> dict[str, Any]:
+    predictor, source, outputs = job.predictor, job.source, job.outputs
+    if not isinstance(source, FileSource):
+        raise ValueError(f"{source.describe(item)} is no file; expected one for a volume")
+    processor = predictor.processor
+    with source.open(item, len(processor.image_mean), any_range=processor.value_range is not None) as opened:
+        volume = cast(VolumeReader, opened)
+        return segment_volume(
+            predictor,
+            volume,
+            path_of(volume.mask_suffix),
+            masks_as=outputs.masks_as,
+            keep_identity=outputs.keep_identity,
+            progress=job.shows_progress,
+        )
 
 
 def _outcomes(job: _Job, writer: Writer, items: Sequence[InputItem]) -> Iterator[tuple[InputItem, Any]]:
-    """Each item with its (prepared image, prediction), with `_RASTER`, or with its error."""
+    """Each item with its (prepared image, prediction), with "raster" or "volume" if it is one, or with its error."""
     predictor, source, outputs = job.predictor, job.source, job.outputs
     processor = predictor.processor
 
     def prepare(item: InputItem) -> Any:
-        if source.kind(item) == "raster":
-            if writer.takes_rasters:
-                return _RASTER
+        kind = source.kind(item)
+        if kind != "image":
+            if getattr(writer, f"takes_{kind}s", False):
+                return kind
             raise ValueError(
-                f"{source.describe(item)} is a raster or damaged; expected an image for --format {outputs.kind}, "
+                f"{source.describe(item)} is a {kind} or damaged; expected an image for --format {outputs.kind}, "
                 "choose --format png"
             )
         image = source.read(item, len(processor.image_mean), any_range=processor.value_range is not None)
@@ -287,10 +304,12 @@ def _settings(job: _Job, writer: Writer) -> dict[str, Any]:
         **asdict(options),
         "dtype": str(predictor.model.dtype).removeprefix("torch."),
         "stride": options.effective_stride,
-        "weights": _digest_of_weights(predictor.model),
+        "weights": digest_of_weights(predictor.model),
         "classes": list(predictor.names),
         "palette": [list(color) for color in predictor.palette],
         "bands": list(job.source.bands or ()),
+        "axis": job.source.axis,
+        "window": job.source.window,
         "ignore_exif": job.source.ignore_exif,
         "processor": {**processor, "size": dict(predictor.processor.size)},
         **asdict(job.outputs),
@@ -327,14 +346,6 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _digest(texts: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(texts).encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def _digest_of_weights(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 __all__ = ["Report", "predict_batch"]

@@ -22,11 +22,13 @@ from PIL import Image
 from ..data.sources import InputItem
 from ..files import atomic_write, named, partial_path, resolve_inside
 from ..visualization import Color, Stretch, displayable, overlay, with_legend
+from .areas import write_areas
 from .pipeline import Prepared
 from .predictor import Prediction, SegFormerPredictor
 from .segmenter import unique_names
+from .volumes import black_and_white
 
-RECORD = "predictions.jsonl"
+RECORD, AREAS = "predictions.jsonl", "areas.csv"
 _MASK, _RASTER_MASK = "mask.png", "mask.tif"
 _ROW_GROUP = 64  # images that a shard holds in memory
 _SHARD_SIZE = 1000
@@ -43,6 +45,9 @@ class Outputs:
         clear: names of classes that overlays leave clear, `background` say.
         probabilities: `"uint8"` or `"float16"` also writes the probabilities of all classes.
         options: options of an installed writer, which JSON can hold.
+        masks_as: `"palette"`, an image with the classes as values and their colours as a palette; `"values"`, the
+            classes as grey values; or `"255"`, 255 for the second of two classes and 0 elsewhere.
+        keep_identity: copy from volumes what identifies a person, which is left out otherwise.
 
     Raises:
         ValueError: if a value is not one of these, or does not go with the others.
@@ -54,12 +59,15 @@ class Outputs:
     clear: tuple[str, ...] = ()
     probabilities: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    masks_as: str = "palette"
+    keep_identity: bool = False
 
     def __post_init__(self):
         known = {
             "kind": writer_kinds(),
             "legend": (None, "right", "below"),
             "probabilities": (None, "uint8", "float16"),
+            "masks_as": ("palette", "values", "255"),
         }
         for name, values in known.items():
             if getattr(self, name) not in values:
@@ -96,12 +104,14 @@ class Writer(Protocol):
     Attributes:
         num_threads: threads that may write at once.
         takes_rasters: True if `write_raster` is implemented.
+        takes_volumes: True if `write_volume` is implemented.
         settings: further settings that results depend on; see `predict_batch`.
         num_written: items with results from this process.
     """
 
     num_threads: int
     takes_rasters: bool
+    takes_volumes: bool
     settings: dict[str, Any]
     num_written: int
 
@@ -117,7 +127,16 @@ class Writer(Protocol):
         Args:
             item: the raster.
             segment: takes a path, writes the segmentation map there and returns its `height`, `width` and `pixels` by
-                class; its keywords `with_confidence` and `beside` are those of `segment_raster`.
+                class; its keyword `output` is that of `segment_raster`.
+        """
+
+    def write_volume(self, item: InputItem, segment: Callable[[Callable[[str], Path]], Mapping[str, Any]]) -> None:
+        """Write the results of a volume.
+
+        Args:
+            item: the volume.
+            segment: takes a function from an ending to a path, writes the mask there and returns what
+                `volumes.segment_volume` does.
         """
 
     def fail(self, item: InputItem, message: str) -> None:
@@ -172,20 +191,34 @@ def open_writer(arguments: WriterArguments, rank: int = 0) -> Writer:
     return point.load()(arguments, rank)
 
 
-def segmentation_to_png(segmentation: np.ndarray, palette: Sequence[Color]) -> Image.Image:
+def segmentation_to_png(segmentation: np.ndarray, palette: Sequence[Color], masks_as: str = "palette") -> Image.Image:
     """Image whose pixel values are the classes (H, W): with a palette, or 16-bit grey for more than 255 classes.
 
     The palette has all 256 values: Pillow stores fewer bits for a shorter one, and 255 must survive.
+
+    Args:
+        segmentation: classes.
+        palette: one (red, green, blue) for each class.
+        masks_as: see `Outputs`; without a palette the values are grey.
     """
+    if masks_as == "255":
+        return Image.fromarray(black_and_white(segmentation))
     if segmentation.dtype.itemsize > 2 or segmentation.max(initial=0) > 65535:
         raise ValueError(f"the segmentation map is {segmentation.dtype}; expected at most 65,535 classes in a PNG")
     if len(palette) > 255:
         return Image.fromarray(segmentation.astype(np.uint16))
     image = Image.fromarray(segmentation.astype(np.uint8))
+    if masks_as == "values":
+        return image
     colors = np.zeros((256, 3), dtype=np.uint8)
     colors[: len(palette)] = palette
     image.putpalette(colors.tobytes())
     return image
+
+
+def _check_masks(masks_as: str, names: Sequence[str]) -> None:
+    if masks_as == "255" and len(names) != 2:
+        raise ValueError(f"masks_as is '255' for a model of {len(names)} classes; expected two: choose 'values'")
 
 
 def count_pixels(segmentation: np.ndarray, num_classes: int) -> list[int]:
@@ -206,11 +239,12 @@ class PngWriter:
         ValueError: if a class to leave clear does not exist.
     """
 
-    num_threads, takes_rasters = 2, True
+    num_threads, takes_rasters, takes_volumes = 2, True, True
 
     def __init__(self, arguments: WriterArguments, rank: int = 0):
         self.out, self.outputs, predictor = arguments.out, arguments.outputs, arguments.predictor
         self.names, self.palette = unique_names(predictor.names), predictor.palette
+        _check_masks(self.outputs.masks_as, self.names)
         self.failed: list[dict[str, str]] = []
         self.settings: dict[str, Any] = {}
         self.num_written = 0
@@ -233,7 +267,7 @@ class PngWriter:
         found: set[str] = set()
         for line in self._lines():
             name = line["name"]
-            if name in wanted and name not in found and self._exists(name):
+            if name in wanted and name not in found and self._exists(line):
                 if line["source"] != (origin := self._origin_of(wanted[name])):
                     raise ValueError(
                         f"{self.out} holds the prediction of {line['source']} as {name}, which is also the name of "
@@ -262,7 +296,7 @@ class PngWriter:
             with atomic_write(self._path(item.name, "probabilities.npy")) as partial, partial.open("wb+") as file:
                 np.save(file, quantize_probabilities(prediction.probabilities, self.outputs.probabilities))
         with atomic_write(path) as partial:
-            segmentation_to_png(segmentation, self.palette).save(partial, "PNG")
+            segmentation_to_png(segmentation, self.palette, self.outputs.masks_as).save(partial, "PNG")
             self._note(item, segmentation.shape, count_pixels(segmentation, len(self.names)))
 
     def write_raster(self, item: InputItem, segment: Callable[..., Mapping[str, Any]]) -> None:
@@ -271,14 +305,37 @@ class PngWriter:
         Raises:
             ValueError: if an overlay or probabilities are requested.
         """
-        wanted = [name for name in ("overlay", "probabilities") if getattr(self.outputs, name)]
-        if wanted:
-            options = " and ".join(f"--{name}" for name in wanted)
-            raise ValueError(f"{options} cannot be written for a raster: predict rasters without, into another folder")
+        self._refuse_extras("raster", "predict rasters without, into another folder")
+        if self.outputs.masks_as == "255":
+            raise ValueError("masks_as is '255', which is no data in the mask of a raster; expected 'values'")
         path = self._path(item.name, _RASTER_MASK)
         path.parent.mkdir(parents=True, exist_ok=True)
         summary = segment(path)
         self._note(item, (summary["height"], summary["width"]), list(summary["pixels"].values()))
+
+    def write_volume(self, item: InputItem, segment: Callable[[Callable[[str], Path]], Mapping[str, Any]]) -> None:
+        """See `Writer`: `NAME_mask` with the ending of the volume's kind.
+
+        Raises:
+            ValueError: if an overlay or probabilities are requested.
+        """
+        self._refuse_extras("volume", "predict its slices as separate images (--pages)")
+        paths: list[Path] = []
+
+        def path_of(suffix: str) -> Path:
+            paths.append(self._path(item.name, f"mask{suffix}"))
+            paths[0].parent.mkdir(parents=True, exist_ok=True)
+            return paths[0]
+
+        summary = segment(path_of)
+        extras = {"mask": paths[0].name, "slices": summary["slices"], "areas": summary["areas"]}
+        self._note(item, (summary["height"], summary["width"]), list(summary["pixels"].values()), **extras)
+
+    def _refuse_extras(self, kind: str, remedy: str) -> None:
+        wanted = [name for name in ("overlay", "probabilities") if getattr(self.outputs, name)]
+        if wanted:
+            options = " and ".join(f"--{name}" for name in wanted)
+            raise ValueError(f"{options} cannot be written for a {kind}: {remedy}")
 
     def fail(self, item: InputItem, message: str) -> None:
         """See `Writer`."""
@@ -291,9 +348,10 @@ class PngWriter:
         """See `Writer`: merge the records of all processes to one, sorted by name."""
         lines: dict[str, dict[str, Any]] = {}
         for line in self._lines():
-            if line["name"] not in lines and self._exists(line["name"]):
+            if line["name"] not in lines and self._exists(line):
                 lines[line["name"]] = line
         totals = dict.fromkeys(self.names, 0)
+        write_areas(self.out / AREAS, ((lines[name]["name"], lines[name].get("areas", ())) for name in sorted(lines)))
         with atomic_write(self.out / RECORD) as partial, partial.open("wb") as file:
             for name in sorted(lines):
                 file.write(_json_line(lines[name]))
@@ -303,8 +361,12 @@ class PngWriter:
             path.unlink()
         return Totals(len(lines), totals, sorted(failed, key=lambda each: each["name"]))
 
-    def _exists(self, name: str) -> bool:
-        return self._path(name).exists() or self._path(name, _RASTER_MASK).exists()
+    def _exists(self, line: Mapping[str, Any]) -> bool:
+        """Return True if the mask of a line of the record is there; that of a volume is named in it."""
+        path = self._path(line["name"])
+        masks = (line["mask"],) if "mask" in line else (path.name, path.name.removesuffix(_MASK) + _RASTER_MASK)
+        parent = Path(line["name"]).parent
+        return any(resolve_inside(self.out, parent / mask).exists() for mask in masks)
 
     def _path(self, name: str, suffix: str = _MASK) -> Path:
         return resolve_inside(self.out, f"{name}_{suffix}")
@@ -315,7 +377,7 @@ class PngWriter:
         legend = self.outputs.legend
         return with_legend(blended, segmentation, self.names, self.palette, legend) if legend else blended
 
-    def _note(self, item: InputItem, size: Sequence[int], counts: Sequence[int]) -> None:
+    def _note(self, item: InputItem, size: Sequence[int], counts: Sequence[int], **extras: Any) -> None:
         """Append the line of an image; its mask follows, so that a mask that exists has its line.
 
         Shares are those of the pixels that hold data, as in summary.json.
@@ -329,6 +391,7 @@ class PngWriter:
             "width": width,
             "pixels": pixels,
             "share": shares(pixels),
+            **extras,
         }
         with self._lock:
             end = b"" if _ends_with_a_line(self._record) else b"\n"  # a killed process left half a line
@@ -355,11 +418,12 @@ class ParquetWriter:
         rank: not used: a shard belongs to one process as a whole.
     """
 
-    num_threads, takes_rasters = 1, False
+    num_threads, takes_rasters, takes_volumes = 1, False, False
 
     def __init__(self, arguments: WriterArguments, rank: int = 0):
-        self.out, predictor = arguments.out, arguments.predictor
+        self.out, self.outputs, predictor = arguments.out, arguments.outputs, arguments.predictor
         self.names, self.palette = unique_names(predictor.names), predictor.palette
+        _check_masks(self.outputs.masks_as, self.names)
         self.failed: list[dict[str, str]] = []
         self.num_written = 0
         self.settings = {"shard_size": min(_SHARD_SIZE, -(-len(arguments.items) // arguments.num_processes))}
@@ -375,7 +439,7 @@ class ParquetWriter:
     def write(self, item: InputItem, prepared: Prepared, prediction: Prediction) -> None:
         """See `Writer`."""
         content = BytesIO()
-        segmentation_to_png(prediction.segmentation, self.palette).save(content, "PNG")
+        segmentation_to_png(prediction.segmentation, self.palette, self.outputs.masks_as).save(content, "PNG")
         height, width = prediction.segmentation.shape
         pixels = count_pixels(prediction.segmentation, len(self.names))
         self._add(item, {"height": height, "width": width, "mask": content.getvalue(), "pixels": pixels})
@@ -384,6 +448,10 @@ class ParquetWriter:
     def write_raster(self, item: InputItem, segment: Callable[..., Mapping[str, Any]]) -> None:
         """Refuse a raster, which is larger than a row should be."""
         raise ValueError("a raster cannot be written to Parquet: choose the format png")
+
+    def write_volume(self, item: InputItem, segment: Callable[[Callable[[str], Path]], Mapping[str, Any]]) -> None:
+        """Refuse a volume, whose mask is a file of its own kind."""
+        raise ValueError("a volume cannot be written to Parquet: choose the format png")
 
     def fail(self, item: InputItem, message: str) -> None:
         """See `Writer`."""

@@ -15,7 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor, SegFormerPredictor
+from hf_segformer import (
+    SegFormerConfig,
+    SegFormerForSemanticSegmentation,
+    SegFormerImageProcessor,
+    SegFormerPredictor,
+)
 from hf_segformer.cli.main import main
 from hf_segformer.config import InferenceOptions
 from hf_segformer.data.sources import DatasetSource, FileSource, InputItem, find_inputs
@@ -28,6 +33,7 @@ from hf_segformer.locks import LOCK, locked_folder
 from hf_segformer.progress import Progress
 from hf_segformer.visualization import default_palette
 from tests.inference.test_predictor import lively, make_image
+from tests.support.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -780,11 +786,11 @@ def test_overlay_and_probabilities_of_a_raster_are_refused(images, out):
 
 
 def test_skipped_files_are_counted(images, out, checkpoint, capsys):
-    for name in ("a.dcm", "b.dcm", "notes.txt", "README"):
+    for name in ("a.dat", "b.dat", "notes.txt", "README"):
         (images / name).write_text("no image")
     report = predict_folder(images, out)
-    assert report.skipped == {".dcm": 2, ".txt": 1, "": 1}
-    assert report.format_skipped() == "4 files skipped that are no images: 1 without suffix, 2 .dcm, 1 .txt"
+    assert report.skipped == {".dat": 2, ".txt": 1, "": 1}
+    assert report.format_skipped() == "4 files skipped that are no images: 1 without suffix, 2 .dat, 1 .txt"
     assert json.loads((out / "summary.json").read_text())["skipped"] == report.skipped
     assert run(checkpoint, images, "--output-dir", out / "2") == 0
     assert "4 files skipped" in capsys.readouterr().out
@@ -886,3 +892,56 @@ def test_progress_prints_a_line_a_minute_into_a_log(monkeypatch, capsys):
         for _ in range(3):
             progress.update(2)
     assert capsys.readouterr().err == "predict: 4 of 10 tiles, 0.07 tiles/s, 01:31 left\n"
+
+
+# --- Values of masks --------------------------------------------------------------------------------------------------
+
+
+def binary_checkpoint(folder, bias=0.0):
+    config = SegFormerConfig(**TINY, num_labels=1)
+    torch.manual_seed(3)
+    model = SegFormerForSemanticSegmentation(config)
+    torch.nn.init.constant_(model.decode_head.classifier.bias, bias)
+    model.save_pretrained(folder)
+    SegFormerImageProcessor(size=64).save_pretrained(folder)
+    return folder
+
+
+def test_masks_as_palette_values_and_black_and_white(tmp_path, images, checkpoint):
+    binary = binary_checkpoint(tmp_path / "binary")
+    found = {}
+    for kind in ("palette", "values", "255"):
+        assert run(binary, images / "0.png", "-o", tmp_path / kind, "--masks-as", kind) == 0
+        with Image.open(tmp_path / kind / "0_mask.png") as mask:
+            assert mask.mode == ("P" if kind == "palette" else "L")
+            found[kind] = np.asarray(mask)
+    assert set(np.unique(found["palette"])) == {0, 1}
+    np.testing.assert_array_equal(found["values"], found["palette"])
+    np.testing.assert_array_equal(found["255"], found["palette"] * 255)
+
+
+def test_black_and_white_masks_need_two_classes(images, out, checkpoint, capsys):
+    assert run(checkpoint, images, "-o", out, "--masks-as", "255") == 1
+    assert "masks_as is '255' for a model of 5 classes; expected two" in capsys.readouterr().err
+
+
+def test_a_higher_threshold_leaves_less_foreground_in_every_way_to_predict(tmp_path, images):
+    binary = binary_checkpoint(tmp_path / "binary")
+    probabilities = SegFormerPredictor.from_pretrained(binary)(images / "0.png", with_probabilities=True).probabilities
+    threshold = float(np.quantile(probabilities[1], 0.7))
+    ways = {"whole": (), "flip": ("--flip",), "slide": ("--sliding-window", 32, "--stride", 16)}
+    for name, options in ways.items():
+        shares = []
+        for each in (0.5, threshold):
+            folder = tmp_path / f"{name}{each}"
+            assert run(binary, images / "0.png", "-o", folder, "--threshold", each, *options) == 0
+            shares.append((pixels(folder / "0_mask.png") == 1).mean())
+            if name == "whole":
+                np.testing.assert_array_equal(pixels(folder / "0_mask.png"), probabilities[1] > each)
+        assert shares[0] != shares[1]
+
+
+def test_a_threshold_needs_a_model_with_one_label(images, out, checkpoint, capsys):
+    assert run(checkpoint, images, "-o", out, "--threshold", 0.4) == 1
+    assert "--threshold is given for a model of 5 labels; expected one label" in capsys.readouterr().err
+    assert run(checkpoint, images, "-o", out, "--threshold", 1) == 2

@@ -22,14 +22,12 @@ from .polygons import read_annotations
 
 # Settings that say where data are, in the order in which they are offered to choose between two readings.
 _PLACES = (
-    *("mask_folder", "image_folder", "mask_suffix", "image_suffix", "split_file", "annotation_file", "mask_column"),
-    *("image_column", "source", "eval_split", "train_split"),
+    *("mask_folder", "image_folder", "mask_suffix", "image_suffix", "source", "mask_column", "image_column"),
+    *("annotation_file", "split_file", "eval_split", "train_split"),
 )
 _DEFAULTS = {name: DataConfig.__dataclass_fields__[name].default for name in _PLACES}
 _NUM_SHOWN, _MOST_LEVELS = 4, 3
-_ANNOTATION_FILES = re.compile(
-    r"instances_.*|_annotations\.coco|.*[._-]coco|coco|annotations|train|training", re.IGNORECASE
-)
+_ANNOTATION_FILES = re.compile(r"instances(_.*)?|_annotations\.coco|.*[._-]coco|coco|annotations", re.IGNORECASE)
 _COCO_FOLDERS = ("images/{split}", "{split}/images", "{split}", "images", ".")
 _DATA_SUFFIXES = (*IMAGE_SUFFIXES, ".json", ".jsonl", ".csv", ".parquet", ".arrow", "label_colors.txt")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")

@@ -122,7 +122,7 @@ def _match_words(images: list[str], masks: list[str]) -> list[tuple[str, str]]:
             if _is_match(_without(_stems(plain), own), bases):
                 # Where other endings are about, the type keeps their files from being taken for images.
                 is_alone = own or len({*endings.values()} - {""}) == 1 or len(types) > 1
-                found.append((own if is_alone else types.pop(), ending))
+                found.append((own if is_alone else next(iter(types)), ending))
                 break
     return found
 

@@ -1,6 +1,6 @@
 """A regression benchmark of learning quality: mean IoU on the hard shapes after one run with a fixed seed.
 
-`make learn` runs it. It follows the recipe shapes_hard_b0 on one thread, about fifteen minutes of processor time. The
+`make learn` runs it. It follows the recipe shapes_hard_b0 on one thread, about six minutes of processor time. The
 number is compared with the one on record, then takes its place. Processors round differently, so that the same code
 differs by about a point between machines; a larger loss is a change that learns worse.
 """

@@ -3,6 +3,7 @@
 Every command and every class that predicts loads through here, so that a bad folder gives the same message everywhere.
 """
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -59,6 +60,15 @@ def load_segmentation(
     return model, processor or image_processor_for(checkpoint.path, model.config.num_channels)
 
 
+def digest_of_weights(model: torch.nn.Module) -> str:
+    """Return 16 hexadecimal digits that depend on the name and every bit of each weight, whatever file they were in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
 def own_processor(path: str | Path, model: PreTrainedModel) -> SegFormerImageProcessor | None:
     """Load the image processor in a checkpoint's folder, or of an adapter's base; None where there is none.
 
@@ -106,4 +116,4 @@ def _deal_out(values: list[float], num_channels: int) -> list[float]:
     return [values[channel % len(values)] for channel in range(num_channels)]
 
 
-__all__ = ["image_processor_for", "load_segmentation", "own_processor"]
+__all__ = ["digest_of_weights", "image_processor_for", "load_segmentation", "own_processor"]

@@ -247,7 +247,7 @@ def card_values(
         "images": [name for name in IMAGES if (folder / name).is_file()],
         "training_data": _training_data(data),
         "held_out": _held_out(training.get("split") or {}),
-        "start": _start(training),
+        "start": " ".join(filter(None, (_start(training), _teacher(training.get("teacher") or {})))),
         "steps": _steps(training),
         "settings": _settings(training),
         "has_recipe": bool(training.get("recipe")),
@@ -447,6 +447,17 @@ def _start(training: dict) -> str:
     if model.get("variant") and not model.get("checkpoint"):
         return "The model was trained from scratch."
     return ""
+
+
+def _teacher(teacher: dict) -> str:
+    """Describe the model that this one was distilled from, if there was one."""
+    if not teacher:
+        return ""
+    name = teacher.get("name")
+    which = f"[{in_markdown(name)}](https://huggingface.co/{name})" if is_hub_id(name) else "a model"
+    size = f" of {_number(teacher['parameters'])} parameters" if teacher.get("parameters") else ""
+    digest = f" (digest of its weights {in_markdown(teacher['digest'])})" if teacher.get("digest") else ""
+    return f"Its teacher was {which}{size}{digest}."
 
 
 def _evaluated(results: dict) -> str:

@@ -220,6 +220,10 @@ def _checked(where: str, name: str, tables: dict[str, dict[str, Any]], text: str
     options = {table: _OPTIONS[table](**tables[table]) for table in _OPTIONS if table != "loss"}
     recipe = Recipe(name, tables, **options, text=text)
     recipe.data.check_root()
+    if recipe.distill.teacher:
+        _check_exists("distill.teacher", recipe.distill.teacher)
+    if recipe.early_stopping.patience:
+        _check_early_stopping(recipe.trainer, recipe.early_stopping)
     recipe.split.check_with(recipe.data)
     if recipe.data.streaming and recipe.trainer.get("max_steps", 0) <= 0:
         raise ValueError("data.streaming is set, but a stream has no length: set trainer.max_steps")
@@ -276,18 +280,37 @@ def _with_bases(path: Path) -> list[Path]:
     return files
 
 
-def _check_model(path: str, table: dict[str, Any]) -> None:
+def _check_model(where: str, table: dict[str, Any]) -> None:
     checkpoint = table.get("checkpoint", "")
     if checkpoint:
-        is_hub_name = checkpoint.count("/") == 1 and checkpoint[0] not in "./~"
-        if not is_hub_name and not Path(checkpoint).exists():
-            raise FileNotFoundError(
-                f"model.checkpoint is {checkpoint}, which does not exist; expected a folder or a Hub repository"
-            )
+        _check_exists("model.checkpoint", checkpoint)
     elif "variant" not in table:
         raise ValueError(f"{path} names no model: set model.variant (b0 to b5) or model.checkpoint")
     elif table["variant"] not in (variants := _variants()):
         raise ValueError(f"model.variant is {table['variant']!r}; expected one of {', '.join(variants)}")
+
+
+def _check_exists(key: str, source: str) -> None:
+    is_hub_name = source.count("/") == 1 and source[0] not in "./~"
+    if not is_hub_name and not Path(source).exists():
+        raise FileNotFoundError(f"{key} is {source}, which does not exist; expected a folder or a Hub repository")
+
+
+def _check_early_stopping(trainer: dict[str, Any], config: EarlyStoppingConfig) -> None:
+    """Check that there are evaluations to count, and a checkpoint of each that may be the best."""
+    evaluated, saved = trainer.get("eval_strategy", "no"), trainer.get("save_strategy", "steps")
+    named = f"early_stopping.patience is {config.patience}, but trainer."
+    if evaluated == "no":
+        raise ValueError(f"{named}eval_strategy is no: set trainer.eval_strategy=steps and trainer.eval_steps")
+    if not trainer.get("load_best_model_at_end", True):
+        raise ValueError(f"{named}load_best_model_at_end is false; expected true: leave it out")
+    steps = (trainer.get("eval_steps") or trainer.get("logging_steps", 500), trainer.get("save_steps", 500))
+    if saved != "best" and (saved != evaluated or (saved == "steps" and steps[0] != steps[1])):
+        evaluation, checkpoint = ("epoch" if each == "epoch" else number for each, number in zip((evaluated, saved), steps, strict=True))
+        raise ValueError(
+            f"{named}save_steps is {checkpoint} and trainer.eval_steps {evaluation}; expected a checkpoint of every "
+            "evaluation, to restore the best: set trainer.save_strategy=best"
+        )
 
 
 def _check_trainer(table: dict[str, Any]) -> None:

@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-from transformers import ProgressCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, ProgressCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.torch_datasets import EvalDataset, collate
 from ..evaluation.detailed import evaluate_in_detail
 from .data import Data
+from .distillation import Teacher
 from .recipe import Recipe
 from .report import ProgressBar
 from .tracking import LogPredictions
@@ -29,9 +30,18 @@ class RecipeTrainer(SegFormerTrainer):
         data: images and masks.
         train_dataset: augmented training samples.
         recipe: description of the run.
+        teacher: of `[distill]`.
     """
 
-    def __init__(self, model: nn.Module, arguments: TrainingArguments, data: Data, train_dataset: Any, recipe: Recipe):
+    def __init__(
+        self,
+        model: nn.Module,
+        arguments: TrainingArguments,
+        data: Data,
+        train_dataset: Any,
+        recipe: Recipe,
+        teacher: Teacher | None = None,
+    ):
         self.data, self.evaluation = data, recipe.evaluation
         super().__init__(
             model=model,
@@ -42,8 +52,11 @@ class RecipeTrainer(SegFormerTrainer):
             processing_class=data.processor,
             optimizer_config=recipe.optimizer,
             ema=recipe.ema,
+            teacher=teacher,
         )
         self.add_callback(LogPredictions(self, data))
+        if recipe.early_stopping.patience:
+            self.add_callback(EarlyStoppingCallback(recipe.early_stopping.patience, recipe.early_stopping.min_delta))
         if not arguments.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(ProgressBar())
@@ -69,8 +82,9 @@ class RecipeTrainer(SegFormerTrainer):
     def _evaluate_rows(self, rows: Any, progress: bool) -> Any:
         model = self.accelerator.unwrap_model(self.model)
         with _without_autocast(model):
-            options = {"names": self.data.names, "progress": progress}
-            return evaluate_in_detail(model, self.data.processor, rows, self.evaluation, **options)[0]
+            return evaluate_in_detail(
+                model, self.data.processor, rows, self.evaluation, names=self.data.names, progress=progress
+            )[0]
 
 
 @contextmanager

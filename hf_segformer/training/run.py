@@ -21,7 +21,7 @@ from transformers import (
     set_seed,
 )
 
-from ..config import LoraConfig
+from ..config import EarlyStoppingConfig, LoraConfig
 from ..configuration_segformer import VARIANTS, SegFormerConfig, default_ignore_index
 from ..data.sampling import ClassBalance
 from ..data.splits import format_division, write_division
@@ -35,6 +35,7 @@ from ..modeling_segformer import SegFormerForSemanticSegmentation
 from .callbacks import StopAfterStep, StopAtNonFinite
 from .data import Data, load_data
 from .data_checks import check_classes, check_data, format_counts, show_batch
+from .distillation import Teacher, load_teacher
 from .losses import SegmentationLoss, class_weights
 from .recipe import Recipe
 from .recipe_trainer import RecipeTrainer
@@ -76,6 +77,7 @@ def fine_tune(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> 
         elif is_main:
             run.check_free(overwrite)
         data, loss = _prepare_data(recipe, arguments, checkpoint)
+        teacher = load_teacher(recipe.distill, data.names, data.processor) if recipe.distill.teacher else None
         set_seed(arguments.seed)
         model = build_model(recipe.model, data.names)
         model.config.palette = [list(color) for color in data.palette]  # colours of its segmentation maps
@@ -86,8 +88,8 @@ def fine_tune(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> 
                 print(f"{folder} held an earlier run, which is now {archive} (--resume would have continued it)")
             write_recipe(recipe, folder)
             announce(model, data, arguments, checkpoint)
-        trainer = build_trainer(model, arguments, recipe, loss, data)
-        if checkpoint is not None and is_finished(checkpoint, arguments):
+        trainer = build_trainer(model, arguments, recipe, loss, data, teacher)
+        if checkpoint is not None and is_finished(checkpoint, arguments, recipe.early_stopping):
             restore_finished_run(trainer, checkpoint)
         else:
             with translate_disk_full(folder):
@@ -176,6 +178,10 @@ def train(trainer: RecipeTrainer, checkpoint: Path | None) -> None:
         stop.restore_handlers()
     if stop.stopped:
         raise KeyboardInterrupt
+    state = trainer.state
+    if state.global_step < state.max_steps and state.best_global_step and trainer.is_world_process_zero():
+        print(f"\nEnded early, after step {state.global_step}: no evaluation since step {state.best_global_step} was "
+              "better, and the weights of that step are restored")
     if not trainer.state.global_step:
         raise ValueError("nothing was trained: no batch was full, and trainer.dataloader_drop_last drops all others")
 
@@ -242,7 +248,9 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": not torch.accelerator.is_available(),  # else bf16 is refused there
     }
-    if recipe.trainer.get("load_best_model_at_end"):
+    if recipe.early_stopping.patience:
+        defaults["load_best_model_at_end"] = True
+    if recipe.trainer.get("load_best_model_at_end", recipe.early_stopping.patience):
         defaults["metric_for_best_model"] = "mean_iou"
     try:
         return TrainingArguments(**{**defaults, **recipe.trainer})
@@ -351,9 +359,12 @@ def check_resumable(checkpoint: Path, config: SegFormerConfig, recipe: LoraConfi
             raise ValueError(f"the recipe's {name} is {wanted}; expected {found}, as in {checkpoint}")
 
 
-def is_finished(checkpoint: Path, arguments: TrainingArguments) -> bool:
+def is_finished(checkpoint: Path, arguments: TrainingArguments, early_stopping: EarlyStoppingConfig) -> bool:
     """Return True if a checkpoint is the last of its run; the Trainer would take one more step."""
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    stopping = (state.stateful_callbacks or {}).get("EarlyStoppingCallback", {}).get("attributes", {})
+    if 0 < early_stopping.patience <= stopping.get("early_stopping_patience_counter", 0):
+        return True
     if arguments.max_steps > 0:
         return state.global_step >= arguments.max_steps
     return (state.epoch or 0) >= arguments.num_train_epochs
@@ -416,6 +427,7 @@ def build_trainer(
     recipe: Recipe,
     loss: SegmentationLoss,
     data: Data,
+    teacher: Teacher | None = None,
 ) -> RecipeTrainer:
     """Build a Trainer on the recipe's data, with its loss and its evaluation."""
     model.loss_function = loss
@@ -425,6 +437,7 @@ def build_trainer(
         data,
         train_samples(data, recipe),
         recipe,
+        teacher,
     )
 
 

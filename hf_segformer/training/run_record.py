@@ -77,6 +77,7 @@ def build_run_record(
         "processes": arguments.world_size,
         "versions": _versions(),
         "base_model": origin if is_hub_id(origin) and not Path(origin).exists() else None,
+        "teacher": _known(teacher.describe()) if (teacher := getattr(trainer, "teacher", None)) else None,
         "license": license,
         "dataset": _known({"title": title, "terms": terms, "hub_id": hub_id, "images": num_images}),
         "split": split,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..config import EmaConfig, OptimizerConfig
@@ -20,9 +20,10 @@ from ..hub.model_card import write_card
 from .arguments import check_arguments
 from .callbacks import Stopwatch
 from .collect import Collector
+from .distillation import Teacher
 from .ema import WeightAverage, synchronize_buffers
 from .optimization import freeze, parameter_groups, poly_lr_with_warmup
-from .resume import TRAINING_WEIGHTS
+from .resume import TRAINING_WEIGHTS, saved_attributes
 from .run_folder import RunFolder
 from .run_record import build_run_record, write_run_record
 
@@ -41,12 +42,16 @@ class SegFormerTrainer(Trainer):
     - One batch is evaluated before the first step, so that what fails in evaluation fails at once.
     - With `ema`, evaluation, the choice of the best checkpoint, `save_model` and the model after `train` have averaged
       weights; checkpoints hold both.
+    - With a `teacher`, its predictions are a second target. The logged loss is the sum; evaluation measures the model's
+      own.
+    - An `EarlyStoppingCallback` of a resumed run goes on counting where the run was.
     - One run at a time trains in `output_dir`.
 
     Args:
         *args: as for `Trainer`.
         optimizer_config: parameter groups and schedule.
         ema: average of the weights.
+        teacher: what `distillation.load_teacher` gives.
         **kwargs: as for `Trainer`.
 
     Raises:
@@ -70,6 +75,7 @@ class SegFormerTrainer(Trainer):
         *args: Any,
         optimizer_config: OptimizerConfig | None = None,
         ema: EmaConfig | None = None,
+        teacher: Teacher | None = None,
         **kwargs: Any,
     ):
         self.optimizer_config = optimizer_config or OptimizerConfig()
@@ -78,6 +84,7 @@ class SegFormerTrainer(Trainer):
         self._collector: Collector | None = None
         self._average: WeightAverage | None = None
         super().__init__(*args, **kwargs)
+        self.teacher = None if teacher is None else teacher.to(self.args.device)
         self._check_arguments()
         if self.model_init is None:
             freeze(self.model, self.optimizer_config)
@@ -178,6 +185,19 @@ class SegFormerTrainer(Trainer):
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Compute the model's loss, and in training add what a teacher has to say."""
+        if self.teacher is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]  # which a loss function of the user's takes out
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        ignore_index = self.model.config.semantic_loss_ignore_index
+        with self.accelerator.autocast():
+            loss = loss + self.teacher.loss(outputs["logits"], inputs["pixel_values"], labels, ignore_index)
+        return (loss, outputs) if return_outputs else loss
 
     def create_model_card(
         self,
@@ -326,6 +346,7 @@ class SegFormerTrainer(Trainer):
                 "pending_loss": pending,
                 "last_logged_step": self._globalstep_last_logged,
                 **({"averaged": True} if self._average is not None else {}),
+                **({"teacher": self.teacher.digest} if self.teacher is not None else {}),
             },
         }
         super()._save_checkpoint(model, trial)
@@ -345,6 +366,12 @@ class SegFormerTrainer(Trainer):
             raise ValueError(
                 f"{path.parent} holds {holds}, but ema.decay is {self.ema.decay}; expected that of its run"
             )
+        found, wanted = saved_attributes(path.parent).get("teacher"), self.teacher and self.teacher.digest
+        if found != wanted:
+            before, now = (f"the teacher {each}" if each else "no teacher" for each in (found, wanted))
+            raise ValueError(
+                f"{path.parent} was trained with {before}, but the run has {now}; expected that of its run"
+            )
         if self.ema.decay:
             self._average = WeightAverage.resume(self.model, self.ema, path.parent)
 
@@ -359,6 +386,14 @@ class SegFormerTrainer(Trainer):
             self._tr_loss.fill_(saved["pending_loss"])
             self._globalstep_last_logged = saved["last_logged_step"]
             self._total_loss_scalar -= saved["pending_loss"]  # train_loss is the mean of this call's steps alone
+
+    def _restore_early_stopping(self) -> None:
+        """Restore how long a resumed run has waited, which the Trainer saves and does not read."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                saved = self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
+                if isinstance(saved, dict):  # a list if there are several
+                    callback.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
 
 
 def saved_state(state: Any) -> dict[str, Any]:
@@ -387,6 +422,7 @@ class _StartOfRun(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Restore, then evaluate one batch without a trace in weights or random numbers."""
         self.trainer._restore_pending_loss()
+        self.trainer._restore_early_stopping()
         if args.eval_strategy != "no":
             model.eval()
             with torch.random.fork_rng(devices=[]):
@@ -406,8 +442,9 @@ class _AverageWeights(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add a step, unless the scaler of fp16 skipped it."""
-        if not self.trainer.accelerator.optimizer_step_was_skipped:
-            self.trainer._average.update()
+        average = self.trainer._average
+        if average is not None and not self.trainer.accelerator.optimizer_step_was_skipped:
+            average.update()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the average into the model, where that does not hold a checkpoint's already."""

@@ -153,6 +153,7 @@ def test_evaluation_sees_the_average_and_leaves_the_training_weights(tmp_path):
     assert_equal(trainer.model.state_dict(), seen[-1])
 
 
+@pytest.mark.slow
 def test_a_trainers_best_checkpoint_is_an_average(tmp_path):
     trainer, weights = trained(
         tmp_path,

@@ -285,7 +285,7 @@ def _check_model(where: str, table: dict[str, Any]) -> None:
     if checkpoint:
         _check_exists("model.checkpoint", checkpoint)
     elif "variant" not in table:
-        raise ValueError(f"{path} names no model: set model.variant (b0 to b5) or model.checkpoint")
+        raise ValueError(f"{where} names no model: set model.variant (b0 to b5) or model.checkpoint")
     elif table["variant"] not in (variants := _variants()):
         raise ValueError(f"model.variant is {table['variant']!r}; expected one of {', '.join(variants)}")
 
@@ -306,7 +306,9 @@ def _check_early_stopping(trainer: dict[str, Any], config: EarlyStoppingConfig) 
         raise ValueError(f"{named}load_best_model_at_end is false; expected true: leave it out")
     steps = (trainer.get("eval_steps") or trainer.get("logging_steps", 500), trainer.get("save_steps", 500))
     if saved != "best" and (saved != evaluated or (saved == "steps" and steps[0] != steps[1])):
-        evaluation, checkpoint = ("epoch" if each == "epoch" else number for each, number in zip((evaluated, saved), steps, strict=True))
+        evaluation, checkpoint = (
+            "epoch" if each == "epoch" else number for each, number in zip((evaluated, saved), steps, strict=True)
+        )
         raise ValueError(
             f"{named}save_steps is {checkpoint} and trainer.eval_steps {evaluation}; expected a checkpoint of every "
             "evaluation, to restore the best: set trainer.save_strategy=best"

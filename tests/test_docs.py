@@ -37,6 +37,7 @@ MODULES = [
 ]
 TABLES = {
     "data": config.DataConfig,
+    "split": config.SplitConfig,
     "augmentation": config.AugmentationConfig,
     "optimizer": config.OptimizerConfig,
     "loss": config.LossConfig,

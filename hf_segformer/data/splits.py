@@ -192,23 +192,27 @@ def count_division(train: datasets.Dataset, evaluation: datasets.Dataset) -> dic
 
 
 def write_division(folder: Path, train: datasets.Dataset, evaluation: datasets.Dataset) -> None:
-    """Write split.csv: side and group of each image file. It stays on the machine: `segformer push` leaves it out.
+    """Write split.csv, with side and group of each image, if the images are files.
+
+    It stays on the machine: `segformer push` leaves it out.
 
     Raises:
         OSError: if it cannot be written.
     """
+    lines = []
+    for side, rows in (("train", train), ("evaluation", evaluation)):
+        has_groups = GROUP_COLUMN in rows.column_names
+        groups = rows.with_format(None)[GROUP_COLUMN] if has_groups else [""] * len(rows)
+        for path, group in zip(image_paths(rows), groups, strict=True):
+            if path and os.path.exists(path):
+                lines.append((os.path.realpath(path), side, group))
+    if not lines:  # generated images, or those of a data set's own files
+        return
     with (
         atomic_write(folder / SPLIT_FILE) as partial,
         partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
-        writer = csv.writer(file)
-        writer.writerow(_HEADER)
-        for side, rows in (("train", train), ("evaluation", evaluation)):
-            has_groups = GROUP_COLUMN in rows.column_names
-            groups = rows.with_format(None)[GROUP_COLUMN] if has_groups else [""] * len(rows)
-            for path, group in zip(image_paths(rows), groups, strict=True):
-                if path and os.path.exists(path):
-                    writer.writerow((os.path.realpath(path), side, group))
+        csv.writer(file).writerows([_HEADER, *lines])
 
 
 def seen_images(folders: Iterable[Path], dataset: Any) -> list[str]:

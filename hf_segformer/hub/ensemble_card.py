@@ -4,6 +4,7 @@ The folder of repeated runs has `folds.json` or `seeds.json` beside the members;
 has neither, and its card no scores until it is evaluated itself.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def ensemble_card_text(folder: str | Path, *, repo_id: str | None = None) -> str
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What the repeated runs of a folder have scored; empty where it is no folder of repeated runs.
+    """Scores of the repeated runs of a folder; empty where it has none.
 
     Raises:
         ValueError: if the file is damaged, or a link out of the folder.
@@ -91,8 +92,6 @@ def _how_trained(record: dict) -> str:
 
 
 def _usage(folder: Path, repo_id: str | None) -> str:
-    import json
-
     source = repo_id or folder.resolve().name
     return "\n".join(
         [
@@ -177,7 +176,7 @@ def _protocol(record: dict) -> str:
         return ""
     images = [row["images"] for row in record["runs"]]
     sizes = f"{min(images):,}" if min(images) == max(images) else f"{min(images):,} to {max(images):,}"
-    text = f"They were divided into {len(images)} folds of {sizes} images, drawn with seed {split.get('seed', 0)}."
+    text = f"They were divided into {len(images)} folds of {sizes} images, drawn with seed {split.get('seed', 0):d}."
     return text + groups_note(split)
 
 

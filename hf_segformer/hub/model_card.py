@@ -409,11 +409,11 @@ def _held_out(split: dict) -> str:
     if not held_out:
         return ""
     text = f"Held out of the training split, and not trained on, were {_number(held_out['images'])} images"
-    drawn = f"drawn with seed {split.get('seed', 0)}"
+    drawn = f"drawn with seed {split.get('seed', 0):d}"
     if split.get("hold_out"):
         text += f": every image of {', '.join(map(in_markdown, split['hold_out']))}"
     elif split.get("folds"):
-        text += f": fold {split['fold']} of {split['folds']} (counted from 0), {drawn}"
+        text += f": fold {split['fold']:d} of {split['folds']:d} (counted from 0), {drawn}"
     else:
         text += f": a share of {_percent(split.get('share'))} %, {drawn}"
     return f"{text}.{groups_note(split, held_out.get('groups'))}"

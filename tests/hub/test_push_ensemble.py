@@ -142,9 +142,9 @@ def test_a_model_and_an_ensemble_replace_each_other_whole(hub, author, folder, t
 
 
 def test_the_command_says_how_to_load_it(author, folder):
-    status, out, _ = author(run_command, folder, "me/told")
+    status, out, _ = author(run_command, folder, "me/printed")
     assert status == 0
-    assert 'SegFormerPredictor.from_pretrained("me/told")' in out
+    assert 'SegFormerPredictor.from_pretrained("me/printed")' in out
     assert "AutoModel" not in out
 
 

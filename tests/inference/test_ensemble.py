@@ -55,7 +55,7 @@ def binary(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def samples():
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 256, (44, 60, 3), dtype=np.uint8)) for _ in range(3)]
 
@@ -75,35 +75,35 @@ def mean_of_members(folder, images, options):
     [{}, {"flip": True, "scales": [0.75, 1.0]}, {"sliding_window": 32, "stride": 24}],
     ids=["whole", "augmented", "sliding"],
 )
-def test_it_is_the_mean_of_single_predictors(kind, options, pictures, request):
+def test_it_is_the_mean_of_single_predictors(kind, options, samples, request):
     folder, options = request.getfixturevalue(kind), InferenceOptions(**options)
     predictor = SegFormerPredictor.from_pretrained(folder, device="cpu", options=options)
-    found = [predictor(image, with_probabilities=True) for image in pictures]
-    for prediction, expected in zip(found, mean_of_members(folder, pictures, options), strict=True):
+    found = [predictor(image, with_probabilities=True) for image in samples]
+    for prediction, expected in zip(found, mean_of_members(folder, samples, options), strict=True):
         np.testing.assert_allclose(prediction.probabilities, expected, rtol=0, atol=1e-6)
         margin = np.sort(expected, axis=0)
         decided = margin[-1] - margin[-2] > 1e-5
         assert decided.mean() > 0.9
         assert (prediction.segmentation == expected.argmax(0))[decided].all()
-    for prediction, expected in zip(predictor(pictures, with_probabilities=True), found, strict=True):  # in a batch
+    for prediction, expected in zip(predictor(samples, with_probabilities=True), found, strict=True):  # in a batch
         np.testing.assert_allclose(prediction.probabilities, expected.probabilities, rtol=0, atol=1e-5)
-    assert [each.segmentation.tolist() for each in map(predictor, pictures)] == [
+    assert [each.segmentation.tolist() for each in map(predictor, samples)] == [
         each.segmentation.tolist() for each in found
     ]
 
 
-def test_tiles_of_a_raster_have_the_logarithm_of_the_mean_probabilities(folder, pictures):
+def test_tiles_of_a_raster_have_the_logarithm_of_the_mean_probabilities(folder, samples):
     model, processor = load_model_or_ensemble(folder)
-    tile = np.asarray(pictures[0]).transpose(2, 0, 1)[:, :32, :32]
+    tile = np.asarray(samples[0]).transpose(2, 0, 1)[:, :32, :32]
     found = Segmenter(model, processor).tile_logits([tile]).softmax(1)
     members = [Segmenter(member, processor).tile_logits([tile]).softmax(1) for member in model.members]
     torch.testing.assert_close(found, torch.stack(members).mean(0), rtol=0, atol=1e-6)
 
 
-def test_evaluation_counts_the_ensemble(folder, pictures):
+def test_evaluation_counts_the_ensemble(folder, samples):
     model, processor = load_model_or_ensemble(folder)
-    masks = [image.convert("L").point(lambda value: value % 4) for image in pictures]
-    rows = [{"image": image, "label": mask} for image, mask in zip(pictures, masks, strict=True)]
+    masks = [image.convert("L").point(lambda value: value % 4) for image in samples]
+    rows = [{"image": image, "label": mask} for image, mask in zip(samples, masks, strict=True)]
     expected = torch.zeros(4, 4, dtype=torch.int64)
     predictor = SegFormerPredictor(model, processor)
     for row in rows:
@@ -122,22 +122,22 @@ def test_a_copy_in_another_type_has_all_members(folder):
         model(torch.zeros(1, 3, 32, 32))
 
 
-def test_predict_takes_the_folder_and_resumes(folder, pictures, tmp_path, capsys):
+def test_predict_takes_the_folder_and_resumes(folder, samples, tmp_path, capsys):
     (tmp_path / "in").mkdir()
-    pictures[0].save(tmp_path / "in" / "a.png")
+    samples[0].save(tmp_path / "in" / "a.png")
     command = ["predict", str(folder), str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--device", "cpu"]
     assert main(command) == 0
     with Image.open(tmp_path / "out" / "a_mask.png") as mask:
-        expected = SegFormerPredictor.from_pretrained(folder, device="cpu")(pictures[0]).segmentation
+        expected = SegFormerPredictor.from_pretrained(folder, device="cpu")(samples[0]).segmentation
         assert (np.asarray(mask) == expected).all()
     assert main(command) == 0
     assert "1 of them by earlier runs" in capsys.readouterr().out
 
 
-def test_evaluate_warns_of_images_that_a_member_was_trained_on(folder, pictures, tmp_path, capsys):
+def test_evaluate_warns_of_images_that_a_member_was_trained_on(folder, samples, tmp_path, capsys):
     from datasets import Dataset
 
-    for index, image in enumerate(pictures):
+    for index, image in enumerate(samples):
         for kind in ("images", "masks"):
             (tmp_path / kind).mkdir(exist_ok=True)
             (image if kind == "images" else image.convert("L").point(lambda value: value % 4)).save(

@@ -8,7 +8,6 @@ are extras and imported where they are needed.
 Axes: H W sides of the raster.
 """
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..files import atomic_write, printable
+from ..files import atomic_write, csv_text, printable
 from ..inference.spool import rows_of
 from ..inference.tiling import MaskLayout
 from .cog import Reference
@@ -93,8 +92,8 @@ class AreaMeasure:
 
         if self.is_geographic or not self.crs.is_projected:
             return 1.0
-        place = self.transform @ (width / 2, height / 2) if hasattr(self.transform, "__matmul__") else None
-        x, y = place if place is not None else self.transform * (width / 2, height / 2)
+        matrix, column, row = self.transform, width / 2, height / 2
+        x, y = (a * column + b * row + c for a, b, c in (matrix[:3], matrix[3:6]))
         back = pyproj.Transformer.from_crs(self.crs, self.crs.geodetic_crs, always_xy=True)
         longitude, latitude = back.transform(x, y)
         scale = pyproj.Proj(self.crs).get_factors(longitude, latitude).areal_scale
@@ -151,11 +150,12 @@ def write_areas(path: Path, labels: np.ndarray, layout: MaskLayout, reference: R
             "equal-area system, or to UTM, for areas on the ground"
         )
     target = path.with_name(f"{path.stem.removesuffix('_mask')}_areas.csv")
-    with atomic_write(target) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["class", "pixels", "square_metres", "hectares"])
-        for name, count, area in zip(names, pixels.tolist(), metres.tolist(), strict=True):
-            writer.writerow([_cell(name), count, f"{area:.3f}", f"{area / _HECTARE:.6f}"])
+    lines = [
+        (printable(name), count, f"{area:.3f}", f"{area / _HECTARE:.6f}")
+        for name, count, area in zip(names, pixels.tolist(), metres.tolist(), strict=True)
+    ]
+    with atomic_write(target) as partial:
+        partial.write_text(csv_text([("class", "pixels", "square_metres", "hectares"), *lines]), encoding="utf-8")
     return dict(zip(names, metres.tolist(), strict=True))
 
 
@@ -163,12 +163,6 @@ def _counts_by_row(classes: np.ndarray, number: int) -> np.ndarray:
     """Count the pixels of each class in each row, (rows, number)."""
     rows = np.arange(len(classes))[:, None] * number
     return np.bincount((classes + rows).ravel(), minlength=len(classes) * number).reshape(-1, number)
-
-
-def _cell(name: str) -> str:
-    """Return a name that no spreadsheet takes for a formula."""
-    name = printable(name)
-    return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name
 
 
 def _zone(ellipsoid: Any, latitudes: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -43,12 +43,28 @@ _DRIVERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
 _SAFE = {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none", "GDAL_VRT_ENABLE_PYTHON": "NO", "GDAL_HTTP_MAX_RETRY": "0"}
 
 
+class Restriction(Protocol):
+    """Part of a raster."""
+
+    def is_near(self, tile: Tile) -> bool:
+        """Return True if a tile's logits reach into it."""
+
+    def inside(self, tile: Tile) -> np.ndarray:
+        """Return which pixels of a tile belong to it, bool (h, w)."""
+
+
 class GeoRaster(Raster):
     """A raster by rasterio.
 
     The memory in which GDAL keeps decoded blocks, of this file and of the one to be written, is bounded: by default it
     is a share of the machine's memory.
+
+    Attributes:
+        region: area to which the prediction is restricted; None for all of it. Pixels outside are read and seen, but
+            are not valid; tiles that are not near it are not read.
     """
+
+    region: "Restriction | None" = None
 
     @classmethod
     def claims(cls, source: ImageSource, by_tiles: bool = False) -> Kind | None:
@@ -90,7 +106,7 @@ class GeoRaster(Raster):
         pixel = sum(np.dtype(file.dtypes[band]).itemsize for band in self.bands)
         self.keep_at_hand(max(file.block_shapes), pixel, options.num_rows)
 
-    def __enter__(self) -> "Raster":
+    def __enter__(self) -> "GeoRaster":
         import rasterio
 
         self.limit = rasterio.Env(GDAL_CACHEMAX=self.cache, **_SAFE)
@@ -98,9 +114,24 @@ class GeoRaster(Raster):
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self.close()
+        self.limit.__exit__(*error)
+
+    def close(self) -> None:
+        """Close the file."""
         self.file.close()
         self.stack.close()
-        self.limit.__exit__(*error)
+
+    def read(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `data.readers.Reader.read`."""
+        if self.region is None:
+            return super().read(tile)
+        inside = self.region.inside(tile)
+        if not self.region.is_near(tile):
+            unread = np.zeros((self.num_bands, tile.height, tile.width), self.dtype)
+            return np.ma.MaskedArray(unread, mask=True), inside
+        pixels, valid = super().read(tile)
+        return pixels, inside if valid is None else inside & valid
 
     def _orientation(self) -> int:
         return tiff_orientation(self.source, self.options.page or 0)
@@ -200,4 +231,4 @@ def _color_table(colors: dict[int, tuple[int, ...]]) -> np.ndarray:
     return table
 
 
-__all__ = ["GeoRaster"]
+__all__ = ["GeoRaster", "Restriction"]

@@ -180,7 +180,7 @@ class PlainRaster(Raster):
         import tifffile
 
         size = self.height * self.width * np.dtype(labels.dtype).itemsize
-        has_colors = np.dtype(labels.dtype).itemsize <= 2
+        has_colors = bool(labels.names) and np.dtype(labels.dtype).itemsize <= 2
         colors = labels.colors()[:, :3].T.astype(np.uint16) * 257 if has_colors else None
         with tifffile.TiffWriter(path, bigtiff=size > 3 << 30) as out:
             out.write(

@@ -124,6 +124,22 @@ class SegmentedRaster(NamedTuple):
     layout: MaskLayout
 
 
+class RasterOutput(Protocol):
+    """Further files of a raster.
+
+    Attributes:
+        needs_confidence: they need the confidence.
+    """
+
+    needs_confidence: bool
+
+    def check(self, raster: RasterReader) -> None:
+        """Raise ValueError if they cannot be written for a raster; called before the work."""
+
+    def write(self, found: SegmentedRaster) -> None:
+        """Write them; called before the segmentation map takes its name."""
+
+
 def segment_raster(
     segmenter: Segmenter,
     raster: Reader,
@@ -132,8 +148,7 @@ def segment_raster(
     palette: Sequence[Color] | None = None,
     progress: bool = True,
     resumable: bool = False,
-    with_confidence: bool = False,
-    beside: Callable[[SegmentedRaster], Any] | None = None,
+    output: RasterOutput | None = None,
 ) -> dict[str, Any]:
     """Segment an open raster by a `Segmenter`; see `predict_large_image`.
 
@@ -145,8 +160,7 @@ def segment_raster(
         progress: see `predict_large_image`.
         resumable: keep finished rows of tiles in a hidden folder beside the destination until the map is complete, and
             continue from those of an earlier run.
-        with_confidence: also compute the probability of each pixel's class, for `beside`.
-        beside: writes further files; called before the map takes its name.
+        output: further files to write.
     """
     began, destination = time.perf_counter(), Path(destination)
     options, names, processor = segmenter.options, unique_names(segmenter.names), segmenter.processor
@@ -166,6 +180,9 @@ def segment_raster(
     dtype = next(each for each in (np.uint8, np.uint16, np.uint32) if len(names) <= np.iinfo(each).max)
     layout = MaskLayout(dtype, int(np.iinfo(dtype).max), palette or palette_for(names), names)
     counts = np.zeros(len(names), np.int64)
+    with_confidence = output is not None and output.needs_confidence
+    if output is not None:
+        output.check(raster)
     with (
         _destination(raster.name, destination) as partial,
         _spool(segmenter, raster, destination, layout, resumable, with_confidence) as spool,
@@ -174,8 +191,8 @@ def segment_raster(
         labels = spool.plane(0)
         raster.write(partial, _counted(labels, counts), layout)
         raster.write_beside(destination, labels, layout)
-        if beside is not None:
-            beside(SegmentedRaster(raster, labels, spool.plane(1) if with_confidence else None, layout))
+        if output is not None:
+            output.write(SegmentedRaster(raster, labels, spool.plane(1) if with_confidence else None, layout))
     return {
         "source": raster.name,
         "destination": str(destination),
@@ -284,7 +301,8 @@ class _RasterTiles:
             pixels, valid = self.raster.read(tile)
             if self.valid is not None:
                 self.valid.put(tile, valid)
-            is_empty = is_empty and valid is not None and not valid.any()
+            # By the pixels, since those beside an area that is of interest are data, and seen, but not valid.
+            is_empty = is_empty and valid is not None and not valid.any() and bool(np.ma.getmaskarray(pixels).all())
             images.append(pixels)
         result = self._zeros(tiles) if is_empty else self._predict(images, tiles)
         self.when_done(len(tiles))
@@ -336,4 +354,4 @@ def _counted(labels: np.ndarray, counts: np.ndarray) -> Iterator[tuple[int, np.n
         yield top, classes
 
 
-__all__ = ["RasterReader", "SegmentedRaster", "in_percent", "predict_large_image", "segment_raster"]
+__all__ = ["RasterOutput", "RasterReader", "SegmentedRaster", "in_percent", "predict_large_image", "segment_raster"]

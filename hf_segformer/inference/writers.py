@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import entry_points
 from io import BytesIO
 from pathlib import Path
@@ -30,6 +31,8 @@ from .volumes import black_and_white
 
 RECORD, AREAS = "predictions.jsonl", "areas.csv"
 _MASK, _RASTER_MASK = "mask.png", "mask.tif"
+ENTRY_POINTS = "hf_segformer.writers"
+_OWN_WRITERS = {"map": "hf_segformer.geo.maps:MapWriter"}  # its own entry points, known without installed metadata
 _ROW_GROUP = 64  # images that a shard holds in memory
 _SHARD_SIZE = 1000
 
@@ -179,7 +182,7 @@ class WriterArguments(NamedTuple):
 
 def writer_kinds() -> tuple[str, ...]:
     """Kinds of `Outputs`, with those of installed packages."""
-    return (*_WRITERS, *(point.name for point in entry_points(group="hf_segformer.writers")))
+    return (*_WRITERS, *_installed())
 
 
 def open_writer(arguments: WriterArguments, rank: int = 0) -> Writer:
@@ -187,8 +190,13 @@ def open_writer(arguments: WriterArguments, rank: int = 0) -> Writer:
     kind = arguments.outputs.kind
     if kind in _WRITERS:
         return _WRITERS[kind](arguments, rank)
-    [point] = [point for point in entry_points(group="hf_segformer.writers") if point.name == kind]
-    return point.load()(arguments, rank)
+    module, _, name = _installed()[kind].partition(":")
+    return getattr(import_module(module), name)(arguments, rank)
+
+
+def _installed() -> dict[str, str]:
+    """Module and class of the writers of other packages, and of this one's trades, by kind."""
+    return {**{point.name: point.value for point in entry_points(group=ENTRY_POINTS)}, **_OWN_WRITERS}
 
 
 def segmentation_to_png(segmentation: np.ndarray, palette: Sequence[Color], masks_as: str = "palette") -> Image.Image:

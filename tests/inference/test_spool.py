@@ -34,6 +34,21 @@ class Killed(BaseException):
     pass
 
 
+class Planes:
+    """Keeps labels and confidence."""
+
+    needs_confidence = True
+
+    def __init__(self, kept):
+        self.kept = kept
+
+    def check(self, raster):
+        assert raster.height == SIZE[0]
+
+    def write(self, found):
+        self.kept += [np.array(found.labels), np.array(found.confidence)]
+
+
 def predict(path, out, kill_after=None, monkeypatch=None):
     """Segment a raster; return the number of tiles that were predicted, and the planes of labels and confidence."""
     ours, calls, planes = segmenter(), [], []
@@ -47,15 +62,7 @@ def predict(path, out, kill_after=None, monkeypatch=None):
 
     ours.tile_logits = counted
     with open_raster(path, num_rows=64) as raster:
-        segment_raster(
-            ours,
-            raster,
-            out,
-            progress=False,
-            resumable=True,
-            with_confidence=True,
-            beside=lambda found: planes.extend([np.array(found.labels), np.array(found.confidence)]),
-        )
+        segment_raster(ours, raster, out, progress=False, resumable=True, output=Planes(planes))
     return len(calls), planes
 
 

@@ -1,0 +1,148 @@
+"""Several rasters of one grid as a single one.
+
+The rasters have one coordinate reference system and one pixel size, and lie at whole pixels of each other: nothing is
+resampled. Where they overlap, the first one that holds data counts.
+
+Axes: C bands, h w a tile's sides.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..data.readers import ImageSource, ReadOptions, Tile
+from .cog import Reference
+from .geotiff import GeoRaster
+
+_MOST_OPEN = 32  # files at once
+_MOST_SHIFT = 0.01  # pixels between grids that count as one
+_REMEDY = "warp them to one grid first, for instance by gdalwarp -t_srs EPSG:... -tr SIZE SIZE -tap"
+
+
+class _Scene(NamedTuple):
+    source: ImageSource
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class MosaicRaster(GeoRaster):
+    """A raster of several; see `Raster`, and `join`."""
+
+    sources: Sequence[ImageSource] = ()
+
+    @classmethod
+    def join(cls, paths: Sequence[str], num_channels: int = 3, **options: Any) -> "MosaicRaster":
+        """Open rasters as one.
+
+        Args:
+            paths: of the rasters, the uppermost first.
+            num_channels: see `ReadOptions`.
+            **options: further fields of `ReadOptions`.
+
+        Raises:
+            ValueError: if they differ in reference system, pixel size, grid, bands or type.
+            OSError: if one cannot be read.
+        """
+        if options.get("bands") is not None:
+            options["bands"] = tuple(options["bands"])
+        mosaic = cls.__new__(cls)
+        mosaic.sources = [ImageSource(path) for path in paths]
+        mosaic.__init__(mosaic.sources[0], ReadOptions(num_channels, **options))  # type: ignore[misc]
+        mosaic.name, mosaic.path, mosaic.kind = f"mosaic of {len(paths)} rasters", None, "raster"
+        return mosaic
+
+    def _look(self, options: ReadOptions) -> None:
+        super()._look(options)
+        self._opened: OrderedDict[int, GeoRaster] = OrderedDict()
+        first: Reference = GeoRaster.reference(self)
+        places = [self._place(source, first, options) for source in self.sources]
+        top, left = min(place.top for place in places), min(place.left for place in places)
+        self.scenes = [place._replace(top=place.top - top, left=place.left - left) for place in places]
+        self.height = max(scene.top + scene.height for scene in self.scenes)
+        self.width = max(scene.left + scene.width for scene in self.scenes)
+        self.may_lack_data = True
+        matrix = first.transform
+        moved = type(matrix)(
+            *(matrix.a, matrix.b, matrix.c + matrix.a * left + matrix.b * top),
+            *(matrix.d, matrix.e, matrix.f + matrix.d * left + matrix.e * top),
+        )
+        self._reference = Reference(self.height, self.width, first.crs, moved)
+
+    def _place(self, source: ImageSource, first: Reference, options: ReadOptions) -> _Scene:
+        """Return where a raster is relative to the first one, after a check that they fit together."""
+        with GeoRaster(source, options) as raster:
+            own = raster.reference()
+            for name, value, expected in (
+                ("coordinate reference system", own.crs, first.crs),
+                ("number of bands", raster.num_bands, self.num_bands),
+                ("type", raster.dtype, self.dtype),
+            ):
+                if value != expected:
+                    remedy = _REMEDY if "system" in name else "choose bands by --bands, or convert them to one type"
+                    raise ValueError(
+                        f"{raster.name} has the {name} {value or 'none'}; expected {expected or 'none'}, that of "
+                        f"{self.source.name}: {remedy}"
+                    )
+        if own.crs is None or own.points[0] or first.points[0]:
+            raise ValueError(f"{raster.name} has no transform to a reference system; expected one: {_REMEDY}")
+        ours, theirs = first.transform, own.transform
+        linear = np.array([[ours.a, ours.b], [ours.d, ours.e]])
+        others = np.array([[theirs.a, theirs.b], [theirs.d, theirs.e]])
+        left, top = np.linalg.solve(linear, [theirs.c - ours.c, theirs.f - ours.f])
+        drift = np.abs(np.linalg.solve(linear, others) - np.eye(2)).max() * max(raster.height, raster.width)
+        if drift > _MOST_SHIFT or max(abs(left - round(left)), abs(top - round(top))) > _MOST_SHIFT:
+            raise ValueError(
+                f"{raster.name} is not on the grid of {self.source.name} (pixel size {abs(theirs.a):g} and "
+                f"{abs(ours.a):g}, {left:.2f} columns and {top:.2f} rows away); expected whole pixels: {_REMEDY}"
+            )
+        return _Scene(source, round(top), round(left), raster.height, raster.width)
+
+    def reference(self) -> Reference:
+        """Return the reference of the mosaic."""
+        return self._reference
+
+    def _orientation(self) -> int:
+        return 1
+
+    def _read(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
+        pixels = np.zeros((self.num_bands, tile.height, tile.width), self.dtype)
+        masked, missing = np.ones(pixels.shape, bool), np.ones((tile.height, tile.width), bool)
+        for index, scene in enumerate(self.scenes):
+            top, left = max(tile.top, scene.top), max(tile.left, scene.left)
+            bottom = min(tile.top + tile.height, scene.top + scene.height)
+            right = min(tile.left + tile.width, scene.left + scene.width)
+            here = slice(top - tile.top, bottom - tile.top), slice(left - tile.left, right - tile.left)
+            if top >= bottom or left >= right or not missing[here].any():
+                continue
+            part = Tile(top - scene.top, left - scene.left, bottom - top, right - left)
+            found, valid = self._scene(index).read(part)
+            taken = missing[here] if valid is None else missing[here] & valid
+            pixels[:, *here][:, taken] = np.ma.getdata(found)[:, taken]
+            masked[:, *here][:, taken] = np.ma.getmaskarray(found)[:, taken]
+            missing[here] &= ~taken
+        if not masked.any():
+            return pixels, None
+        return np.ma.MaskedArray(pixels, masked), ~missing
+
+    def _scene(self, index: int) -> GeoRaster:
+        """Return an open raster; the one that was read longest ago is closed for it."""
+        if index not in self._opened:
+            if len(self._opened) >= _MOST_OPEN:
+                self._opened.popitem(last=False)[1].close()
+            self._opened[index] = GeoRaster(self.scenes[index].source, self.options)
+        self._opened.move_to_end(index)
+        return self._opened[index]
+
+    def close(self) -> None:
+        """Close all files."""
+        for raster in self._opened.values():
+            raster.close()
+        self._opened.clear()
+        super().close()
+
+
+__all__ = ["MosaicRaster"]

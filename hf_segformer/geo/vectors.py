@@ -1,0 +1,309 @@
+"""Vector files: polygons of a segmentation map written, and polygons of areas and labels read.
+
+GeoJSON is read and written here, in WGS 84 (RFC 7946). GeoPackage and shapefiles go through GDAL (pyogrio), after a
+check of their content: left to itself GDAL opens whatever a file's content asks for. shapely, pyproj and pyogrio are
+extras and imported where they are needed.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..files import printable
+from .areas import horizontal
+from .rasters import INSTALL, is_installed
+
+FORMATS = ("gpkg", "geojson")
+WGS_84 = "OGC:CRS84"
+_BATCH = 10_000
+_DECIMALS = 9  # of degrees: a tenth of a millimetre
+_CRS_NAME = re.compile(r"(urn:ogc:def:crs:(?P<authority>EPSG|OGC):[\d.]*:|EPSG:)(?P<code>\w+)")
+_SHAPEFILE_MAGIC = b"\0\0\x27\x0a"
+_SQLITE_MAGIC, _GEOPACKAGE_IDS = b"SQLite format 3\0", (b"GPKG", b"GP10", b"GP11")
+
+
+class Feature(NamedTuple):
+    """A polygon to be written, with coordinates in the raster's reference system.
+
+    Attributes:
+        polygon: shapely's.
+        label: class.
+        name: of the class.
+        area: in square metres.
+        confidence: mean probability of the class, 0 to 1; None if it was not computed.
+    """
+
+    polygon: Any
+    label: int
+    name: str
+    area: float
+    confidence: float | None
+
+
+def require(purpose: str, *packages: str) -> None:
+    """Raise ValueError if a package of the extra is not installed."""
+    missing = [name for name in packages if not is_installed(name)]
+    if missing:
+        raise ValueError(f"{purpose} needs {' and '.join(missing)}: {INSTALL}")
+
+
+def write_features(path: Path, features: Iterable[Feature], crs: Any, kind: str) -> int:
+    """Write polygons one batch after another.
+
+    Args:
+        path: of the file, which takes its place once it is complete.
+        features: of the file.
+        crs: pyproj's, of the coordinates.
+        kind: one of `FORMATS`.
+
+    Returns:
+        number of features.
+
+    Raises:
+        ValueError: if they cannot be written in this format.
+        OSError: if the file cannot be written.
+    """
+    write = _write_geojson if kind == "geojson" else _write_geopackage
+    with tempfile.TemporaryDirectory(prefix=".", suffix=f".{kind}", dir=path.parent) as folder:
+        partial = Path(folder) / path.name
+        number = write(partial, features, crs)
+        partial.replace(path)
+    return number
+
+
+def _write_geopackage(path: Path, features: Iterable[Feature], crs: Any) -> int:
+    import pyogrio
+    import shapely
+
+    number, batches = 0, _in_batches(features)
+    while (batch := next(batches, [])) or not number:
+        columns = {
+            "class_id": np.array([each.label for each in batch], np.int32),
+            "class": np.array([printable(each.name) for each in batch], object),
+            "area_m2": np.array([each.area for each in batch], np.float64),
+            "confidence": np.array([np.nan if each.confidence is None else each.confidence for each in batch]),
+        }
+        try:
+            pyogrio.raw.write(
+                path,
+                shapely.to_wkb([each.polygon for each in batch]) if batch else np.array([], object),
+                list(columns.values()),
+                list(columns),
+                layer=path.stem,
+                driver="GPKG",
+                geometry_type="Polygon",
+                crs=crs.to_wkt(),
+                append=number > 0,
+            )
+        except pyogrio.errors.DataSourceError as error:
+            raise OSError(f"{path.name} cannot be written: {error}") from error
+        number += len(batch)
+        if not batch:
+            break
+    return number
+
+
+def _write_geojson(path: Path, features: Iterable[Feature], crs: Any) -> int:
+    import pyproj
+    import shapely
+
+    to_degrees = pyproj.Transformer.from_crs(crs, WGS_84, always_xy=True)
+    number = 0
+    with path.open("w", encoding="utf-8") as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        for batch in _in_batches(features):
+            polygons = shapely.transform(
+                [each.polygon for each in batch], lambda x, y: to_degrees.transform(x, y), interleaved=False
+            )
+            for feature, polygon in zip(batch, shapely.orient_polygons(polygons), strict=True):
+                west, _, east, _ = polygon.bounds
+                if not np.isfinite([west, east]).all() or east - west > 180:
+                    raise ValueError(
+                        f"{path.name} cannot hold a polygon that leaves WGS 84 or crosses the antimeridian; choose "
+                        "--polygons gpkg"
+                    )
+                file.write(("," if number else "") + "\n" + json.dumps(_as_json(feature, polygon), ensure_ascii=False))
+                number += 1
+        file.write("\n]}\n")
+    return number
+
+
+def _as_json(feature: Feature, polygon: Any) -> dict[str, Any]:
+    rings = [polygon.exterior, *polygon.interiors]
+    return {
+        "type": "Feature",
+        "properties": {
+            "class_id": feature.label,
+            "class": printable(feature.name),
+            "area_m2": round(feature.area, 3),
+            "confidence": None if feature.confidence is None else round(feature.confidence, 4),
+        },
+        "geometry": {
+            "type": "Polygon",
+            "coordinates": [np.asarray(ring.coords)[:, :2].round(_DECIMALS).tolist() for ring in rings],
+        },
+    }
+
+
+def _in_batches(features: Iterable[Feature]) -> Iterator[list[Feature]]:
+    iterator = iter(features)
+    while batch := list(islice(iterator, _BATCH)):
+        yield batch
+
+
+class Polygons(NamedTuple):
+    """Polygons of a file.
+
+    Attributes:
+        name: of the file.
+        polygons: shapely's, each with one or several parts.
+        values: of the attribute, one a polygon; empty without one.
+    """
+
+    name: str
+    polygons: np.ndarray
+    values: list[Any]
+
+
+def read_polygons(path: Path, crs: Any, attribute: str | None = None) -> Polygons:
+    """Read the polygons of a GeoPackage, GeoJSON file or shapefile.
+
+    Args:
+        path: of the file.
+        crs: pyproj's, to which coordinates are transformed.
+        attribute: whose values are read.
+
+    Raises:
+        ValueError: if the file has no reference system, no polygons, several layers, or no such attribute.
+        OSError: if it cannot be read.
+    """
+    import pyproj
+    import shapely
+
+    name = str(path)
+    with path.open("rb") as file:
+        head = file.read(100)
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        geometries, values, own = _read_geojson(path, attribute)
+    elif _is_geopackage(head) or head.startswith(_SHAPEFILE_MAGIC):
+        geometries, values, own = _read_by_gdal(path, attribute)
+    else:
+        raise ValueError(f"{name} is no GeoPackage, GeoJSON file or shapefile; expected one with polygons")
+    if own is None:
+        raise ValueError(
+            f"{name} has no coordinate reference system; expected one: set it, for instance in QGIS or by ogr2ogr "
+            "-a_srs EPSG:..."
+        )
+    is_polygon = np.isin(shapely.get_type_id(geometries), (3, 6)) & ~shapely.is_empty(geometries)
+    if not is_polygon.any():
+        raise ValueError(f"{name} holds no polygons; expected at least one")
+    if not is_polygon.all():
+        raise ValueError(f"{name} holds {(~is_polygon).sum()} geometries that are no polygons; expected polygons alone")
+    invalid = ~shapely.is_valid(geometries)
+    geometries[invalid] = shapely.make_valid(geometries[invalid], method="structure", keep_collapsed=False)
+    if horizontal(own) != horizontal(crs):
+        transformer = pyproj.Transformer.from_crs(own, crs, always_xy=True)
+        geometries = shapely.transform(geometries, lambda x, y: transformer.transform(x, y), interleaved=False)
+        if not np.isfinite(shapely.bounds(geometries)).all():
+            raise ValueError(f"{name} has places that {crs.name} does not; expected polygons near the scene")
+    return Polygons(name, geometries, values)
+
+
+def _is_geopackage(head: bytes) -> bool:
+    return head.startswith(_SQLITE_MAGIC) and head[68:72] in _GEOPACKAGE_IDS
+
+
+def _read_by_gdal(path: Path, attribute: str | None) -> tuple[np.ndarray, list[Any], Any]:
+    import pyogrio
+    import pyproj
+    import shapely
+
+    require(str(path), "pyogrio")
+    place = path.resolve()  # a scheme such as s3:// would be an address
+    try:
+        layers = [name for name, kind in pyogrio.list_layers(place) if kind is not None]
+        if len(layers) != 1:
+            raise ValueError(f"{path} has {len(layers)} layers with geometries; expected one: {', '.join(layers)}")
+        known = pyogrio.read_info(place, layer=layers[0])["fields"]
+        _check_attribute(path, attribute, known)
+        columns = [] if attribute is None else [attribute]
+        about, _, wkb, fields = pyogrio.raw.read(place, layer=layers[0], columns=columns, force_2d=True)
+    except pyogrio.errors.DataSourceError as error:
+        raise OSError(f"{path} cannot be read: {' '.join(str(error).split()):.300}") from error
+    crs = pyproj.CRS.from_user_input(about["crs"]) if about["crs"] else None
+    return shapely.from_wkb(wkb), fields[0].tolist() if attribute is not None else [], crs
+
+
+def _read_geojson(path: Path, attribute: str | None) -> tuple[np.ndarray, list[Any], Any]:
+    import shapely
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        features = content["features"] if content["type"] == "FeatureCollection" else [content]
+        if attribute is not None:
+            _check_attribute(path, attribute, dict.fromkeys(key for each in features for key in each["properties"]))
+        values = [] if attribute is None else [each["properties"].get(attribute) for each in features]
+        shapes = [shapely.geometry.shape(each.get("geometry", each)) for each in features]
+        crs = _stated_crs(path, content.get("crs"))
+    except (KeyError, TypeError, AttributeError, RecursionError, shapely.errors.ShapelyError) as error:
+        raise ValueError(f"{path} is no GeoJSON with polygons ({type(error).__name__}: {error})") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no GeoJSON: {error}") from error
+    return shapely.force_2d(np.array(shapes, object)), values, crs
+
+
+def _stated_crs(path: Path, stated: Any) -> Any:
+    """Return the reference system of a GeoJSON file: WGS 84, unless an older file names another one by its code."""
+    import pyproj
+
+    if stated is None:
+        return pyproj.CRS.from_user_input(WGS_84)
+    found = _CRS_NAME.fullmatch(str(stated["properties"]["name"]))  # never a path, which PROJ would read
+    if not found:
+        raise ValueError(f"{path} has the reference system {stated!s:.80}; expected an EPSG code, or none for WGS 84")
+    return pyproj.CRS.from_user_input(f"{found['authority'] or 'EPSG'}:{found['code']}")
+
+
+def _check_attribute(path: Path, attribute: str | None, known: Iterable[str]) -> None:
+    names = [str(name) for name in known]
+    if attribute is not None and attribute not in names:
+        raise ValueError(f"{path} has no attribute {attribute!r}; expected one of {printable(', '.join(names))}")
+
+
+def to_pixels(polygons: Sequence[Any] | np.ndarray, transform: Any) -> np.ndarray:
+    """Return polygons in the pixel coordinates of a raster.
+
+    Args:
+        polygons: shapely's, in the raster's reference system.
+        transform: the raster's, from pixels to it.
+    """
+    import shapely
+
+    return shapely.transform(np.asarray(polygons, object), _Affine(~transform))
+
+
+def from_pixels(polygons: Sequence[Any] | np.ndarray, transform: Any) -> np.ndarray:
+    """Return polygons in pixel coordinates in the raster's reference system."""
+    import shapely
+
+    return shapely.transform(np.asarray(polygons, object), _Affine(transform))
+
+
+class _Affine:
+    """Points (N, 2) -> points (N, 2)."""
+
+    def __init__(self, matrix: Any):
+        self.linear = np.array([[matrix.a, matrix.d], [matrix.b, matrix.e]])
+        self.offset = np.array([matrix.c, matrix.f])
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        return points @ self.linear + self.offset
+
+
+__all__ = ["FORMATS", "Feature", "Polygons", "from_pixels", "read_polygons", "require", "to_pixels", "write_features"]

@@ -124,14 +124,14 @@ def describe_data(root: str, choices: Mapping[str, Any] = _NO_CHOICES) -> DataDe
     """
     reading, tables = recognize_layout(root, choices)
     tables, source = _open(tables, choices)
-    config = DataConfig(**tables)
+    config = _config(tables)
     train = _read_masks(source.train, _NUM_TRAIN_MASKS, config)
     masks = [*train, *_read_masks(source.evaluation, _NUM_EVAL_MASKS, config)]
     images = _measure_images(source.train, config)
     try:
         kind = _kind_of(masks)
         meaning = _explain(kind, masks, reading, source, tables)
-        tables = _names_and_colors(meaning, masks, reading, source) | meaning.tables | tables
+        tables = _names_and_colors(meaning, masks, reading, source) | tables | meaning.tables
         labels = _count_labels(train, DataConfig(**tables), meaning, source)
         channels = len(config.bands) or count_bands(images)
     except ValueError as error:
@@ -163,13 +163,18 @@ def describe_data(root: str, choices: Mapping[str, Any] = _NO_CHOICES) -> DataDe
 
 def _open(tables: dict[str, Any], choices: Mapping[str, Any]) -> tuple[dict[str, Any], Source]:
     """Open the data; of few images, a larger share is held out for evaluation, about ten up to 30 %."""
-    source = open_source(DataConfig(**tables))
+    source = open_source(_config(tables))
     if "eval_share" in tables and "eval_share" not in choices:
         share = round(min(0.3, max(0.1, 10 / (len(source.train) + len(source.evaluation)))), 3)
         if share != tables["eval_share"]:
             tables = tables | {"eval_share": share}
-            source = open_source(DataConfig(**tables))
+            source = open_source(_config(tables))
     return tables, source
+
+
+def _config(tables: Mapping[str, Any]) -> DataConfig:
+    """Return the configuration while colours of classes may still be unknown, without which none can be ignored."""
+    return DataConfig(**{key: value for key, value in tables.items() if key != "ignore_colors"})
 
 
 def _sample(rows: Any, number: int, seed: int) -> list[dict[str, Any]]:

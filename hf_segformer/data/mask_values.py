@@ -180,12 +180,13 @@ def explain_colors(
             f"masks hold colours that {listed.file} does not list: {_list_colors(strange, shares)}. Add them there, or "
             f"set data.ignore_colors={[unpack_color(color) for color in strange[:_NUM_SHOWN]]} to leave them out"
         )
-    tables = {"mask_colors": [list(color) for color in listed.colors]}
-    if listed.ignore_colors:
-        tables = tables | {"ignore_colors": [list(color) for color in listed.ignore_colors]}
+    ignored = [list(color) for color in listed.ignore_colors]
+    ignored += [color for color in tables.get("ignore_colors", ()) if color not in ignored]
+    own: dict[str, Any] = {"mask_colors": [list(color) for color in listed.colors]}
+    own |= {"ignore_colors": ignored} if ignored else {}
     notes = [f"Masks hold colours; {listed.file} gives the class of each."]
-    notes += [f"{len(listed.ignore_colors)} colours are ignored (data.ignore_colors)."] if listed.ignore_colors else []
-    return _meaning(dict(tables), listed.names, listed.file, notes)
+    notes += [f"{len(ignored)} of the colours do not count (data.ignore_colors)."] if ignored else []
+    return _meaning(own, listed.names, listed.file, notes)
 
 
 def _explain_grey(values: list[int], names: Sequence[str], source: str, tables: Mapping[str, Any]) -> Meaning:

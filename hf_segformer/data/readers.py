@@ -40,6 +40,8 @@ ENTRY_POINTS = "hf_segformer.readers"
 _OWN_READERS = (
     "hf_segformer.geo.tiff:PlainRaster",
     "hf_segformer.geo.geotiff:GeoRaster",
+    "hf_segformer.medical.dicom:DicomVolume",
+    "hf_segformer.medical.nifti:NiftiVolume",
 )
 _COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
 _HEAD = 4096  # bytes that readers claim a file by

@@ -1,0 +1,440 @@
+"""DICOM images: single files, series of files, and multi-frame files; see DICOM PS3.3.
+
+Pixels are in the units of the modality transform (Hounsfield for CT), or 8-bit as the file's window shows them; dark
+means low, also where MONOCHROME1 says otherwise. Slices of a series are ordered by their positions along the normal of
+the planes. Only the tags of `_TAGS` are read, none of which names a person.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.readers import ImageSource, Kind
+from ..image_io_segformer import DECODE_ERRORS
+from ..inference.tiling import MaskLayout
+from .volumes import Volume, quiet, to_bytes
+
+_MAGIC, _MAGIC_PLACE = b"DICM", 128
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_TAGS = (
+    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "Modality"),
+    *("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "NumberOfFrames", "Rows", "Columns"),
+    *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+    *("VOILUTSequence", "RedPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableDescriptor"),
+    *("BluePaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData", "GreenPaletteColorLookupTableData"),
+    *("BluePaletteColorLookupTableData", "PlanarConfiguration", "LossyImageCompression"),
+    *("LossyImageCompressionRatio", "LossyImageCompressionMethod"),
+)
+# What `keep_identity` adds.
+IDENTITY_TAGS = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
+    *("AccessionNumber", "ReferringPhysicianName"),
+)
+_COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
+_GREYS = ("MONOCHROME1", "MONOCHROME2")
+_SAME = 1e-3  # of directions
+_EQUAL_STEPS = 0.02  # of the distance of slices
+
+
+@dataclass
+class _Frame:
+    """A slice: where its pixels are, and where it is in space."""
+
+    file: Any
+    header: Any
+    index: int
+    number_in_file: int | None
+    position: list[float] | None = None
+    orientation: list[float] | None = None
+    spacing: list[float] | None = None
+    along: float = 0.0
+
+    def tag(self, group: str, name: str) -> Any:
+        """Return a tag of this frame: its own, that of all frames of the file, or the file's."""
+        for sequence, index in (
+            ("PerFrameFunctionalGroupsSequence", self.index),
+            ("SharedFunctionalGroupsSequence", 0),
+        ):
+            groups = self.header.get(sequence)
+            macro = groups[index].get(group) if groups and index < len(groups) else None
+            value = macro[0].get(name) if macro else None
+            if value is not None:
+                return value
+        return self.header.get(name)
+
+
+class DicomVolume(Volume):
+    """Reader of DICOM images, single, multi-frame or the files of a series; see `Volume`."""
+
+    suffixes = (".dcm", ".dicom", ".ima")
+    takes_values = False
+    mask_suffix = ".dcm"
+
+    @classmethod
+    def claims(cls, source: ImageSource, by_tiles: bool = False) -> Kind | None:
+        """See `data.readers.Reader.claims`."""
+        is_dicom = source.head[_MAGIC_PLACE:].startswith(_MAGIC)
+        return "volume" if is_dicom or source.suffix in cls.suffixes else None
+
+    @classmethod
+    def gather(cls, paths: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+        """Join the files of each series, and drop those without pixels; see `data.readers.gather`.
+
+        The only series of several files in a folder is named by the folder, others `series_NUMBER`, or by their UID
+        where a number is missing or not the only one.
+        """
+        try:
+            cls.require_pydicom("")
+        except ValueError:  # the error of reading says so, once for the folder
+            return ({"": tuple(paths)} if len(paths) > 1 else {}), []
+        series: dict[str, list[str]] = {}
+        numbers: dict[str, str] = {}
+        dropped = []
+        for path in paths:
+            try:
+                header = read_header(Path(path), path, ("SeriesInstanceUID", "SeriesNumber", "Rows", "NumberOfFrames"))
+                uid, number = str(header.get("SeriesInstanceUID", "")), str(header.get("SeriesNumber", ""))
+                if "Rows" not in header:
+                    dropped.append(path)
+                elif uid and not _is_multi_frame(header):
+                    series.setdefault(uid, []).append(path)
+                    numbers[uid] = number if number.isdigit() else ""
+            except DECODE_ERRORS:  # the error of reading says so
+                continue
+        several = {uid: tuple(files) for uid, files in series.items() if len(files) > 1}
+        if len(several) == 1:
+            return {"": next(iter(several.values()))}, dropped
+        used = [numbers[uid] for uid in several]
+        own = {uid: numbers[uid] if numbers[uid] and used.count(numbers[uid]) == 1 else uid for uid in several}
+        return {f"series_{own[uid]}": files for uid, files in several.items()}, dropped
+
+    @staticmethod
+    def require_pydicom(name: str) -> None:
+        """Raise ValueError if pydicom is not installed."""
+        DicomVolume.require(_Named(name), "pydicom", "DICOM")  # type: ignore[arg-type]
+
+    def _open(self) -> None:
+        self.require("pydicom", "DICOM")
+        files: list[Any] = [Path(file) for file in self.source.files] or [self.source.file]
+        headers = [(file, read_header(file, self._name_of(file), _TAGS)) for file in files]
+        first = headers[0][1]
+        for file, header in headers:
+            self._check_image(self._name_of(file), header)
+            if len(headers) > 1:
+                self._check_same(self._name_of(file), header, first)
+        self.height, self.width = int(first.Rows), int(first.Columns)
+        self._is_color = str(first.PhotometricInterpretation) in _COLORS
+        self.num_bands = 3 if self._is_color else 1
+        if self.options.axis is not None:
+            raise ValueError(f"{self.name} is a DICOM image, which is cut into its own slices; leave --axis out")
+        number = int(first.get("NumberOfFrames") or 1) if len(headers) == 1 else len(headers)
+        self.num_slices = number
+        self.check_size()
+        if len(headers) == 1:
+            file, header = headers[0]
+            is_several = number > 1
+            self._frames = [_Frame(file, header, index, index if is_several else None) for index in range(number)]
+        else:
+            self._frames = [_Frame(file, header, 0, None) for file, header in headers]
+        self._place()
+        self.dtype = self._dtype()
+
+    def _name_of(self, file: Any) -> str:
+        return self.name if not self.source.files or isinstance(file, BytesIO) else str(file)
+
+    def _check_image(self, name: str, header: Any) -> None:
+        from pydicom.pixels import get_decoder
+
+        what = getattr(header.get("SOPClassUID"), "name", "of no stated kind")
+        if "Rows" not in header or "Columns" not in header or not header.get("PhotometricInterpretation"):
+            raise ValueError(f"{name} holds no pixels ({what}); expected an image")
+        colors = str(header.PhotometricInterpretation)
+        if colors not in _GREYS + _COLORS or header.BitsAllocated not in (8, 16, 32):
+            raise ValueError(
+                f"{name} has {header.BitsAllocated} bits a pixel and colours {colors[:20]!r} ({what}); expected grey "
+                "or RGB of 8, 16 or 32 bits"
+            )
+        if colors in _COLORS and colors != "PALETTE COLOR" and header.BitsAllocated != 8:
+            raise ValueError(f"{name} has colours of {header.BitsAllocated} bits; expected 8")
+        syntax = header.file_meta.TransferSyntaxUID
+        try:
+            can_decode = get_decoder(syntax).is_available
+        except NotImplementedError:
+            can_decode = False
+        if not can_decode:
+            raise ValueError(
+                f"{name} is compressed as {syntax.name}, which no installed decoder reads; expected another transfer "
+                "syntax: decompress it first, for instance by gdcmconv --raw"
+            )
+
+    @staticmethod
+    def _check_same(name: str, header: Any, first: Any) -> None:
+        """Refuse files of one series that do not make up one volume."""
+        if _is_multi_frame(header):
+            raise ValueError(f"{name} holds several frames in a series of several files; expected one: give it alone")
+        names = ("SeriesInstanceUID", "Rows", "Columns", "PhotometricInterpretation", "FrameOfReferenceUID")
+        for tag in names:
+            if header.get(tag) != first.get(tag):
+                raise ValueError(
+                    f"{name} has {tag} {header.get(tag)}; expected {first.get(tag)}, that of the series: give the "
+                    "files of one volume as a folder of their own"
+                )
+
+    def _place(self) -> None:
+        """Read positions and spacing, order the files of a series, and check that slices are at equal distances."""
+        for frame in self._frames:
+            frame.position = _numbers(frame.tag("PlanePositionSequence", "ImagePositionPatient"), 3)
+            frame.orientation = _numbers(frame.tag("PlaneOrientationSequence", "ImageOrientationPatient"), 6)
+            spacing = _numbers(frame.tag("PixelMeasuresSequence", "PixelSpacing"), 2)
+            frame.spacing = spacing if spacing and min(spacing) > 0 else None
+        first = self._frames[0]
+        row, column = first.spacing or (None, None)
+        self.spacing = (None, row, column)
+        self._is_placed = all(frame.position and frame.orientation for frame in self._frames)
+        if self.num_slices == 1:
+            return
+        if self._is_placed and first.spacing:
+            self.spacing = (self._step(), row, column)
+        elif len(self.source.files) > 1:
+            missing = "PixelSpacing" if self._is_placed else "ImagePositionPatient or ImageOrientationPatient"
+            raise ValueError(
+                f"{self.name} is in a series of {self.num_slices} files of which some have no {missing}; expected it "
+                "in all of them: give the files one by one, or read them as separate images (--pages)"
+            )
+
+    def _step(self) -> float:
+        """Order the slices of a series; return the distance of all slices."""
+        frames, first = self._frames, np.array(self._frames[0].orientation)
+        normal, spacing = np.cross(first[:3], first[3:]), np.array(frames[0].spacing)
+        if abs(np.linalg.norm(normal) - 1) > _SAME:
+            raise ValueError(f"{self.name} has ImageOrientationPatient {first.tolist()}; expected two unit vectors")
+        for frame in frames:
+            if np.abs(np.array(frame.orientation) - first).max() > _SAME:
+                raise ValueError(f"{self.name}: its slices are not parallel; expected one ImageOrientationPatient")
+            if frame.spacing is None or not np.allclose(frame.spacing, spacing, rtol=_SAME):
+                raise ValueError(f"{self.name}: PixelSpacing is missing or differs between slices; expected one")
+            frame.along = float(normal @ np.array(frame.position))
+        ordered = sorted(frames, key=lambda frame: frame.along)
+        steps = np.diff([frame.along for frame in ordered])
+        if steps.min() < 1e-6:
+            raise ValueError(
+                f"{self.name}: several slices are at one position; expected one volume: give the files of each phase "
+                "or echo as a folder of their own, or read them as separate images (--pages)"
+            )
+        if steps.max() - steps.min() > _EQUAL_STEPS * steps.max():
+            raise ValueError(
+                f"{self.name}: its slices are {steps.min():.4g} to {steps.max():.4g} mm apart; expected equal "
+                "distances, a slice may be missing: complete the series, or read them as separate images (--pages)"
+            )
+        if len(self.source.files) > 1:
+            self._frames = ordered
+        return float(steps.mean())
+
+    def _dtype(self) -> np.dtype:
+        if self._is_color or self.options.window:
+            return np.dtype(np.uint8)
+        header = self._frames[0].header
+        is_byte = (header.BitsAllocated, header.BitsStored, header.PixelRepresentation) == (8, 8, 0)
+        return np.dtype(np.uint8 if is_byte and not self._is_scaled(self._frames[0]) else np.float32)
+
+    @staticmethod
+    def _is_scaled(frame: _Frame) -> bool:
+        scale = (_rescale(frame), frame.header.get("ModalityLUTSequence"))
+        return scale[0] != (1, 0) or bool(scale[1])
+
+    def _slice(self, index: int) -> np.ndarray:
+        frame = self._frames[index]
+        pixels = _decode(frame)
+        expected = (self.height, self.width)
+        if pixels.shape[:2] != expected or pixels.ndim != (3 if self._is_color and pixels.ndim == 3 else 2):
+            raise OSError(f"{self.name} holds {pixels.shape} pixels; expected {expected}, as in its header")
+        if self._is_color:
+            return _to_rgb(pixels, frame.header)
+        values, ends = self._in_units(pixels, frame)
+        is_inverse = str(frame.header.PhotometricInterpretation) == "MONOCHROME1"
+        if self.options.window:
+            shown = _windowed(values, frame, self.name)
+            return 255 - shown if is_inverse else shown
+        if is_inverse:
+            values = ends[0] + ends[1] - values
+        return values.astype(self.dtype)
+
+    @staticmethod
+    def _in_units(pixels: np.ndarray, frame: _Frame) -> tuple[np.ndarray, np.ndarray]:
+        """Apply the modality transform to stored values, and to the ends of their range."""
+        from pydicom.pixels import apply_modality_lut
+
+        header = frame.header
+        bits, is_signed = int(header.BitsStored), int(header.PixelRepresentation)
+        ends = np.array([-(1 << bits - 1), (1 << bits - 1) - 1] if is_signed else [0, (1 << bits) - 1], np.int64)
+        if header.get("ModalityLUTSequence"):
+            return (apply_modality_lut(each, header).astype(np.float64) for each in (pixels, ends))  # type: ignore[return-value]
+        slope, intercept = _rescale(frame)
+        return pixels.astype(np.float64) * slope + intercept, ends.astype(np.float64) * slope + intercept
+
+    def write(
+        self, path: Path, slices: Iterable[np.ndarray], layout: MaskLayout, *, keep_identity: bool = False
+    ) -> None:
+        """Write a DICOM segmentation with the geometry and references of this volume; see `medical.segmentation`.
+
+        Args:
+            path: the file.
+            slices: labels (H, W), in order.
+            layout: of the labels.
+            keep_identity: copy the tags of `IDENTITY_TAGS`, which stay empty otherwise.
+
+        Raises:
+            ValueError: if the standard has no segmentation of such an image.
+            OSError: if it cannot be written.
+        """
+        from .segmentation import SourceImage, write_segmentation
+
+        self.require("highdicom", "DICOM")
+        if self.num_slices > 1 and not (self._is_placed and self._frames[0].header.get("FrameOfReferenceUID")):
+            raise ValueError(
+                f"{self.name} holds {self.num_slices} frames without positions in space, which a DICOM segmentation "
+                "cannot refer to; expected positions: read them as separate images (--pages), to PNG files"
+            )
+        if self._is_placed and not self._frames[0].spacing:
+            raise ValueError(f"{self.name} has no PixelSpacing; expected it beside ImagePositionPatient")
+        is_one_file = self._frames[0].number_in_file is not None
+        sources = [
+            SourceImage(read_header(frame.file, self.name, (*_TAGS, *(IDENTITY_TAGS if keep_identity else ()))))
+            for frame in (self._frames[:1] if is_one_file else self._frames)
+        ]
+        labels = np.stack([np.asarray(segmentation, layout.dtype) for segmentation in slices])
+        with quiet():
+            write_segmentation(path, labels, sources, layout, IDENTITY_TAGS)
+
+
+class _Named:
+    """A name to report a missing package by."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+def read_header(file: Any, name: str, tags: Sequence[str]) -> Any:
+    """Read tags of a DICOM file, without its pixels.
+
+    Args:
+        file: a path or a stream.
+        name: what error messages call it.
+        tags: keywords of the tags; others are skipped.
+
+    Raises:
+        ValueError: if it is no DICOM file, or a packed one whose size cannot be known before.
+    """
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+    from pydicom.filereader import read_preamble
+
+    with quiet(), file.open("rb") if isinstance(file, Path) else BytesIO(file.getvalue()) as stream:
+        try:
+            read_preamble(stream, force=False)
+            header = _meta(stream)
+        except (InvalidDicomError, EOFError) as error:
+            raise ValueError(f"{name} is no DICOM file, or cut short in its first bytes") from error
+        if str(header.get("TransferSyntaxUID", "")) == _DEFLATED:
+            raise ValueError(f"{name} is deflated as a whole; expected another transfer syntax: convert it first")
+        if "TransferSyntaxUID" not in header:
+            raise ValueError(f"{name} is a DICOM file that states no transfer syntax; expected one in its first tags")
+        stream.seek(0)
+        return dcmread(stream, stop_before_pixels=True, specific_tags=list(tags))
+
+
+def _meta(stream: Any) -> Any:
+    from pydicom.filereader import _read_file_meta_info
+
+    return _read_file_meta_info(stream)
+
+
+def _is_multi_frame(header: Any) -> bool:
+    return int(header.get("NumberOfFrames") or 1) > 1
+
+
+def _numbers(value: Any, count: int) -> list[float] | None:
+    """Return a tag's numbers, None where it is missing or has others."""
+    if value is None or isinstance(value, str | float | int) or len(value) != count:
+        return None
+    numbers = [float(each) for each in value]
+    return numbers if all(map(math.isfinite, numbers)) else None
+
+
+def _rescale(frame: _Frame) -> tuple[float, float]:
+    """Slope and intercept of the modality transform."""
+    slope = frame.tag("PixelValueTransformationSequence", "RescaleSlope")
+    intercept = frame.tag("PixelValueTransformationSequence", "RescaleIntercept")
+    return (1.0 if slope is None else float(slope)), (0.0 if intercept is None else float(intercept))
+
+
+def _decode(frame: _Frame) -> np.ndarray:
+    """Decode the stored pixels (H, W) or (H, W, 3) of a frame."""
+    from pydicom.pixels import pixel_array
+
+    file = frame.file if isinstance(frame.file, Path) else BytesIO(frame.file.getvalue())
+    return pixel_array(file, index=frame.number_in_file or 0)
+
+
+def _to_rgb(pixels: np.ndarray, header: Any) -> np.ndarray:
+    """Return colours (3, H, W) as uint8."""
+    from pydicom.pixels import apply_color_lut
+
+    if header.PhotometricInterpretation == "PALETTE COLOR":
+        pixels = apply_color_lut(pixels, header)
+        if pixels.dtype == np.uint16:
+            pixels = pixels >> 8
+    return np.moveaxis(pixels.astype(np.uint8), -1, 0)
+
+
+def _windowed(values: np.ndarray, frame: _Frame, name: str) -> np.ndarray:
+    """Apply the first window of a frame, or its VOI table, to 0..255 (PS3.3 C.11.2)."""
+    center = _first(frame.tag("FrameVOILUTSequence", "WindowCenter"))
+    width = _first(frame.tag("FrameVOILUTSequence", "WindowWidth"))
+    tables = frame.header.get("VOILUTSequence")
+    if center is None or width is None:
+        if tables:
+            return _by_table(values, tables[0])
+        raise ValueError(f"{name} states no window; expected its numbers: --value-range window:CENTER,WIDTH")
+    function = str(frame.tag("FrameVOILUTSequence", "VOILUTFunction") or "LINEAR")
+    if function == "SIGMOID" and width > 0:
+        return np.rint(255 / (1 + np.exp(-4 * (values - center) / width))).astype(np.uint8)
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1
+    if function not in ("LINEAR", "LINEAR_EXACT") or width < 0 or (width == 0 and function != "LINEAR"):
+        raise ValueError(
+            f"{name} states a window of function {function[:16]} and width {width:g}; expected a width above 0"
+        )
+    if width == 0:  # a step
+        return np.where(values > center, 255, 0).astype(np.uint8)
+    return to_bytes(values, center - width / 2, center + width / 2)
+
+
+def _first(value: Any) -> float | None:
+    """Return the first of one or several numbers."""
+    if value is None or value == "":
+        return None
+    number = float(value if isinstance(value, str | float | int) else value[0])
+    return number if math.isfinite(number) else None
+
+
+def _by_table(values: np.ndarray, table: Any) -> np.ndarray:
+    """Look values up in a VOI table, scaled to 0..255."""
+    size, first, bits = (int(each) for each in table.LUTDescriptor)
+    data = table.LUTData
+    data = (
+        np.frombuffer(data, "<u2" if len(data) == 2 * (size or 1 << 16) else "u1") if isinstance(data, bytes) else data
+    )
+    entries = np.asarray(data, np.float64)
+    found = entries[np.clip(np.rint(values).astype(np.int64) - first, 0, len(entries) - 1)]
+    return to_bytes(found, 0, (1 << bits) - 1)
+
+
+__all__ = ["IDENTITY_TAGS", "DicomVolume", "read_header"]

@@ -226,20 +226,31 @@ def seen_images(folders: Iterable[Path], dataset: Any) -> list[str]:
         OSError: if a file cannot be read.
         ValueError: if a file is no table of text.
     """
-    trained_on: set[str] = set()
-    for folder in folders:
-        path = folder / SPLIT_FILE
-        if not path.is_file():
-            continue
-        try:
-            with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-                rows = csv.DictReader(file)
-                trained_on |= {row["image"] for row in rows if row.get("image") and row.get("side") == "train"}
-        except csv.Error as error:
-            raise ValueError(f"{path} is no table of image, side and group ({error}): remove it") from error
+    trained_on = {row["image"] for folder in folders for row in _read_division(folder) if row["side"] == "train"}
     if not trained_on or not isinstance(dataset, datasets.Dataset):
         return []
     return [path for path in image_paths(dataset) if path and os.path.realpath(path) in trained_on]
+
+
+def held_out_groups(folder: Path) -> list[str]:
+    """The groups that a run was evaluated on, by the `split.csv` in its folder; empty without groups or the file.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is no table of text.
+    """
+    return sorted({row["group"] for row in _read_division(folder) if row["side"] == "evaluation"} - {""})
+
+
+def _read_division(folder: Path) -> list[dict[str, str]]:
+    path = folder / SPLIT_FILE
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return [{name: row.get(name) or "" for name in _HEADER} for row in csv.DictReader(file)]
+    except csv.Error as error:
+        raise ValueError(f"{path} is no table of image, side and group ({error}): remove it") from error
 
 
 def _name_below(folder: Path, path: str | None) -> str:
@@ -306,6 +317,7 @@ __all__ = [
     "divide",
     "format_division",
     "group_names",
+    "held_out_groups",
     "image_paths",
     "seen_images",
     "write_division",

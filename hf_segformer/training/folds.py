@@ -24,6 +24,7 @@ KINDS = ("folds", "seeds")
 
 _DEFAULT_SEED = 42  # of TrainingArguments
 _OVERALL = ("mean_iou", "mean_accuracy", "overall_accuracy")
+_NUM_LISTED = 3
 _WRITTEN_LAST = ("metrics.json", "training.json", "README.md")  # after config.json and the weights
 
 
@@ -176,13 +177,20 @@ def summarize_runs(matrices: Mapping[str, "torch.Tensor"], names: Sequence[str],
     }
 
 
-def format_runs(summary: Mapping[str, Any]) -> str:
-    """Scores of each run, and by class, in percent, for a terminal."""
+def format_runs(summary: Mapping[str, Any], groups: Mapping[str, Sequence[str]] | None = None) -> str:
+    """Scores of each run, and by class, in percent, for a terminal.
+
+    Args:
+        summary: of `summarize_runs`, with the number of `images` of each run if it is known.
+        groups: the groups of images that each run was evaluated on, by its name.
+    """
     columns = [key for key in ("mean", "std", "pooled") if key in summary["scores"]["mean_iou"]]
     width = max(len(printable(row["name"])) for row in (*summary["runs"], *summary["classes"], {"name": "pooled"}))
     lines = [f"  {'':{width}}   mIoU  accuracy"]
     for row in summary["runs"]:
         images = f"  on {row['images']} images" if "images" in row else ""
+        if (held_out := (groups or {}).get(row["name"])) and len(held_out) <= _NUM_LISTED:
+            images += f": {', '.join(map(printable, held_out))}"
         lines.append(
             f"  {row['name']:{width}}  {_percent(row['mean_iou'])}  {_percent(row['overall_accuracy'], 8)}{images}"
         )
@@ -198,6 +206,7 @@ def format_runs(summary: Mapping[str, Any]) -> str:
 
 def _finish(folder: Path, kind: str, names: list[str]) -> None:
     from ..conversion.ensembles import write_ensemble
+    from ..data.splits import held_out_groups
     from ..hub.ensemble_card import write_ensemble_card
 
     summary = _summary(folder, kind, names)
@@ -205,7 +214,7 @@ def _finish(folder: Path, kind: str, names: list[str]) -> None:
     write_ensemble(folder, names)
     write_ensemble_card(folder)
     print(f"\n{len(names)} runs with different {kind}, in percent; std is the sample standard deviation:\n")
-    print(format_runs(summary))
+    print(format_runs(summary, {name: held_out_groups(folder / name) for name in names}))
     if kind == "folds":
         print("\nEach model was evaluated on the fold that it was not trained on. pooled: on all folds together.")
     print(f"  {folder / f'{kind}.json'}  these scores")

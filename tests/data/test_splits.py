@@ -20,6 +20,7 @@ from hf_segformer.data.splits import (
     divide,
     format_division,
     group_names,
+    held_out_groups,
     image_paths,
     seen_images,
     write_division,
@@ -287,6 +288,7 @@ class TestSeenImages:
         assert {row["group"] for row in rows if row["side"] == "evaluation"} == {
             n[:6] for n in names_of(source.evaluation)
         }
+        assert held_out_groups(run) == sorted({name[:6] for name in names_of(source.evaluation)})
         assert seen_images([run], source.pool) == image_paths(source.train)
         assert seen_images([run], source.evaluation) == []
         link = tmp_path / "link"

@@ -178,6 +178,14 @@ class TestSummary:
         assert lines[1].split() == ["fold_0", "73.9", "85.0"]
         assert lines[-1].split() == [r"\x1b[31mc", "40.0", "-", "40.0"]
 
+    def test_few_groups_are_named_in_the_line_of_their_run(self):
+        summary = summarize_runs(MATRICES, ["a", "b", "c"], is_pooled=True)
+        for row, images in zip(summary["runs"], (9, 8), strict=True):
+            row["images"] = images
+        lines = format_runs(summary, {"fold_0": ["p1", "p\n2"], "fold_1": ["a", "b", "c", "d"]}).splitlines()
+        assert lines[1].endswith(r"  on 9 images: p1, p\n2")
+        assert lines[2].endswith("  on 8 images")
+
 
 class TestErrors:
     @pytest.mark.parametrize(

@@ -122,6 +122,10 @@ class GeoRaster(Raster):
         self.file.close()
         self.stack.close()
 
+    def restrict(self, region: Restriction) -> None:
+        """Set `region`."""
+        self.region, self.may_lack_data = region, True
+
     def read(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
         """See `data.readers.Reader.read`."""
         if self.region is None:

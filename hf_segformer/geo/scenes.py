@@ -73,7 +73,7 @@ class SceneSource(FileSource):
         if self._aoi is not None:
             if not isinstance(raster, GeoRaster):
                 raise ValueError(f"{raster.name} has no georeference; expected one for an area of interest")
-            raster.region = Region.read(self._aoi, raster)
+            raster.restrict(Region.read(self._aoi, raster))
         return raster
 
     def kind(self, item: InputItem) -> Kind:

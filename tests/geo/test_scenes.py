@@ -1,0 +1,259 @@
+"""Areas of interest and mosaics: the same predictions as without, for the part that is asked for."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from hf_segformer.data.readers import Tile, open_raster
+from hf_segformer.inference.segmenter import Segmenter
+from hf_segformer.inference.tiling import count_tiles
+from tests.geo.test_large_images import TILED, scene, write_geotiff
+from tests.geo.test_maps import DEGREES, TURNED, UTM, checkpoint, labels_of, out, predict  # noqa: F401
+from tests.support.commands import run
+
+rasterio = pytest.importorskip("rasterio")
+shapely = pytest.importorskip("shapely")
+pyogrio = pytest.importorskip("pyogrio")
+pyproj = pytest.importorskip("pyproj")
+
+from rasterio.features import rasterize  # noqa: E402
+
+from hf_segformer.geo.mosaic import MosaicRaster  # noqa: E402
+from hf_segformer.geo.vectors import from_pixels, read_polygons  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
+
+TRIANGLE = shapely.Polygon([(10, 12), (40, 20), (30, 50)])  # in pixels
+CORNER = shapely.box(170, 110, 200, 130)
+
+
+def write_vectors(path, polygons, crs, **fields):
+    """Write polygons as GeoPackage, shapefile or GeoJSON, with columns of attributes."""
+    if path.suffix == ".geojson":
+        columns = [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
+        features = [
+            {
+                "type": "Feature",
+                "properties": columns[index] if columns else {},
+                "geometry": shapely.geometry.mapping(p),
+            }
+            for index, p in enumerate(polygons)
+        ]
+        path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+        return path
+    driver = {".gpkg": "GPKG", ".shp": "ESRI Shapefile"}[path.suffix]
+    types = {each.geom_type for each in polygons}
+    pyogrio.raw.write(
+        path,
+        shapely.to_wkb(polygons),
+        [np.array(values, object if isinstance(values[0], str) else None) for values in fields.values()],
+        list(fields),
+        driver=driver,
+        geometry_type=types.pop() if len(types) == 1 else "Unknown",
+        crs=crs,
+    )
+    return path
+
+
+@pytest.mark.parametrize("place", [UTM, DEGREES, TURNED], ids=["utm", "degrees", "turned"])
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".shp"])
+def test_an_area_of_interest_changes_no_pixel_inside_it(tmp_path, checkpoint, out, monkeypatch, place, suffix):  # noqa: F811
+    if suffix == ".shp" and place is not UTM:
+        pytest.skip("one reference system shows that shapefiles are read")
+    source = write_geotiff(tmp_path / "scene.tif", scene(), place)
+    area = from_pixels([TRIANGLE, CORNER], place["transform"])
+    crs = place["crs"]
+    if suffix == ".geojson":  # of another reference system than the scene
+        forth = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+        area, crs = shapely.transform(area, lambda x, y: forth.transform(x, y), interleaved=False), "EPSG:4326"
+    aoi = write_vectors(tmp_path / f"aoi{suffix}", area, crs, name=["a", "b"])
+    predict(checkpoint, source, out / "whole", "--confidence")
+    calls = []
+    forward = Segmenter.tile_logits
+    monkeypatch.setattr(Segmenter, "tile_logits", lambda self, tiles: (calls.append(1), forward(self, tiles))[1])
+    predict(checkpoint, source, out / "aoi", "--aoi", aoi, "--confidence")
+    assert len(calls) < count_tiles(150, 210, TILED)
+    inside = rasterize([TRIANGLE, CORNER], (150, 210)) == 1
+    for name in ("mask", "confidence"):
+        with rasterio.open(out / "whole" / f"scene_{name}.tif") as file:
+            whole = file.read(1)
+        with rasterio.open(out / "aoi" / f"scene_{name}.tif") as file:
+            found = file.read(1)
+        assert np.array_equal(found[inside], whole[inside])
+        assert (found[~inside] == 255).all()
+
+
+def test_another_area_is_another_job(tmp_path, checkpoint, out, capsys):  # noqa: F811
+    source = write_geotiff(tmp_path / "scene.tif", scene(), UTM)
+    for polygon, status in ((TRIANGLE, 0), (CORNER, 1)):
+        aoi = write_vectors(tmp_path / "aoi.gpkg", from_pixels([polygon], UTM["transform"]), UTM["crs"])
+        assert run("predict", checkpoint, source, "-o", out, "--aoi", aoi, "--device", "cpu") == status
+        aoi.unlink()
+    assert "was made with options" in capsys.readouterr().err
+
+
+# --- Mosaics ----------------------------------------------------------------------------------------------------------
+
+
+def part(path, pixels, top, left, height, width, place=UTM, **others):
+    matrix = place["transform"]
+    corner = [a * left + b * top + c for a, b, c in (matrix[:3], matrix[3:6])]
+    moved = rasterio.Affine(matrix.a, matrix.b, corner[0], matrix.d, matrix.e, corner[1])
+    piece = pixels[:, top : top + height, left : left + width]
+    return write_geotiff(path, piece, {**place, "transform": moved}, **others)
+
+
+@pytest.mark.parametrize("place", [UTM, TURNED], ids=["utm", "turned"])
+def test_a_mosaic_is_predicted_as_the_whole_scene(tmp_path, checkpoint, out, place):  # noqa: F811
+    pixels = scene()
+    (tmp_path / "parts").mkdir()
+    part(tmp_path / "parts" / "b.tif", pixels, 0, 0, 150, 100, place)
+    part(tmp_path / "parts" / "a.tif", pixels, 0, 90, 80, 120, place)  # overlaps
+    part(tmp_path / "parts" / "c.tif", pixels, 80, 100, 70, 110, place)
+    predict(checkpoint, tmp_path / "parts", out / "mosaic", "--mosaic", "--polygons", "gpkg")
+    predict(checkpoint, write_geotiff(tmp_path / "scene.tif", pixels, place), out / "whole", "--polygons", "gpkg")
+    assert np.array_equal(labels_of(out / "mosaic", "mosaic"), labels_of(out / "whole"))
+    with rasterio.open(out / "mosaic" / "mosaic_mask.tif") as file:
+        np.testing.assert_allclose(file.transform, place["transform"])
+    areas = [(out / folder / f"{name}_areas.csv").read_text() for folder, name in (("mosaic",) * 2, ("whole", "scene"))]
+    assert areas[0] == areas[1]
+    assert (out / "mosaic" / "mosaic_polygons.gpkg").exists()
+
+
+def test_the_first_scene_that_holds_data_counts_and_gaps_are_no_data(tmp_path):
+    first, second = scene(), 255 - scene()
+    first[:, :40, :50] = 0
+    paths = [
+        part(tmp_path / "1.tif", first, 0, 0, 60, 80, nodata=0),
+        part(tmp_path / "2.tif", second, 20, 30, 100, 90, nodata=0),
+    ]
+    with MosaicRaster.join([str(path) for path in paths]) as raster:
+        assert (raster.height, raster.width) == (120, 120)
+        pixels, valid = raster.read(Tile(0, 0, 120, 120))
+    expected = np.zeros((3, 120, 120), np.uint8)
+    expected[:, 20:120, 30:120] = second[:, 20:120, 30:120]
+    here = np.zeros((120, 120), bool)
+    here[:60, :80] = (first != 0).any(0)[:60, :80]
+    expected[:, here] = first[:, :120, :120][:, here]
+    assert np.array_equal(np.ma.getdata(pixels)[:, valid], expected[:, valid])
+    assert np.array_equal(valid, (expected != 0).any(0))
+    assert np.ma.getmaskarray(pixels)[:, ~valid].all()
+
+
+def test_many_scenes_are_not_open_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_segformer.geo.mosaic._MOST_OPEN", 2)
+    pixels = scene()
+    paths = [part(tmp_path / f"{i}.tif", pixels, 0, 30 * i, 150, 30) for i in range(7)]
+    with MosaicRaster.join([str(path) for path in paths]) as raster:
+        whole, _ = raster.read(Tile(0, 0, 150, 210))
+        assert len(raster._opened) == 2
+    assert np.array_equal(whole, pixels)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"crs": "EPSG:32632"}, "has the coordinate reference system EPSG:32632; expected EPSG:32633"),
+        ({"transform": rasterio.Affine(0.6, 0, 500_000, 0, -0.6, 5_000_000)}, "is not on the grid of"),
+        ({"transform": rasterio.Affine(0.5, 0, 500_000.2, 0, -0.5, 5_000_000)}, "0.40 columns and 0.00 rows away"),
+    ],
+)
+def test_scenes_that_do_not_fit_together_are_refused(tmp_path, checkpoint, out, capsys, change, words):  # noqa: F811
+    (tmp_path / "parts").mkdir()
+    write_geotiff(tmp_path / "parts" / "a.tif", scene(), UTM)
+    write_geotiff(tmp_path / "parts" / "b.tif", scene(), {**UTM, **change})
+    assert run("predict", checkpoint, tmp_path / "parts", "-o", out, "--mosaic", "--device", "cpu") == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "b.tif" in line
+    assert words in line
+    assert "gdalwarp" in line
+
+
+def test_scenes_of_other_types_are_refused(tmp_path):
+    write_geotiff(tmp_path / "a.tif", scene(), UTM)
+    write_geotiff(tmp_path / "b.tif", scene(dtype=np.uint16), UTM)
+    with pytest.raises(ValueError, match=r"b\.tif has the type uint16; expected uint8"):
+        MosaicRaster.join([str(tmp_path / "a.tif"), str(tmp_path / "b.tif")])
+
+
+# --- Vector files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def utm():
+    return pyproj.CRS(UTM["crs"])
+
+
+def test_bad_vector_files_are_named_in_a_line(tmp_path, utm):
+    box = shapely.box(500_000, 4_999_900, 500_050, 5_000_000)
+    shp = write_vectors(tmp_path / "a.shp", [box], UTM["crs"], name=["a"])
+    os.unlink(tmp_path / "a.prj")
+    with pytest.raises(ValueError, match=r"a\.shp has no coordinate reference system; expected one"):
+        read_polygons(shp, utm)
+    gpkg = write_vectors(tmp_path / "a.gpkg", [box], UTM["crs"], name=["a"])
+    with pytest.raises(ValueError, match=r"a\.gpkg has no attribute 'class'; expected one of name"):
+        read_polygons(gpkg, utm, "class")
+    points = write_vectors(tmp_path / "points.gpkg", [shapely.Point(5e5, 5e6)], UTM["crs"], name=["a"])
+    with pytest.raises(ValueError, match=r"points\.gpkg holds no polygons; expected at least one"):
+        read_polygons(points, utm)
+    empty = tmp_path / "empty.geojson"
+    empty.write_text('{"type": "FeatureCollection", "features": []}')
+    with pytest.raises(ValueError, match="holds no polygons"):
+        read_polygons(empty, utm)
+    empty.write_text('{"type": "FeatureCollection"}')
+    with pytest.raises(ValueError, match="is no GeoJSON with polygons"):
+        read_polygons(empty, utm)
+    empty.write_text("{")
+    with pytest.raises(ValueError, match="is no GeoJSON"):
+        read_polygons(empty, utm)
+    other = tmp_path / "other.gpkg"
+    other.write_bytes(b"<OGRVRTDataSource>")
+    with pytest.raises(ValueError, match="is no GeoPackage, GeoJSON file or shapefile"):
+        read_polygons(other, utm)
+    gpkg.write_bytes(gpkg.read_bytes()[:200] + bytes(5000))
+    with pytest.raises((ValueError, OSError), match=r"a\.gpkg"):
+        read_polygons(gpkg, utm)
+
+
+def test_older_geojson_may_name_its_reference_system_by_code_alone(tmp_path, utm):
+    path = write_vectors(tmp_path / "a.geojson", [shapely.box(500_000, 4_999_900, 500_050, 5_000_000)], None)
+    content = json.loads(path.read_text())
+    content["crs"] = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32633"}}
+    path.write_text(json.dumps(content))
+    [polygon] = read_polygons(path, utm).polygons
+    assert polygon.bounds == (500_000, 4_999_900, 500_050, 5_000_000)
+    content["crs"]["properties"]["name"] = "+init=/etc/passwd:1"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="expected an EPSG code, or none"):
+        read_polygons(path, utm)
+
+
+def test_an_area_elsewhere_and_one_for_an_image_are_refused(tmp_path, checkpoint, out, capsys):  # noqa: F811
+    source = write_geotiff(tmp_path / "scene.tif", scene(), UTM)
+    aoi = write_vectors(
+        tmp_path / "aoi.gpkg", from_pixels([shapely.box(900, 900, 950, 950)], UTM["transform"]), UTM["crs"]
+    )
+    assert run("predict", checkpoint, source, "-o", out, "--aoi", aoi, "--device", "cpu") == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"{aoi} does not meet {source}: its polygons are within columns 900 to 950 and rows 900 to 950" in line
+
+
+def test_a_raster_of_a_region_is_read_only_near_it(tmp_path):
+    class Corner:
+        def is_near(self, tile):
+            return tile.left < 50
+
+        def inside(self, tile):
+            return np.zeros((tile.height, tile.width), bool)
+
+    pixels = scene()
+    with open_raster(write_geotiff(tmp_path / "scene.tif", pixels, UTM)) as raster:
+        raster.restrict(Corner())
+        near, valid = raster.read(Tile(0, 0, 32, 32))
+        assert np.array_equal(near, pixels[:, :32, :32])
+        assert not valid.any()
+        far, valid = raster.read(Tile(0, 64, 32, 32))
+        assert np.ma.getmaskarray(far).all()
+        assert not valid.any()

@@ -218,7 +218,7 @@ def test_every_recipe_has_a_line_of_description():
 
 def test_the_command_lists_recipes(capsys):
     assert main(["train", "--list"]) == 0
-    assert "camvid_b0      Road scenes of CamVid, B0 from scratch." in capsys.readouterr().out
+    assert "camvid_b0       Road scenes of CamVid, B0 from scratch." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class ClassBalance:
         >>> balance = ClassBalance(np.array([[75, 0], [15, 10]]), share=1.0)
         >>> [round(float(probability), 3) for probability in balance.probabilities]  # of 90 % and 10 % of the pixels
         [0.25, 0.75]
-        >>> {key.image for key in balance.draw(0, [0, 1], np.random.default_rng(0)) if key.focus == 1}
+        >>> {key.image for key in balance.draw(0, [0, 1] * 9, np.random.default_rng(0)) if key.focus == 1}
         {1}
     """
 

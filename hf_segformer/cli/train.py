@@ -144,6 +144,11 @@ def _check_repeated(arguments: argparse.Namespace) -> None:
             raise ValueError(
                 f"--{name.replace('_', '-')} is given with --{kind}, but trains nothing: leave --{kind} out"
             )
+    if arguments.folds:
+        given = parse_overrides(arguments.overrides)["split"].get("folds", arguments.folds)
+        if given != arguments.folds:
+            raise ValueError(f"--folds is {arguments.folds}, but split.folds is {given}: leave one of them out")
+        arguments.overrides = [*arguments.overrides, f"split.folds={arguments.folds}"]
 
 
 def _check_recipe(arguments: argparse.Namespace) -> None:
@@ -166,6 +171,7 @@ def _check_recipe(arguments: argparse.Namespace) -> None:
 def _check_plan(arguments: argparse.Namespace) -> None:
     """Check what needs no plan; with `--resume` the recipe that the run left takes its place."""
     if arguments.init:
+        _check_init(arguments)
         arguments.overrides.append(f"model.checkpoint={json.dumps(arguments.init)}")
     given, source = parse_overrides(arguments.overrides), arguments.source
     arguments.output_dir = given["trainer"].get("output_dir") or default_output_dir(source)
@@ -176,6 +182,16 @@ def _check_plan(arguments: argparse.Namespace) -> None:
         arguments.values = _recipe_to_resume(arguments)
     elif not arguments.dry_run and Path(arguments.output_dir).is_dir():
         RunFolder(arguments.output_dir).check_free(arguments.overwrite)
+
+
+def _check_init(arguments: argparse.Namespace) -> None:
+    if parse_overrides(arguments.overrides)["model"].get("checkpoint"):
+        raise ValueError("--init and model.checkpoint are both set; expected one of them")
+    is_hub_name = arguments.init.count("/") == 1 and arguments.init[0] not in "./~"
+    if not is_hub_name and not Path(arguments.init).exists():
+        raise FileNotFoundError(
+            f"--init is {arguments.init}, which does not exist; expected a model's folder or a Hub repository"
+        )
 
 
 def _check_folder(folder: Path) -> None:
@@ -261,7 +277,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         print("Looking at the data, and timing a few steps ...", flush=True)
     plan = plan_data(arguments.source, arguments.budget, arguments.overrides, arguments.find_learning_rate)
     name = Path(arguments.output_dir).name
-    arguments.values = _without_evaluation_split(arguments, plan.to_recipe(name))
+    arguments.values = plan.to_recipe(name)
     arguments.values.check_trainable()
     if not _is_main():
         return
@@ -274,17 +290,6 @@ def _plan(arguments: argparse.Namespace) -> None:
         print(
             f"The plan is kept in {Path(arguments.output_dir) / RECIPE_FILE}, which reproduces the run.\n", flush=True
         )
-
-
-def _without_evaluation_split(arguments: argparse.Namespace, recipe: Recipe) -> Recipe:
-    """Let folds take the place of the evaluation images that a plan chose, but not of those that the user did."""
-    given = parse_overrides(arguments.overrides)["data"]
-    chosen = {name: empty for name, empty in (("eval_share", 0.0), ("eval_split", "")) if name not in given}
-    if not arguments.folds or not any(getattr(recipe.data, name) for name in chosen):
-        return recipe
-    if _is_main():
-        print(f"\nThe {arguments.folds} folds take the place of the evaluation images that the plan names.")
-    return recipe.with_values({"data": chosen})
 
 
 def _is_main() -> bool:
@@ -301,7 +306,8 @@ def _how_to_resume(arguments: argparse.Namespace) -> str:
         return "There is no checkpoint to resume from yet; trainer.save_steps says how often one is written."
     options = ["--allow-code", "--resume"] if arguments.allow_code else ["--resume"]
     options = [f"--{kind}", str(getattr(arguments, kind)), *options] if kind else options
-    command = shlex.join(["segformer", "train", str(arguments.source), *arguments.overrides, *options])
+    overrides = [each for each in arguments.overrides if not (arguments.folds and each.startswith("split.folds="))]
+    command = shlex.join(["segformer", "train", str(arguments.source), *overrides, *options])
     return f"Resume from {folder if kind else checkpoints[0]} with: {command}"
 
 

@@ -25,6 +25,7 @@ class Draft:
         machine: that it is planned for.
         given: the user's values.
         pretrained: weights to start from.
+        output_dir: folder of the run.
     """
 
     def __init__(
@@ -34,9 +35,10 @@ class Draft:
         machine: Machine,
         given: Tables,
         pretrained: Pretrained | None = None,
+        output_dir: str = "",
     ):
         self.description, self.budget, self.machine = description, budget, machine
-        self.given, self.pretrained = given, pretrained
+        self.given, self.pretrained, self.output_dir = given, pretrained, output_dir
         self.decisions: list[Decision] = []
         self._tables = deepcopy(given)
 

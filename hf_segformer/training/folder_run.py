@@ -7,7 +7,7 @@ from ..data.description import describe_data
 from ..files import atomic_write
 from ..inference.distributed import DistributedContext
 from .measuring import this_machine
-from .plan import Budget, Plan
+from .plan import Budget, Plan, default_output_dir
 from .planning import plan_run
 from .pretrained import inspect_pretrained
 from .recipe import parse_overrides
@@ -78,7 +78,7 @@ def _plan(root: str, budget: Budget, overrides: Sequence[str], find_learning_rat
     pretrained = inspect_pretrained(checkpoint) if checkpoint else None
     description = describe_data(root, given["data"])
     machine = this_machine(bool(given["trainer"].get("use_cpu")), find_learning_rate)
-    return plan_run(description, budget, machine, overrides, pretrained)
+    return plan_run(description, budget, machine, overrides, pretrained, default_output_dir(root))
 
 
 __all__ = ["plan_data", "write_plan"]

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..config import SplitConfig
 from ..data.description import DataDescription
 from .draft import (
     Draft,
@@ -52,6 +53,7 @@ def plan_run(
     machine: Machine,
     overrides: Iterable[str] = (),
     pretrained: Pretrained | None = None,
+    output_dir: str = "",
 ) -> Plan:
     """Choose every setting of a run.
 
@@ -61,6 +63,7 @@ def plan_run(
         machine: memory, processors, and a function that measures.
         overrides: `table.key=value` of values that the user chooses.
         pretrained: weights to start from, which `model.checkpoint` among the overrides names too.
+        output_dir: folder of the run; by default one below outputs/ by the name of the data.
 
     Raises:
         ValueError: if an override is wrong, the time is too short for a step, or the data do not fit the weights.
@@ -80,10 +83,12 @@ def plan_run(
         >>> {each.key: each.value for each in plan.decisions}["trainer.max_steps"]
         6458
     """
-    draft = Draft(description, budget, machine, parse_overrides(overrides), pretrained)
+    output_dir = output_dir or default_output_dir(description.tables.get("root", ""))
+    draft = Draft(description, budget, machine, parse_overrides(overrides), pretrained, output_dir)
     ruled = {key for key, _ in RULES}
     for key, value in description.tables.items():
-        if not draft.is_given(f"data.{key}") and f"data.{key}" not in ruled:
+        is_replaced = key == "eval_split" and _holds_out(draft)
+        if not draft.is_given(f"data.{key}") and f"data.{key}" not in ruled and not is_replaced:
             draft.decide(f"data.{key}", value, _source_of(key, description))
     for key, rule in RULES:
         if draft.is_given(key):
@@ -114,9 +119,11 @@ def names(draft: Draft) -> tuple[list[str], str]:
 def eval_share(draft: Draft) -> tuple[float, str] | None:
     """Hold 10 % out where there is no evaluation split (recipe binary_b0), at least ten images, at most 30 %."""
     number = draft.description.num_train
+    if _holds_out(draft):
+        return None
     if found := draft.description.tables.get("eval_share"):
         return found, "no evaluation split: images are held out, drawn by data.seed"
-    if draft.description.num_eval or draft["data.eval_split"] or any(draft.given.get("split", {}).values()):
+    if draft.description.num_eval or draft["data.eval_split"]:
         return None
     if number < 2:
         raise ValueError(
@@ -126,6 +133,11 @@ def eval_share(draft: Draft) -> tuple[float, str] | None:
     share = round(min(0.3, max(0.1, 10 / number)), 3)
     held_out = max(1, round(number * share))
     return share, f"no evaluation split: {held_out} of {number} images are held out, drawn by data.seed"
+
+
+def _holds_out(draft: Draft) -> bool:
+    """Return True if the user holds out groups or a fold, which takes the place of the data's evaluation split."""
+    return SplitConfig(**draft.given.get("split", {})).holds_out
 
 
 def num_channels(draft: Draft) -> tuple[int, str] | None:
@@ -425,7 +437,7 @@ def max_grad_norm(draft: Draft) -> tuple[float, str]:
 
 def output_dir(draft: Draft) -> tuple[str, str]:
     """A folder below outputs/ by the name of the data."""
-    return default_output_dir(draft.description.tables.get("root", "")), "by the name of the data"
+    return draft.output_dir, "by the name of the data"
 
 
 def save_total_limit(draft: Draft) -> tuple[int, str]:

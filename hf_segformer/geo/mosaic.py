@@ -97,7 +97,8 @@ class MosaicRaster(GeoRaster):
         if drift > _MOST_SHIFT or max(abs(left - round(left)), abs(top - round(top))) > _MOST_SHIFT:
             raise ValueError(
                 f"{raster.name} is not on the grid of {self.source.name} (pixel size {abs(theirs.a):g} and "
-                f"{abs(ours.a):g}, {abs(left):.2f} columns and {abs(top):.2f} rows away); expected whole pixels: {_REMEDY}"
+                f"{abs(ours.a):g}, {abs(left):.2f} columns and {abs(top):.2f} rows away); expected whole pixels: "
+                f"{_REMEDY}"
             )
         return _Scene(source, round(top), round(left), raster.height, raster.width)
 

@@ -25,8 +25,8 @@ from hf_segformer.geo.vectors import from_pixels, read_polygons  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
 
-TRIANGLE = shapely.Polygon([(10, 12), (40, 20), (30, 50)])  # in pixels
-CORNER = shapely.box(170, 110, 200, 130)
+TRIANGLE = shapely.Polygon([(10.3, 12.4), (40.2, 20.7), (30.6, 50.1)])  # in pixels, off their centres
+CORNER = shapely.box(170.2, 110.3, 200.2, 130.3)
 
 
 def write_vectors(path, polygons, crs, **fields):

@@ -1,8 +1,9 @@
 """A regression benchmark of learning quality: mean IoU on the hard shapes after one run with a fixed seed.
 
 `make learn` runs it. It follows the recipe shapes_hard_b0 on one thread, about six minutes of processor time. The
-number is compared with the one on record, then takes its place. Processors round differently, so that the same code
-differs by about a point between machines; a larger loss is a change that learns worse.
+number is compared with the one on record, then takes its place. The same code gives other numbers on processors that
+round differently, and with another seed; how far they lie apart is not measured yet, so that only a fall by more than
+`NOISE` counts as a change that learns worse.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from hf_segformer.training.run import fine_tune
 from .record import RESULTS, machine
 
 RECIPE = "shapes_hard_b0"
-NOISE = 0.01  # of mean IoU, between machines and seeds
+NOISE = 0.02  # of mean IoU
 
 
 def measure(overrides: Sequence[str] = ()) -> dict[str, Any]:

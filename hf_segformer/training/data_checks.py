@@ -15,6 +15,8 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
+from ..data.duplicates import difference_hash, find_near_duplicates
+from ..data.image_measures import NARROW
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..progress import Progress
 from ..visualization import Color, colorize, figure, overlay
@@ -24,7 +26,6 @@ SPLITS = ("train", "evaluation")
 
 _NUM_STREAMED = 1000
 _NUM_SHOWN, _MAX_FAULTS = 5, 50
-_NARROW = 0.25  # share of the value range
 
 
 def check_data(
@@ -32,8 +33,8 @@ def check_data(
 ) -> np.ndarray:
     """Read every image and mask once, and count the pixels of each class.
 
-    Of a stream only the first 1,000 samples are read. An evaluation image that is trained on is reported, not refused:
-    empty tiles are equal too.
+    Of a stream only the first 1,000 samples are read. An evaluation image that is trained on, or nearly the same as one
+    that is, is reported, not refused: empty tiles are equal too.
 
     Args:
         data: what `load_data` gives.
@@ -60,6 +61,7 @@ def check_data(
     faults: list[str] = []
     seen: dict[bytes, str] = {}
     duplicates, turned = [], []
+    hashes: dict[str, list[tuple[str, int | None]]] = {split: [] for split in SPLITS}
     ranges: list[tuple[float, float, float, float]] = []
     for row, split in enumerate(SPLITS):
         for place, found in _results(data, split, num_labels, quiet):
@@ -68,7 +70,7 @@ def check_data(
                 if len(faults) == _MAX_FAULTS:
                     break
                 continue
-            pixels, digest, used, is_turned = found
+            pixels, digest, hashed, used, is_turned = found
             ranges += [used] if used else []
             turned += [place] if is_turned else []
             counts[row] += pixels
@@ -78,6 +80,8 @@ def check_data(
                     image_counts.append(pixels)
             elif digest in seen:
                 duplicates.append(f"{place} is the same as {seen[digest]}")
+                continue
+            hashes[split].append((place, hashed))
     if faults:
         raise ValueError(_summary(faults))
     if data.is_stream and not quiet:
@@ -85,6 +89,8 @@ def check_data(
     if duplicates and not quiet:
         number = "1 evaluation image is" if len(duplicates) == 1 else f"{len(duplicates)} evaluation images are"
         print(f"{number} also in the training data: {duplicates[0]}. Metrics will be too high.")
+    if not quiet and (near := describe_near_duplicates(hashes["train"], hashes["evaluation"])):
+        print(near)
     if turned and not quiet:
         number = "1 image is" if len(turned) == 1 else f"{len(turned)} images are"
         masks = "its mask is" if len(turned) == 1 else "their masks are"
@@ -113,7 +119,7 @@ def describe_range(ranges: Sequence[tuple[float, float, float, float]]) -> str:
     first, last = ranges[0][2:]
     share = max(0.0, min(high, last) - max(low, first)) / (last - first)
     text = f"Images use values from {low:g} to {high:g}, {100 * share:.1f} % of the range {first:g} to {last:g}"
-    if share >= _NARROW:
+    if share >= NARROW:
         return f"{text}."
     return (
         f"WARNING: {text} that the network is fed: it hardly sees differences. Set data.value_range, for example "
@@ -121,8 +127,35 @@ def describe_range(ranges: Sequence[tuple[float, float, float, float]]) -> str:
     )
 
 
-# Pixels of each label and ignored ones, a checksum, the used part of the value range, and turned by EXIF alone.
-_Found = tuple[np.ndarray, bytes, tuple[float, float, float, float] | None, bool]
+def describe_near_duplicates(
+    train: Sequence[tuple[str, int | None]], evaluation: Sequence[tuple[str, int | None]]
+) -> str:
+    """Warn of evaluation images that are nearly the same as training images; empty where there are none.
+
+    Args:
+        train: name and `difference_hash` of each image.
+        evaluation: the same.
+
+    Examples:
+        >>> from hf_segformer.training.data_checks import describe_near_duplicates
+        >>> describe_near_duplicates([("film1/7.png", 2**30 - 1)], [("film1/8.png", 2**29 - 1)])[:70]
+        'WARNING: 1 evaluation image is nearly the same as a training image (1 '
+    """
+    found = find_near_duplicates(*([each for _, each in split] for split in (train, evaluation)))
+    if not found.pairs:
+        return ""
+    images = "image is" if found.num_evaluation == 1 else "images are"
+    pairs = "; ".join(f"{evaluation[one][0]} and {train[other][0]}" for one, other in found.pairs)
+    return (
+        f"WARNING: {found.num_evaluation} evaluation {images} nearly the same as a training image ({found.num_pairs} "
+        f"{'pair' if found.num_pairs == 1 else 'pairs'}): {pairs}. Metrics will be too high. Keep images of one film, "
+        "patient or scene on one side: set split.group=REGEX, with data.eval_share=0.1 in place of data.eval_split."
+    )
+
+
+# Pixels of each label and ignored ones, a checksum, the difference hash, the used part of the value range, and turned
+# by EXIF alone.
+_Found = tuple[np.ndarray, bytes, int | None, tuple[float, float, float, float] | None, bool]
 
 
 def _count(labels: np.ndarray, num_labels: int) -> np.ndarray:
@@ -139,7 +172,8 @@ def _results(data: Data, split: str, num_labels: int, quiet: bool) -> Iterator[t
         pixels = np.ascontiguousarray(np.ma.getdata(np.asanyarray(row["image"])))
         digest = blake2b(pixels.data, digest_size=16, key=repr(pixels.shape).encode())
         data.processor.apply_range(row["image"])  # refuses what training would refuse
-        return counts, digest.digest(), data.processor.used_range(row["image"]), is_turned
+        hashed = difference_hash(row["image"])
+        return counts, digest.digest(), hashed, data.processor.used_range(row["image"]), is_turned
 
     def read(index: int) -> _Found | str:
         try:
@@ -309,4 +343,4 @@ def _caption(labels: np.ndarray, names: Sequence[str]) -> str:
     return f"{labels.shape[0]}x{labels.shape[1]}: {', '.join(parts)}"
 
 
-__all__ = ["check_classes", "check_data", "describe_range", "format_counts", "show_batch"]
+__all__ = ["check_classes", "check_data", "describe_near_duplicates", "describe_range", "format_counts", "show_batch"]

@@ -47,6 +47,12 @@ class Reference(NamedTuple):
     overviews: Sequence[int] = ()
 
 
+def part_transform(matrix: Any, top: int, left: int) -> Any:
+    """Return the transform of the part of a raster that begins at a row and a column."""
+    rows = ((matrix.a, matrix.b, matrix.c), (matrix.d, matrix.e, matrix.f))
+    return type(matrix)(*(each for a, b, c in rows for each in (a, b, a * left + b * top + c)))
+
+
 def write_cog(path: Path, rows: Iterable[tuple[int, np.ndarray]], layout: MaskLayout, reference: Reference) -> None:
     """Write rows, from top to bottom, as one band of a cloud-optimised GeoTIFF.
 
@@ -161,4 +167,4 @@ def _not_written(path: Path, reason: str) -> OSError:
     return OSError(errno.EIO if free else errno.ENOSPC, f"{reason}, and {free} MiB are free")
 
 
-__all__ = ["Reference", "write_cog"]
+__all__ = ["Reference", "part_transform", "write_cog"]

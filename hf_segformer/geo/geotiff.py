@@ -7,7 +7,7 @@ Axes: C bands, h w a tile's sides.
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ import numpy as np
 from ..data.readers import ImageSource, Kind, ReadOptions, Tile
 from ..inference.tiling import MaskLayout
 from .areas import write_areas
-from .cog import Reference, write_cog
+from .cog import Reference, part_transform, write_cog
 from .rasters import (
     HFA_MAGIC,
     INSTALL,
@@ -166,6 +166,31 @@ class GeoRaster(Raster):
         write_style(path.with_suffix(".qml"), layout)
         write_areas(path, labels, layout, self.reference())
 
+    def write_part(self, path: Path, tile: Tile, pixels: np.ndarray, nodata: float | None = None) -> None:
+        """Write a tile (C, h, w) as a GeoTIFF at its place, with a mask where pixels without data have no value.
+
+        Args:
+            path: of the file.
+            tile: place in the raster.
+            pixels: masked where they hold no data.
+            nodata: value for no data; by default the raster's.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        import rasterio
+
+        shared = self.nodata[0] if len(set(self.nodata)) == 1 else None
+        nodata = shared if nodata is None else nodata
+        count, height, width = pixels.shape
+        profile: dict[str, Any] = {"count": count, "height": height, "width": width, "dtype": pixels.dtype.name}
+        profile |= {"nodata": nodata, "compress": "deflate", "crs": self.reference().crs}
+        profile["transform"] = part_transform(self.reference().transform, tile.top, tile.left)
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", driver="GTiff", **profile) as out:
+            out.write(np.ma.getdata(pixels))
+            if nodata is None and np.ma.is_masked(pixels):
+                out.write_mask(~np.ma.getmaskarray(pixels).all(axis=0))
+
     def reference(self) -> Reference:
         """Return the reference of files of the raster's size."""
         file = self.file
@@ -183,6 +208,25 @@ class GeoRaster(Raster):
     def _overviews(self) -> list[int]:
         """Return the factors of the file's overviews, unless the file says that they are elsewhere."""
         return [] if self.file.tags(ns="OVERVIEWS") else self.file.overviews(self.numbers[0])
+
+
+def open_all_bands(path: str | Path, bands: Sequence[int] | None, num_rows: int) -> GeoRaster:
+    """Open a raster with these bands (from 1), or with all but one that only says where there is data.
+
+    Raises:
+        ValueError: if it is no raster, or bands do not exist.
+        OSError: if it cannot be read.
+    """
+    from rasterio.enums import ColorInterp
+
+    source = ImageSource(path)
+    if GeoRaster.claims(source, by_tiles=True) is None:
+        raise ValueError(f"{source.name} is no raster; expected a GeoTIFF, or another raster that rasterio opens")
+    with ExitStack() as stack:
+        file = _open(source, None, stack)
+        total = file.count - (file.count > 1 and file.colorinterp[-1] == ColorInterp.alpha)
+    number = total if bands is None else len(bands)
+    return GeoRaster(source, ReadOptions(number, bands=None if bands is None else tuple(bands), num_rows=num_rows))
 
 
 def _open(source: ImageSource, page: int | None, stack: ExitStack) -> Any:
@@ -235,4 +279,4 @@ def _color_table(colors: dict[int, tuple[int, ...]]) -> np.ndarray:
     return table
 
 
-__all__ = ["GeoRaster", "Restriction"]
+__all__ = ["GeoRaster", "Restriction", "open_all_bands"]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.readers import ImageSource, ReadOptions, Tile
-from .cog import Reference
+from .cog import Reference, part_transform
 from .geotiff import GeoRaster
 
 _MOST_OPEN = 32  # files at once
@@ -65,11 +65,7 @@ class MosaicRaster(GeoRaster):
         self.height = max(scene.top + scene.height for scene in self.scenes)
         self.width = max(scene.left + scene.width for scene in self.scenes)
         self.may_lack_data = True
-        matrix = first.transform
-        moved = type(matrix)(
-            *(matrix.a, matrix.b, matrix.c + matrix.a * left + matrix.b * top),
-            *(matrix.d, matrix.e, matrix.f + matrix.d * left + matrix.e * top),
-        )
+        moved = part_transform(first.transform, top, left)
         self._reference = Reference(self.height, self.width, first.crs, moved)
 
     def _place(self, source: ImageSource, first: Reference, options: ReadOptions) -> _Scene:

@@ -31,6 +31,7 @@ from ..progress import Progress
 from .accumulator import MetricAccumulator
 from .metrics import confusion_matrix, named_scores, scores
 from .naming import image_names
+from .summary import shown_classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,16 +91,19 @@ class Evaluation:
         }
 
     def format_table(self) -> str:
-        """IoU, accuracy and share of the pixels by class, in percent, for a terminal."""
+        """Scores and shares of pixels by class, in percent, for a terminal; of many the worst and best classes."""
         metrics, pixels = self.metrics, self._pixels()
         shares = [count / max(1, sum(pixels)) for count in pixels]
         names = [printable(name) for name in self.names]
         columns = (names, metrics["per_category_iou"], metrics["per_category_accuracy"], shares)
-        width = max(len(name) for name in ("mean", *names))
+        shown, rows = shown_classes(metrics["per_category_iou"]), list(zip(*columns, strict=True))
+        width = max(len(name) for name in ("mean", *(names[place] for place in shown)))
         lines = [f"  {'':{width}}    IoU  accuracy  pixels"]
-        for name, *values in zip(*columns, strict=True):
+        for name, *values in (rows[place] for place in shown):
             iou, accuracy, share = (_percent(value) for value in values)
             lines.append(f"  {name:{width}}  {iou:>5}  {accuracy:>8}  {share:>6}")
+        if len(shown) < len(rows):
+            lines.append(f"  the {len(shown)} worst and best of {len(rows)} classes; table.csv of --output-dir has all")
         lines.append("  " + "-" * (width + 25))
         lines.append(f"  {'mean':{width}}  {_percent(metrics['mean_iou']):>5}  {_percent(metrics['mean_accuracy']):>8}")
         lines.append(f"  {_percent(metrics['overall_accuracy'])} % of all pixels are correct")

@@ -43,7 +43,7 @@ img.narrow { max-width: min(100%, 560px); }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--faint); font-weight: 600; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .text { text-align: left; }
 tr.mean td { font-weight: 650; border-top: 2px solid var(--ink); border-bottom: 0; }
 td small { color: var(--faint); }
 td.better { color: var(--blue); font-weight: 650; }
@@ -81,10 +81,12 @@ bootstrap over {{ summary.intervals.num_drawn }} {{ summary.intervals.unit }}{% 
 {% if no_plots %}<p class="faint">Figures are missing: they need matplotlib, pip install "hf-segformer[plots]".</p>
 {% endif %}
 <section><h2>Scores by class</h2>
+{% if rows | length < num_classes %}<p class="faint">The worst and the best {{ rows | length }} of {{ num_classes }}
+classes by IoU; table.csv has all.</p>{% endif %}
 <div class="scroll"><table>
 <tr><th>Class</th>{% for key in columns %}<th>{{ headings[key] }}</th>{% endfor %}<th>Pixels</th></tr>
-{% for row in summary.classes %}
-<tr><td><span class="swatch" style="background: rgb({{ palette[loop.index0] | join(', ') }})"></span>{{ row.name }}</td>
+{% for row, color in rows %}
+<tr><td><span class="swatch" style="background: rgb({{ color | join(', ') }})"></span>{{ row.name }}</td>
 {%- for key in columns %}<td>{{ row[key] | percent }}
 {%- if key == "iou" %}{{ small(row.intervals.get("iou")) }}{% endif %}</td>{% endfor -%}
 <td>{{ (row.pixels / total) | percent }}</td></tr>
@@ -101,11 +103,16 @@ pixels that the model gives to the class; its mean is over all pixels. Pixels ar
 {% if iou %}<section><h2>IoU by class</h2>
 {{ figure(iou, "IoU by class with confidence intervals") }}</section>{% endif %}
 {% if confusion %}
-<div class="{{ "two" if palette | length <= 12 else "" }}">
+<div class="{{ "two" if num_classes <= 12 else "" }}">
 <section><h2>Confusion matrix</h2>
 <p class="faint">Rows are true classes and add up to 100 %.</p>
-{{ figure(confusion, "Confusion matrix in percent of the true class", "narrow" if palette | length <= 12 else "") }}
+{{ figure(confusion, "Confusion matrix in percent of the true class", "narrow" if num_classes <= 12 else "") }}
 </section>
+{% if confusions and num_classes > 12 %}<section><h2>Most frequent confusions</h2><div class="scroll"><table>
+<tr><th>True class</th><th class="text">Predicted as</th><th>Share of the true class</th><th>Pixels</th></tr>
+{% for row in confusions %}<tr><td>{{ row.true }}</td><td class="text">{{ row.predicted }}</td>
+<td>{{ row.share | percent }}</td><td>{{ "{:,}".format(row.pixels) }}</td></tr>
+{% endfor %}</table></div></section>{% endif %}
 {% if reliability %}<section><h2>Calibration</h2>
 <p class="faint">Where bars end below the diagonal, the model is surer than it should be.</p>
 {{ figure(reliability, "Reliability diagram", "narrow") }}</section>{% endif %}
@@ -117,6 +124,8 @@ pixels that the model gives to the class; its mean is over all pixels. Pixels ar
 <dl><dt>AUC</dt><dd>{{ summary.binary.auc | percent(2) }}</dd>
 <dt>Average precision</dt><dd>{{ summary.binary.average_precision | percent(2) }}</dd>
 <dt>Dice at 0.5</dt><dd>{{ summary.binary.at_half.dice | percent }}</dd>
+{% if summary.binary.get("threshold") %}<dt>The model's threshold</dt><dd>{{ summary.binary.threshold | round(3) }}</dd>
+{% endif %}
 {% if summary.binary.best %}<dt>Best Dice</dt><dd>{{ summary.binary.best.dice | percent }} at
 {{ summary.binary.best.threshold | round(3) }}, found on these images</dd>{% endif %}</dl></section>{% endif %}
 {% if worst %}<section><h2>Worst images</h2>

@@ -14,6 +14,8 @@ import numpy as np
 BLUE, ORANGE, GREEN, INK, FAINT, GRID = "#2154c4", "#d66014", "#1d8348", "#202124", "#5f6368", "#e4e6ea"
 
 _MOST_NUMBERED = 25  # classes of a confusion matrix with numbers in its cells
+_MOST_NAMED = 160  # with names beside its rows
+_SIDE = 11  # inches, of a matrix of more classes than have numbers
 _DPI = 140
 
 
@@ -61,7 +63,7 @@ def plot_confusion(matrix: Any, names: Sequence[str]) -> bytes:
     """Confusion matrix in percent of the true class's pixels; a class without pixels has a blank row.
 
     Colours follow the root of the percentage, so that small ones are visible. Up to 25 classes have numbers in their
-    cells.
+    cells, up to 160 have names.
 
     Args:
         matrix: (K, K + 1) counts from `metrics.confusion_matrix`, an array or a tensor on the CPU. The last column,
@@ -87,14 +89,15 @@ def plot_confusion(matrix: Any, names: Sequence[str]) -> bytes:
     if not counts[:, -1].any():
         counts, columns = counts[:, :-1], list(names)
     shares = 100 * counts / np.where(totals, totals, np.nan)
-    cell = 0.3 if len(names) <= _MOST_NUMBERED else max(0.1, 11 / len(names))
+    cell = 0.3 if len(names) <= _MOST_NUMBERED else _SIDE / len(names)
     figure, axes = _figure(2.6 + cell * max(len(columns), 6), 1.8 + cell * max(len(names), 6))
     drawn = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=10, aspect="equal")
     size = 9 if len(names) <= _MOST_NUMBERED else max(3, 72 * cell * 0.75)
-    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
-    axes.set_yticks(range(len(names)), names, fontsize=size)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    if len(names) <= _MOST_NAMED:
+        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.set_xlabel("predicted" if len(names) <= _MOST_NAMED else "predicted, number of the class")
+    axes.set_ylabel("true" if len(names) <= _MOST_NAMED else "true, number of the class")
     axes.tick_params(length=0)
     if len(names) <= _MOST_NUMBERED:
         for row, column in np.argwhere(shares >= 0.5).tolist():

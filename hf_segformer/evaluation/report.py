@@ -20,7 +20,15 @@ from .accumulator import MetricAccumulator, typical_images, worst_images
 from .bootstrap import class_scores
 from .pages import render_report
 from .samples import Sample, sample_sheet
-from .summary import CLASS_COLUMNS, classes_csv, classes_latex, per_image_csv, percent
+from .summary import (
+    CLASS_COLUMNS,
+    classes_csv,
+    classes_latex,
+    frequent_confusions,
+    per_image_csv,
+    percent,
+    shown_classes,
+)
 
 NUM_SAMPLES = 5
 
@@ -83,28 +91,29 @@ class Report:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(dict(self.summary), folder / "metrics.json")
-        sheets = self._sheets()
+        sheets, figures = self._sheets(), self._figures()
         files: dict[str, bytes | str] = {
             "per_image.csv": per_image_csv(self.accumulator, self.class_names, self.groups),
             "table.csv": classes_csv(self.summary),
             "table.tex": classes_latex(self.summary),
             **{f"{name}.png": sheet for name, sheet in sheets.items() if sheet},
-            "report.html": self._html(sheets),
+            **{f"{name}.png": png for name in ("confusion", "reliability") if (png := figures[name])},
+            "report.html": self._html(sheets, figures),
         }
+        for name in ("worst.png", "typical.png", "confusion.png", "reliability.png"):
+            if name not in files:  # of an earlier evaluation
+                (folder / name).unlink(missing_ok=True)
         for name, content in files.items():
             write_file(folder / name, content)
-        drawn = write_confusion(folder, self.accumulator.matrix, self.class_names)
-        drawn += write_reliability(folder, self.summary)
-        return [*(folder / name for name in ("metrics.json", *files)), *drawn]
+        return [folder / name for name in ("metrics.json", *files)]
 
     def to_html(self) -> str:
         """Return the page, one file without anything from elsewhere."""
-        return self._html(self._sheets())
+        return self._html(self._sheets(), self._figures())
 
-    def _html(self, sheets: Mapping[str, bytes | None]) -> str:
-        summary, is_drawn = self.summary, plots.has_matplotlib()
+    def _html(self, sheets: Mapping[str, bytes | None], figures: Mapping[str, bytes | None]) -> str:
+        summary = self.summary
         means = {name: summary.get(f"mean_{name}", summary.get(name)) for name in CLASS_COLUMNS}
-        figures = self._figures() if is_drawn else dict.fromkeys(("iou", "confusion", "reliability", "thresholds"))
         return render_report(
             title=self.title,
             summary=summary,
@@ -113,19 +122,26 @@ class Report:
             columns=[name for name in CLASS_COLUMNS if means[name] is not None],
             headings=CLASS_COLUMNS,
             means=means,
-            palette=self.palette,
+            rows=[(summary["classes"][place], self.palette[place]) for place in self._shown()],
+            num_classes=len(self.class_names),
+            confusions=frequent_confusions(self.accumulator.matrix, self.class_names),
             total=max(1, sum(row["pixels"] for row in summary["classes"])),
             details=self.details,
-            no_plots=not is_drawn,
+            no_plots=not plots.has_matplotlib(),
             **figures,
             **sheets,
         )
 
+    def _shown(self) -> list[int]:
+        return shown_classes([row["iou"] for row in self.summary["classes"]])
+
     def _figures(self) -> dict[str, bytes | None]:
+        if not plots.has_matplotlib():
+            return dict.fromkeys(("iou", "confusion", "reliability", "thresholds"))
         summary = self.summary
         calibration, binary = summary["calibration"], summary["binary"]
         return {
-            "iou": plots.plot_iou(summary["classes"]),
+            "iou": plots.plot_iou([summary["classes"][place] for place in self._shown()]),
             "confusion": plots.plot_confusion(self.accumulator.matrix, self.class_names),
             "reliability": calibration and plots.plot_reliability(calibration["bins"], summary["calibration_error"]),
             "thresholds": binary and plots.plot_thresholds(binary),
@@ -165,43 +181,6 @@ def choose_samples(
     return [sample(place) for place in worst], [sample(place) for place in typical]
 
 
-def write_confusion(folder: Path, matrix: Any, names: Sequence[str]) -> list[Path]:
-    """Write the figure of a confusion matrix as confusion.png; without matplotlib remove an older one.
-
-    Args:
-        folder: it exists.
-        matrix: (K, K + 1) counts.
-        names: of the K classes.
-
-    Returns:
-        the file's path, if it was written.
-    """
-    path = folder / "confusion.png"
-    if not plots.has_matplotlib():
-        path.unlink(missing_ok=True)
-        return []
-    write_file(path, plots.plot_confusion(matrix, names))
-    return [path]
-
-
-def write_reliability(folder: Path, summary: Mapping[str, Any]) -> list[Path]:
-    """Write the reliability diagram as reliability.png; without matplotlib or calibration remove an older one.
-
-    Args:
-        folder: it exists.
-        summary: of `summary.summarize`.
-
-    Returns:
-        the file's path, if it was written.
-    """
-    path = folder / "reliability.png"
-    if not plots.has_matplotlib() or summary["calibration"] is None:
-        path.unlink(missing_ok=True)
-        return []
-    write_file(path, plots.plot_reliability(summary["calibration"]["bins"], summary["calibration_error"]))
-    return [path]
-
-
 def png_bytes(image: Image.Image) -> bytes:
     """The image as a PNG file's bytes."""
     file = io.BytesIO()
@@ -225,7 +204,5 @@ __all__ = [
     "Report",
     "choose_samples",
     "png_bytes",
-    "write_confusion",
     "write_file",
-    "write_reliability",
 ]

@@ -35,6 +35,9 @@ _OVERALL = {
     "mean_accuracy": "mean_recall",
     "overall_accuracy": "overall_accuracy",
 }
+MOST_SHOWN = 60
+"""Classes up to which pages and terminals show all of them."""
+
 _BY_CLASS = ("iou", "dice", "precision", "recall")
 
 
@@ -149,6 +152,55 @@ def per_image_csv(
         for row, group in zip(rows, ["group", *groups], strict=True):
             row.insert(2, group)
     return csv_text(rows)
+
+
+def shown_classes(values: Sequence[float | None], most: int = MOST_SHOWN) -> list[int]:
+    """Places of the classes that a page or a terminal shows: all, or of too many the worst, then the best, by IoU.
+
+    Args:
+        values: IoU of each class; None or NaN where it is not defined, which leaves the class out of a choice.
+        most: number of classes that are shown at most, an even one.
+
+    Examples:
+        >>> from hf_segformer.evaluation.summary import shown_classes
+        >>> shown_classes([0.1, 0.9, 0.5, 0.7, 0.6], most=4), shown_classes([0.1, 0.9, None], most=4)
+        ([0, 2, 3, 1], [0, 1, 2])
+    """
+    if len(values) <= most:
+        return list(range(len(values)))
+    known = {place: value for place, value in enumerate(values) if value is not None and not math.isnan(value)}
+    ordered = sorted(known, key=known.__getitem__)
+    return ordered if len(ordered) <= most else [*ordered[: most // 2], *ordered[-(most // 2) :]]
+
+
+def frequent_confusions(matrix: Any, class_names: Sequence[str], number: int = 15) -> list[dict[str, Any]]:
+    """Pairs of classes that are confused most, by the number of pixels, most first.
+
+    Args:
+        matrix: (K, K + 1) counts from `metrics.confusion_matrix`.
+        class_names: of the K classes.
+        number: of pairs, at most.
+
+    Returns:
+        for each pair the names `true` and `predicted` (`none` where the prediction is no class), `pixels`, and their
+        `share` of the true class's pixels.
+    """
+    counts = np.asarray(matrix).astype(np.int64)
+    totals = counts.sum(axis=1)
+    np.fill_diagonal(counts, 0)
+    columns = [*class_names, "none"]
+    places = np.argsort(-counts, axis=None, kind="stable")[:number]
+    pairs = [(int(row), int(column)) for row, column in zip(*np.unravel_index(places, counts.shape), strict=True)]
+    return [
+        {
+            "true": class_names[row],
+            "predicted": columns[column],
+            "pixels": int(counts[row, column]),
+            "share": counts[row, column] / totals[row],
+        }
+        for row, column in pairs
+        if counts[row, column]
+    ]
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -270,10 +322,13 @@ _BOUNDARY = ("boundary_iou", "boundary_f1")
 
 __all__ = [
     "CLASS_COLUMNS",
+    "MOST_SHOWN",
     "classes_csv",
     "classes_latex",
     "escape_latex",
+    "frequent_confusions",
     "per_image_csv",
     "percent",
+    "shown_classes",
     "summarize",
 ]

@@ -1,4 +1,4 @@
-"""Report of a run: progress bar, metrics.json and figures."""
+"""Report of a run: progress bar, evaluation report and figures."""
 
 import sys
 from collections.abc import Sequence
@@ -11,11 +11,13 @@ from transformers import PreTrainedModel, ProgressCallback
 
 from ..data.labeled import evaluation_name
 from ..data.splits import count_division
+from ..evaluation.accumulator import MetricAccumulator
+from ..evaluation.detailed import build_report
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.metrics import confusion_matrix, scores
-from ..evaluation.report import write_confusion, write_file
-from ..files import csv_text, write_json
-from ..inference.segmenter import predict
+from ..evaluation.report import write_file
+from ..files import csv_text
+from ..inference.segmenter import Segmenter, predict
 from ..progress import Progress
 from ..visualization import Color, Stretch, colorize, displayable, figure
 from .data import Data
@@ -59,19 +61,35 @@ class ProgressBar(ProgressCallback):
         self.training_bar.set_postfix(self.numbers)
 
 
-def write_evaluation(evaluation: Evaluation, recipe: Recipe, folder: Path) -> None:
-    """Write `metrics.json`, `confusion.csv` and `confusion.png`.
+def write_evaluation(
+    evaluation: Evaluation, accumulator: MetricAccumulator, model: Any, data: Data, recipe: Recipe, folder: Path
+) -> None:
+    """Write the report of `segformer evaluate`, and `confusion.csv`.
+
+    Args:
+        evaluation: of the evaluation data.
+        accumulator: its counts.
+        model: predicts the images of the report's sheets.
+        data: the images and masks.
+        recipe: of the run.
+        folder: of the run.
 
     Raises:
         OSError: if they cannot be written.
     """
-    split = evaluation_name(recipe.data, recipe.split)
-    values = evaluation.to_json(recipe.data.title or recipe.data.source, split, recipe.evaluation)
-    write_json(values, folder / "metrics.json")
+    build_report(
+        evaluation,
+        accumulator,
+        Segmenter(model, data.processor, recipe.evaluation),
+        data.evaluation,
+        with_background(data.names, data.palette)[1],
+        title=recipe.data.title or recipe.data.source,
+        split=evaluation_name(recipe.data, recipe.split),
+        details={"Recipe": recipe.name},
+    ).write(folder)
     header = ["mask", *evaluation.names, "no class"]
     rows = zip(evaluation.names, evaluation.matrix.tolist(), strict=True)
     write_file(folder / CONFUSION_FILE, csv_text([header, *([name, *counts] for name, counts in rows)]))
-    write_confusion(folder, evaluation.matrix, evaluation.names)
 
 
 def split_record(recipe: Recipe, data: Data) -> dict[str, Any]:

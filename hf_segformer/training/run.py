@@ -26,7 +26,7 @@ from ..configuration_segformer import VARIANTS, SegFormerConfig, default_ignore_
 from ..data.sampling import ClassBalance
 from ..data.splits import format_division, write_division
 from ..data.torch_datasets import EpochSampler, TrainDataset, TrainStream
-from ..evaluation.evaluate import evaluate
+from ..evaluation.detailed import evaluate_in_detail
 from ..evaluation.metrics import COUNTED_SCORES
 from ..files import read_json
 from ..hub.model_card import write_card
@@ -76,7 +76,7 @@ def fine_tune(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> 
             run.check_checkpoint(checkpoint)
         elif is_main:
             run.check_free(overwrite)
-        data, loss = _prepare_data(recipe, arguments, checkpoint)
+        data, loss = prepare_data(recipe, arguments, checkpoint)
         teacher = load_teacher(recipe.distill, data.names, data.processor) if recipe.distill.teacher else None
         set_seed(arguments.seed)
         model = build_model(recipe.model, data.names)
@@ -98,7 +98,7 @@ def fine_tune(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> 
     return folder
 
 
-def _prepare_data(recipe: Recipe, arguments: TrainingArguments, checkpoint: Path | None) -> tuple[Data, Any]:
+def prepare_data(recipe: Recipe, arguments: TrainingArguments, checkpoint: Path | None) -> tuple[Data, Any]:
     """Load and check the data before an earlier run is archived; the loss has numbers for class weights."""
     is_main = arguments.process_index == 0
     config, loss = fresh_config(recipe.model), recipe.loss
@@ -180,8 +180,10 @@ def train(trainer: RecipeTrainer, checkpoint: Path | None) -> None:
         raise KeyboardInterrupt
     state = trainer.state
     if state.global_step < state.max_steps and state.best_global_step and trainer.is_world_process_zero():
-        print(f"\nEnded early, after step {state.global_step}: no evaluation since step {state.best_global_step} was "
-              "better, and the weights of that step are restored")
+        print(
+            f"\nEnded early, after step {state.global_step}: no evaluation since step {state.best_global_step} was "
+            "better, and the weights of that step are restored"
+        )
     if not trainer.state.global_step:
         raise ValueError("nothing was trained: no batch was full, and trainer.dataloader_drop_last drops all others")
 
@@ -194,13 +196,15 @@ def finish(trainer: RecipeTrainer, recipe: Recipe, data: Data, folder: Path) -> 
         trainer.model = trainer.model_wrapped = model
     with translate_disk_full(folder):
         trainer.save_model()
-    evaluation = evaluate(model, data.processor, data.evaluation, recipe.evaluation, names=data.names)
+    arguments = (model, data.processor, data.evaluation, recipe.evaluation)
+    evaluation, accumulator = evaluate_in_detail(*arguments, names=data.names)
     if not trainer.is_world_process_zero():
         return
     print(f"\nOn {evaluation.num_images} images that it was not trained on, in percent:\n")
     print(evaluation.format_table())
-    write_evaluation(evaluation, recipe, folder)
-    samples = predict_some(check_saved(model, data, folder), data)
+    loaded = check_saved(model, data, folder)
+    write_evaluation(evaluation, accumulator, loaded, data, recipe, folder)
+    samples = predict_some(loaded, data)
     draw_predictions(samples, data.names, data.palette).save(folder / "prediction.png")
     if split := split_record(recipe, data):
         write_division(folder, data.train, data.evaluation)
@@ -211,7 +215,7 @@ def finish(trainer: RecipeTrainer, recipe: Recipe, data: Data, folder: Path) -> 
     write_card(folder)
     print("\nThe model was loaded again from its folder by AutoModelForSemanticSegmentation and predicts the same.")
     print(f"  {folder / 'prediction.png'}  image, mask and prediction")
-    print(f"  {folder / 'metrics.json'}  the metrics above")
+    print(f"  {folder / 'report.html'}  the evaluation with all figures; metrics.json holds their values")
     print(f"  {folder / 'README.md'}  the model card")
     print(f"  {folder}  the model, for from_pretrained")
 
@@ -488,6 +492,7 @@ __all__ = [
     "inspect_data",
     "is_finished",
     "locate_checkpoint",
+    "prepare_data",
     "restore_finished_run",
     "train",
     "train_samples",

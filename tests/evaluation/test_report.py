@@ -26,10 +26,12 @@ from hf_segformer.evaluation.summary import (
     classes_csv,
     classes_latex,
     escape_latex,
+    frequent_confusions,
     per_image_csv,
     summarize,
 )
 from hf_segformer.files import csv_text
+from hf_segformer.visualization import default_palette
 from tests.support.evaluations import IGNORE, NAMES, PALETTE, evaluation
 
 RESAMPLES = 100
@@ -140,6 +142,36 @@ def test_tables_hold_the_summary(summary):
     assert r"car \& van" in table
     assert f"{100 * summary['mean_iou']:.1f}" in table.splitlines()[-3]
     assert {line.count("&") - line.count(r"\&") for line in table.splitlines() if line.endswith(r"\\")} == {7}
+
+
+def test_confusions_are_listed_by_their_pixels():
+    matrix = torch.tensor([[5, 3, 0, 0], [7, 1, 0, 2], [0, 0, 0, 0]])
+    found = frequent_confusions(matrix, ["a", "b", "c"], number=2)
+    assert found == [
+        {"true": "b", "predicted": "a", "pixels": 7, "share": 0.7},
+        {"true": "a", "predicted": "b", "pixels": 3, "share": 0.375},
+    ]
+    assert [row["predicted"] for row in frequent_confusions(matrix, ["a", "b", "c"])] == ["a", "b", "none"]
+    assert matrix[0, 0] == 5
+
+
+def test_a_thousand_classes_are_shown_by_the_worst_and_best(tmp_path):
+    pytest.importorskip("matplotlib")
+    number = 1000
+    names = [f"class {place}" for place in range(number)]
+    accumulator = MetricAccumulator(number, ignore_index=-100)
+    labels = torch.arange(number).repeat_interleave(4).reshape(50, 80)
+    for prediction in (labels.roll(1, 1), labels):
+        accumulator.update(None, prediction, labels)
+    summary = summarize(accumulator, names, num_resamples=10)
+    Report("many", accumulator, names, default_palette(number), summary).write(tmp_path)
+    page = Page((tmp_path / "report.html").read_text())
+    assert "60 of 1000" in page.text
+    assert page.text.count("class ") < 200
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == number + 2
+    assert (tmp_path / "report.html").stat().st_size < 2_500_000
+    with Image.open(tmp_path / "confusion.png") as drawn:
+        assert max(drawn.size) < 2500
 
 
 def test_error_map_shows_errors_and_ignored_pixels():

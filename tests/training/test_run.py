@@ -225,6 +225,7 @@ class TestOtherData:
     def evaluated(self, folder, arguments):
         written = {path.name for path in folder.iterdir()}
         assert {"metrics.json", "confusion.png", "prediction.png", "README.md", "training.json"} <= written
+        assert {"report.html", "table.csv", "per_image.csv", "worst.png", "reliability.png"} <= written
         first = json.loads((folder / "metrics.json").read_text())
         evaluate_recipe(str(folder), read_recipe("shapes_b0", arguments), folder)
         assert {"report.html", "table.csv", "per_image.csv", "worst.png"} <= {path.name for path in folder.iterdir()}

@@ -1,0 +1,99 @@
+"""Search of a recipe's values: by Optuna where it is installed, and the checks of the space in any case."""
+
+import json
+
+import pytest
+
+from hf_segformer.training.recipe import read_recipe
+from hf_segformer.training.search import check_space, search, suggest
+from tests.support.training import SMALL
+
+
+class Trial:
+    """Draws the lower end, and remembers what it was asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def _draw(self, kind, key, low, high, log):
+        self.asked.append((kind, key, high, log))
+        return low
+
+    def suggest_int(self, key, low, high, log):
+        return self._draw("int", key, low, high, log)
+
+    def suggest_float(self, key, low, high, log):
+        return self._draw("float", key, low, high, log)
+
+    def suggest_categorical(self, key, values):
+        return values[-1]
+
+
+def test_ranges_become_optunas_suggestions():
+    space = {
+        "trainer.learning_rate": (1e-4, 1e-2, "log"),
+        "model.decoder_hidden_size": (16, 64),
+        "loss.dice": [0.0, 1.0],
+    }
+    check_space(space)
+    trial = Trial()
+    assert suggest(trial, space) == {"trainer.learning_rate": 1e-4, "model.decoder_hidden_size": 16, "loss.dice": 1.0}
+    assert trial.asked == [
+        ("float", "trainer.learning_rate", 1e-2, True),
+        ("int", "model.decoder_hidden_size", 64, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({}, "the space is empty"),
+        ({"data.eval_size": (32, 64)}, "data.eval_size cannot be searched; expected a key of model, loss"),
+        ({"trainer.output_dir": ["a"]}, "trainer.output_dir cannot be searched"),
+        ({"loss.dice": (1.0, 0.0)}, "expected low below high"),
+        ({"trainer.learning_rate": (0.0, 1.0, "log")}, "above 0 on a logarithmic scale"),
+        ({"loss.dice": (0.0, 1.0, "lin")}, r"expected \(low, high\) or"),
+        ({"loss.dice": 1.0}, "or a list of values"),
+        ({"loss.dicee": (0.0, 1.0)}, "did you mean 'loss.dice'"),
+        ({"model.variant": [0, 1]}, "model.variant"),
+    ],
+)
+def test_impossible_spaces_are_named(space, message):
+    with pytest.raises(ValueError, match=message):
+        check_space(space)
+
+
+@pytest.mark.slow
+def test_trials_train_the_recipe_with_their_values(tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    from hf_segformer.training.trainer import SegFormerTrainer
+
+    seen = []
+    create = SegFormerTrainer.create_optimizer
+
+    def watch(self, *arguments):
+        optimizer = create(self, *arguments)
+        rates = sorted({group["lr"] for group in optimizer.param_groups})
+        seen.append((rates, self.model.loss_function.dice, self.train_dataset.transform.augmentation.flip))
+        return optimizer
+
+    monkeypatch.setattr(SegFormerTrainer, "create_optimizer", watch)
+    recipe = read_recipe("shapes_b0", [*SMALL, "trainer.max_steps=1", f"trainer.output_dir={tmp_path}"])
+    space = {
+        "trainer.learning_rate": (1e-4, 1e-2, "log"),
+        "optimizer.head_lr_multiplier": (2.0, 4.0),
+        "loss.dice": [0.25, 0.75],
+        "augmentation.flip": (0.1, 0.9),
+    }
+    found = search(recipe, space, 2)
+    assert len(seen) == 2
+    assert seen[0] != seen[1]
+    assert found.overrides.keys() == space.keys()
+    values = found.overrides
+    rate, head = values["trainer.learning_rate"], values["optimizer.head_lr_multiplier"]
+    best = next(each for each in seen if each[2] == pytest.approx(values["augmentation.flip"]))
+    assert best == ([pytest.approx(rate), pytest.approx(rate * head)], values["loss.dice"], values["augmentation.flip"])
+    assert 0 <= found.score <= 1
+    assert found.recipe.trainer["learning_rate"] == rate
+    assert found.recipe.optimizer.head_lr_multiplier == head
+    json.dumps(found.overrides)

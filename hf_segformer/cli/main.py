@@ -17,6 +17,7 @@ from ..files import printable
 from ..version import __version__
 from .app import add_app
 from .bench import add_bench
+from .chips import add_chips
 from .compare import add_compare
 from .convert import add_convert
 from .evaluate import add_evaluate
@@ -33,6 +34,7 @@ COMMANDS = (
     add_compare,
     add_inspect,
     add_predict,
+    add_chips,
     add_export,
     add_convert,
     add_push,

@@ -16,7 +16,7 @@ from hf_segformer.data.splits import assign_folds
 from hf_segformer.evaluation.metrics import scores
 from hf_segformer.training.folds import format_runs, repeated_recipes, summarize_runs
 from hf_segformer.training.recipe import read_recipe
-from tests.support.training import SMALL, assert_same_weights, error_of, train
+from tests.support.training import SMALL, assert_same_weights, error_of, paired_folders, train
 
 STEPS = ("trainer.max_steps=2", "trainer.save_steps=1", "data.num_train=9")
 
@@ -132,6 +132,19 @@ class TestResume:
         error = capsys.readouterr().err
         assert f"Resume from {folds_copy} with: segformer train shapes_b0 " in error
         assert error.endswith("--folds 2 --resume\n")
+
+
+def test_groups_need_no_other_setting_with_folds(tmp_path, capsys):
+    data = paired_folders(tmp_path / "data", [(40, 32)] * 6)
+    data = (*data, 'data.names=["a", "b", "c"]', "--folds", "2")
+    with mock.patch.object(hf_segformer.training.run, "fine_tune", side_effect=KeyboardInterrupt) as run:
+        error = error_of(capsys, tmp_path / "run", *data, "split.group=train([0-2])")
+        assert "split.group 'train([0-2])' is not found in the image name 'train3.png', nor in 2 others" in error
+        assert train(tmp_path / "run", *data, r"split.group=train(\d)") == 130
+    [call] = run.call_args_list
+    assert (call.args[0].split.folds, call.args[0].split.fold) == (2, 0)
+    assert call.args[0].split.group == r"train(\d)"
+    assert "no checkpoint to resume from yet" in capsys.readouterr().err
 
 
 @pytest.mark.slow

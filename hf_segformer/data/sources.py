@@ -163,8 +163,8 @@ def _pages(item: InputItem, axis: int | None) -> list[InputItem]:
         number = count_pages(ImageSource(str(item.source), files=item.files), axis)
     except (OSError, ValueError):
         return [item]
-    if number == 1:
-        return [item]
+    if number == 1:  # of a volume the only slice, which is an image then
+        return [item._replace(page=0) if kind_of(str(item.source)) == "volume" else item]
     return [InputItem(f"{item.name}_p{page + 1:03d}", item.source, page, item.files) for page in range(number)]
 
 

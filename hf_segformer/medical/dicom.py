@@ -7,7 +7,6 @@ the planes. Only the tags of `_TAGS` are read, none of which names a person.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ import numpy as np
 from ..data.readers import ImageSource, Kind
 from ..image_io_segformer import DECODE_ERRORS
 from ..inference.tiling import MaskLayout
-from .volumes import Volume, quiet, to_bytes
+from .frames import Frame, decode, in_units, rescale, to_rgb, windowed
+from .volumes import Volume, quiet
 
 _MAGIC, _MAGIC_PLACE = b"DICM", 128
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -41,33 +41,6 @@ _COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COL
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 _SAME = 1e-3  # of directions
 _EQUAL_STEPS = 0.02  # of the distance of slices
-
-
-@dataclass
-class _Frame:
-    """A slice: where its pixels are, and where it is in space."""
-
-    file: Any
-    header: Any
-    index: int
-    number_in_file: int | None
-    position: list[float] | None = None
-    orientation: list[float] | None = None
-    spacing: list[float] | None = None
-    along: float = 0.0
-
-    def tag(self, group: str, name: str) -> Any:
-        """Return a tag of this frame: its own, that of all frames of the file, or the file's."""
-        for sequence, index in (
-            ("PerFrameFunctionalGroupsSequence", self.index),
-            ("SharedFunctionalGroupsSequence", 0),
-        ):
-            groups = self.header.get(sequence)
-            macro = groups[index].get(group) if groups and index < len(groups) else None
-            value = macro[0].get(name) if macro else None
-            if value is not None:
-                return value
-        return self.header.get(name)
 
 
 class DicomVolume(Volume):
@@ -140,9 +113,9 @@ class DicomVolume(Volume):
         if len(headers) == 1:
             file, header = headers[0]
             is_several = number > 1
-            self._frames = [_Frame(file, header, index, index if is_several else None) for index in range(number)]
+            self._frames = [Frame(file, header, index, index if is_several else None) for index in range(number)]
         else:
-            self._frames = [_Frame(file, header, 0, None) for file, header in headers]
+            self._frames = [Frame(file, header, 0, None) for file, header in headers]
         self._place()
         self.dtype = self._dtype()
 
@@ -245,39 +218,26 @@ class DicomVolume(Volume):
         return np.dtype(np.uint8 if is_byte and not self._is_scaled(self._frames[0]) else np.float32)
 
     @staticmethod
-    def _is_scaled(frame: _Frame) -> bool:
-        scale = (_rescale(frame), frame.header.get("ModalityLUTSequence"))
+    def _is_scaled(frame: Frame) -> bool:
+        scale = (rescale(frame), frame.header.get("ModalityLUTSequence"))
         return scale[0] != (1, 0) or bool(scale[1])
 
     def _slice(self, index: int) -> np.ndarray:
         frame = self._frames[index]
-        pixels = _decode(frame)
+        pixels = decode(frame)
         expected = (self.height, self.width)
         if pixels.shape[:2] != expected or pixels.ndim != (3 if self._is_color and pixels.ndim == 3 else 2):
             raise OSError(f"{self.name} holds {pixels.shape} pixels; expected {expected}, as in its header")
         if self._is_color:
-            return _to_rgb(pixels, frame.header)
-        values, ends = self._in_units(pixels, frame)
+            return to_rgb(pixels, frame.header)
+        values, ends = in_units(pixels, frame)
         is_inverse = str(frame.header.PhotometricInterpretation) == "MONOCHROME1"
         if self.options.window:
-            shown = _windowed(values, frame, self.name)
+            shown = windowed(values, frame, self.name)
             return 255 - shown if is_inverse else shown
         if is_inverse:
             values = ends[0] + ends[1] - values
         return values.astype(self.dtype)
-
-    @staticmethod
-    def _in_units(pixels: np.ndarray, frame: _Frame) -> tuple[np.ndarray, np.ndarray]:
-        """Apply the modality transform to stored values, and to the ends of their range."""
-        from pydicom.pixels import apply_modality_lut
-
-        header = frame.header
-        bits, is_signed = int(header.BitsStored), int(header.PixelRepresentation)
-        ends = np.array([-(1 << bits - 1), (1 << bits - 1) - 1] if is_signed else [0, (1 << bits) - 1], np.int64)
-        if header.get("ModalityLUTSequence"):
-            return (apply_modality_lut(each, header).astype(np.float64) for each in (pixels, ends))  # type: ignore[return-value]
-        slope, intercept = _rescale(frame)
-        return pixels.astype(np.float64) * slope + intercept, ends.astype(np.float64) * slope + intercept
 
     def write(
         self, path: Path, slices: Iterable[np.ndarray], layout: MaskLayout, *, keep_identity: bool = False
@@ -310,8 +270,7 @@ class DicomVolume(Volume):
             for frame in (self._frames[:1] if is_one_file else self._frames)
         ]
         labels = np.stack([np.asarray(segmentation, layout.dtype) for segmentation in slices])
-        with quiet():
-            write_segmentation(path, labels, sources, layout, IDENTITY_TAGS)
+        self._guard("", write_segmentation, path, labels, sources, layout, IDENTITY_TAGS)
 
 
 class _Named:
@@ -366,75 +325,6 @@ def _numbers(value: Any, count: int) -> list[float] | None:
         return None
     numbers = [float(each) for each in value]
     return numbers if all(map(math.isfinite, numbers)) else None
-
-
-def _rescale(frame: _Frame) -> tuple[float, float]:
-    """Slope and intercept of the modality transform."""
-    slope = frame.tag("PixelValueTransformationSequence", "RescaleSlope")
-    intercept = frame.tag("PixelValueTransformationSequence", "RescaleIntercept")
-    return (1.0 if slope is None else float(slope)), (0.0 if intercept is None else float(intercept))
-
-
-def _decode(frame: _Frame) -> np.ndarray:
-    """Decode the stored pixels (H, W) or (H, W, 3) of a frame."""
-    from pydicom.pixels import pixel_array
-
-    file = frame.file if isinstance(frame.file, Path) else BytesIO(frame.file.getvalue())
-    return pixel_array(file, index=frame.number_in_file or 0)
-
-
-def _to_rgb(pixels: np.ndarray, header: Any) -> np.ndarray:
-    """Return colours (3, H, W) as uint8."""
-    from pydicom.pixels import apply_color_lut
-
-    if header.PhotometricInterpretation == "PALETTE COLOR":
-        pixels = apply_color_lut(pixels, header)
-        if pixels.dtype == np.uint16:
-            pixels = pixels >> 8
-    return np.moveaxis(pixels.astype(np.uint8), -1, 0)
-
-
-def _windowed(values: np.ndarray, frame: _Frame, name: str) -> np.ndarray:
-    """Apply the first window of a frame, or its VOI table, to 0..255 (PS3.3 C.11.2)."""
-    center = _first(frame.tag("FrameVOILUTSequence", "WindowCenter"))
-    width = _first(frame.tag("FrameVOILUTSequence", "WindowWidth"))
-    tables = frame.header.get("VOILUTSequence")
-    if center is None or width is None:
-        if tables:
-            return _by_table(values, tables[0])
-        raise ValueError(f"{name} states no window; expected its numbers: --value-range window:CENTER,WIDTH")
-    function = str(frame.tag("FrameVOILUTSequence", "VOILUTFunction") or "LINEAR")
-    if function == "SIGMOID" and width > 0:
-        return np.rint(255 / (1 + np.exp(-4 * (values - center) / width))).astype(np.uint8)
-    if function == "LINEAR":
-        center, width = center - 0.5, width - 1
-    if function not in ("LINEAR", "LINEAR_EXACT") or width < 0 or (width == 0 and function != "LINEAR"):
-        raise ValueError(
-            f"{name} states a window of function {function[:16]} and width {width:g}; expected a width above 0"
-        )
-    if width == 0:  # a step
-        return np.where(values > center, 255, 0).astype(np.uint8)
-    return to_bytes(values, center - width / 2, center + width / 2)
-
-
-def _first(value: Any) -> float | None:
-    """Return the first of one or several numbers."""
-    if value is None or value == "":
-        return None
-    number = float(value if isinstance(value, str | float | int) else value[0])
-    return number if math.isfinite(number) else None
-
-
-def _by_table(values: np.ndarray, table: Any) -> np.ndarray:
-    """Look values up in a VOI table, scaled to 0..255."""
-    size, first, bits = (int(each) for each in table.LUTDescriptor)
-    data = table.LUTData
-    data = (
-        np.frombuffer(data, "<u2" if len(data) == 2 * (size or 1 << 16) else "u1") if isinstance(data, bytes) else data
-    )
-    entries = np.asarray(data, np.float64)
-    found = entries[np.clip(np.rint(values).astype(np.int64) - first, 0, len(entries) - 1)]
-    return to_bytes(found, 0, (1 << bits) - 1)
 
 
 __all__ = ["IDENTITY_TAGS", "DicomVolume", "read_header"]

@@ -98,6 +98,9 @@ class NiftiVolume(Volume):
                 "bits: convert colours and complex numbers first"
             )
         self._dtype = self.header.get_data_dtype().newbyteorder("=")
+        codes = [int(self.header[name]) for name in ("qform_code", "sform_code")]
+        if not all(0 <= code <= 5 for code in codes):
+            raise ValueError(f"{self.name} has qform_code and sform_code {codes}; expected 0 to 5")
         offset = float(self.header["vox_offset"])
         least = int(self.header["sizeof_hdr"])
         if not (least <= offset < 1 << 30 and offset == int(offset)):

@@ -177,6 +177,7 @@ def test_damaged_headers_are_refused(tmp_path):
     assert "voxels" in message(patched(40, "<4h", 3, 9000, 9000, 32767))
     assert "data type 128" in message(patched(70, "<h", 128))
     assert "has its voxels at byte nan" in message(patched(108, "<f", float("nan")))
+    assert "sform_code [0, -9]" in message(patched(252, "<2h", 0, -9))
     assert "is the header of a pair of files" in message(patched(344, "4s", b"ni1\0"))
     assert "is cut short: it holds" in message(patched(40, "<4h", 3, 44, 36, 400))
     path.write_bytes(whole[:-5])

@@ -2,7 +2,7 @@
 
 python -m tests.support.fuzz_loaders --number 10000 --seed 0
 
-A case is a valid small file (images, masks, rasters, weights, JSON) and one to three mutations of it, all drawn
+A case is a valid small file (images, masks, rasters, scans, weights, JSON) and one to three mutations of it, all drawn
 from the seed and the case's number. Expected: it is read, or a ValueError or OSError names it. A failure is any other
 exception, a warning that is not Pillow's own, a hang, memory without bounds, and pixels of a file that was cut short,
 unless all of them were there. Each failure is printed with the command that repeats it.
@@ -20,6 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,9 @@ from hf_segformer.conversion.convert import convert_checkpoint
 from hf_segformer.conversion.loading import load_segmentation
 from hf_segformer.data.decoding import RowReader
 from hf_segformer.data.label_mapping import LabelMapping
-from hf_segformer.data.readers import Tile, kind_of, open_raster
+from hf_segformer.data.readers import Tile, kind_of, open_image, open_raster
 from hf_segformer.image_io_segformer import read_mask
+from hf_segformer.inference.tiling import MaskLayout
 from tests.support.damage import mutate
 from tests.support.samples import write_samples
 
@@ -81,7 +83,22 @@ def _read_folder(path: Path, chance: random.Random) -> None:
     chance.choice(loaders)(path.parent)
 
 
+def _read_scan(path: Path, chance: random.Random) -> np.ndarray:
+    axis, window = chance.choice((None, 0, 1)), chance.random() < 0.3
+    with open_image(path, any_range=True, axis=axis if ".nii" in path.name else None, window=window) as volume:
+        if volume.kind != "volume":
+            return np.asarray(volume.image())
+        found = np.stack([np.ma.filled(volume.slice(index), 0) for index in range(min(volume.num_slices, 16))])
+        layout = MaskLayout(np.uint8, 255, [(0, 0, 0)] * 2, ["background", "lesion"])
+        if volume.num_slices <= 16:
+            labels = np.ones(found[:, 0].shape, np.uint8)
+            with tempfile.TemporaryDirectory() as folder:
+                volume.write(Path(folder) / path.name, iter(labels), layout)
+    return found
+
+
 READERS = {
+    "scans": _read_scan,
     "images": _read_image,
     "masks": _read_mask,
     "rows": _read_row,
@@ -133,6 +150,7 @@ def _outcome(reader: Callable, path: Path, reader_seed: float) -> object:
         except (ValueError, OSError) as error:
             message = " ".join(str(error).split())
             assert path.name in message or str(path.parent) in message, f"{path.name} is not named: {message}"
+            assert "SECRET" not in message, f"{path.name} gets a message that names a patient: {message}"
             assert len(message) < 2000, f"{path.name} gets a message of {len(message)} characters"
             result = None
         except Exception as error:
@@ -176,6 +194,10 @@ def main() -> int:
     cases = range(arguments.number) if arguments.case is None else [arguments.case]
     with tempfile.TemporaryDirectory() as folder:
         samples = write_samples(Path(folder))
+        if find_spec("highdicom") and find_spec("nibabel"):
+            from tests.support.scans import write_scans
+
+            samples["scans"] = write_scans(Path(folder) / "scans")
         _limit_memory()
         for case in cases:
             try:

@@ -165,3 +165,17 @@ def nifti(path: Path, dtype=np.int16, shape=(44, 36, 4), version: int = 1, **hea
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(image, path)
     return path
+
+
+def write_scans(folder: Path) -> list[Path]:
+    """Write a small valid file of every kind."""
+    [ct] = ct_series(folder / "ct", 1)
+    return [
+        ct,
+        enhanced_ct(folder / "enhanced.dcm"),
+        xray(folder / "xray.dcm"),
+        ultrasound(folder / "ultrasound.dcm"),
+        nifti(folder / "a.nii", shape=(24, 17, 3)),
+        nifti(folder / "b.nii.gz", np.float32, shape=(24, 17, 3), cal_min=10, cal_max=90),
+        nifti(folder / "c.nii", np.uint8, shape=(24, 17, 3), version=2),
+    ]

@@ -18,7 +18,7 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def card_errors(content: str) -> list[str]:
-    """What the Hub would refuse in a card; empty if it would accept it."""
+    """List the faults for which the Hub would refuse a card; empty if it would accept it."""
     block = re.match(r"---\n(.*?)\n---(\n|\Z)", content, re.DOTALL)
     if block is None:
         return []  # the Hub warns only

@@ -30,6 +30,8 @@ _IN_RECIPE = {
     "mask_column": "data.mask_column",
     "label_values": "data.label_values",
     "ignore_values": "data.ignore_values",
+    "mask_colors": "data.mask_colors",
+    "ignore_colors": "data.ignore_colors",
     "title": "data.title",
     "value_range": "data.value_range",
     "pages": "data.pages",
@@ -156,6 +158,7 @@ def _write(result, accumulator, model, processor, dataset, arguments: argparse.N
         split=arguments.split if arguments.dataset else "",
         details={"Model": arguments.model, "Data": str(data)},
         group_pattern=arguments.group,
+        source=arguments.model,
     )
     print(f"written to {folder}: {', '.join(path.name for path in report.write(folder))}")
 

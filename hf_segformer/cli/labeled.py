@@ -30,6 +30,10 @@ def check_labeled_data(arguments: argparse.Namespace, *, or_recipe: bool = False
             raise ValueError(f"--{option.replace('_', '-')} is given; it requires --dataset NAME, which has such names")
     if arguments.pages and arguments.dataset:
         raise ValueError("--pages is given with --dataset, whose rows hold one image each; leave it out")
+    if arguments.mask_colors and (arguments.label_values or arguments.ignore_values):
+        raise ValueError("--mask-colors is given with values of masks; expected masks of one kind: --ignore-colors")
+    if arguments.ignore_colors and not arguments.mask_colors:
+        raise ValueError("--ignore-colors is given; it requires --mask-colors, the colours of the classes")
     for option in ("images", "masks"):
         if (folder := getattr(arguments, option)) is not None and not folder.is_dir():
             raise ValueError(f"--{option} is {folder}; expected a folder")
@@ -79,6 +83,8 @@ def load_labeled_data(source: str, arguments: argparse.Namespace, device: Any) -
         reduce_labels=processor.do_reduce_labels,
         label_values=arguments.label_values,
         ignore=arguments.ignore_values,
+        mask_colors=arguments.mask_colors,
+        ignore_colors=arguments.ignore_colors,
         ignore_index=model.config.semantic_loss_ignore_index,
         any_range=processor.value_range is not None,
         **reading,

@@ -47,6 +47,14 @@ def add_output_dir(parser: argparse.ArgumentParser, help: str, required: bool = 
     parser.add_argument("-o", "--output-dir", type=Path, required=required, metavar="DIR", help=help)
 
 
+def color(text: str) -> list[int]:
+    """Parse red, green and blue, 0 to 255, with commas between them."""
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) <= 255 for part in parts):
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected red,green,blue from 0 to 255, such as 128,64,128")
+    return [int(part) for part in parts]
+
+
 def add_label_values(parser: Any) -> None:
     """Add `--label-values` to a parser or a group."""
     parser.add_argument(
@@ -82,6 +90,11 @@ def add_labeled_data(parser: argparse.ArgumentParser, or_recipe: bool = False) -
         metavar="N",
         help="mask values to leave out of the score, besides the model's ignore index",
     )
+    for name, text in (
+        ("--mask-colors", "colour of each class in masks that hold colours, in order, such as 0,0,0 128,64,128"),
+        ("--ignore-colors", "colours of the masks to leave out of the score"),
+    ):
+        group.add_argument(name, type=color, nargs="+", default=[], metavar="R,G,B", help=text)
 
 
 def add_dataset(group: Any, help: str, split: str) -> None:
@@ -176,6 +189,7 @@ __all__ = [
     "add_output_dir",
     "add_reading_options",
     "as_options",
+    "color",
     "image_size",
     "inference_options",
     "reading_options",

@@ -7,7 +7,7 @@ they are asked for. Training and `segformer evaluate` find their data by the sam
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import datasets
@@ -386,6 +386,8 @@ def _hint(images: Mapping[str, Path], masks: Mapping[str, Path], folders: tuple[
             return f". Names of masks have {ending!r} more than those of their images: set mask_suffix={ending!r}"
         if ending := _shared_ending(masks, images):
             return f". Names of images have {ending!r} more than those of their masks: set image_suffix={ending!r}"
+    if masks and (difference := _shared_difference(images, masks)):
+        return f". {difference}: rename them"
     lossy = [path for path in _files(folders[1]) if path.suffix.lower() in (".jpg", ".jpeg", ".jfif")]
     if lossy and folders[0].resolve() != folders[1].resolve():
         return f". {lossy[0]} is a JPEG file, whose compression changes labels: store masks as PNG or TIFF"
@@ -397,6 +399,20 @@ def _shared_ending(stems: Mapping[str, Path], longer: Mapping[str, Path]) -> str
     endings = [{name[len(stem) :] for name in longer if name.startswith(stem)} for stem in islice(stems, _NUM_TRIED)]
     shared = set.intersection(*endings) - {""} if endings else set()
     return min(shared, key=len, default="")
+
+
+def _shared_difference(images: Mapping[str, Path], masks: Mapping[str, Path]) -> str:
+    """Say how names of masks differ from those of their images, if by letter case or by what they begin with."""
+    if not {stem.casefold() for stem in images}.isdisjoint(stem.casefold() for stem in masks):
+        return "Names of masks and images differ in upper and lower case"
+    names = {"images": images, "masks": masks}
+    for longer, shorter in (("masks", "images"), ("images", "masks")):
+        stems = [PurePosixPath(stem).name for stem in islice(names[shorter], _NUM_TRIED)]
+        candidates = {PurePosixPath(stem).name for stem in names[longer]}
+        found = [{name[: -len(stem)] for name in candidates if name.endswith(stem)} for stem in stems]
+        if shared := set.intersection(*found) - {""}:
+            return f"Names of {longer} begin with {min(shared, key=len)!r}, those of {shorter} do not"
+    return ""
 
 
 def _no_images(folder: Path, suffixes: Sequence[str]) -> ValueError:

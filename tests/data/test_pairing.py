@@ -61,6 +61,26 @@ def test_hidden_files_are_no_images(labelled):
     assert [path.name for path in find_images(labelled / "images")] == ["a.jpg", "b.png", "c.webp"]
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("images/{}.png", "masks/mask_{}.png"), "Names of masks begin with 'mask_', those of images do not: rename"),
+        (("images/rgb-{}.png", "masks/{}.png"), "Names of images begin with 'rgb-', those of masks do not: rename"),
+        (("images/Scene{}.png", "masks/scene{}.png"), "Names of masks and images differ in upper and lower case"),
+        (("images/a{}.png", "masks/b{}.png"), "nor has"),
+    ],
+)
+def test_what_names_differ_by_is_said(tmp_path, names, words):
+    for index in range(3):
+        for mode, name in zip(("RGB", "L"), names, strict=True):
+            path = tmp_path / name.format(index)
+            path.parent.mkdir(exist_ok=True)
+            Image.new(mode, (8, 6)).save(path)
+    with pytest.raises(ValueError, match="has no ") as raised:
+        pair_images_and_masks(tmp_path / "images", tmp_path / "masks")
+    assert words in str(raised.value)
+
+
 def test_files_without_a_partner_are_listed_in_one_line(labelled):
     for name in ("a_labels.png", "b_labels.tif", "deep/c_labels.png"):
         (labelled / "labels" / name).rename(labelled / name.split("/")[-1])

@@ -172,10 +172,10 @@ def evaluate(
     worst: list[tuple[float, int]] = []
     error: Exception | None = None
     rows = _Rows(dataset, image_names(dataset))
-    counted = _count(segmenter, rows, mine, len(names), accumulator)
+    results = _count(segmenter, rows, mine, len(names), accumulator)
     try:
         with Progress("evaluate", len(mine), "images", is_shown=progress and context.is_main) as bar:
-            for index, counts in zip(mine, counted, strict=True):
+            for index, counts in zip(mine, results, strict=True):
                 matrix += counts
                 if num_worst and not math.isnan(score := scores(counts)["mean_iou"]):  # of a mask without labels it is
                     worst = nsmallest(num_worst, [*worst, (score, index)])

@@ -3,7 +3,11 @@
 import csv
 import gzip
 import json
+import re
+import shlex
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,3 +227,21 @@ def test_without_the_extra_scans_are_refused_in_one_line_and_images_are_predicte
     error = capsys.readouterr().err
     assert error.count("pip install 'hf-segformer[medical]'") == 4  # ct, other, DICOMDIR, head
     assert (tmp_path / "out" / "photo_mask.png").exists()
+
+
+def test_the_commands_of_the_guide_run(study, checkpoint, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs/guides/medical.md").read_text()
+    commands = re.findall(r"^segformer (predict .*)$", page, re.MULTILINE)
+    assert len(commands) == 4
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(study / "head.nii.gz", tmp_path)
+    (study / "head.nii.gz").unlink()  # which states no window
+    for number, command in enumerate(commands):
+        arguments = [
+            {"MODEL": str(checkpoint), "predictions": f"out{number}"}.get(word, word) for word in shlex.split(command)
+        ]
+        if "window" in arguments and "--pages" not in arguments:
+            (study / "photo.png").unlink()  # nor does this
+        assert main(arguments) == 0, command
+    assert (tmp_path / "out2" / "head_mask.nii.gz").exists()
+    assert (tmp_path / "out3" / "ct_p004_overlay.png").exists()

@@ -74,6 +74,11 @@ def example_files(tmp_path_factory):
     for name, mode in (("images", "RGB"), ("masks", "L")):
         (folder / name).mkdir()
         Image.new(mode, (90, 70)).save(folder / name / "street.png")
+        (folder / "my-streets" / name).mkdir(parents=True)
+        for index in range(4):
+            image = Image.new(mode, (48, 40))
+            image.paste(1 if mode == "L" else "teal", (0, 0, 20, 40))
+            image.save(folder / "my-streets" / name / f"{index}.png")
     (folder / "docs").symlink_to(ROOT / "docs")
     return folder
 

@@ -237,7 +237,7 @@ def _recipe_to_resume(arguments: argparse.Namespace) -> Recipe:
     recipe = read_recipe(path, arguments.overrides, arguments.allow_code)
     recipe.check_trainable()
     if _is_main():
-        print(f"Resuming by {path}; nothing is planned anew.", flush=True)
+        print(f"Resuming by {path}; there is no new plan.", flush=True)
     return recipe
 
 

@@ -76,7 +76,15 @@ def _plan(root: str, budget: Budget, overrides: Sequence[str], find_learning_rat
     given = parse_overrides(overrides)
     checkpoint = given["model"].get("checkpoint")
     pretrained = inspect_pretrained(checkpoint) if checkpoint else None
-    description = describe_data(root, given["data"])
+    try:
+        description = describe_data(root, given["data"])
+    except OSError as error:
+        if Path(root).exists():
+            raise
+        raise OSError(
+            f"there is no folder {root}, and no Hub data set of that name can be read "
+            f"({' '.join(str(error).split())}); expected a folder of images and masks"
+        ) from error
     machine = this_machine(bool(given["trainer"].get("use_cpu")), find_learning_rate)
     return plan_run(description, budget, machine, overrides, pretrained, default_output_dir(root))
 

@@ -242,7 +242,7 @@ def _as_recipe(tables: Tables) -> Recipe:
 
 
 def _key(tables: Tables) -> str:
-    """What a cost depends on: decisions that come later in a plan change nothing."""
+    """Values that a cost depends on: decisions that come later in a plan change nothing."""
     trainer, model, augmentation = (tables.get(name, {}) for name in ("trainer", "model", "augmentation"))
     network = {name: value for name, value in model.items() if not name.endswith(("_rate", "_prob"))}
     size = [augmentation.get(name) for name in ("crop_size", "base_size")]

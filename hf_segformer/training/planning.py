@@ -141,7 +141,7 @@ def _holds_out(draft: Draft) -> bool:
 
 
 def num_channels(draft: Draft) -> tuple[int, str] | None:
-    """As many channels as the images have; 8-bit grey images are repeated in three, which any encoder takes."""
+    """Take as many channels as the images have; 8-bit grey images are repeated in three, which any encoder takes."""
     description, pretrained = draft.description, draft.pretrained
     found = len(draft["data.bands"] or ()) or description.num_channels
     is_grey = found == 1 and (description.image_dtype == "uint8" or draft["data.value_range"])
@@ -206,7 +206,7 @@ def crop_size(draft: Draft) -> tuple[int, str]:
     reason = f"at most {most}, as in {limit}, of a shorter side of {side}"
     while size > 64 and 2 * image_bytes(draft, {"augmentation.crop_size": size}) > memory(draft):
         size = size // 2 // 32 * 32
-        reason = f"two larger crops do not fit into {_gigabytes(draft.machine.memory)}"
+        reason = f"two larger crops do not fit into {_in_bytes(draft.machine.memory)}"
     return size, reason
 
 
@@ -264,7 +264,7 @@ def bf16(draft: Draft) -> tuple[bool, str]:
 
 
 def variant(draft: Draft) -> tuple[str, str] | None:
-    """From scratch B0, from 2,000 images B1, from 10,000 B2, if time allows 50 passes over the images.
+    """Train B0 from scratch, from 2,000 images on B1, from 10,000 B2, if time allows 50 passes over the images.
 
     A rule of thumb: the paper trains all sizes on 20,210 images from pretrained encoders. Larger ones cost more than
     they give on few images.
@@ -280,9 +280,9 @@ def variant(draft: Draft) -> tuple[str, str] | None:
 
 
 def per_device_batch(draft: Draft) -> tuple[int, str]:
-    """As many images as an optimizer step takes, or as fit into 80 % of the free memory, by a measured step."""
+    """Take as many images as an optimizer step needs, or as fit into 80 % of the free memory, by a measured step."""
     batch, bytes_needed = largest_batch(draft), image_bytes(draft)
-    fits = f"{_gigabytes(batch * bytes_needed)} of {_gigabytes(draft.machine.memory)} free memory"
+    fits = f"{_in_bytes(batch * bytes_needed)} of {_in_bytes(draft.machine.memory)} free memory"
     return batch, f"{_target_reason(draft)}; {fits}"
 
 
@@ -294,7 +294,7 @@ def accumulation(draft: Draft) -> tuple[int, str] | None:
 
 
 def num_workers(draft: Draft) -> tuple[int, str]:
-    """As many as read a batch while one is computed, measured, with half as many again; on a CPU one.
+    """Start as many as read a batch while one is computed, measured, with half as many again; on a CPU one.
 
     There a worker shares the processors with the network (recipe camvid_b0).
     """
@@ -310,7 +310,7 @@ def num_workers(draft: Draft) -> tuple[int, str]:
 
 
 def persistent_workers(draft: Draft) -> tuple[bool, str] | None:
-    """Keep the workers over the epochs: to start them anew takes seconds."""
+    """Keep the workers over the epochs: to start others takes seconds."""
     return (True, "starting workers takes seconds") if draft["trainer.dataloader_num_workers"] else None
 
 
@@ -517,13 +517,15 @@ def _count(number: int, word: str) -> str:
     return f"{number:,} {word}{'s' * (number != 1)}"
 
 
-def _gigabytes(number: float) -> str:
+def _in_bytes(number: float) -> str:
+    if number < 1e9:
+        return f"{number / 1e6:.0f} MB"
     return f"{number / 1e9:.2g} GB" if number < 1e10 else f"{number / 1e9:.0f} GB"
 
 
 def _source_of(key: str, description: DataDescription) -> str:
-    kinds = {"label_values": "masks", "palette": "masks", "reduce_labels": "masks", "ignore_values": "masks"}
-    return f"{description.mask_kind} masks" if key in kinds else description.layout
+    of_masks = ("label_values", "mask_colors", "palette", "reduce_labels", "ignore_values")
+    return f"{description.mask_kind} masks" if key in of_masks else description.layout
 
 
 def _given_reason(key: str, pretrained: Pretrained | None) -> str:

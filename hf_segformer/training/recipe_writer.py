@@ -64,7 +64,7 @@ def _comment(text: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """JSON is TOML for these types, but for the character DEL, and for floats that are whole or not finite."""
+    """JSON is TOML for these types, except for the character DEL and for floats such as NaN."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_value, value))}]"
     if isinstance(value, float):

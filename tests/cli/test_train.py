@@ -85,7 +85,7 @@ class TestRun:
         shutil.rmtree(again / "checkpoint-4")
         assert run("train", folder, f"trainer.output_dir={again}", "--resume") == 0
         output = capsys.readouterr().out
-        assert f"Resuming by {again}/recipe.toml; nothing is planned anew." in output
+        assert f"Resuming by {again}/recipe.toml; there is no new plan." in output
         assert "checkpoint-2" in output
         assert weights(again) == weights(planned)
 

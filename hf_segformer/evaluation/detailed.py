@@ -73,6 +73,7 @@ def build_report(
     details: Mapping[str, str] | None = None,
     group_pattern: str | None = None,
     num_samples: int = NUM_SAMPLES,
+    source: str | Path = "",
 ) -> Report:
     """Summarize an evaluation, and predict the worst and typical images once more for the sheets.
 
@@ -88,6 +89,7 @@ def build_report(
         group_pattern: regular expression for the groups that the intervals draw, see
             `data.splits.group_names`; by default those in the data set's column `group`, or else images are drawn.
         num_samples: of worst images, and of typical ones.
+        source: of the model; the report says how many of the images it was trained on, as far as its folder tells.
 
     Returns:
         the `Report`.
@@ -104,6 +106,9 @@ def build_report(
     method = {name.replace("_", " ").capitalize(): str(value) for name, value in values["method"].items()}
     worst, typical = choose_samples(accumulator, sample_loader(segmenter, dataset), num_samples)
     details = {**(details or {}), **method}
+    if seen := _seen(source, dataset):
+        summary["dataset"] = {**summary["dataset"], "trained_on": len(seen)}
+        details["Trained on"] = f"{len(seen)} of the {len(dataset)} images"
     return Report(title, accumulator, evaluation.names, palette, summary, worst, typical, details, groups)
 
 
@@ -166,6 +171,10 @@ def as_displayed(image: Any, num_channels: int = 3, any_range: bool = False) -> 
     return array.transpose(2, 0, 1) if array.shape[-1] < array.shape[0] else array
 
 
+def _seen(source: str | Path, dataset: Any) -> list[str]:
+    return seen_images(member_folders(source), dataset) if source and Path(source).is_dir() else []
+
+
 def describe_leakage(source: str | Path, dataset: Any) -> str:
     """Say how many images of a data set a model was trained on; empty as far as nothing tells.
 
@@ -174,7 +183,7 @@ def describe_leakage(source: str | Path, dataset: Any) -> str:
             leaves that holds images out of its training split.
         dataset: with the column `image`.
     """
-    if not Path(source).is_dir() or not (seen := seen_images(member_folders(source), dataset)):
+    if not (seen := _seen(source, dataset)):
         return ""
     return (
         f"{source} was trained on {len(seen)} of the {len(dataset)} images, such as {printable(seen[0])}: the scores "

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import InferenceOptions
+from ..conversion.ensembles import member_folders
 from ..files import read_json, resolve_inside, write_json
 from .accumulator import MetricAccumulator
 from .binary import NUM_BINS, best_threshold
@@ -59,7 +60,7 @@ def save_threshold(folder: str | Path, threshold: float) -> str:
     """Write a threshold into a model's preprocessor_config.json, whose other values stay as they are.
 
     Args:
-        folder: of the model.
+        folder: of the model, or of an ensemble, whose members all get it.
         threshold: above 0, below 1.
 
     Returns:
@@ -69,9 +70,10 @@ def save_threshold(folder: str | Path, threshold: float) -> str:
         ValueError: if the file is damaged, or a link out of the folder.
         OSError: if there is none, or it cannot be written.
     """
-    path = resolve_inside(folder, _FILE)
-    write_json({**read_json(path), "binary_threshold": threshold}, path)
-    return f"threshold {threshold:.3f}, chosen on these images, is saved in {path}"
+    paths = [resolve_inside(member, _FILE) for member in member_folders(folder)]
+    for path in paths:
+        write_json({**read_json(path), "binary_threshold": threshold}, path)
+    return f"threshold {threshold:.3f}, chosen on these images, is saved in {', '.join(map(str, paths))}"
 
 
 __all__ = ["evaluate_at_best_threshold", "save_threshold"]

@@ -69,6 +69,7 @@ def _values(folder: Path, repo_id: str | None) -> dict[str, Any]:
         "remote_usage": "",
         "is_half": False,
         "held_out": _protocol(record),
+        "start": values["start"].replace("The model was", "The models were"),
         "images": [name for name in ("confusion.png",) if metrics and (folder / name).is_file()],
     }
     if record and not metrics:

@@ -466,6 +466,10 @@ def _evaluated(results: dict) -> str:
     images = f"{_number(data['images'])} images" if data.get("images") else ""
     where = " of ".join(part for part in (images, title) if part) + (f" (split {split})" if split else "")
     sentences = [f"Measured on {where.strip()}."] if where.strip() else []
+    if seen := data.get("trained_on"):
+        sentences.append(
+            f"**The model was trained on {_number(seen)} of them: the scores are not those of new images.**"
+        )
     if results.get("step"):
         sentences.append(f"This is the Trainer's evaluation at step {_number(results['step'])}.")
     if method:

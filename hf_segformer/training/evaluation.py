@@ -83,6 +83,7 @@ def evaluate_recipe(
             split=evaluation_name(recipe.data, recipe.split),
             details={"Model": checkpoint, "Recipe": recipe.name},
             group_pattern=group_pattern,
+            source=path,
         )
         print(f"\nWritten to {folder}: {', '.join(path.name for path in report.write(folder))}")
     return result

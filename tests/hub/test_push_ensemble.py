@@ -116,14 +116,14 @@ def test_the_card_has_mean_spread_and_protocol(hub, author, folder):
 
 def test_an_evaluation_of_the_ensemble_itself_comes_first(hub, author, folder):
     values = {"mean_iou": 0.75, "mean_accuracy": 0.8, "overall_accuracy": 0.9, "classes": []}
-    dataset = {"title": "lakes", "split": "test", "images": 4}
+    dataset = {"title": "lakes", "split": "test", "images": 4, "trained_on": 3}
     (Path(folder) / "metrics.json").write_text(json.dumps({**values, "dataset": dataset}))
     author(push, folder, "me/measured")
     files = hub.repositories["me/measured"].files()
     card = files["README.md"].content.decode()
     assert "metrics.json" in files
     assert "| 75.0 %" in card
-    assert "Measured on 4 images of lakes (split test)." in card
+    assert "Measured on 4 images of lakes (split test). **The model was trained on 3 of them: the scores" in card
     assert "Mean IoU is 55.0 ± 7.1 %" in card
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -22,6 +24,7 @@ from hf_segformer import (
 from hf_segformer.cli.main import main
 from hf_segformer.conversion.ensembles import member_folders, read_member_names, write_ensemble
 from hf_segformer.data.splits import write_division
+from hf_segformer.evaluation.threshold import save_threshold
 from hf_segformer.inference.ensemble import Ensemble, load_model_or_ensemble
 from hf_segformer.inference.segmenter import Segmenter
 from tests.support.tiny import TINY
@@ -150,10 +153,20 @@ def test_evaluate_warns_of_images_that_a_member_was_trained_on(folder, samples, 
     try:
         assert main([*command, "--device", "cpu"]) == 0
         assert "was trained on 2 of the 3 images, such as " in capsys.readouterr().err
+        assert main([*command, "--device", "cpu", "-o", str(tmp_path / "report")]) == 0
+        assert json.loads((tmp_path / "report" / "metrics.json").read_text())["dataset"]["trained_on"] == 2
+        capsys.readouterr()
     finally:
         os.unlink(folder / "fold_1" / "split.csv")
     assert main([*command, "--device", "cpu"]) == 0
     assert "was trained on" not in capsys.readouterr().err
+
+
+def test_a_threshold_is_saved_with_every_member(binary, tmp_path):
+    folder = Path(shutil.copytree(binary, tmp_path / "binary"))
+    assert save_threshold(folder, 0.25).count("preprocessor_config.json") == 3
+    _, processor = load_model_or_ensemble(folder)
+    assert processor.binary_threshold == 0.25
 
 
 class TestErrors:

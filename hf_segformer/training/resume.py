@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..files import resolve_inside
 
-# Of a run with an average of its weights: those that training goes on with. model.safetensors holds the average.
+# Of a run with an average of its weights: those that training continues from. model.safetensors holds the average.
 TRAINING_WEIGHTS = "training_weights.pt"
 # The Trainer writes its state last; without the others a run cannot be resumed.
 _NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")

@@ -148,7 +148,7 @@ def test_evaluation_sees_the_average_and_leaves_the_training_weights(tmp_path):
         for name, tensor in found.items():
             if tensor.is_floating_point():
                 torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-6, atol=1e-8, msg=name)
-    # The next step goes on from the training's weights: averages of averages would be smaller steps.
+    # The next step continues from the training's weights: averages of averages would be smaller steps.
     assert len(seen) == 3
     assert_equal(trainer.model.state_dict(), seen[-1])
 

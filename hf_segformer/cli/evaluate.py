@@ -159,7 +159,6 @@ def _write(result, accumulator, model, processor, dataset, arguments: argparse.N
         details={"Model": arguments.model, "Data": str(data)},
         group_pattern=arguments.group,
         source=arguments.model,
-        source=arguments.model,
     )
     print(f"written to {folder}: {', '.join(path.name for path in report.write(folder))}")
 

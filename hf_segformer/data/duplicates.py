@@ -81,7 +81,8 @@ def find_near_duplicates(
     asked = asked[: max(1, _MOST_PAIRS // max(1, len(known)))]
     hashes = np.array([train[index] for index in known], np.uint64)
     wanted = np.array([evaluation[index] for index in asked], np.uint64)
-    num_evaluation, num_pairs, pairs = 0, 0, []
+    num_evaluation = num_pairs = 0
+    pairs: list[tuple[int, int]] = []
     step = max(1, _BLOCK // max(1, len(known)))
     for start in range(0, len(asked) if known else 0, step):
         distances = np.bitwise_count(wanted[start : start + step, None] ^ hashes[None])

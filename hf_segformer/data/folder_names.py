@@ -15,10 +15,10 @@ from ..files import IMAGE_SUFFIXES
 
 TRAIN_SPLITS = ("train", "training")
 EVAL_SPLITS = ("val", "valid", "validation", "test", "testing", "eval", "evaluation", "dev")
-_IMAGES = "image images img imgs input inputs photo photos picture pictures rgb frame frames tile tiles sat"
+_IMAGES = "image images img imgs input inputs photo photos rgb frame frames tile tiles sat"
 _MASKS = (
     "mask masks label labels annot annots annotation annotations ann anns gt gts groundtruth truth seg segs "
-    "segmentation segmentations segmentationmaps target targets labelmap labelmaps lbl"
+    "segmentation segmentations segmentationmaps target targets lbl"
 )
 IMAGE_WORDS, MASK_WORDS = frozenset(_IMAGES.split()), frozenset(_MASKS.split())
 _MOST_FILES, _MOST_LEVELS = 2_000_000, 5
@@ -62,9 +62,9 @@ def parse_folder(relative: str) -> tuple[Template, str | None, str]:
     for number, part in enumerate(parts, 1):
         found, rest = (None, part) if split else _find_split(part)
         split = split or found
-        told = _words(part.replace(found, " ", 1) if found else part) & (IMAGE_WORDS | MASK_WORDS)
-        words |= told
-        last = number if found or told else last
+        roles = _words(part.replace(found, " ", 1) if found else part) & (IMAGE_WORDS | MASK_WORDS)
+        words |= roles
+        last = number if found or roles else last
         pattern.append(rest)
     template = "/".join(pattern[:last]) or "."
     is_mask = bool(words & MASK_WORDS)

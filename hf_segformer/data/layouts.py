@@ -199,7 +199,7 @@ def _choose_columns(images: list[str], chosen: Mapping[str, str]) -> list[tuple[
 
 
 def _has_word(name: str, words: frozenset[str]) -> bool:
-    return any(word in words for word in re.split(r"[^a-z]+", name.lower()))
+    return bool(words & {*re.split(r"[^a-z]+", name.lower())})
 
 
 def _agrees(reading: Reading, choices: Mapping[str, Any]) -> bool:

@@ -128,7 +128,7 @@ def _match_words(images: list[str], masks: list[str]) -> list[tuple[str, str]]:
 
 
 def _match_types(names: list[str]) -> list[tuple[str, str]]:
-    """Pair names of one folder that are equal but for their type, the lossless one being the mask's."""
+    """Pair names of one folder that are equal except for their type; the lossless one is the mask."""
     types: dict[str, set[str]] = defaultdict(set)
     for name in names:
         types[Path(name).suffix.lower()].add(_stem(name))

@@ -141,7 +141,7 @@ def describe_near_duplicates(
         >>> describe_near_duplicates([("film1/7.png", 2**30 - 1)], [("film1/8.png", 2**29 - 1)])[:70]
         'WARNING: 1 evaluation image is nearly the same as a training image (1 '
     """
-    found = find_near_duplicates(*([each for _, each in split] for split in (train, evaluation)))
+    found = find_near_duplicates([each for _, each in train], [each for _, each in evaluation])
     if not found.pairs:
         return ""
     images = "image is" if found.num_evaluation == 1 else "images are"

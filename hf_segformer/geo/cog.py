@@ -24,7 +24,7 @@ logger = logging.get_logger(__name__)
 
 
 class Reference(NamedTuple):
-    """What a written file has from the raster it belongs to.
+    """Everything that a written file has from the raster it belongs to.
 
     Attributes:
         height: in pixels.

@@ -1,6 +1,6 @@
 """Several rasters of one grid as a single one.
 
-The rasters have one coordinate reference system and one pixel size, and lie at whole pixels of each other: nothing is
+The rasters have one coordinate reference system, one pixel size, and whole pixels between their corners: nothing is
 resampled. Where they overlap, the first one that holds data counts.
 
 Axes: C bands, h w a tile's sides.

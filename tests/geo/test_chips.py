@@ -197,7 +197,7 @@ def test_a_recipe_trains_on_chips(tmp_path, drawn, capsys):
     settings = [
         *("data.source=folders", f"data.root={out}", f"trainer.output_dir={tmp_path / 'run'}", "trainer.max_steps=1"),
         *("augmentation.crop_size=32", "trainer.per_device_train_batch_size=2", "trainer.warmup_steps=0"),
-        *("trainer.eval_strategy=no", "trainer.save_steps=1", "trainer.use_cpu=true"),
+        *("trainer.eval_strategy=no", "trainer.save_steps=1", "data.num_train=0", "data.num_eval=0"),
     ]
     assert run("train", "shapes_b0", *settings) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())

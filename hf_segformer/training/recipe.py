@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -414,6 +415,7 @@ def _matches(value: Any, annotation: ast.expr) -> bool:
     return type(value).__name__ == name or (name == "float" and type(value) is int)
 
 
+@cache
 def _known_fields() -> _Known:
     """For each table its keys, and for each of these the annotation of its type."""
     text = ast.Name("str")

@@ -101,10 +101,10 @@ def _is_saved(root: Path) -> bool:
 def _readings_of(pairing: Pairing) -> Iterator[Reading]:
     """Yield a reading for each split that may be the one to evaluate on."""
     tables = pairing.tables()
-    folders = f"{pairing.image_folder} and {pairing.mask_folder}"
-    is_one = pairing.image_folder == pairing.mask_folder
-    endings = f"names that end in {pairing.image_suffix or 'any type'} and {pairing.mask_suffix}"
-    layout = f"images and masks in one folder by {endings}" if is_one else f"images and masks in {folders}"
+    layout = f"folders {pairing.image_folder} and {pairing.mask_folder}"
+    if pairing.image_folder == pairing.mask_folder:
+        endings = f"{pairing.image_suffix or 'any type'} and {pairing.mask_suffix}"
+        layout = f"one folder, {pairing.image_folder}, with names that end in {endings}"
     for splits in _choose_splits(pairing.splits, "val"):
         yield Reading(layout, tables | splits)
 

@@ -71,7 +71,7 @@ def test_measures_are_those_of_the_masks(tmp_path):
     assert (description.num_channels, description.image_dtype) == (3, "uint8")
     assert 0.9 < description.value_share <= 1
     assert description.notes[:2] == (
-        "Layout: images and masks in {split}/images and {split}/masks.",
+        "Layout: folders {split}/images and {split}/masks.",
         "4 of 4 masks were sampled.",
     )
     tables = {"root": str(tmp_path), "source": "folders", "names": ["class 0", "class 1", "class 2"]}

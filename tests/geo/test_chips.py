@@ -76,7 +76,7 @@ def test_chips_hold_the_pixels_and_labels_of_their_place(tmp_path, pixels, drawn
     assert report == json.loads((tmp_path / "out" / "chips.json").read_text())
 
 
-@pytest.mark.parametrize("stride", [0, 20])
+@pytest.mark.parametrize("stride", [pytest.param(0, marks=pytest.mark.slow), 20])
 def test_no_chip_of_a_split_meets_a_block_of_the_other(tmp_path, pixels, drawn, stride):
     source = write_geotiff(tmp_path / "scene.tif", pixels, UTM)
     labels = write_geotiff(tmp_path / "labels.tif", drawn[None], UTM)
@@ -145,7 +145,7 @@ def test_background_chips_are_capped(tmp_path, pixels, drawn):
 FIELDS = [shapely.box(10, 10, 120, 190), shapely.box(100.3, 40, 290, 120), shapely.Point(220, 150).buffer(35)]
 
 
-@pytest.mark.parametrize("suffix", [".gpkg", ".geojson"])
+@pytest.mark.parametrize("suffix", [".gpkg", pytest.param(".geojson", marks=pytest.mark.slow)])
 def test_masks_are_drawn_by_an_attribute(tmp_path, pixels, suffix):
     source = write_geotiff(tmp_path / "scene.tif", pixels, UTM)
     forth = pyproj.Transformer.from_crs(UTM["crs"], "EPSG:4326", always_xy=True)
@@ -185,6 +185,7 @@ def test_whole_numbers_are_classes_in_their_order_and_the_outside_may_be_ignored
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_on_chips(tmp_path, drawn, capsys):
     source = write_geotiff(tmp_path / "scene.tif", scene(3, np.uint8, HEIGHT, WIDTH), UTM)
     labels = write_geotiff(tmp_path / "labels.tif", drawn[None], UTM)

@@ -21,6 +21,7 @@ tifffile = pytest.importorskip("tifffile")
 
 from rasterio.features import rasterize  # noqa: E402
 
+from hf_segformer.geo import maps  # noqa: E402
 from hf_segformer.geo.areas import NO_DATA, AreaMeasure  # noqa: E402
 from hf_segformer.geo.cog import Reference  # noqa: E402
 from hf_segformer.geo.maps import MapOptions  # noqa: E402
@@ -152,7 +153,10 @@ def read_gpkg(path):
     return about, shapely.from_wkb(wkb), dict(zip(about["fields"], fields, strict=True))
 
 
-@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize(
+    "place",
+    [pytest.param(PLACES[each], marks=[pytest.mark.slow] * (each in ("feet", "turned")), id=each) for each in PLACES],
+)
 def test_polygons_have_the_pixels_of_the_map_and_areas_of_the_crs(tmp_path, checkpoint, out, place):
     source = write_geotiff(tmp_path / "scene.tif", with_hole(coarse()), place, nodata=0)
     predict(checkpoint, source, out, "--polygons", "gpkg", "--simplify", 0)
@@ -211,14 +215,19 @@ def test_geojson_is_in_degrees_with_the_exterior_counterclockwise(tmp_path, chec
     assert not (out / "2" / "scene_confidence.tif").exists()
 
 
-def test_small_polygons_are_left_out_with_a_message(tmp_path, checkpoint, out, caplog):
+@pytest.mark.slow
+def test_small_polygons_are_left_out_with_a_message(tmp_path, checkpoint, out, monkeypatch):
+    messages = []
+    monkeypatch.setattr(maps.logger, "warning", messages.append)
     source = write_geotiff(tmp_path / "scene.tif", scene(), UTM)
     predict(checkpoint, source, out / "all", "--polygons", "gpkg")
     _, _, fields = read_gpkg(out / "all" / "scene_polygons.gpkg")
     least = float(np.median(fields["area_m2"]))
-    transformers_logger = "hf_segformer.geo.maps"
-    with caplog.at_level("WARNING", logger=transformers_logger):
-        predict(checkpoint, source, out / "some", "--polygons", "gpkg", "--min-area", least)
+    assert messages == []
+    predict(checkpoint, source, out / "some", "--polygons", "gpkg", "--min-area", least)
+    small = fields["area_m2"][fields["area_m2"] < least]
+    [message] = messages
+    assert f"scene: {len(small)} polygons below {least:g} square metres are left out, {small.sum():.1f}" in message
     _, _, kept = read_gpkg(out / "some" / "scene_polygons.gpkg")
     assert sorted(kept["area_m2"]) == sorted(fields["area_m2"][fields["area_m2"] >= least])
     predict(checkpoint, source, out / "none", "--polygons", "gpkg", "--min-area", 1e9)

@@ -57,11 +57,16 @@ def write_vectors(path, polygons, crs, **fields):
     return path
 
 
-@pytest.mark.parametrize("place", [UTM, DEGREES, TURNED], ids=["utm", "degrees", "turned"])
-@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".shp"])
+@pytest.mark.parametrize(
+    ("place", "suffix"),
+    [
+        pytest.param(UTM, ".gpkg", id="utm"),
+        pytest.param(UTM, ".shp", id="shapefile", marks=pytest.mark.slow),
+        pytest.param(DEGREES, ".geojson", id="degrees", marks=pytest.mark.slow),
+        pytest.param(TURNED, ".geojson", id="turned"),
+    ],
+)
 def test_an_area_of_interest_changes_no_pixel_inside_it(tmp_path, checkpoint, out, monkeypatch, place, suffix):  # noqa: F811
-    if suffix == ".shp" and place is not UTM:
-        pytest.skip("one reference system shows that shapefiles are read")
     source = write_geotiff(tmp_path / "scene.tif", scene(), place)
     area = from_pixels([TRIANGLE, CORNER], place["transform"])
     crs = place["crs"]
@@ -105,7 +110,7 @@ def part(path, pixels, top, left, height, width, place=UTM, **others):
     return write_geotiff(path, piece, {**place, "transform": moved}, **others)
 
 
-@pytest.mark.parametrize("place", [UTM, TURNED], ids=["utm", "turned"])
+@pytest.mark.parametrize("place", [pytest.param(UTM, marks=pytest.mark.slow), TURNED], ids=["utm", "turned"])
 def test_a_mosaic_is_predicted_as_the_whole_scene(tmp_path, checkpoint, out, place):  # noqa: F811
     pixels = scene()
     (tmp_path / "parts").mkdir()

@@ -98,6 +98,7 @@ def test_confidence_is_the_probability_of_the_class(tmp_path):
     np.testing.assert_array_equal(plain, labels)
 
 
+@pytest.mark.slow
 def test_another_source_or_another_run_begins_again(tmp_path):
     path = scene(tmp_path / "scene.tif")
     with pytest.raises(Killed):

@@ -1,7 +1,13 @@
 """Plan of a run on a folder or a Hub data set, where nobody wrote a recipe."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
 
 from ..data.description import describe_data
 from ..files import atomic_write
@@ -30,6 +36,8 @@ def plan_data(
         ValueError: if the layout is unknown or ambiguous, an override is wrong, or the time is too short.
         OSError: if files are missing or cannot be read.
     """
+    given = parse_overrides(overrides)
+    _start_processes(given["trainer"])
     context = DistributedContext()
     plan, failure = None, None
     try:
@@ -37,10 +45,7 @@ def plan_data(
             plan = _plan(root, budget or Budget(), overrides, find_learning_rate)
     except (ValueError, OSError) as error:
         failure = error
-    try:
-        plan, failed = context.gather((plan, failure is not None))[0]
-    finally:
-        context.close()
+    plan, failed = context.gather((plan, failure is not None))[0]
     if failure is not None:
         raise failure
     if plan is None or failed:
@@ -70,6 +75,14 @@ def write_plan(plan: Plan, output_dir: str, overwrite: bool = False) -> Path:
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
     return path
+
+
+def _start_processes(trainer: Mapping[str, Any]) -> None:
+    """Let the processes meet as the Trainer does, which takes their group over: a second one would not come about."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        use_cpu = bool(trainer.get("use_cpu")) or not torch.accelerator.is_available()
+        timeout = timedelta(seconds=trainer.get("ddp_timeout", 1800))
+        PartialState(cpu=use_cpu, backend=trainer.get("ddp_backend"), timeout=timeout)
 
 
 def _plan(root: str, budget: Budget, overrides: Sequence[str], find_learning_rate: bool) -> Plan:

@@ -18,6 +18,7 @@ from hf_segformer.training.pretrained import find_licence, inspect_pretrained
 from hf_segformer.training.recipe import read_recipe
 from tests.support.commands import assert_one_line, run
 from tests.support.tiny import TINY
+from tests.support.training import launch
 
 SMALL = [
     *(f"model.{name}={value}" for name, value in TINY.items()),
@@ -92,6 +93,19 @@ class TestRun:
     def test_a_finished_run_is_not_replaced_before_anything_is_planned(self, planned, folder, capsys):
         assert run("train", folder, f"trainer.output_dir={planned}") == 2
         assert_one_line(capsys.readouterr().err, "holds a finished run", "--overwrite")
+
+
+@pytest.mark.slow
+def test_the_first_of_two_processes_plans_for_both(folder, tmp_path):
+    """No fit of the batch to one process: two of them share it."""
+    output = tmp_path / "run"
+    options = ["--steps", "2", *SMALL, f"trainer.output_dir={output}"]
+    result = launch("-m", "hf_segformer", "train", str(folder), *options)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Training and evaluation take about") == 1
+    recipe = read_recipe(output / "recipe.toml")
+    assert recipe.trainer["per_device_train_batch_size"] == 2  # of 4 images
+    assert json.loads((output / "training.json").read_text())["processes"] == 2
 
 
 class TestDryRun:

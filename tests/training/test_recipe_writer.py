@@ -58,6 +58,7 @@ def test_a_run_leaves_its_recipe_with_all_overrides(trained_run):
     assert recipe.model["hidden_sizes"] == [8, 8, 16, 16]
 
 
+@pytest.mark.slow
 def test_the_recipe_that_a_run_left_gives_its_weights(trained_run, tmp_path):
     """Its folder's name is the only difference."""
     again = tmp_path / "again"

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
@@ -183,6 +184,10 @@ def load_config(source: str, **options):
 
 def attempt_on(version: str, auto_class: str, source: str) -> None:
     """`attempt`, as a Transformers of another version would."""
+    import transformers
+
+    # The first import of the classes' modules restores the version; they are imported before it is replaced.
+    import_module(getattr(transformers, auto_class).__module__)
     with mock.patch("transformers.__version__", version):
         _load(auto_class, source, trust_remote_code=True)
 

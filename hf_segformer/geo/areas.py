@@ -2,8 +2,9 @@
 
 In a projected reference system they are areas of its plane, in its linear unit; in a geographic one they are areas on
 the ellipsoid. Pixels of a north-up geographic raster are bounded by parallels and meridians, whose zones have a closed
-form (Snyder, Map Projections, 1987, equations 3-12 and 14-16); the edges of polygons are geodesics. pyproj and shapely
-are extras and imported where they are needed.
+form (Snyder, Map Projections, 1987, equations 3-12 and 14-16). The edges of polygons are straight in longitude and
+latitude, as GeoJSON defines them (RFC 7946, 3.1.1), so that polygons have the area of the pixels within. pyproj and
+shapely are extras and imported where they are needed.
 
 Axes: H W sides of the raster.
 """
@@ -82,9 +83,22 @@ class AreaMeasure:
 
         if not self.is_geographic:
             return shapely.area(polygons) * self.unit**2
-        geod = self.crs.get_geod()
-        in_degrees = shapely.transform(list(polygons), lambda points: points * self.unit)
-        return np.array([abs(geod.geometry_area_perimeter(shapely.orient_polygons(each))[0]) for each in in_degrees])
+        rings, owners = shapely.get_rings(shapely.segmentize(list(polygons), 5 / self.unit), return_index=True)
+        is_hole = np.append(False, np.diff(owners) == 0)
+        areas = self._of_rings(rings)
+        return np.bincount(owners, np.where(is_hole, -areas, areas), len(polygons))
+
+    def _of_rings(self, rings: np.ndarray) -> np.ndarray:
+        """Return the areas within rings: integrals of the zone over the longitude, of each edge by Simpson's rule."""
+        import shapely
+
+        points, indices = shapely.get_coordinates(rings, return_index=True)
+        longitudes, latitudes = np.radians(points * self.unit).T
+        ends = _zone(self.crs.ellipsoid, latitudes)
+        middles = _zone(self.crs.ellipsoid, (latitudes[:-1] + latitudes[1:]) / 2)
+        means = (ends[:-1] + 4 * middles + ends[1:]) / 6 - ends[:1]
+        edges = np.where(np.diff(indices) == 0, means * np.diff(longitudes), 0)
+        return np.abs(np.bincount(indices[1:], edges, len(rings)))
 
     def distortion(self, height: int, width: int) -> float:
         """Return the area in the plane of a projected system divided by the true one, at the middle of the raster."""

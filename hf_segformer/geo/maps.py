@@ -92,6 +92,10 @@ class MapWriter(PngWriter):
         """See `Writer`; the map comes last."""
         super().write_raster(item, partial(segment, output=RasterFiles(self.options, self.out, item.name)))
 
+    def write_volume(self, item: InputItem, segment: Callable[[Callable[[str], Path]], Mapping[str, Any]]) -> None:
+        """See `Writer`: a volume has no map."""
+        raise ValueError("it is a volume; expected a raster for a map: predict volumes without its options")
+
 
 class RasterFiles:
     """The files of one raster beside its map; see `large_image.RasterOutput`.

@@ -170,17 +170,16 @@ def test_polygons_have_the_pixels_of_the_map_and_areas_of_the_crs(tmp_path, chec
 
     crs = pyproj.CRS(place["crs"])
     if crs.is_geographic:
-        geod = pyproj.Geod(ellps="WGS84")
+        geod = pyproj.Geod(ellps="WGS84")  # whose edges are geodesics, not straight in degrees
         expected = [abs(geod.geometry_area_perimeter(shapely.orient_polygons(each))[0]) for each in polygons]
     else:
         expected = shapely.area(polygons) * crs.axis_info[0].unit_conversion_factor ** 2
-    np.testing.assert_allclose(fields["area_m2"], expected, rtol=1e-9, atol=1e-4)
+    tolerance = 1e-4 if crs.is_geographic else 1e-9
+    np.testing.assert_allclose(fields["area_m2"], expected, rtol=tolerance, atol=1e-4)
     rows = areas_of(out)
     for index, name in enumerate(NAMES):
         total = fields["area_m2"][fields["class_id"] == index].sum()
-        # The long edges of a polygon are geodesics, those of pixels are straight in degrees.
-        tolerance = 1e-4 if crs.is_geographic else 1e-9
-        assert float(rows[name]["square_metres"]) == pytest.approx(total, rel=tolerance, abs=0.01)
+        assert float(rows[name]["square_metres"]) == pytest.approx(total, rel=1e-9, abs=0.01)
 
 
 def test_geojson_is_in_degrees_with_the_exterior_counterclockwise(tmp_path, checkpoint, out):
@@ -256,6 +255,18 @@ def test_the_areas_of_the_globe_add_up_to_that_of_the_ellipsoid():
     assert measure.of_rows(0, 180, 360).sum() * 360 == pytest.approx(5.10065621724e14, rel=1e-11)
 
 
+def test_wide_polygons_have_the_areas_of_their_pixels():
+    transform = rasterio.Affine(2, 0, -180, 0, -3, 90)
+    measure = AreaMeasure(Reference(60, 180, rasterio.crs.CRS.from_epsg(4326), transform), "globe")
+    band = shapely.box(-180, 48, 180, 60).difference(shapely.box(10, 51, 70, 57))
+    rows = measure.of_rows(0, 60, 180)[:, 0]
+    assert measure.of_polygons([band])[0] == pytest.approx(180 * rows[10:14].sum() - 30 * rows[11:13].sum(), rel=1e-11)
+    slanted = shapely.Polygon([(0, 20), (40, 20), (0, 50)])
+    geod = pyproj.Geod(ellps="WGS84")
+    expected = geod.geometry_area_perimeter(shapely.segmentize(slanted, 0.01))[0]
+    assert measure.of_polygons([slanted])[0] == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_projection_that_distorts_areas_is_named(tmp_path, checkpoint, out, monkeypatch):
     from hf_segformer.geo import areas
 
@@ -289,6 +300,9 @@ def test_polygons_without_a_reference_are_refused_before_the_work(tmp_path, chec
     tifffile.imwrite(tmp_path / "plain.tif", scene(3).transpose(1, 2, 0), extratags=[(42113, 2, 0, "0", True)])
     line = failure(checkpoint, tmp_path / "plain.tif", out, capsys, "--polygons", "gpkg")
     assert "plain.tif is no raster; expected one for a map" in line
+    (tmp_path / "scan.nii").touch()
+    line = failure(checkpoint, tmp_path / "scan.nii", out, capsys, "--confidence")
+    assert "scan.nii: it is a volume; expected a raster for a map" in line
 
 
 @pytest.mark.parametrize(

@@ -213,14 +213,13 @@ class DicomVolume(Volume):
     def _dtype(self) -> np.dtype:
         if self._is_color or self.options.window:
             return np.dtype(np.uint8)
-        header = self._frames[0].header
-        is_byte = (header.BitsAllocated, header.BitsStored, header.PixelRepresentation) == (8, 8, 0)
-        return np.dtype(np.uint8 if is_byte and not self._is_scaled(self._frames[0]) else np.float32)
+        return np.dtype(np.uint8 if all(map(self._is_byte, self._frames)) else np.float32)
 
     @staticmethod
-    def _is_scaled(frame: Frame) -> bool:
-        scale = (rescale(frame), frame.header.get("ModalityLUTSequence"))
-        return scale[0] != (1, 0) or bool(scale[1])
+    def _is_byte(frame: Frame) -> bool:
+        header = frame.header
+        is_plain = (header.BitsAllocated, header.BitsStored, header.PixelRepresentation) == (8, 8, 0)
+        return is_plain and rescale(frame) == (1, 0) and not header.get("ModalityLUTSequence")
 
     def _slice(self, index: int) -> np.ndarray:
         frame = self._frames[index]
@@ -265,8 +264,13 @@ class DicomVolume(Volume):
         if self._is_placed and not self._frames[0].spacing:
             raise ValueError(f"{self.name} has no PixelSpacing; expected it beside ImagePositionPatient")
         is_one_file = self._frames[0].number_in_file is not None
+        is_known = all(frame.tag("PixelMeasuresSequence", "SliceThickness") for frame in self._frames)
+        if self._is_placed and not is_known and (self.num_slices == 1 or is_one_file):
+            raise ValueError(f"{self.name} has no SliceThickness; expected it beside ImagePositionPatient")
+        thickness = self.spacing[0] if self._is_placed and not is_known else None
+        tags = (*_TAGS, *(IDENTITY_TAGS if keep_identity else ()))
         sources = [
-            SourceImage(read_header(frame.file, self.name, (*_TAGS, *(IDENTITY_TAGS if keep_identity else ()))))
+            SourceImage(read_header(frame.file, self.name, tags), thickness)
             for frame in (self._frames[:1] if is_one_file else self._frames)
         ]
         labels = np.stack([np.asarray(segmentation, layout.dtype) for segmentation in slices])

@@ -30,10 +30,11 @@ class SourceImage:
 
     Args:
         header: a pydicom data set.
+        thickness: SliceThickness in mm, in place of the header's; None keeps it.
     """
 
-    def __init__(self, header: Any):
-        self.header = header
+    def __init__(self, header: Any, thickness: float | None = None):
+        self.header, self.thickness = header, thickness
 
     def references(self, identity: Sequence[str]) -> Any:
         """Return a data set with references, geometry and identity alone; identity that is not there is empty."""
@@ -44,6 +45,8 @@ class SourceImage:
         for name in _REFERENCES:
             if name in self.header:
                 setattr(source, name, self.header[name].value)
+        if self.thickness is not None:
+            source.SliceThickness = self.thickness
         for name in identity:
             setattr(source, name, self.header.get(name) or "")
         for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):

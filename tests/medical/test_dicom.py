@@ -100,6 +100,20 @@ def test_colours_and_bytes_need_no_value_range(tmp_path):
     assert open_image(path, bands=[2], num_channels=1).image().shape == (1, 36, 44)
 
 
+def test_bytes_are_units_where_any_slice_has_others(tmp_path):
+    paths = scans.ct_series(tmp_path / "ct", 3)
+    for index, (path, slope) in enumerate(zip(paths, (1, 2.5, 1), strict=True)):
+        made = pydicom.dcmread(path)
+        made.RescaleSlope, made.RescaleIntercept = slope, 0
+        pixels = np.full((36, 44), 200, np.uint8) if index < 2 else np.full((36, 44), 2000, np.uint16)
+        scans.set_pixels(made, pixels)
+        made.save_as(path)
+    for number, expected in ((1, [200]), (2, [200, 500]), (3, [200, 500, 2000])):
+        opened = volume(*paths[:number])
+        assert [opened.slice(index).max() for index in range(number)] == expected
+        assert opened.dtype == (np.uint8 if number == 1 else np.float32)
+
+
 def test_values_in_units_need_a_value_range(tmp_path):
     [path] = scans.ct_series(tmp_path, 1)
     text = message(path, any_range=False)
@@ -272,6 +286,20 @@ def test_a_segmentation_lies_where_its_series_does(tmp_path):
     assert [each.SegmentLabel for each in found.SegmentSequence] == ["liver", "lesion/=1"]
     assert found.get_segment_description(1).segmented_property_category.meaning == "Spatial and Relational Concept"
     assert found.get_segment_description(2).segmented_property_type.scheme_designator == "99HFSEGFORMER"
+
+
+def test_a_missing_slice_thickness_is_the_distance_of_slices(tmp_path):
+    paths = scans.ct_series(tmp_path, 3)
+    for path in paths[:2]:
+        made = pydicom.dcmread(path)
+        made.SliceThickness = None
+        made.save_as(path)
+    labels, found = written(volume(*paths), tmp_path / "seg.dcm")
+    assert found.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 2.5
+    uids = [pydicom.dcmread(path).SOPInstanceUID for path in paths]
+    np.testing.assert_array_equal(found.get_pixels_by_source_instance(uids, combine_segments=True), labels)
+    with pytest.raises(ValueError, match=r"has no SliceThickness; expected it beside ImagePositionPatient"):
+        written(volume(paths[0]), tmp_path / "one.dcm")
 
 
 def test_a_segmentation_of_a_multi_frame_file_refers_to_its_frames(tmp_path):

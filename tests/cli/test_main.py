@@ -304,7 +304,7 @@ def test_an_output_folder_is_checked_and_not_created(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--group", "(["], ["--group", "--output-dir"]),
+        (["--group", "^(a)"], ["--group", "--output-dir"]),
         (["--title", "mine"], ["--title", "--output-dir"]),
         (["--split", "test"], ["--split", "--dataset"]),
         (["--mask-column", "annotation"], ["--mask-column", "--dataset"]),

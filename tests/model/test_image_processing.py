@@ -669,6 +669,7 @@ class TestKeywords:
             "do_convert_rgb": False,
             "value_range": {"percentiles": [1, 99.5]},
             "ignore_index": -100,
+            "binary_threshold": 0.25,
         }
         SegFormerImageProcessor(**keywords).save_pretrained(tmp_path)
         loaded = SegFormerImageProcessor.from_pretrained(tmp_path)

@@ -172,6 +172,28 @@ def test_a_trainers_best_checkpoint_is_an_average(tmp_path):
             torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-6, atol=1e-8, msg=name)
 
 
+def test_where_the_best_checkpoint_is_gone_the_average_stays(tmp_path):
+    trainer, weights = trained(
+        tmp_path,
+        EmaConfig(decay=0.9),
+        eval_strategy="steps",
+        eval_steps=1,
+        save_steps=1,
+        max_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="mean_iou",
+    )
+    trainer._average = WeightAverage(trainer.model, trainer.ema)
+    expected = {name: tensor.clone() for name, tensor in trainer._average.average.items()}
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_(1)
+    trainer.state.best_model_checkpoint = str(tmp_path / "gone")
+    trainer._load_best_model()
+    held = trainer.model.state_dict()
+    assert_equal({name: held[name] for name in expected}, expected)
+
+
 # PEFT asks by the name that Transformers 5.23 renamed.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_only_what_is_trained_is_averaged(model):
@@ -205,7 +227,8 @@ def recipe_run(tmp_path_factory):
 def test_a_recipe_saves_and_scores_what_it_evaluated(recipe_run):
     metrics = json.loads((recipe_run / "metrics.json").read_text())
     state = json.loads((recipe_run / "checkpoint-4" / "trainer_state.json").read_text())
-    assert [row["eval_mean_iou"] for row in state["log_history"] if "eval_mean_iou" in row][-1] == metrics["mean_iou"]
+    logged = [row["eval_mean_iou"] for row in state["log_history"] if "eval_mean_iou" in row][-1]
+    assert logged == pytest.approx(metrics["mean_iou"], rel=1e-12)
     weights = load_file(recipe_run / "model.safetensors")
     assert_equal(weights, load_file(recipe_run / "checkpoint-4" / "model.safetensors"))
     live = torch.load(recipe_run / "checkpoint-4" / "training_weights.pt", weights_only=True)["weights"]

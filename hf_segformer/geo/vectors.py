@@ -7,8 +7,11 @@ extras and imported where they are needed.
 
 import json
 import re
+import sqlite3
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +28,14 @@ _BATCH = 10_000
 _DECIMALS = 9  # of degrees: a tenth of a millimetre
 _CRS_NAME = re.compile(r"(urn:ogc:def:crs:(?P<authority>EPSG|OGC):[\d.]*:|EPSG:)(?P<code>\w+)")
 _SHAPEFILE_MAGIC = b"\0\0\x27\x0a"
+_WRONG_CONTENT = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
+_KINDS = {".gpkg": "GeoPackage", ".shp": "shapefile"}
 _SQLITE_MAGIC, _GEOPACKAGE_IDS = b"SQLite format 3\0", (b"GPKG", b"GP10", b"GP11")
+# What a GeoPackage is made of: only the index of its geometries is virtual.
+_OWN_TABLE = re.compile(
+    r'CREATE\s+((TABLE|VIEW|(UNIQUE\s+)?INDEX|TRIGGER)\b|VIRTUAL\s+TABLE\s+("[^"]*"|\w+)\s+USING\s+rtree\s*\()',
+    re.IGNORECASE,
+)
 
 
 class Feature(NamedTuple):
@@ -192,6 +202,7 @@ def read_polygons(path: Path, crs: Any, attribute: str | None = None) -> Polygon
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         geometries, values, own = _read_geojson(path, attribute)
     elif _is_geopackage(head) or head.startswith(_SHAPEFILE_MAGIC):
+        _check_content(path, head)
         geometries, values, own = _read_by_gdal(path, attribute)
     else:
         raise ValueError(f"{name} is no GeoPackage, GeoJSON file or shapefile; expected one with polygons")
@@ -205,18 +216,51 @@ def read_polygons(path: Path, crs: Any, attribute: str | None = None) -> Polygon
         raise ValueError(f"{name} holds no polygons; expected at least one")
     if not is_polygon.all():
         raise ValueError(f"{name} holds {(~is_polygon).sum()} geometries that are no polygons; expected polygons alone")
+    try:
+        with np.errstate(all="ignore"):
+            geometries = _placed(geometries, own, crs)
+    except (shapely.errors.ShapelyError, pyproj.exceptions.ProjError) as error:
+        raise ValueError(f"{name} has coordinates that cannot be used: {error!s:.300}") from error
+    bounds = shapely.bounds(geometries)[~shapely.is_empty(geometries)]
+    if not len(bounds) or not np.isfinite(bounds).all():
+        raise ValueError(f"{name} has places that {crs.name} does not; expected polygons near the scene")
+    return Polygons(name, geometries, values)
+
+
+def _placed(geometries: np.ndarray, own: Any, crs: Any) -> np.ndarray:
+    """Return valid geometries in another reference system."""
+    import pyproj
+    import shapely
+
     invalid = ~shapely.is_valid(geometries)
     geometries[invalid] = shapely.make_valid(geometries[invalid], method="structure", keep_collapsed=False)
-    if horizontal(own) != horizontal(crs):
-        transformer = pyproj.Transformer.from_crs(own, crs, always_xy=True)
-        geometries = shapely.transform(geometries, lambda x, y: transformer.transform(x, y), interleaved=False)
-        if not np.isfinite(shapely.bounds(geometries)).all():
-            raise ValueError(f"{name} has places that {crs.name} does not; expected polygons near the scene")
-    return Polygons(name, geometries, values)
+    if horizontal(own) == horizontal(crs):
+        return geometries
+    transformer = pyproj.Transformer.from_crs(own, crs, always_xy=True)
+    return shapely.transform(geometries, lambda x, y: transformer.transform(x, y), interleaved=False)
 
 
 def _is_geopackage(head: bytes) -> bool:
     return head.startswith(_SQLITE_MAGIC) and head[68:72] in _GEOPACKAGE_IDS
+
+
+def _check_content(path: Path, head: bytes) -> None:
+    """Refuse names by which GDAL would choose another driver, and tables that lie in other files."""
+    ending = ".gpkg" if _is_geopackage(head) else ".shp"
+    if path.suffix.lower() != ending:
+        raise ValueError(f"{path} is a {_KINDS[ending]} of another name; expected one that ends in {ending}: rename it")
+    if ending == ".shp":
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as database:
+            tables = database.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise OSError(f"{path} cannot be read: {error}") from error
+    for table, made in tables:
+        if not _OWN_TABLE.match(str(made)):
+            raise ValueError(
+                f"{path} has a table {printable(str(table)):.80} that is virtual; expected tables of its own"
+            )
 
 
 def _read_by_gdal(path: Path, attribute: str | None) -> tuple[np.ndarray, list[Any], Any]:
@@ -227,20 +271,34 @@ def _read_by_gdal(path: Path, attribute: str | None) -> tuple[np.ndarray, list[A
     require(str(path), "pyogrio")
     place = path.resolve()  # a scheme such as s3:// would be an address
     try:
-        layers = [name for name, kind in pyogrio.list_layers(place) if kind is not None]
-        if len(layers) != 1:
-            raise ValueError(f"{path} has {len(layers)} layers with geometries; expected one: {', '.join(layers)}")
-        known = pyogrio.read_info(place, layer=layers[0])["fields"]
-        _check_attribute(path, attribute, known)
-        columns = [] if attribute is None else [attribute]
-        about, _, wkb, fields = pyogrio.raw.read(place, layer=layers[0], columns=columns, force_2d=True)
-    except pyogrio.errors.DataSourceError as error:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # of columns and geometries that are not read
+            layers = [name for name, kind in pyogrio.list_layers(place) if kind is not None]
+            if len(layers) != 1:
+                raise ValueError(f"{path} has {len(layers)} layers with geometries; expected one{_listed(layers)}")
+            known = pyogrio.read_info(place, layer=layers[0])["fields"]
+            _check_attribute(path, attribute, known)
+            columns = [] if attribute is None else [attribute]
+            about, _, wkb, fields = pyogrio.raw.read(place, layer=layers[0], columns=columns, force_2d=True)
+            geometries = shapely.from_wkb(wkb)
+        crs = pyproj.CRS.from_user_input(about["crs"]) if about["crs"] else None
+        return geometries, fields[0].tolist() if attribute is not None else [], crs
+    except (
+        pyogrio.errors.DataSourceError,
+        pyogrio.errors.DataLayerError,
+        pyproj.exceptions.ProjError,
+        shapely.errors.ShapelyError,
+        UnicodeDecodeError,
+    ) as error:
         raise OSError(f"{path} cannot be read: {' '.join(str(error).split()):.300}") from error
-    crs = pyproj.CRS.from_user_input(about["crs"]) if about["crs"] else None
-    return shapely.from_wkb(wkb), fields[0].tolist() if attribute is not None else [], crs
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f": {printable(', '.join(map(str, names))):.300}" if names else ""
 
 
 def _read_geojson(path: Path, attribute: str | None) -> tuple[np.ndarray, list[Any], Any]:
+    import pyproj
     import shapely
 
     try:
@@ -251,10 +309,12 @@ def _read_geojson(path: Path, attribute: str | None) -> tuple[np.ndarray, list[A
         values = [] if attribute is None else [each["properties"].get(attribute) for each in features]
         shapes = [shapely.geometry.shape(each.get("geometry", each)) for each in features]
         crs = _stated_crs(path, content.get("crs"))
-    except (KeyError, TypeError, AttributeError, RecursionError, shapely.errors.ShapelyError) as error:
-        raise ValueError(f"{path} is no GeoJSON with polygons ({type(error).__name__}: {error})") from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no GeoJSON: {error}") from error
+    except (*_WRONG_CONTENT, shapely.errors.ShapelyError, pyproj.exceptions.ProjError) as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise ValueError(f"{path} is no GeoJSON with polygons ({type(error).__name__}: {error!s:.300})") from error
     return shapely.force_2d(np.array(shapes, object)), values, crs
 
 

@@ -301,7 +301,7 @@ def test_polygons_without_a_reference_are_refused_before_the_work(tmp_path, chec
     line = failure(checkpoint, tmp_path / "plain.tif", out, capsys, "--polygons", "gpkg")
     assert "plain.tif is no raster; expected one for a map" in line
     (tmp_path / "scan.nii").touch()
-    line = failure(checkpoint, tmp_path / "scan.nii", out, capsys, "--confidence")
+    line = failure(checkpoint, tmp_path / "scan.nii", out / "scan", capsys, "--confidence")
     assert "scan.nii: it is a volume; expected a raster for a map" in line
 
 

@@ -1,7 +1,9 @@
 """Areas of interest and mosaics: the same predictions as without, for the part that is asked for."""
 
+import contextlib
 import json
 import os
+import sqlite3
 
 import numpy as np
 import pytest
@@ -220,6 +222,33 @@ def test_bad_vector_files_are_named_in_a_line(tmp_path, utm):
     gpkg.write_bytes(gpkg.read_bytes()[:200] + bytes(5000))
     with pytest.raises((ValueError, OSError), match=r"a\.gpkg"):
         read_polygons(gpkg, utm)
+
+
+@pytest.mark.parametrize(
+    "module", ["VirtualShape('/x')", "VirtualOGR('/x')", "rtree_(a)", "VirtualShape('x USING rtree(')"]
+)
+def test_a_geopackage_whose_table_is_another_file_is_not_opened(tmp_path, utm, monkeypatch, module):
+    path = write_vectors(
+        tmp_path / "a.gpkg", [shapely.box(500_000, 4_999_900, 500_050, 5_000_000)], UTM["crs"], name=["a"]
+    )
+    assert len(read_polygons(path, utm).polygons) == 1  # with its index, which is virtual
+    made = f"CREATE VIRTUAL TABLE other USING {module}"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA writable_schema = ON")
+        database.execute("INSERT INTO sqlite_master VALUES ('table', 'other', 'other', 0, ?)", [made])
+        database.commit()
+    monkeypatch.setattr(pyogrio, "list_layers", None)
+    with pytest.raises(ValueError, match=r"a\.gpkg has a table other that is virtual; expected tables of its own"):
+        read_polygons(path, utm)
+
+
+@pytest.mark.parametrize(("suffix", "name"), [(".gpkg", "a.csv"), (".gpkg", "a.kmz"), (".shp", "a.gpkg")])
+def test_gdal_chooses_no_driver_by_a_wrong_name(tmp_path, utm, monkeypatch, suffix, name):
+    path = tmp_path / f"whole{suffix}"
+    write_vectors(path, [shapely.box(500_000, 4_999_900, 500_050, 5_000_000)], UTM["crs"], name=["a"])
+    monkeypatch.setattr(pyogrio, "list_layers", None)
+    with pytest.raises(ValueError, match=rf"of another name; expected one that ends in \{suffix}: rename it"):
+        read_polygons(path.rename(tmp_path / name), utm)
 
 
 def test_older_geojson_may_name_its_reference_system_by_code_alone(tmp_path, utm):

@@ -2,10 +2,10 @@
 
 python -m tests.support.fuzz_loaders --number 10000 --seed 0
 
-A case is a valid small file (images, masks, rasters, scans, weights, JSON) and one to three mutations of it, all drawn
-from the seed and the case's number. Expected: it is read, or a ValueError or OSError names it. A failure is any other
-exception, a warning that is not Pillow's own, a hang, memory without bounds, and pixels of a file that was cut short,
-unless all of them were there. Each failure is printed with the command that repeats it.
+A case is a valid small file (images, masks, rasters, vectors, scans, weights, JSON) and one to three mutations of it,
+all drawn from the seed and the case's number. Expected: it is read, or a ValueError or OSError names it. A failure is
+any other exception, a warning that is not Pillow's own, a hang, memory without bounds, and pixels of a file that was
+cut short, unless all of them were there. Each failure is printed with the command that repeats it.
 """
 
 import argparse
@@ -97,7 +97,16 @@ def _read_scan(path: Path, chance: random.Random) -> np.ndarray:
     return found
 
 
+def _read_vectors(path: Path, chance: random.Random) -> None:
+    import pyproj
+
+    from hf_segformer.geo.vectors import read_polygons
+
+    read_polygons(path, pyproj.CRS("EPSG:32633"), chance.choice((None, "crop")))
+
+
 READERS = {
+    "vectors": _read_vectors,
     "scans": _read_scan,
     "images": _read_image,
     "masks": _read_mask,
@@ -198,6 +207,10 @@ def main() -> int:
             from tests.support.scans import write_scans
 
             samples["scans"] = write_scans(Path(folder) / "scans")
+        if all(map(find_spec, ("pyogrio", "pyproj", "shapely"))):
+            from tests.support.vectors import write_all_kinds
+
+            samples["vectors"] = write_all_kinds(Path(folder) / "vectors")
         _limit_memory()
         for case in cases:
             try:

@@ -23,6 +23,9 @@ OVERALL_SCORES = ("mean_iou", "mean_accuracy", "overall_accuracy", "mean_dice", 
 COUNTED_SCORES = (*OVERALL_SCORES, "boundary_iou", "boundary_f1", "calibration_error")
 """Overall scores of `counted_scores`."""
 
+LOWER_IS_BETTER = ("calibration_error",)
+"""Those of them that are errors."""
+
 _BOUNDARY_ROWS = 7
 _PADDING = -100  # with which a Trainer pads the masks of unequal heights
 
@@ -294,6 +297,7 @@ def _integers(name: str, values: Any) -> Tensor:
 
 __all__ = [
     "COUNTED_SCORES",
+    "LOWER_IS_BETTER",
     "OVERALL_SCORES",
     "SegmentationMetrics",
     "confusion_matrix",

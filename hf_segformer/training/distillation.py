@@ -7,6 +7,7 @@ classes, h w sides of the logits, H W sides of the masks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -105,7 +106,8 @@ class Teacher:
 
     def describe(self) -> dict[str, Any]:
         """Name, size and digest for the run record; the path of a local folder is left out."""
-        name = self.source if is_hub_id(self.source) else None
+        is_on_hub = is_hub_id(self.source) and not Path(self.source).exists()
+        name = self.source if is_on_hub else None
         return {"name": name, "parameters": self.model.num_parameters(), "digest": self.digest}
 
 

@@ -27,7 +27,7 @@ from ..data.sampling import ClassBalance
 from ..data.splits import format_division, write_division
 from ..data.torch_datasets import EpochSampler, TrainDataset, TrainStream
 from ..evaluation.detailed import evaluate_in_detail
-from ..evaluation.metrics import COUNTED_SCORES
+from ..evaluation.metrics import COUNTED_SCORES, LOWER_IS_BETTER
 from ..files import read_json
 from ..hub.model_card import write_card
 from ..image_processing_segformer import SegFormerImageProcessor
@@ -256,6 +256,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         defaults["load_best_model_at_end"] = True
     if recipe.trainer.get("load_best_model_at_end", recipe.early_stopping.patience):
         defaults["metric_for_best_model"] = "mean_iou"
+    if recipe.trainer.get("metric_for_best_model", "").removeprefix("eval_") in LOWER_IS_BETTER:
+        defaults["greater_is_better"] = False
     try:
         return TrainingArguments(**{**defaults, **recipe.trainer})
     except ValueError as error:

@@ -11,9 +11,11 @@ from typing import Any
 
 from transformers import set_seed
 
+from ..evaluation.metrics import LOWER_IS_BETTER
+from .distillation import load_teacher
 from .recipe import Recipe, parse_overrides
 from .recipe_trainer import RecipeTrainer
-from .run import build_model, build_trainer, prepare_data, train_samples, training_arguments
+from .run import build_model, build_trainer, prepare_data, train_samples, training_arguments, with_adapters
 
 SEARCHED_TABLES = ("model", "loss", "optimizer", "augmentation", "trainer")
 
@@ -21,7 +23,6 @@ Space = Mapping[str, Sequence[Any]]
 """`table.key` -> a tuple (low, high) or (low, high, "log"), or a list of values to choose from."""
 
 _FIXED = ("trainer.output_dir", "loss.class_weights", "augmentation.custom", "augmentation.class_balance")
-_LOWER_IS_BETTER = ("calibration_error",)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def search(
         hp_space=lambda trial: _trainer_values(suggest(trial, space)),
         compute_objective=lambda metrics: metrics[f"eval_{metric}"],
         n_trials=num_trials,
-        direction="minimize" if metric in _LOWER_IS_BETTER else "maximize",
+        direction="minimize" if metric in LOWER_IS_BETTER else "maximize",
         backend="optuna",
         sampler=sampler,
         **study,
@@ -96,8 +97,9 @@ def build_search_trainer(recipe: Recipe, space: Space) -> RecipeTrainer:
     recipe.check_trainable()
     arguments = training_arguments(recipe)
     data, loss = prepare_data(recipe, arguments, None)
+    teacher = load_teacher(recipe.distill, data.names, data.processor) if recipe.distill.teacher else None
     set_seed(arguments.seed)
-    trainer = build_trainer(build_model(recipe.model, data.names), arguments, recipe, loss, data)
+    trainer = build_trainer(build_model(recipe.model, data.names), arguments, recipe, loss, data, teacher)
 
     def model_init(trial: Any) -> Any:
         tried = recipe if trial is None else recipe.with_values(_as_tables(suggest(trial, space)))
@@ -105,7 +107,7 @@ def build_search_trainer(recipe: Recipe, space: Space) -> RecipeTrainer:
         model = build_model(tried.model, data.names)
         model.config.palette = [list(color) for color in data.palette]
         model.loss_function = _with_weights(tried.loss, loss.class_weights)
-        return model
+        return with_adapters(model, tried.lora) if tried.lora.rank else model
 
     trainer.model_init = model_init
     return trainer

@@ -15,7 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..config import EmaConfig, OptimizerConfig
 from ..data.torch_datasets import EpochSampler, EvalDataset, TrainDataset, TrainStream
-from ..evaluation.metrics import SegmentationMetrics
+from ..evaluation.metrics import LOWER_IS_BETTER, SegmentationMetrics
 from ..hub.model_card import write_card
 from .arguments import check_arguments
 from .callbacks import Stopwatch
@@ -101,6 +101,12 @@ class SegFormerTrainer(Trainer):
             raise ValueError(
                 f"lr_scheduler_kwargs is {arguments.lr_scheduler_kwargs} for the paper's schedule; expected "
                 "OptimizerConfig(power=...), in a recipe optimizer.power"
+            )
+        metric = (arguments.metric_for_best_model or "").removeprefix("eval_")
+        if metric in LOWER_IS_BETTER and arguments.greater_is_better:
+            raise ValueError(
+                f"greater_is_better is true for metric_for_best_model={metric}, which would choose the worst "
+                "checkpoint; expected greater_is_better=False"
             )
         if self.ema.decay and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
@@ -376,6 +382,8 @@ class SegFormerTrainer(Trainer):
             self._average = WeightAverage.resume(self.model, self.ema, path.parent)
 
     def _load_best_model(self) -> None:
+        if self._average is not None:
+            self._average.apply()  # stays where the best checkpoint is gone, of which the Trainer only warns
         super()._load_best_model()
         self._average = None  # the best checkpoint's is in the model
 

@@ -79,6 +79,10 @@ def test_threshold_is_found_saved_and_used(saved, tmp_path, rows, capsys):
     assert metrics["intervals"]["unit"] == "groups"
     assert f"above a probability of {threshold:.3f}" in " ".join(card_text(model).split())
     assert f"{100 * metrics['binary']['average_precision']:.1f} %" in card_text(model)
+    assert "before that was changed" not in " ".join(card_text(model).split())
+    save_threshold(model, threshold / 2)  # by an evaluation whose scores are elsewhere
+    wanted = f"were measured with {threshold:.3f}, before that was changed"
+    assert wanted in " ".join(card_text(model).split())
 
 
 def test_only_binary_models_with_a_folder_have_a_threshold(saved, model, rows, capsys):

@@ -103,6 +103,16 @@ def test_a_step_adds_the_weighted_loss_on_the_same_input(teacher_folder, tmp_pat
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
 
 
+def test_a_record_names_a_teacher_of_the_hub_and_no_folder(teacher_folder, monkeypatch):
+    """A relative path may look as a repository does."""
+    monkeypatch.chdir(teacher_folder.parent.parent)
+    local = "/".join(teacher_folder.parts[-2:])
+    teacher = load_teacher(DistillationConfig(local), NAMES, SegFormerImageProcessor(do_resize=False))
+    assert teacher.describe()["name"] is None
+    teacher.source = "owner/name"
+    assert teacher.describe()["name"] == "owner/name"
+
+
 @pytest.mark.slow
 def test_a_student_comes_closer_to_its_teacher(teacher_folder, tmp_path):
     def distance(teacher):

@@ -130,7 +130,7 @@ def test_two_processes_evaluate_exactly_as_one(shared):
     expected = trainer.evaluate()
     found = json.loads((shared / "numbers.json").read_text())
     names = {name for name in expected if "iou" in name or "accuracy" in name}
-    assert len(names) == 9
+    assert len(names) == 10
     assert {name: found[name] for name in names} == {name: expected[name] for name in names}
 
 
@@ -181,7 +181,7 @@ def test_two_processes_evaluate_images_of_unequal_size_exactly_as_one(unequal):
     expected = trainer.evaluate()
     found = json.loads((folder / "numbers.json").read_text())
     names = {name for name in expected if "iou" in name or "accuracy" in name}
-    assert len(names) == 9
+    assert len(names) == 10
     assert {name: found[name] for name in names} == {name: expected[name] for name in names}
     assert found["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-6)
     predictions = torch.load(folder / "predictions.pt", weights_only=True)

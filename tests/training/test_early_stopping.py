@@ -7,6 +7,8 @@ import pytest
 
 from hf_segformer.training import recipe_trainer
 from hf_segformer.training.recipe import read_recipe
+from hf_segformer.training.run import training_arguments
+from tests.support.distributed import tiny_trainer
 from tests.support.training import SMALL, assert_same_weights, train
 
 STOPPING = (
@@ -117,3 +119,15 @@ def test_best_checkpoints_alone_are_enough(scored, tmp_path):
     assert made == [1, 2, 3, 4, 5, 6]
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]
     assert_same_weights(folder, folder / "checkpoint-4", 0)
+
+
+@pytest.mark.parametrize(("metric", "higher"), [("calibration_error", False), ("mean_iou", True)])
+def test_the_best_calibration_error_is_the_lowest(metric, higher):
+    overrides = ["early_stopping.patience=1", f"trainer.metric_for_best_model={metric}", *STOPPING[1:3]]
+    arguments = training_arguments(read_recipe("shapes_b0", [*SMALL, *overrides, "trainer.save_steps=1"]))
+    assert arguments.greater_is_better is higher
+
+
+def test_the_highest_error_is_not_the_best(tmp_path):
+    with pytest.raises(ValueError, match="expected greater_is_better=False"):
+        tiny_trainer(tmp_path, False, metric_for_best_model="eval_calibration_error", greater_is_better=True)

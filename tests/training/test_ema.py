@@ -173,7 +173,7 @@ def test_a_trainers_best_checkpoint_is_an_average(tmp_path):
 
 
 def test_where_the_best_checkpoint_is_gone_the_average_stays(tmp_path):
-    trainer, weights = trained(
+    trainer, _ = trained(
         tmp_path,
         EmaConfig(decay=0.9),
         eval_strategy="steps",

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hf_segformer.training.recipe import read_recipe
-from hf_segformer.training.search import check_space, search, suggest
+from hf_segformer.training.search import build_search_trainer, check_space, search, suggest
 from tests.support.training import SMALL
 
 
@@ -61,6 +61,21 @@ def test_ranges_become_optunas_suggestions():
 def test_impossible_spaces_are_named(space, message):
     with pytest.raises(ValueError, match=message):
         check_space(space)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_trials_have_the_recipes_adapters_and_teacher(trained_run, tmp_path):
+    pytest.importorskip("peft")
+    overrides = [f"model.checkpoint={trained_run}", "lora.rank=2", f"distill.teacher={trained_run}"]
+    recipe = read_recipe("shapes_b0", [*SMALL, *overrides, f"trainer.output_dir={tmp_path}"])
+    space = {"loss.dice": [0.25, 0.75]}
+    trainer = build_search_trainer(recipe, space)
+    assert trainer.teacher.source == str(trained_run)
+    model = trainer.call_model_init(Trial())
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert all("lora_" in name or "decode_head" in name for name in trained)
+    assert model.get_base_model().loss_function.dice == 0.75
 
 
 @pytest.mark.slow

@@ -67,7 +67,11 @@ def write_cog(path: Path, rows: Iterable[tuple[int, np.ndarray]], layout: MaskLa
     """
     import rasterio
 
-    with tempfile.TemporaryDirectory(prefix=".", suffix=".cog", dir=path.parent) as folder, warnings.catch_warnings():
+    with (
+        tempfile.TemporaryDirectory(prefix=".", suffix=".cog", dir=path.parent) as folder,
+        rasterio.Env(GDAL_PAM_ENABLED="NO"),  # no second file, which would not follow when this one takes its name
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         plain = Path(folder) / "plain.tif"
         checksums = []
@@ -109,14 +113,20 @@ def _check(path: Path, checksums: Sequence[tuple[int, int, int]], reference: Ref
 
     try:
         with rasterio.open(path, driver="GTiff") as file:
+            crs = file.crs
             is_whole = all(
                 zlib.crc32(file.read(1, window=_window(reference, top, num_rows))) == checksum
                 for top, num_rows, checksum in checksums
             )
     except OSError:
-        is_whole = False
+        is_whole, crs = False, None
     if not is_whole:
         raise _not_written(path, "the written pixels cannot be read again")
+    if not reference.points[0] and crs != reference.crs:
+        logger.warning(
+            f"{path.name} cannot hold the coordinate reference system of the raster; it has "
+            f"{crs or 'none'}: set it where the map is used, or warp the raster first"
+        )
 
 
 def _profile(layout: MaskLayout, reference: Reference) -> dict[str, Any]:

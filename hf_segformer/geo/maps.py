@@ -137,19 +137,19 @@ class RasterFiles:
 
     def _features(self, found: SegmentedRaster, measure: AreaMeasure) -> Iterator[Feature]:
         """Yield the polygons of at least the minimum area; their areas are those of what is written."""
-        layout, omitted = found.layout, []
+        layout, num_omitted, omitted = found.layout, 0, 0.0
         for region in trace_regions(found.labels, layout.ignored, found.confidence, self.options.simplify):
             [polygon] = from_pixels([region.polygon], measure.transform)
             [area] = measure.of_polygons([polygon]).tolist()
             if area < self.options.min_area:
-                omitted.append(area)
+                num_omitted, omitted = num_omitted + 1, omitted + area
                 continue
             confidence = None if region.confidence is None else region.confidence / 100
             yield Feature(polygon, region.label, layout.names[region.label], area, confidence)
-        if omitted:
+        if num_omitted:
             logger.warning(
-                f"{self.name}: {len(omitted)} polygons below {self.options.min_area:g} square metres are left out, "
-                f"{sum(omitted):.1f} square metres together"
+                f"{self.name}: {num_omitted} polygons below {self.options.min_area:g} square metres are left out, "
+                f"{omitted:.1f} square metres together"
             )
 
 

@@ -5,6 +5,7 @@ and options it was made, so that two runs never mix. An image that cannot be rea
 """
 
 import hashlib
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from ..files import is_full, printable, read_json, remove_stale_partials, write_
 from ..locks import locked_folder
 from ..progress import Progress
 from .distributed import DistributedContext
-from .large_image import segment_raster
+from .large_image import SPOOLS, segment_raster
 from .pipeline import Prepared, ReadAhead
 from .predictor import Prediction, SegFormerPredictor, format_error
 from .volumes import VolumeReader, segment_volume
@@ -330,6 +331,8 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
                 f"{path.parent} holds masks without the {SETTINGS} that records how they were made: choose another "
                 "output folder"
             )
+        for folder in path.parent.glob(SPOOLS):  # rows of unknown settings
+            shutil.rmtree(folder)
         write_json(settings, path)
         return settings
     held = read_json(path)

@@ -33,6 +33,8 @@ from .segmenter import Segmenter, inference_mode_of, is_out_of_memory, unique_na
 from .spool import Spool, rows_of
 from .tiling import CELL, MaskLayout, count_tiles, segment_rows, tile_spans
 
+SPOOLS = f"**/.{'[0-9a-f]' * 16}.tiles"  # folders of finished rows, as `_spool` names them
+
 
 @runtime_checkable
 class RasterReader(Reader, Protocol):
@@ -354,4 +356,12 @@ def _counted(labels: np.ndarray, counts: np.ndarray) -> Iterator[tuple[int, np.n
         yield top, classes
 
 
-__all__ = ["RasterOutput", "RasterReader", "SegmentedRaster", "in_percent", "predict_large_image", "segment_raster"]
+__all__ = [
+    "SPOOLS",
+    "RasterOutput",
+    "RasterReader",
+    "SegmentedRaster",
+    "in_percent",
+    "predict_large_image",
+    "segment_raster",
+]

@@ -120,6 +120,45 @@ def test_a_large_map_has_overviews_in_the_order_of_a_cog(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["map.tif"]
 
 
+def test_a_reference_system_that_a_geotiff_cannot_hold_is_named(tmp_path, monkeypatch):
+    from hf_segformer.geo import cog
+    from hf_segformer.inference.tiling import MaskLayout
+
+    messages = []
+    monkeypatch.setattr(cog.logger, "warning", messages.append)
+    labels, layout = np.zeros((40, 50), np.uint8), MaskLayout(np.uint8, 255, [(1, 2, 3)], ["a"])
+    local = 'LOCAL_CS["site",UNIT["metre",1]]'
+    shifted = "+proj=tmerc +lat_0=0 +lon_0=12 +k=1 +x_0=4500000 +ellps=bessel +towgs84=598,73,418,0.2,0.05,-2.5,6.7"
+    for place in (UTM["crs"], "EPSG:4979", "EPSG:2263", "EPSG:7405", local, shifted):
+        crs = rasterio.crs.CRS.from_user_input(place)
+        cog.write_cog(tmp_path / "map.tif", [(0, labels)], layout, Reference(40, 50, crs, UTM["transform"]))
+        assert not messages, place
+    rotated = "+proj=ob_tran +o_proj=longlat +o_lon_p=-162 +o_lat_p=39.25 +lon_0=180 +to_meter=0.0174532925199433"
+    crs = rasterio.crs.CRS.from_string(rotated)
+    cog.write_cog(tmp_path / "map.tif", [(0, labels)], layout, Reference(40, 50, crs, UTM["transform"]))
+    assert "map.tif cannot hold the coordinate reference system of the raster; it has none" in messages[0]
+    assert [each.name for each in tmp_path.iterdir()] == ["map.tif"]
+
+
+def test_rows_of_an_earlier_run_without_its_settings_are_not_continued(tmp_path, checkpoint, out, monkeypatch):
+    from hf_segformer.inference import large_image
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    source = write_geotiff(tmp_path / "scene.tif", scene(), UTM)
+    with monkeypatch.context() as patched:
+        patched.setattr(large_image, "_counted", killed)
+        assert run("predict", checkpoint, source, "-o", out, *TILES, "--device", "cpu", "--confidence") == 130
+    [folder] = out.glob(large_image.SPOOLS)
+    for plane in folder.glob("*.raw"):
+        plane.write_bytes(bytes(plane.stat().st_size))  # as another model would have predicted
+    (out / "settings.json").unlink()
+    predict(checkpoint, source, out, "--confidence")
+    assert labels_of(out).any()
+    assert not list(out.glob(large_image.SPOOLS))
+
+
 def test_the_validator_refuses_a_plain_geotiff(tmp_path):
     path = write_geotiff(tmp_path / "plain.tif", scene(1, height=600, width=700), UTM)
     assert cog_errors(path) == ["there are no overviews", "an image is not tiled"]

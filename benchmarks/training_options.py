@@ -110,7 +110,12 @@ def measure(path: Path, missing: bool) -> dict[str, Any]:
         missing: keep what it holds of the same settings.
     """
     torch.set_num_threads(1)
-    facts = {"recipe": RECIPE, "settings": list(SETTINGS), "checkpoint": list(CHECKPOINT), "seeds": list(SEEDS)}
+    facts: dict[str, Any] = {
+        "recipe": RECIPE,
+        "settings": list(SETTINGS),
+        "checkpoint": list(CHECKPOINT),
+        "seeds": list(SEEDS),
+    }
     held = read_json(path) if missing and path.exists() else {}
     runs = held["runs"] if all(held.get(name) == value for name, value in facts.items()) else {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -154,7 +159,7 @@ def render(found: dict[str, Any]) -> str:
         "",
         *_table(SCRATCH, runs),
         *_table(FINE_TUNED, runs),
-        *([f"Not measured yet, `--missing` does: {', '.join(absent)}.", ""] if absent else []),
+        *([f"Not measured so far (`--missing` measures them): {', '.join(absent)}.", ""] if absent else []),
         "The checkpoint, which is the teacher, too, was trained three times as long on shapes of another seed: mean",
         f"IoU {100 * found['checkpoint_mean_iou']:.1f} % on evaluation images of its own. Runs from it have a fifth of",
         "the learning rate. Early stopping has no row: it ends a training sooner, and changes nothing in it.",

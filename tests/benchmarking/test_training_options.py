@@ -34,6 +34,6 @@ def test_gains_are_of_the_seeds_that_both_runs_have():
     assert f"| {first} | 60.0 | 50.0, 70.0 |  | 1.00x |" in page
     assert f"| {option} | 52.0 | 52.0 | +2.0 | 1.50x |" in page
     assert "by up to 20.0 points" in page
-    assert f"Not measured yet, `--missing` does: {VARIANTS[2].name}," in page
+    assert f"Not measured so far (`--missing` measures them): {VARIANTS[2].name}," in page
     assert f"## Training {FINE_TUNED}" not in page
     assert second in page

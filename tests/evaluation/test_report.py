@@ -155,18 +155,18 @@ def test_confusions_are_listed_by_their_pixels():
     assert matrix[0, 0] == 5
 
 
-def test_a_thousand_classes_are_shown_by_the_worst_and_best(tmp_path):
+def test_hundreds_of_classes_are_shown_by_the_worst_and_best(tmp_path):
     pytest.importorskip("matplotlib")
-    number = 1000
+    number = 400
     names = [f"class {place}" for place in range(number)]
     accumulator = MetricAccumulator(number, ignore_index=-100)
-    labels = torch.arange(number).repeat_interleave(4).reshape(50, 80)
+    labels = torch.arange(number).repeat_interleave(4).reshape(40, 40)
     for prediction in (labels.roll(1, 1), labels):
         accumulator.update(None, prediction, labels)
     summary = summarize(accumulator, names, num_resamples=10)
     Report("many", accumulator, names, default_palette(number), summary).write(tmp_path)
     page = Page((tmp_path / "report.html").read_text())
-    assert "60 of 1000" in page.text
+    assert "60 of 400" in page.text
     assert page.text.count("class ") < 200
     assert len((tmp_path / "table.csv").read_text().splitlines()) == number + 2
     assert (tmp_path / "report.html").stat().st_size < 2_500_000

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..files import atomic_directory, check_new_or_empty
-from .options import add_label_values
+from .labeled import check_mask_kind
+from .options import add_label_values, add_mask_colors
 
 TARGETS = ("onnx", "openvino", "torch", "transformers.js")
 
@@ -32,6 +33,7 @@ def add_export(commands) -> None:
     parser.add_argument("--images", type=Path, metavar="DIR", help="compare on these images too")
     parser.add_argument("--masks", type=Path, metavar="DIR", help="masks of these images: compare mean IoU")
     add_label_values(parser)
+    add_mask_colors(parser)
     parser.set_defaults(check=check, run=run)
 
 
@@ -62,8 +64,10 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError("--calibration-dir is given; expected with --int8 static, which alone calibrates")
     if arguments.masks and not arguments.images:
         raise ValueError("--masks is given; expected together with --images DIR, the images that they belong to")
-    if arguments.label_values and not arguments.masks:
-        raise ValueError("--label-values is given; expected together with --masks DIR, whose values it lists")
+    for option in ("label_values", "mask_colors", "ignore_colors"):
+        if getattr(arguments, option) and not arguments.masks:
+            raise ValueError(f"--{option.replace('_', '-')} is given; expected together with --masks DIR")
+    check_mask_kind(arguments.label_values, arguments.mask_colors, arguments.ignore_colors)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -89,6 +93,8 @@ def run(arguments: argparse.Namespace) -> None:
             model.config.num_labels,
             reduce_labels=processor.do_reduce_labels,
             label_values=arguments.label_values,
+            mask_colors=arguments.mask_colors,
+            ignore_colors=arguments.ignore_colors,
             ignore_index=model.config.semantic_loss_ignore_index,
             any_range=processor.value_range is not None,
         )

@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from .options import reading_options
@@ -30,13 +31,19 @@ def check_labeled_data(arguments: argparse.Namespace, *, or_recipe: bool = False
             raise ValueError(f"--{option.replace('_', '-')} is given; it requires --dataset NAME, which has such names")
     if arguments.pages and arguments.dataset:
         raise ValueError("--pages is given with --dataset, whose rows hold one image each; leave it out")
-    if arguments.mask_colors and (arguments.label_values or arguments.ignore_values):
-        raise ValueError("--mask-colors is given with values of masks; expected masks of one kind: --ignore-colors")
-    if arguments.ignore_colors and not arguments.mask_colors:
-        raise ValueError("--ignore-colors is given; it requires --mask-colors, the colours of the classes")
+    values = [*arguments.label_values, *arguments.ignore_values]
+    check_mask_kind(values, arguments.mask_colors, arguments.ignore_colors)
     for option in ("images", "masks"):
         if (folder := getattr(arguments, option)) is not None and not folder.is_dir():
             raise ValueError(f"--{option} is {folder}; expected a folder")
+
+
+def check_mask_kind(values: Sequence[int], mask_colors: Sequence[Any], ignore_colors: Sequence[Any]) -> None:
+    """Raise ValueError if options describe masks of values and masks of colours at once."""
+    if mask_colors and values:
+        raise ValueError("--mask-colors is given with values of masks; expected masks of one kind: --ignore-colors")
+    if ignore_colors and not mask_colors:
+        raise ValueError("--ignore-colors is given; it requires --mask-colors, the colours of the classes")
 
 
 def check_pattern(pattern: str | None) -> None:
@@ -108,4 +115,4 @@ def _warn_of_turned_images(dataset: Any) -> None:
         )
 
 
-__all__ = ["check_labeled_data", "check_pattern", "load_labeled_data"]
+__all__ = ["check_labeled_data", "check_mask_kind", "check_pattern", "load_labeled_data"]

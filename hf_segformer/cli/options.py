@@ -90,6 +90,11 @@ def add_labeled_data(parser: argparse.ArgumentParser, or_recipe: bool = False) -
         metavar="N",
         help="mask values to leave out of the score, besides the model's ignore index",
     )
+    add_mask_colors(group)
+
+
+def add_mask_colors(group: Any) -> None:
+    """Add `--mask-colors` and `--ignore-colors`."""
     for name, text in (
         ("--mask-colors", "colour of each class in masks that hold colours, in order, such as 0,0,0 128,64,128"),
         ("--ignore-colors", "colours of the masks to leave out of the score"),
@@ -185,6 +190,7 @@ __all__ = [
     "add_inference_options",
     "add_label_values",
     "add_labeled_data",
+    "add_mask_colors",
     "add_model",
     "add_output_dir",
     "add_reading_options",

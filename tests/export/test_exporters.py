@@ -528,6 +528,36 @@ def test_a_file_with_other_outputs_is_refused_and_removed(checkpoint, model, tmp
         assert os.listdir(tmp_path) == ["model"]
 
 
+def test_masks_of_colors_score_as_those_of_values(checkpoint, model, data, tmp_path, capsys, monkeypatch):
+    deployed = DeployedSegFormer(model)
+    target = replace(TARGETS["torch"], write=lambda program, path: path.write_text("a file"), run=lambda path: deployed)
+    monkeypatch.setitem(TARGETS, "torch", target)
+    colors = np.array([[10, 0, 0], [0, 20, 0], [0, 0, 30], [40, 40, 0], [0, 50, 50]], np.uint8)
+    (tmp_path / "colors").mkdir()
+    for path in (data / "labels").iterdir():
+        Image.fromarray(colors[np.asarray(Image.open(path))]).save(tmp_path / "colors" / path.name)
+    names = [",".join(map(str, color)) for color in colors]
+    printed = []
+    for masks, options in ((data / "labels", ()), (tmp_path / "colors", ("--mask-colors", *names))):
+        folders = ("--images", data / "images", "--masks", masks)
+        assert run("export", checkpoint, tmp_path / f"{masks.name}_out", "--to", "torch", *folders, *options) == 0
+        printed.append([line for line in capsys.readouterr().out.splitlines() if "mean IoU" in line])
+    assert printed[0] == printed[1] != []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--mask-colors", "0,0,0"], "--mask-colors is given; expected together with --masks"),
+        (["--images", "a", "--masks", "b", "--ignore-colors", "0,0,0"], "it requires --mask-colors"),
+        (["--images", "a", "--masks", "b", "--mask-colors", "0,0,0", "--label-values", "0"], "masks of one kind"),
+    ],
+)
+def test_the_command_refuses_options_of_colors_that_have_no_effect(options, words, tmp_path, capsys):
+    assert run("export", "model", tmp_path / "exported", "--to", "torch", *options) == 2
+    assert words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -75,7 +75,11 @@ def explain_values(
             f"masks hold {len(counted)} values, {_list(counted)}: they seem to number objects or measure something; "
             "expected one value a class"
         )
-    return _explain_named(counted, names, names_source) if names else _explain_unnamed(counted)
+    meaning = _explain_named(counted, names, names_source) if names else _explain_unnamed(counted)
+    classes = meaning.tables.get("label_values", range(max(len(meaning.names), 2)))
+    if IGNORE_INDEX in counted and IGNORE_INDEX not in classes:
+        meaning = meaning._replace(notes=(*meaning.notes, f"Pixels of mask value {IGNORE_INDEX} do not count."))
+    return meaning
 
 
 def _meaning(tables: dict[str, Any], names: Sequence[str], source: str, notes: Sequence[str] = ()) -> Meaning:

@@ -274,6 +274,8 @@ def _are_named(groups: list[str], wanted: Sequence[str], where: str) -> np.ndarr
 
 def _draw_images(num_images: int, share: float, seed: int, where: str) -> np.ndarray:
     """Draw single images; the seed and the number of images decide."""
+    if num_images < 2:
+        raise ValueError(f"{where} has {num_images} image; expected at least two, one to train on and one held out")
     number = max(1, round(num_images * share))
     if number >= num_images:
         raise ValueError(

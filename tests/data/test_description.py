@@ -273,3 +273,19 @@ def test_a_list_of_classes_that_is_wrong_is_refused(tmp_path):
     (tmp_path / "label_colors.txt").write_text("1 2 3 a\n")
     with pytest.raises(ValueError, match="both list colours of classes"):
         describe_data(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "is_ignored"),
+    [
+        ([0, 1, 255], (), True),
+        ([0, 1, 2, 255], (), True),
+        ([0, 1, 2, 255], ("a", "b", "c"), True),
+        ([0, 1, 2], (), False),
+        ([0, 255], (), False),
+        ([0, 1, 255], tuple(f"class {number}" for number in range(256)), False),
+    ],
+)
+def test_a_note_says_that_value_255_does_not_count(values, names, is_ignored):
+    notes = explain_values(values, names, "classes.json", {}).notes
+    assert ("Pixels of mask value 255 do not count." in notes) is is_ignored

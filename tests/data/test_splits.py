@@ -299,3 +299,8 @@ class TestSeenImages:
     def test_folders_without_the_file_tell_nothing(self, drives, tmp_path):
         source = open_source(DataConfig("camvid", root=str(drives)))
         assert seen_images([tmp_path / "none"], source.train) == []
+
+
+def test_a_single_image_is_not_divided():
+    with pytest.raises(ValueError, match="data has 1 image; expected at least two, one to train on and one held out"):
+        divide(Dataset.from_dict({"image": ["a.png"]}), SplitConfig(), 0.1, 0, "data")

@@ -187,7 +187,7 @@ def _in_batches(
 
 @dataclass(eq=False)
 class Seam:
-    """What the rows of tiles that are done leave for the next one.
+    """State that the finished rows of tiles leave for the next one.
 
     Attributes:
         row: index of the next row of tiles.

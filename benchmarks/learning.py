@@ -2,8 +2,8 @@
 
 `make learn` runs it. It follows the recipe shapes_hard_b0 on one thread, about six minutes of processor time. The
 number is compared with the one on record, then takes its place. The same code gives other numbers on processors that
-round differently, and with another seed; the spread of these numbers is not measured yet, so that only a fall by more than
-`NOISE` counts as a change that learns worse.
+round differently, and with another seed; the spread of these numbers is not measured yet, so that only a fall by more
+than `NOISE` counts as a change that learns worse.
 """
 
 import argparse

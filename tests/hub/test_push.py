@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from tests.support.hub import CODE, NEEDS_AUTO_IMAGE_PROCESSOR, SEGMENTATION, assert_refused, run_command
-from tests.support.hub_server import Blob, LoopbackHub, Repository
+from tests.support.hub_server import Blob, Repository
 from tests.support.remote_code import LABELS, Client, load, save
 
 STRAY = (
@@ -103,21 +103,8 @@ def train_and_push(folder, repo_id):
 
 
 @pytest.fixture(scope="module")
-def hub():
-    with LoopbackHub({"hf_me": "me", "hf_you": "you"}) as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
 def home(tmp_path_factory):
     return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def author(hub, home):
-    client = Client(home / "author", hub.url, "hf_me", has_plugin=True)
-    yield client
-    client.close()
 
 
 @pytest.fixture(scope="module")

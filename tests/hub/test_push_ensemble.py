@@ -9,8 +9,7 @@ from huggingface_hub import ModelCard
 
 from tests.hub.test_push import push
 from tests.support.hub import CODE, SEGMENTATION, assert_refused, run_command
-from tests.support.hub_server import LoopbackHub
-from tests.support.remote_code import LABELS, Client, image, save
+from tests.support.remote_code import LABELS, image, save
 
 MEMBERS = ("fold_0", "fold_1")
 OF_A_MODEL = {"config.json", "model.safetensors", "preprocessor_config.json", *CODE}
@@ -60,19 +59,6 @@ def record():
         "scores": {name: score(0.5, 0.6) for name in ("mean_iou", "mean_accuracy", "overall_accuracy")},
         "classes": [{"name": name, "iou": score(0.4, 0.6), "accuracy": score(0.4, 0.6)} for name in LABELS.values()],
     }
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with LoopbackHub({"hf_me": "me"}) as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def author(hub, tmp_path_factory):
-    client = Client(tmp_path_factory.mktemp("home") / "author", hub.url, "hf_me", has_plugin=True)
-    yield client
-    client.close()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.support.hub import CODE, NEEDS_AUTO_IMAGE_PROCESSOR, PACKAGE, SEGMENTATION
-from tests.support.hub_server import Blob, LoopbackHub, Repository
+from tests.support.hub_server import Blob, Repository
 from tests.support.remote_code import (
     HEIGHT,
     LABELS,
@@ -42,13 +42,6 @@ PROCESSOR_MAP = {"AutoImageProcessor": "image_processing_segformer.SegFormerImag
 def assert_same_answer(answer, expected):
     """Assert equality up to the order of sums, which oneDNN chooses by the addresses of weights."""
     np.testing.assert_allclose(answer, expected, rtol=0, atol=2e-6)
-
-
-@pytest.fixture(scope="module")
-def hub():
-    """A Hub with the users `me` and `you`."""
-    with LoopbackHub({"hf_me": "me", "hf_you": "you"}) as hub:
-        yield hub
 
 
 @pytest.fixture(scope="module")

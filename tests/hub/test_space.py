@@ -9,23 +9,10 @@ import pytest
 from huggingface_hub import RepoCard
 
 from tests.support.hub import SEGMENTATION, WITH_SPACE, assert_refused, run_command
-from tests.support.hub_server import Blob, LoopbackHub, Repository
+from tests.support.hub_server import Blob, Repository
 from tests.support.remote_code import Client, save
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with LoopbackHub({"hf_me": "me"}) as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def author(hub, tmp_path_factory):
-    client = Client(tmp_path_factory.mktemp("home") / "author", hub.url, "hf_me", has_plugin=True)
-    yield client
-    client.close()
 
 
 @pytest.fixture

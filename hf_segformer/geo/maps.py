@@ -28,6 +28,7 @@ from .vectors import FORMATS, Feature, from_pixels, require, write_features
 logger = logging.get_logger(__name__)
 
 CONFIDENCE = MaskLayout(np.uint8, 255, (), ())
+_OPTIONS = "--confidence, --polygons and --aoi"  # of the command; without them other images are predicted too
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class MapWriter(PngWriter):
 
     def write(self, item: InputItem, prepared: Prepared, prediction: Prediction) -> None:
         """See `Writer`: an image has no map."""
-        self.fail(item, f"{prepared.name} is no raster; expected one for a map: predict images without its options")
+        self.fail(item, f"{prepared.name} is no raster; expected one for a map: leave out {_OPTIONS}")
 
     def write_raster(self, item: InputItem, segment: Callable[..., Mapping[str, Any]]) -> None:
         """See `Writer`; the map comes last."""
@@ -94,7 +95,7 @@ class MapWriter(PngWriter):
 
     def write_volume(self, item: InputItem, segment: Callable[[Callable[[str], Path]], Mapping[str, Any]]) -> None:
         """See `Writer`: a volume has no map."""
-        raise ValueError("it is a volume; expected a raster for a map: predict volumes without its options")
+        raise ValueError(f"it is a volume; expected a raster for a map: leave out {_OPTIONS}")
 
 
 class RasterFiles:

@@ -261,7 +261,11 @@ def find_recipe(source: str | Path) -> Path:
         path = recipe_folder() / f"{source}.toml"
     if not path.is_file():
         near = get_close_matches(path.stem, [other.stem for other in path.parent.glob("*.toml")], n=1, cutoff=_NEAR)
-        known = "`segformer train --list` names the recipes" if is_name else "expected a TOML file"
+        known = (
+            "no folder has that name, and `segformer train --list` names the recipes"
+            if is_name
+            else "expected a TOML file"
+        )
         meant = (near[0] if is_name else path.parent / f"{near[0]}.toml") if near else None
         raise FileNotFoundError(f"there is no recipe {source}: {f'did you mean {meant}?' if near else known}")
     return path

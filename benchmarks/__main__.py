@@ -9,14 +9,15 @@ import sys
 import time
 from collections.abc import Sequence
 
-from .record import RESULTS, ROOT, file_of, machine, read_records
+from .machine import ROOT, machine
+from .record import RESULTS, file_of, read_records
 from .report import SCRIPTS
 
 LONG = ("predict", "large_images")  # twenty minutes, which `make bench` leaves to `make bench-large`
 
 
 def is_measured(script: str, row: str, device: str = "cpu") -> bool:
-    """Return True if the row was measured at this commit, undisturbed."""
+    """Return True if the row was measured on this processor at this commit, undisturbed."""
     records = [record for record in read_records(file_of(RESULTS, script, device)) if record.row == row]
     return bool(records) and all(
         record.commit == machine()["commit"] and record.quiet is not False for record in records

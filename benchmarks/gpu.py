@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .record import RESULTS, ROOT, machine
+from .machine import ROOT, machine
+from .record import RESULTS
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CAPABILITIES = (80, 90)

@@ -28,7 +28,8 @@ from hf_segformer.inference.tiling import blend, count_tiles, segment_block
 from hf_segformer.upsampling_segformer import upsample_argmax
 from hf_segformer.visualization import colorize, figure
 
-from .record import ROOT, Options, Record, Row, main
+from .machine import ROOT
+from .record import Options, Record, Row, main
 
 TILE, NUM_CLASSES = 1024, 6
 _TRAINED = ROOT / "docs" / "results" / "camvid_b0"

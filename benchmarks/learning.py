@@ -22,7 +22,8 @@ from hf_segformer.files import read_json, write_json
 from hf_segformer.training.recipe import read_recipe
 from hf_segformer.training.run import fine_tune
 
-from .record import RESULTS, machine
+from .machine import machine
+from .record import RESULTS
 
 RECIPE = "shapes_hard_b0"
 NOISE = 0.02  # of mean IoU

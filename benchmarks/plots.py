@@ -1,6 +1,6 @@
 """Plots of the measurements."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 from .record import Record
 
 _BLUE, _ORANGE, _INK, _FAINT, _GRID = "#2154c4", "#d66014", "#202124", "#5f6368", "#e4e6ea"
+_COLORS = (_BLUE, _ORANGE, "#1e8e5a", "#8a4fc7", _FAINT)  # of the processors
 _STYLE = {
     "font.size": 10,
     "text.color": _INK,
@@ -28,20 +29,30 @@ _STYLE = {
 }
 
 
-def draw_ratios(ratios: Sequence[tuple[str, float]], path: Path, title: str) -> None:
-    """Draw a bar for each (work, ratio), with a line at 1."""
+def draw_ratios(ratios: Mapping[str, Sequence[float | None]], names: Sequence[str], path: Path, title: str) -> None:
+    """Draw for each work one bar a processor, with a line at 1; None leaves a bar out."""
+    height = 0.8 / len(names)
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(5.5, 0.8 + 0.34 * len(ratios)))
-        for place, (_, ratio) in enumerate(ratios):
-            axes.barh(place, ratio, height=0.62, color=_BLUE)
-            axes.annotate(f"{ratio:.2f}", (ratio, place), (6, 0), textcoords="offset points", va="center")
+        figure, axes = plt.subplots(figsize=(5.5, 0.8 + (0.14 + 0.2 * len(names)) * len(ratios)))
+        for index, name in enumerate(names):
+            places = [place + height * (index - (len(names) - 1) / 2) for place in range(len(ratios))]
+            bars = [(place, row[index]) for place, row in zip(places, ratios.values(), strict=True) if row[index]]
+            widths = [ratio for _, ratio in bars]
+            axes.barh(
+                [place for place, _ in bars], widths, 0.9 * height, color=_COLORS[index % len(_COLORS)], label=name
+            )
+            for place, ratio in bars:
+                label = f"{ratio:.2f}"
+                axes.annotate(label, (ratio, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
         axes.axvline(1, color=_INK, linewidth=1)
-        axes.set_yticks(range(len(ratios)), [work for work, _ in ratios])
+        axes.set_yticks(range(len(ratios)), list(ratios))
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.grid(False, axis="y")
-        axes.set_xlim(0, 1.17 * max(1.0, *(ratio for _, ratio in ratios)))  # room for the numbers
+        most = max(ratio for row in ratios.values() for ratio in row if ratio)
+        axes.set_xlim(0, 1.17 * max(1.0, most))  # room for the numbers
         axes.set_title(title, loc="left", fontsize=10, color=_FAINT)
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
         _save(figure, path)
 
 

@@ -1,20 +1,16 @@
 """Rows of measurements in CSV files, with machine, versions and commit.
 
-A row is a comparison, B0 at 512x512 say, with a record for each candidate. It is replaced as a whole, and only by one
-that succeeded.
+A row is a comparison, B0 at 512x512 say, with a record for each candidate. It is replaced as a whole, only by one that
+succeeded, and only by one of the same processor.
 """
 
 import argparse
 import csv
 import datetime
-import os
-import platform
-import subprocess
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +20,9 @@ from hf_segformer.benchmarking.memory import MEBIBYTE
 from hf_segformer.benchmarking.tasks import check_machine
 from hf_segformer.benchmarking.timing import Timing
 
-ROOT = Path(__file__).resolve().parent.parent
+from .machine import ROOT, machine
+
 RESULTS = ROOT / "benchmarks" / "results"
-_RUNTIMES = ("onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
@@ -46,57 +42,6 @@ class Options:
     def turns(self, most: int = 99, **others: Any) -> dict[str, Any]:
         """Arguments of `interleaved_timing`, with at most so many rounds."""
         return {"rounds": min(self.rounds, most), "budget": self.budget, **others}
-
-
-@cache
-def machine() -> dict[str, Any]:
-    """Processor, system and versions, as each record holds them."""
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "gibibytes": _memory(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "runtimes": " ".join(f"{name} {found}" for name in _RUNTIMES if (found := _version(name))),
-        "commit": _commit(),
-    }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "not known"
-
-
-def _memory() -> int | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
-    except (AttributeError, ValueError, OSError):  # not every system tells
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str:
-    """The commit that was measured, marked where files of code differ from it."""
-
-    def git(*arguments: str) -> str:
-        try:
-            result = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT)
-        except OSError:  # there is no git
-            return ""
-        return result.stdout.strip()
-
-    changes = git("status", "--porcelain", "--", "hf_segformer", "benchmarks/*.py")
-    return (git("rev-parse", "--short=10", "HEAD") or "not known") + ("+changes" if changes else "")
 
 
 @dataclass(frozen=True)
@@ -138,6 +83,8 @@ class Record:
     device: str = "cpu"
     threads: int = field(default_factory=torch.get_num_threads)
     processor: str = field(default_factory=lambda: machine()["processor"])
+    instructions: str = field(default_factory=lambda: machine()["instructions"])
+    caches: str = field(default_factory=lambda: machine()["caches"])
     cores: int | None = field(default_factory=lambda: machine()["cores"])
     gibibytes: int | None = field(default_factory=lambda: machine()["gibibytes"])
     system: str = field(default_factory=lambda: machine()["system"])
@@ -179,9 +126,12 @@ _READERS: dict[Any, Callable[[str], Any]] = {
 
 
 def file_of(folder: Path, script: str, device: str) -> Path:
-    """Return the file of a script's records; each kind of device has its own."""
-    kind = torch.device(device).type
-    return folder / (f"{script}.csv" if kind == "cpu" else f"{script}_{kind}.csv")
+    """Return the file of a script's records; each processor, and each graphics card, has a folder of its own."""
+    if torch.device(device).type == "cpu":
+        name = f"{machine()['processor']} {machine()['instructions']} {machine()['cores']} cores"
+    else:
+        name = torch.cuda.get_device_name(device)
+    return folder / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") / f"{script}.csv"
 
 
 def read_records(path: Path) -> list[Record]:

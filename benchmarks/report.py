@@ -18,7 +18,8 @@ from hf_segformer.benchmarking.timing import QUIET
 
 from . import compiled, exports, inference, labels, large_images, predict, profile, training
 from .comparisons import COMPARISONS, COMPILED, OURS, STOCK, Results, Row
-from .record import RESULTS, ROOT, Record, file_of, read_records
+from .machine import ROOT
+from .record import RESULTS, Record, read_records
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 SCRIPTS = {
@@ -36,13 +37,36 @@ SCRIPTS = {
 }
 
 
-def read_results(folder: Path, device: str = "cpu") -> Results:
-    """Return the records by script, row and candidate."""
+def read_results(folder: Path) -> Results:
+    """Return the records of one processor's folder by script, row and candidate."""
     results: Results = {}
     for script in SCRIPTS:
-        for record in read_records(file_of(folder, script, device)):
+        for record in read_records(folder / f"{script}.csv"):
             results.setdefault(script, {}).setdefault(record.row, {})[record.candidate] = record
     return results
+
+
+def read_processors(folder: Path) -> dict[Path, Results]:
+    """Return the records of every processor by its folder; raises ValueError if there are none."""
+    found = {each: read_results(each) for each in sorted(folder.iterdir()) if each.is_dir()} if folder.is_dir() else {}
+    if not any(found.values()):
+        raise ValueError(f"{folder} has no measurements; `make bench` makes them")
+    return {each: results for each, results in found.items() if results}
+
+
+def name_of(results: Results) -> str:
+    """Return the name of the processor, or of the graphics card, that a folder's records were measured on."""
+    first = _records(results)[0]
+    return f"{first.processor}, {first.instructions}, {first.cores} cores"
+
+
+def instructions_of(results: Results) -> str:
+    """Return the instruction set that a folder's records were measured with."""
+    return _records(results)[0].instructions
+
+
+def _records(results: Results) -> list[Record]:
+    return [record for rows in results.values() for row in rows.values() for record in row.values()]
 
 
 def table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -51,8 +75,19 @@ def table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
+def side_by_side(processors: Iterable[Results]) -> str:
+    """Return how many times as fast each comparison came out, with a column for each processor."""
+    columns = list(processors)
+    lines = []
+    for comparison in COMPARISONS.values():
+        speeds = [comparison.speed(results) for results in columns]
+        if any(speeds):
+            lines.append((comparison.work, *("" if speed is None else f"{speed:.2f}x" for speed in speeds)))
+    return table(("times as fast", *map(name_of, columns)), lines)
+
+
 def result_table(results: Results) -> str:
-    """Return time and memory of each comparison, here and there."""
+    """Return time and memory of each comparison on one processor, here and there."""
     lines = []
     for comparison in COMPARISONS.values():
         mine, other = comparison.milliseconds(results)
@@ -91,15 +126,12 @@ def record_table(rows: dict[str, Row]) -> str:
     return table(("row", "candidate", "ms", "from, to", "samples", "MiB", "difference", ""), lines)
 
 
-def record_sections(results: Path, link: Path) -> str:
-    """Return the records of every file, with those of a GPU if there are any."""
-    sections = []
-    for device in ("cpu", "cuda"):
-        for script, rows in read_results(results, device).items():
-            name = file_of(results, script, device).name
-            about = "" if device == "cpu" else f"\n\n{machine_table({script: rows})}"
-            sections.append(f"### {Path(name).stem}\n\n[{name}]({link / name}){about}\n\n{record_table(rows)}")
-    return "\n\n".join(sections)
+def record_sections(results: Results, link: str) -> str:
+    """Return all records of a processor, by file."""
+    return "\n\n".join(
+        f"#### {script}\n\n[{script}.csv]({link}/{script}.csv)\n\n{record_table(rows)}"
+        for script, rows in results.items()
+    )
 
 
 def _number(number: float | None, digits: int = 1) -> str:
@@ -113,7 +145,7 @@ def machine_table(results: Results) -> str:
         for row, records in rows.items():
             each = next(iter(records.values()))
             versions = f"Python {each.python}, torch {each.torch}, transformers {each.transformers}"
-            place = f"{each.processor}, {each.cores} cores, {each.gibibytes} GiB, {each.system}"
+            place = f"{each.caches}, {each.gibibytes} GiB, {each.system}".removeprefix(", ")
             key = (place, each.device, str(each.threads), f"{versions} {each.runtimes}".strip(), each.commit, each.date)
             seen.setdefault(key, []).append(f"{script} {row}")
     everything = sum(len(rows) for rows in results.values())
@@ -237,46 +269,51 @@ def first_calls(rows: dict[str, Row]) -> str:
 
 
 def write_page(page: Path, folder: Path) -> None:
-    """Write the page from the files of a folder, and plots into the folder; raises ValueError if there are none."""
-    results = read_results(folder)
-    if not results:
-        raise ValueError(f"{folder} has no measurements; `make bench` makes them")
+    """Write the page from the folders of all processors, and plots beside them; raises ValueError if there are none."""
+    processors = read_processors(folder)
     from .plots import draw_ratios, draw_sizes  # matplotlib, which only the page needs
 
-    shown = []
+    names = [name_of(results) for results in processors.values()]
+    shown = [each for each in COMPARISONS.values() if each.others == (STOCK,)]
+    plots = []
     for name, title in (("speed", "Times as fast as Transformers"), ("memory", "Share of Transformers' memory")):
-        figures = [
-            (each.work, getattr(each, name)(results)) for each in COMPARISONS.values() if each.others == (STOCK,)
-        ]
-        if bars := [(work, figure) for work, figure in figures if figure is not None]:
-            draw_ratios(bars, folder / f"{name}.png", title)
-            shown.append(f"![{title}]({{folder}}/{name}.png)")
-    if rows := size_rows(results):
-        draw_sizes(rows, folder / "sizes.png")
-    disturbed = statistics.fmean(
-        each.quiet is False for script in results.values() for row in script.values() for each in row.values()
-    )
+        figures = {each.work: [getattr(each, name)(results) for results in processors.values()] for each in shown}
+        if bars := {work: ratios for work, ratios in figures.items() if any(ratios)}:
+            draw_ratios(bars, names, folder / f"{name}.png", title)
+            plots.append(f"![{title}]({{folder}}/{name}.png)")
+    for each, results in processors.items():
+        if rows := size_rows(results):
+            draw_sizes(rows, each / "sizes.png")
     link = Path("..") / folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    disturbed = [each.quiet is False for results in processors.values() for each in _records(results)]
     text = _PAGE.format(
-        results=result_table(results),
+        processors="\n".join(f"- {name}" for name in names),
+        side_by_side=side_by_side(processors.values()),
         quiet=f"{QUIET:.0%}",
         segmentation_mebibytes=math.prod(labels.SIZE) * torch.int64.itemsize // 2**20,
-        disturbed=f"{disturbed:.0%}",
-        machines=machine_table(results),
+        disturbed=f"{statistics.fmean(disturbed):.0%}",
         attention=attention_table(),
-        sizes=size_table(rows) if rows else "Not measured yet.",
-        growth=growth(rows),
-        large=large_table(results["large_images"]) if "large_images" in results else "Not measured yet.",
-        agreement=agreement_table(results["large_images"])
-        if "agreement" in results.get("large_images", {})
-        else "Not measured yet.",
-        profile=profile_table(results["profile"]) if "profile" in results else "Not measured yet.",
-        first_calls=first_calls(results.get("compiled", {})),
-        size_plot=f"![Time and memory of a pixel against the side of the image]({link}/sizes.png)" if rows else "",
-        plots="\n\n".join(shown).format(folder=link),
-        records=record_sections(folder, link),
+        plots="\n\n".join(plots).format(folder=link),
+        sections="\n\n".join(processor_section(results, f"{link}/{each.name}") for each, results in processors.items()),
     )
     page.write_text(text)
+
+
+def processor_section(results: Results, link: str) -> str:
+    """Return what was measured on one processor; `link` leads to its folder."""
+    parts = [f"## {name_of(results)}", result_table(results), f"### Where and when\n\n{machine_table(results)}"]
+    if sentence := first_calls(results.get("compiled", {})):
+        parts.append(sentence)
+    if "profile" in results:
+        parts.append(f"### Where the time goes\n\n{profile_table(results['profile'])}")
+    if rows := size_rows(results):
+        plot = f"![Time and memory of a pixel against the side of the image]({link}/sizes.png)"
+        parts.append(f"### Cost against size\n\n{plot}\n\n{size_table(rows)}\n\n{growth(rows)}".rstrip())
+    if large := results.get("large_images"):
+        parts.append(f"### Images larger than memory\n\n{large_table(large)}")
+        if "agreement" in large:
+            parts.append(agreement_table(large))
+    return "\n\n".join([*parts, f"### All records\n\n{record_sections(results, link)}"])
 
 
 _PAGE = """# Speed and memory
@@ -285,9 +322,12 @@ _PAGE = """# Speed and memory
 table for your own machine, model and sizes.
 
 This package against Transformers' SegFormer with the same weights, eager, 150 classes, float32, unless a line says
-otherwise. Memory is this package's peak as a share of the other's.
+otherwise. Memory is this package's peak as a share of the other's. Each processor has its own rows, none replaces
+another's, and `make bench` on a new one adds a column. Measured on:
 
-{results}
+{processors}
+
+{side_by_side}
 
 {plots}
 
@@ -304,7 +344,7 @@ otherwise. Memory is this package's peak as a share of the other's.
   gradients are. It is known on Linux only. ONNX Runtime and OpenVINO keep their memory between calls, so theirs cannot
   be measured this way.
 - **Equal threads.** ONNX Runtime's idle threads sleep instead of spinning, OpenVINO has the latency hint and float32,
-  and there is a pause before each sample. {first_calls}
+  and there is a pause before each sample.
 - **The peak** is the rate of the fastest product of square matrices, of three sizes and by MKL or oneDNN, interleaved
   with the networks. The network's operations are those that `segformer info` counts, with the decode head folded.
 - **Logits to labels**: "scene" has logits that change slowly, "noise" has another best class at every pixel, the worst
@@ -324,58 +364,41 @@ python -m benchmarks.goals              # the goals of CONTRIBUTING.md
 
 A row is replaced as a whole, and never by one that failed, or that was disturbed where the old one was not.
 
-## Where the time goes
+## What the sections below show
 
-{profile}
+**Where the time goes**: each operation's own time, in one thread. Matrix products (attention's included) and
+convolutions run at the speed of PyTorch's libraries; what a better implementation can save is in the other lines:
+passes over memory for norms, activations, sums and copies, and Python's time to launch operations.
 
-Each operation's own time, in one thread. Matrix products (attention's included) and convolutions run at the speed of
-PyTorch's libraries; what a better implementation can save is in the other lines: passes over memory for norms,
-activations, sums and copies, and Python's time to launch operations.
-
-## Cost against size
-
-{size_plot}
-
-{sizes}
-
-{growth} Convolutions, projections, the Mix-FFN and the decode head cost the same for every pixel. Attention does not: N
-tokens attend to N/R others, where R is the square of the reduction (64, 16, 4 and 1 in the four stages), so its
-products grow as N²/R. For B0, computed as in `segformer info` (N and N/R of the first stage, products of all):
+**Cost against size**: convolutions, projections, the Mix-FFN and the decode head cost the same for every pixel.
+Attention does not: N tokens attend to N/R others, where R is the square of the reduction (64, 16, 4 and 1 in the four
+stages), so its products grow as N²/R. For B0, computed as in `segformer info` (N and N/R of the first stage, products
+of all):
 
 {attention}
 
 Attention maps are never stored as a whole, so the peak of a forward pass grows with the number of pixels.
 
-## Images larger than memory
+**Images larger than memory**: `predict_large_image` with a B0 of 6 classes, from a compressed GeoTIFF to a compressed
+GeoTIFF. The peak is that of the whole process, including Python, PyTorch and weights. Sizes are width x height;
+30000x2000 is the top of an image of 30,000 x 30,000. A second table has the network trained on CamVid on a drawn street
+of 1920x704 pixels, tiled and whole. Attention sees a whole tile, so even far from every seam the prediction depends on
+the tile. (A network without attention gives the same logits up to rounding, 128 pixels from a seam:
+tests/inference/test_tiling.py.)
 
-`predict_large_image` with a B0 of 6 classes, from a compressed GeoTIFF to a compressed GeoTIFF. The peak is that of
-the whole process, including Python, PyTorch and weights. Sizes are width x height; 30000x2000 is the top of an image of
-30,000 x 30,000.
+**All records**: "difference" is the difference from the first candidate relative to the largest value; for labels, the
+share of pixels.
 
-{large}
-
-The network trained on CamVid on a drawn street of 1920x704 pixels, tiled and whole. Attention sees a whole tile, so
-even far from every seam the prediction depends on the tile. (A network without attention gives the same logits up to
-rounding, 128 pixels from a seam: tests/inference/test_tiling.py.)
-
-{agreement}
-
-## Where and when
-
-{machines}
-
-## All records
-
-"Difference" is the difference from the first candidate relative to the largest value; for labels, the share of pixels.
-
-{records}
+{sections}
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page."""
     parser = argparse.ArgumentParser("python -m benchmarks.report", description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files, and of the plots")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of the processors' folders, and of the plots"
+    )
     parser.add_argument("--page", type=Path, default=PAGE, help="file to write")
     arguments = parser.parse_args(argv)
     try:

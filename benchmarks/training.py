@@ -35,16 +35,18 @@ def measure_busy(options: Options) -> list[Record]:
         return measure_eager("b0_batch4_busy", task, options, rounds=5, allowed=allowed, memory_of=())
 
 
-def row_of(row: str, variant: str, batch_size: int, rounds: int) -> Row:
-    """Return the function that measures a row."""
+def row_of(row: str, variant: str, batch_size: int, side: int, rounds: int) -> Row:
+    """Return the function that measures a row, of square crops."""
     return lambda options: measure_eager(
-        row, task_of(variant, batch_size, 512, 512, is_training=True, device=options.device), options, rounds=rounds
+        row, task_of(variant, batch_size, side, side, is_training=True, device=options.device), options, rounds=rounds
     )
 
 
 ROWS = {
-    "b0_batch4": row_of("b0_batch4", "b0", 4, 5),
-    "b2_batch2": row_of("b2_batch2", "b2", 2, 3),
+    "b0_batch4": row_of("b0_batch4", "b0", 4, 512, 5),
+    "b2_batch2": row_of("b2_batch2", "b2", 2, 512, 3),
+    "b0_crops128": row_of("b0_crops128", "b0", 8, 128, 11),
+    "b0_crops256": row_of("b0_crops256", "b0", 8, 256, 11),
     "b0_batch4_busy": measure_busy,
 }
 

@@ -25,7 +25,8 @@ from hf_segformer.files import read_json, write_json
 from hf_segformer.training.recipe import read_recipe
 from hf_segformer.training.run import fine_tune
 
-from .record import RESULTS, ROOT, machine
+from .machine import ROOT, machine
+from .record import RESULTS
 
 RECIPE = "shapes_b0"
 SEEDS = (0, 1)

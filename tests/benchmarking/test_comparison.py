@@ -10,6 +10,7 @@ from benchmarks import profile, report
 from benchmarks import record as records
 from benchmarks.comparisons import COMPARISONS, Comparison
 from benchmarks.goals import GOALS, Goal, goal_table, memory
+from benchmarks.machine import machine, processor_of_cpuinfo
 from benchmarks.record import Options, Record, file_of, main, read_records, replace_row
 from benchmarks.report import SCRIPTS, write_page
 from hf_segformer import SegFormerConfig
@@ -250,26 +251,53 @@ def test_a_failing_row_keeps_the_old_one_and_other_rows_continue(tmp_path, capsy
         raise DisagreementError("they differ")
 
     rows = {"b0": fail, "b2": lambda options: [record_of("b2", milliseconds=options.rounds)]}
-    replace_row(tmp_path / "inference.csv", [record_of("b0")])
+    path = file_of(tmp_path, "inference", "cpu")
+    replace_row(path, [record_of("b0")])
     assert main("inference", rows, "", ["--results", str(tmp_path), "--rounds", "3"]) == 1
-    assert [(each.row, each.milliseconds) for each in read_records(tmp_path / "inference.csv")] == [
+    assert [(each.row, each.milliseconds) for each in read_records(path)] == [
         ("b0", 50.0),
         ("b2", 3.0),
     ]
     assert capsys.readouterr().err == "inference b0: they differ\n"
 
 
-def test_a_gpus_rows_leave_those_of_the_cpu_alone(tmp_path):
-    assert file_of(tmp_path, "inference", "cpu") == tmp_path / "inference.csv"
-    assert file_of(tmp_path, "inference", "cuda:0") == tmp_path / "inference_cuda.csv"
+def test_each_processor_and_each_card_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    facts = {"processor": "AMD EPYC (Zen 5)", "instructions": "AVX-512", "cores": 2}
+    monkeypatch.setattr(records, "machine", lambda: facts)
+    assert file_of(tmp_path, "inference", "cpu") == tmp_path / "amd-epyc-zen-5-avx-512-2-cores" / "inference.csv"
+    monkeypatch.setitem(facts, "instructions", "AVX2")
+    assert file_of(tmp_path, "inference", "cpu") == tmp_path / "amd-epyc-zen-5-avx2-2-cores" / "inference.csv"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    assert file_of(tmp_path, "inference", "cuda:0") == tmp_path / "nvidia-h100-80gb-hbm3" / "inference.csv"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "name", "expected"),
+    [
+        ("AuthenticAMD", 25, 1, "AMD EPYC", "AMD EPYC (Zen 3)"),
+        ("AuthenticAMD", 25, 17, "AMD EPYC", "AMD EPYC (Zen 4)"),
+        ("AuthenticAMD", 25, 97, "AMD Ryzen 9 7950X", "AMD Ryzen 9 7950X (Zen 4)"),
+        ("AuthenticAMD", 26, 2, "AMD EPYC", "AMD EPYC (Zen 5)"),
+        ("AuthenticAMD", 23, 49, "AMD EPYC", "AMD EPYC"),
+        ("GenuineIntel", 6, 143, "Intel(R) Xeon(R) Platinum 8481C", "Intel(R) Xeon(R) Platinum 8481C"),
+    ],
+)
+def test_a_processors_name_has_amds_generation(vendor, family, model, name, expected):
+    block = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}\nmodel name\t: {name}\n"
+    assert processor_of_cpuinfo(f"{block}\nprocessor\t: 1\nmodel name\t: another\n") == expected
+
+
+def test_a_system_without_a_model_name_has_no_processor():
+    assert processor_of_cpuinfo("processor\t: 0\nBogoMIPS\t: 50.00\n") == ""
 
 
 def test_rows_of_this_commit_are_not_measured_again(tmp_path, monkeypatch):
     monkeypatch.setattr(all_rows, "RESULTS", tmp_path)
+    path = file_of(tmp_path, "inference", "cpu")
     assert not all_rows.is_measured("inference", "b0")
-    replace_row(tmp_path / "inference.csv", [record_of("b0", quiet=False)])
+    replace_row(path, [record_of("b0", quiet=False)])
     assert not all_rows.is_measured("inference", "b0")
-    replace_row(tmp_path / "inference.csv", [record_of("b0")])
+    replace_row(path, [record_of("b0")])
     assert all_rows.is_measured("inference", "b0")
     monkeypatch.setattr(all_rows, "machine", lambda: {"commit": "another"})
     assert not all_rows.is_measured("inference", "b0")
@@ -318,23 +346,50 @@ def test_every_comparison_has_a_row_that_measures_it():
     assert {goal.name for goal in GOALS} <= COMPARISONS.keys()
 
 
-def test_the_page_shows_results_and_the_goals_show_missing_rows(tmp_path):
+WIDE, NARROW = ({"processor": "P", "instructions": each, "cores": 2} for each in ("AVX-512", "AVX2"))
+
+
+def test_the_page_shows_processors_side_by_side_and_the_goals_show_missing_rows(tmp_path):
     pytest.importorskip("matplotlib")
     for row, ours in (("b0", 50.0), ("b2", 200.0)):
-        records_of_row = [record_of(row, "transformers", 400.0), record_of(row, "hf_segformer", ours)]
-        replace_row(tmp_path / "inference.csv", records_of_row)
-    replace_row(tmp_path / "inference.csv", [Record("b0_bfloat16", "hf_segformer bfloat16", note="no AMX")])
+        rows = [record_of(row, "transformers", 400.0, **WIDE), record_of(row, "hf_segformer", ours, **WIDE)]
+        replace_row(tmp_path / "wide" / "inference.csv", rows)
+    missing = Record("b0_bfloat16", "hf_segformer bfloat16", note="no AMX", **WIDE)
+    replace_row(tmp_path / "wide" / "inference.csv", [missing])
+    rows = [record_of("b0", "transformers", 400.0, **NARROW), record_of("b0", "hf_segformer", 100.0, **NARROW)]
+    replace_row(tmp_path / "narrow" / "inference.csv", rows)
     write_page(tmp_path / "page.md", tmp_path)
     page = (tmp_path / "page.md").read_text()
-    commit = records.machine()["commit"]
+    assert "| times as fast | P, AVX2, 2 cores | P, AVX-512, 2 cores |" in page
+    assert "| B0, 1x3x512x512 | 4.00x | 8.00x |" in page
+    assert "| B2, 1x3x512x512 |  | 2.00x |" in page
     assert "| B0, 1x3x512x512 | 50.0 | 400.0 | 8.00x |  |" in page
+    assert page.index("\n## P, AVX2, 2 cores\n") < page.index("\n## P, AVX-512, 2 cores\n")
     assert "B5" not in page
-    goals = goal_table(report.read_results(tmp_path))
-    assert f"| B0, 1x3x512x512 | 6.00x | 8.00x | reached | `{commit}` |" in goals
-    assert f"| B2, 1x3x512x512 | 9.00x | 2.00x | **not reached** | `{commit}` |" in goals
-    assert "| B5, 1x3x512x512 | 4.20x |  | not measured |  |" in goals
-    assert "| B0, bfloat16 autocast, against float32 | 1.80x |  | no AMX |  |" in goals
     assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+def test_goals_depend_on_the_instruction_set_and_missing_rows_are_shown():
+    def results_of(facts, **milliseconds):
+        return {
+            "inference": {
+                row: {
+                    name: record_of(row, name, value, **facts)
+                    for name, value in (("transformers", 400.0), ("hf_segformer", ours))
+                }
+                for row, ours in milliseconds.items()
+            }
+            | {"b0_bfloat16": {"hf_segformer bfloat16": Record("b0_bfloat16", "", note="no AMX", **facts)}}
+        }
+
+    commit = machine()["commit"]
+    wide = goal_table(results_of(WIDE, b0=100.0, b2=50.0))
+    assert f"| B0, 1x3x512x512 | 4.50x | 4.00x | **not reached** | `{commit}` |" in wide
+    assert f"| B2, 1x3x512x512 | 8.00x | 8.00x | reached | `{commit}` |" in wide
+    assert "| B5, 1x3x512x512 | 4.20x |  | not measured |  |" in wide
+    assert "| B0, bfloat16 autocast, against float32 | 1.80x |  | no AMX |  |" in wide
+    narrow = goal_table(results_of(NARROW, b0=100.0))
+    assert f"| B0, 1x3x512x512 | 3.50x | 4.00x | reached | `{commit}` |" in narrow
 
 
 @pytest.mark.parametrize(

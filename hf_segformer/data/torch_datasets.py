@@ -8,7 +8,7 @@ Axes: C bands, H W pixels of an image, S side of the crop.
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -42,6 +42,49 @@ class Sample(NamedTuple):
     is_byte_scaled: bool
 
 
+def keyed_generator(seed: int, *key: int) -> torch.Generator:
+    """Return the one source of randomness of the sample of a key."""
+    entropy = np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(entropy))
+
+
+class KeyedDataset(Dataset):
+    """A data set whose samples depend on a seed and on their key (epoch, index) alone.
+
+    `SegFormerTrainer` draws the keys by `EpochSampler`.
+
+    Attributes:
+        balance: how often images and classes are drawn; None takes each image once.
+    """
+
+    balance: ClassBalance | None = None
+
+
+class KeyedStream(IterableDataset):
+    """The same for a stream, pass after pass without an end: `max_steps` says when a Trainer stops.
+
+    Since it does not end, a resumed Trainer, which counts a stream as one epoch, finds its place again.
+
+    Args:
+        dataset: a `datasets.IterableDataset`; shuffle it before. Each of several workers gets shards of its own.
+        columns: names of the columns to read.
+    """
+
+    def __init__(self, dataset: Any, columns: Sequence[str]):
+        self.dataset, self.columns = dataset, list(columns)
+
+    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield rows with the number of the pass."""
+        rows = self.dataset.select_columns(self.columns)  # a copy: workers share the original's epoch
+        for epoch in count(self.dataset.epoch):
+            rows.set_epoch(epoch)
+            row = None
+            for row in rows:
+                yield epoch, row
+            if row is None:  # fewer shards than workers
+                return
+
+
 class _Transform:
     """Transform of an image (C, H, W) and labels (H, W) to augmented, normalized and padded tensors."""
 
@@ -52,8 +95,7 @@ class _Transform:
 
     def generator(self, *key: int) -> torch.Generator:
         """The one source of randomness of the sample of a key."""
-        entropy = np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(entropy))
+        return keyed_generator(self.seed, *key)
 
     def __call__(self, sample: Sample, generator: torch.Generator, focus: int | None = None) -> dict[str, Tensor]:
         ignore_index, side = self.processor.ignore_index, self.augmentation.crop_size
@@ -112,7 +154,7 @@ def ignore_no_data(labels: np.ndarray, image: Any, ignore_index: int) -> np.ndar
     return labels if valid is None or valid.shape != labels.shape else np.where(valid, labels, ignore_index)
 
 
-class TrainDataset(Dataset):
+class TrainDataset(KeyedDataset):
     """Augmented, normalized training samples of one size, for a Trainer.
 
     With a pair (epoch, index) or a `SampleKey` for an index, as `EpochSampler` gives it, a sample depends on the seed
@@ -176,15 +218,14 @@ class TrainDataset(Dataset):
         return sample
 
 
-class TrainStream(IterableDataset):
-    """Training samples from a stream, pass after pass without an end: `max_steps` says when a Trainer stops.
+class TrainStream(KeyedStream):
+    """Training samples from a stream.
 
-    Rows of a stream have no index: the checksum of an image's pixels takes its place. Since it does not end, a
-    resumed Trainer, which counts a stream as one epoch, finds its place again. A sample is mixed with the one before.
+    Rows of a stream have no index: the checksum of an image's pixels takes its place. A sample is mixed with the one
+    before.
 
     Args:
-        dataset: a `datasets.IterableDataset` with columns `image` and `label`; shuffle it before. Each of several
-            workers gets shards of its own.
+        dataset: see `KeyedStream`; it has the columns `image` and `label`.
         augmentation: see `TrainDataset`.
         processor: see `TrainDataset`.
         seed: of the augmentation.
@@ -198,26 +239,25 @@ class TrainStream(IterableDataset):
                 f"augmentation.class_balance is {augmentation.class_balance} for a stream, whose images cannot be "
                 "drawn; expected 0, or data.streaming=false"
             )
-        self.dataset = dataset
+        super().__init__(dataset, ["image", "label"])
         self.transform = _Transform(augmentation, processor, seed)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        rows = self.dataset.select_columns(["image", "label"])  # a copy: workers share the original's epoch
         previous: dict[str, Tensor] | None = None
-        for epoch in count(self.dataset.epoch):
-            rows.set_epoch(epoch)
-            row = None
-            for row in rows:
-                decoded = decode_row(row, self.transform.processor, "an image of the stream")
-                generator = self.transform.generator(epoch, zlib.crc32(decoded.image.numpy().tobytes()))
-                sample = self.transform(decoded, generator)
-                if self.transform.draws_mix(generator) and previous is not None:
-                    yield self.transform.mix(sample, previous, generator)
-                else:
-                    yield sample
-                previous = sample
-            if row is None:  # fewer shards than workers
-                return
+        for epoch, row in self.rows():
+            decoded = decode_row(row, self.transform.processor, "an image of the stream")
+            generator = self.transform.generator(epoch, pixels_checksum(decoded.image))
+            sample = self.transform(decoded, generator)
+            if self.transform.draws_mix(generator) and previous is not None:
+                yield self.transform.mix(sample, previous, generator)
+            else:
+                yield sample
+            previous = sample
+
+
+def pixels_checksum(image: Tensor) -> int:
+    """Return the checksum of an image's pixels, which takes the place of an index in a stream."""
+    return zlib.crc32(image.numpy().tobytes())
 
 
 class EvalDataset(Dataset):
@@ -288,4 +328,16 @@ def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
-__all__ = ["EpochSampler", "EvalDataset", "Sample", "TrainDataset", "TrainStream", "collate", "decode_row"]
+__all__ = [
+    "EpochSampler",
+    "EvalDataset",
+    "KeyedDataset",
+    "KeyedStream",
+    "Sample",
+    "TrainDataset",
+    "TrainStream",
+    "collate",
+    "decode_row",
+    "keyed_generator",
+    "pixels_checksum",
+]

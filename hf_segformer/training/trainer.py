@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..config import EmaConfig, OptimizerConfig
-from ..data.torch_datasets import EpochSampler, EvalDataset, TrainDataset, TrainStream
+from ..data.torch_datasets import EpochSampler, EvalDataset, KeyedDataset, KeyedStream
 from ..evaluation.metrics import LOWER_IS_BETTER, SegmentationMetrics
 from ..hub.model_card import write_card
 from .arguments import check_arguments
@@ -36,7 +36,8 @@ class SegFormerTrainer(Trainer):
     - Two learning rates, the head's ten times the encoder's; weight decay on everything but LayerNorms.
     - Linear warm-up (`TrainingArguments.warmup_steps`) times polynomial decay, step i of T at
       base (1 - i / T)^power. An `lr_scheduler_type` other than the default is Transformers' own.
-    - From a `TrainDataset` samples are drawn so that a resumed run sees what an uninterrupted one would have seen.
+    - From a `KeyedDataset`, such as `TrainDataset`, samples are drawn so that a resumed run sees what an uninterrupted
+      one would have seen.
     - With `SegmentationMetrics`, each process counts its images and only the counts are reduced: images may differ in
       size, their number need not divide by that of the processes, and the result equals that of one process.
     - One batch is evaluated before the first step, so that what fails in evaluation fails at once.
@@ -114,8 +115,9 @@ class SegFormerTrainer(Trainer):
                 "configuration/accelerate/ddp.yaml"
             )
         strategy = getattr(arguments, "train_sampling_strategy", "random")
-        if isinstance(self.train_dataset, TrainDataset) and strategy != "random":
-            raise ValueError(f"train_sampling_strategy is {strategy!r}; expected 'random' for a TrainDataset")
+        if isinstance(self.train_dataset, KeyedDataset) and strategy != "random":
+            kind = type(self.train_dataset).__name__
+            raise ValueError(f"train_sampling_strategy is {strategy!r}; expected 'random' for a {kind}")
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Build a model by `model_init`, frozen as the optimizer's configuration says."""
@@ -174,9 +176,12 @@ class SegFormerTrainer(Trainer):
                     f"optim is {self.args.optim}, which makes its own parameter groups; expected one that takes the "
                     "paper's, such as adamw_torch"
                 )
-            groups = parameter_groups(model, self.args.learning_rate, self.args.weight_decay, self.optimizer_config)
-            self.optimizer = kind(groups, **keywords)
+            self.optimizer = kind(self.parameter_groups(model), **keywords)
         return self.optimizer
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Return the optimizer's groups of a model's trained parameters."""
+        return parameter_groups(model, self.args.learning_rate, self.args.weight_decay, self.optimizer_config)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """Build the paper's schedule, or Transformers' own where `lr_scheduler_type` names one."""
@@ -265,7 +270,7 @@ class SegFormerTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not isinstance(dataset, TrainDataset):
+        if not isinstance(dataset, KeyedDataset):
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return EpochSampler(len(dataset), seed, lambda: int(self.state.epoch or 0), dataset.balance)
@@ -416,7 +421,7 @@ def _with_own_generator(loader: Any):
     generator this would shift every drop path after it.
     """
     base = getattr(loader, "base_dataloader", loader)
-    if isinstance(base.dataset, TrainDataset | TrainStream | EvalDataset):
+    if isinstance(base.dataset, KeyedDataset | KeyedStream | EvalDataset):
         base.generator = torch.Generator()
     return loader
 

@@ -13,11 +13,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from hf_segformer import SegFormerImageProcessor
 from hf_segformer.benchmarking.comparison import TOLERANCE, largest_difference, require_agreement
 from hf_segformer.benchmarking.tasks import Task, run_model
 from hf_segformer.benchmarking.timing import Call, interleaved_timing
 from hf_segformer.export.exportable import DeployedSegFormer, trace
 from hf_segformer.export.exporters import write_onnx, write_openvino, write_torch
+from hf_segformer.export.metadata import describe_model
 from hf_segformer.export.quantization import to_float16, to_int8
 from hf_segformer.export.runtimes import Runtime, onnx_runtime, open_vino, torch_program
 from hf_segformer.upsampling_segformer import upsample_argmax
@@ -31,12 +33,14 @@ SHORT = ("ONNX Runtime float16", "ONNX Runtime int8 dynamic", "ONNX Runtime int8
 
 def write_files(task: Task, folder: Path) -> dict[str, Runtime]:
     """Every candidate's file, and what runs it; each of ours after its counterpart."""
-    program, pixels = trace(DeployedSegFormer(task.build_hf_segformer().cpu())), task.inputs()["pixel_values"].cpu()
+    model = task.build_hf_segformer().cpu()
+    program, pixels = trace(DeployedSegFormer(model)), task.inputs()["pixel_values"].cpu()
+    metadata = describe_model(model, SegFormerImageProcessor(), include_processing=False)
     ours, theirs = folder / "ours.onnx", folder / "theirs.onnx"
     export_theirs(task, theirs, any_size=True)  # as ours
-    write_onnx(program, ours)
-    write_openvino(program, folder / "ours.xml")
-    write_torch(program, folder / "ours.pt2")
+    write_onnx(program, ours, metadata)
+    write_openvino(program, folder / "ours.xml", metadata)
+    write_torch(program, folder / "ours.pt2", metadata)
     short = [folder / f"{name}.onnx" for name in ("float16", "dynamic", "static")]
     to_float16(ours, short[0])
     to_int8(ours, short[1])

@@ -6,6 +6,7 @@ sizes, on random images and on given ones. The figures are written beside it.
 Axes: B images, C channels, H W an image's sides, K classes, h w sides of the logits.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -31,6 +32,7 @@ from .exportable import (
     resize_outside,
     trace,
 )
+from .metadata import describe_model, openvino_info
 from .quantization import KINDS, to_float16, to_int8
 from .runtimes import Runtime, RuntimeModel, onnx_runtime, open_vino, quiet, require, torch_program
 from .transformers_js import FLOAT16, INT8, require_several_labels, write_configurations
@@ -39,11 +41,12 @@ from .verification import ReferenceOutputs, read_if_path, summarise
 OPSET = 20  # the first with GELU as one operation
 TOLERANCE = 1e-4  # of the largest logit, in float32
 RESIZE_TOLERANCE = 2e-2  # where the graph resizes: PIL rounds some half-way sums to the other grey level
+METADATA_FILE = "metadata.json"  # in the archive of torch.export
 WARN_BELOW = 0.99  # pixel agreement of a shorter type
 
 
-def write_onnx(program: ExportedProgram, path: Path) -> None:
-    """Write an ONNX file with its weights inside.
+def write_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write an ONNX file with its weights and its `metadata_props` inside.
 
     Raises:
         ValueError: if a package is missing, or the weights exceed the 2 GB of one file.
@@ -66,14 +69,15 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
     graph = exported.model_proto
     for node in graph.graph.node:
         node.ClearField("metadata_props")  # paths of the source code on this machine
+    onnx.helper.set_model_props(graph, dict(metadata))
     if graph.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
         raise ValueError(f"the model takes {graph.ByteSize():,} bytes; expected at most 2 GB for an ONNX file")
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, path)
 
 
-def write_openvino(program: ExportedProgram, path: Path) -> None:
-    """Write OpenVINO's model.xml and the model.bin beside it, in float32.
+def write_openvino(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write OpenVINO's model.xml, with `model_info` inside, and the model.bin beside it, in float32.
 
     The smallest side is part of the graph's input shape, so that OpenVINO refuses smaller images. It would otherwise
     compute them without an error, and answer with the previous image's shape where a stage's grid becomes empty.
@@ -88,12 +92,14 @@ def write_openvino(program: ExportedProgram, path: Path) -> None:
     for axis, dim in dynamic_axes(name)[name].items():
         shape[axis] = openvino.Dimension(max(dim.min, 1), -1)
     converted.reshape(shape)
+    for key, value in openvino_info(metadata).items():
+        converted.set_rt_info(value, ["model_info", key])
     openvino.save_model(converted, path, compress_to_fp16=False)
 
 
-def write_torch(program: ExportedProgram, path: Path) -> None:
-    """Write a file for torch.export.load."""
-    torch.export.save(program, path)
+def write_torch(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a file for torch.export.load, with metadata.json among its extra files."""
+    torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(dict(metadata))})
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ class Target:
     """Export target: file name, writer, and the runtime that verifies it."""
 
     file: str
-    write: Callable[[ExportedProgram, Path], None]
+    write: Callable[[ExportedProgram, Path, Mapping[str, str]], None]  # the last: `metadata.describe_model`
     run: Callable[[Path], Runtime]
     runtime: str
     packages: tuple[str, ...]
@@ -212,7 +218,7 @@ def export_model(
     reference = ReferenceOutputs(deepcopy(model).float().cpu().eval(), processor, network)
     path = folder / target.file
     path.parent.mkdir(exist_ok=True)
-    target.write(trace(network), path)
+    target.write(trace(network), path, describe_model(model, processor, config.include_processing))
     figures = {path.name: _verified(path, target, reference, config)}
     _write_short_types(path, figures, deployed, processor, reference, config)
     if len(config.dataset):

@@ -77,7 +77,7 @@ class SegFormerPredictor:
         self.segmenter = Segmenter(model, processor, options)
         self.model, self.processor = self.segmenter.model, processor
         self.names, self.options = self.segmenter.names, self.segmenter.options
-        self.palette = _palette(model.config, self.names)
+        self.palette = palette_of(model.config, self.names)
 
     @classmethod
     def from_pretrained(
@@ -208,8 +208,12 @@ def format_error(error: BaseException, name: str) -> str:
     return reason if reason.startswith((name, f"cannot read {name}")) else f"{name}: {reason}"
 
 
-def _palette(config: Any, names: tuple[str, ...]) -> list[Color]:
-    """Colours of the configuration, or default ones; the background of a binary model has a colour of its own."""
+def palette_of(config: Any, names: tuple[str, ...]) -> list[Color]:
+    """Colours of the configuration, or default ones; the background of a binary model has a colour of its own.
+
+    Raises:
+        ValueError: if the palette of the configuration does not fit the names.
+    """
     given = getattr(config, "palette", None)
     if given is None:
         return [BACKGROUND_COLOR, *default_palette(1)] if config.num_labels == 1 else palette_for(names)
@@ -224,4 +228,4 @@ def _palette(config: Any, names: tuple[str, ...]) -> list[Color]:
     return colors if len(colors) == len(names) else [BACKGROUND_COLOR, *colors]
 
 
-__all__ = ["Prediction", "SegFormerPredictor", "find_device", "format_error"]
+__all__ = ["Prediction", "SegFormerPredictor", "find_device", "format_error", "palette_of"]

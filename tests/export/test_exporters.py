@@ -31,6 +31,7 @@ from hf_segformer.export.exporters import (
     format_report,
     in_half,
 )
+from hf_segformer.export.metadata import describe_model, openvino_info
 from hf_segformer.export.quantization import to_int8
 from hf_segformer.export.runtimes import RuntimeModel, onnx_runtime, open_vino, torch_program
 from hf_segformer.export.verification import ParityReport, ReferenceOutputs, smooth_images
@@ -254,6 +255,16 @@ def test_onnx_takes_any_size_and_contains_no_paths(onnx_folder, model):
     assert [each["shape"] for each in figures["files"]["model.onnx"]["compared"]][-2:] == [[1, 3, 64, 96]] * 2
 
 
+def test_onnx_describes_classes_palette_and_processor_in_every_type(onnx_folder, model, processor):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    expected = describe_model(model, processor, include_processing=False)
+    for name in ("model.onnx", "model_fp16.onnx", "model_quantized.onnx"):
+        session = onnxruntime.InferenceSession(onnx_folder[0] / name, providers=["CPUExecutionProvider"])
+        found = session.get_modelmeta().custom_metadata_map
+        assert {key: found[key] for key in expected} == expected
+        assert found.keys() - expected.keys() <= {"onnx.infer"}  # ONNX Runtime's own, of quantised files
+
+
 def test_float16_keeps_norms_and_softmax_in_float32_and_reports_parity(onnx_folder, model):
     onnx = pytest.importorskip("onnx")
     folder, figures = onnx_folder
@@ -320,6 +331,16 @@ def test_openvino_takes_any_size(model, processor, tmp_path):
     assert_agrees(open_vino(tmp_path / "model.xml"), model)
     weights = sum(parameter.numel() for parameter in DeployedSegFormer(model).parameters())
     assert figures["files"]["model.xml"]["bytes"] > 4 * weights  # in float32
+    assert model_info(tmp_path / "model.xml") == openvino_info(describe_model(model, processor, False))
+    assert str(tmp_path) not in (tmp_path / "model.xml").read_text()
+
+
+def model_info(path):
+    """What OpenVINO's own tools read."""
+    import openvino
+
+    found = openvino.Core().read_model(path).get_rt_info(["model_info"])
+    return {key: value.astype(str) for key, value in found.items()}
 
 
 @pytest.mark.slow
@@ -507,6 +528,9 @@ def test_the_command_writes_a_torch_program_for_any_size_and_reports_parity(chec
     assert "warning" not in printed
     assert printed.endswith(f"written to {destination}\n")
     assert_agrees(torch_program(destination / "model.pt2"), model)
+    files = {"metadata.json": ""}
+    torch.export.load(destination / "model.pt2", extra_files=files)
+    assert json.loads(files["metadata.json"])["names"] == json.dumps([f"LABEL_{index}" for index in range(5)])
     assert SegFormerConfig.from_pretrained(destination).num_labels == 5
     assert SegFormerImageProcessor.from_pretrained(destination).size == {"height": 64, "width": 96}
 
@@ -516,7 +540,7 @@ def test_a_file_with_other_outputs_is_refused_and_removed(checkpoint, model, tmp
     for wrong, words in ((0.01, "differs from PyTorch by"), (float("nan"), "not finite")):
         target = replace(
             TARGETS["torch"],
-            write=lambda program, path: path.write_text("a file"),
+            write=lambda program, path, metadata: path.write_text("a file"),
             run=lambda path, wrong=wrong: lambda inputs: deployed(inputs) + wrong,
         )
         monkeypatch.setitem(TARGETS, "torch", target)
@@ -530,7 +554,9 @@ def test_a_file_with_other_outputs_is_refused_and_removed(checkpoint, model, tmp
 
 def test_masks_of_colors_score_as_those_of_values(checkpoint, model, data, tmp_path, capsys, monkeypatch):
     deployed = DeployedSegFormer(model)
-    target = replace(TARGETS["torch"], write=lambda program, path: path.write_text("a file"), run=lambda path: deployed)
+    target = replace(
+        TARGETS["torch"], write=lambda program, path, metadata: path.write_text("a file"), run=lambda path: deployed
+    )
     monkeypatch.setitem(TARGETS, "torch", target)
     colors = np.array([[10, 0, 0], [0, 20, 0], [0, 0, 30], [40, 40, 0], [0, 50, 50]], np.uint8)
     (tmp_path / "colors").mkdir()

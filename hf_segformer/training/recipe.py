@@ -8,7 +8,7 @@ config.py; those of `TrainingArguments` and `SegFormerConfig`, whose import take
 import ast
 import importlib.util
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import cache
@@ -163,18 +163,42 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = (), allow_code: b
         >>> read_recipe("shapes_b0", ["trainer.max_steps=24"]).trainer["max_steps"]
         24
     """
-    path = find_recipe(source)
-    known, files, overrides = _known_fields(), _with_bases(path), list(overrides)
+    path, overrides = find_recipe(source), list(overrides)
+    tables, text = read_tables(path, (), _OPTIONS)
+    trusted = tables["augmentation"].get("custom", "") if allow_code else ""
+    for override in overrides:
+        trusted = _parse_override(override).get("augmentation", {}).get("custom", trusted)
+    if overrides:
+        tables, text = read_tables(path, overrides, _OPTIONS)
+    return replace(_checked(str(path), path.stem, tables, text), trusted_code=trusted)
+
+
+def read_tables(
+    path: Path, overrides: Sequence[str], options: Mapping[str, type], command: str = "train"
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """Read a recipe's tables with those of its bases and the overrides, and check names and types.
+
+    Args:
+        path: a TOML file.
+        overrides: see `read_recipe`.
+        options: the dataclass of each table, beside `[model]` and `[trainer]`.
+        command: see `recipe_folder`, where bases are that are given by name.
+
+    Returns:
+        the tables, empty where nothing sets them, and the file's text; that is empty where bases or overrides add to
+        it.
+
+    Raises:
+        ValueError: see `read_recipe`.
+        OSError: if a base does not exist.
+    """
+    known, files = _known_fields(tuple(options.items())), _with_bases(path, command)
     tables: dict[str, dict[str, Any]] = {table: {} for table in known}
     for file in files:
         _merge(tables, str(file), {name: each for name, each in _read_tables(file).items() if name != "base"}, known)
-    trusted = tables["augmentation"].get("custom", "") if allow_code else ""
     for text in overrides:
-        added = _parse_override(text)
-        _merge(tables, text, added, known)
-        trusted = added.get("augmentation", {}).get("custom", trusted)
-    recipe = _checked(str(path), path.stem, tables, "" if len(files) > 1 or overrides else _read_text(path))
-    return replace(recipe, trusted_code=trusted)
+        _merge(tables, text, _parse_override(text), known)
+    return tables, "" if len(files) > 1 or overrides else _read_text(path)
 
 
 def parse_recipe(text: str, where: str, name: str) -> Recipe:
@@ -185,7 +209,7 @@ def parse_recipe(text: str, where: str, name: str) -> Recipe:
         where: what messages call it.
         name: the recipe's name.
     """
-    known = _known_fields()
+    known = _known_fields(tuple(_OPTIONS.items()))
     tables: dict[str, dict[str, Any]] = {table: {} for table in known}
     _merge(tables, where, _parse_tables(text, where), known)
     return _checked(where, name, tables, text)
@@ -197,7 +221,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: if a table or key is unknown or a value is of the wrong type.
     """
-    known = _known_fields()
+    known = _known_fields(tuple(_OPTIONS.items()))
     tables: dict[str, dict[str, Any]] = {table: {} for table in known}
     for text in overrides:
         _merge(tables, text, _parse_override(text), known)
@@ -212,11 +236,7 @@ def _merge(tables: dict[str, dict[str, Any]], where: str, added: dict[str, Any],
 
 def _checked(where: str, name: str, tables: dict[str, dict[str, Any]], text: str) -> Recipe:
     """Build a recipe from tables whose names and types are checked."""
-    for table, key in (("data", "source"), ("trainer", "output_dir")):
-        if not tables[table].get(key):
-            raise ValueError(f"{where} does not set {table}.{key}")
-    _check_model(where, tables["model"])
-    _check_trainer(tables["trainer"])
+    check_tables(where, tables)
     LossConfig(**tables["loss"])
     options = {table: _OPTIONS[table](**tables[table]) for table in _OPTIONS if table != "loss"}
     recipe = Recipe(name, tables, **options, text=text)
@@ -236,21 +256,44 @@ def _checked(where: str, name: str, tables: dict[str, dict[str, Any]], text: str
     return recipe
 
 
-def recipe_folder() -> Path:
-    """The folder of this package's recipes: inside the package in a wheel, beside it in a checkout."""
+def check_tables(where: str, tables: dict[str, dict[str, Any]]) -> None:
+    """Check what every recipe needs: data, model, output folder, and values that a Trainer would fail on.
+
+    Raises:
+        ValueError: if something is missing or out of range.
+        FileNotFoundError: if `model.checkpoint` does not exist.
+    """
+    for table, key in (("data", "source"), ("trainer", "output_dir")):
+        if not tables[table].get(key):
+            raise ValueError(f"{where} does not set {table}.{key}")
+    _check_model(where, tables["model"])
+    _check_trainer(tables["trainer"])
+
+
+def recipe_folder(command: str = "train") -> Path:
+    """The folder of this package's recipes: inside the package in a wheel, beside it in a checkout.
+
+    Args:
+        command: `"train"`, or `"pretrain"`, whose recipes have a folder of their own.
+    """
     package = Path(__file__).parents[1]
     installed = package / "configuration"
-    return installed if installed.is_dir() else package.parent / "configuration"
+    folder = installed if installed.is_dir() else package.parent / "configuration"
+    return folder if command == "train" else folder / command
 
 
-def list_recipes() -> dict[str, str]:
+def list_recipes(command: str = "train") -> dict[str, str]:
     """Names of this package's recipes with the first line of their description."""
-    files = sorted(recipe_folder().glob("*.toml"))
+    files = sorted(recipe_folder(command).glob("*.toml"))
     return {file.stem: file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in files}
 
 
-def find_recipe(source: str | Path) -> Path:
+def find_recipe(source: str | Path, command: str = "train") -> Path:
     """Return the file of a recipe's name or path.
+
+    Args:
+        source: name or path.
+        command: see `recipe_folder`.
 
     Raises:
         FileNotFoundError: if there is none; the message gives the nearest known one.
@@ -258,11 +301,14 @@ def find_recipe(source: str | Path) -> Path:
     path = Path(source)
     is_name = path.suffix != ".toml" and path.name == str(source)
     if is_name and not path.is_file():
-        path = recipe_folder() / f"{source}.toml"
+        path = recipe_folder(command) / f"{source}.toml"
     if not path.is_file():
+        other = "pretrain" if command == "train" else "train"
+        if is_name and (recipe_folder(other) / path.name).is_file():
+            raise FileNotFoundError(f"{source} is no recipe of `segformer {command}`: run segformer {other} {source}")
         near = get_close_matches(path.stem, [other.stem for other in path.parent.glob("*.toml")], n=1, cutoff=_NEAR)
         known = (
-            "no folder has that name, and `segformer train --list` names the recipes"
+            f"no folder has that name, and `segformer {command} --list` names the recipes"
             if is_name
             else "expected a TOML file"
         )
@@ -271,7 +317,7 @@ def find_recipe(source: str | Path) -> Path:
     return path
 
 
-def _with_bases(path: Path) -> list[Path]:
+def _with_bases(path: Path, command: str) -> list[Path]:
     """A recipe after those that it inherits from."""
     files = [path]
     while base := _read_tables(files[0]).get("base"):
@@ -279,7 +325,7 @@ def _with_bases(path: Path) -> list[Path]:
             raise ValueError(f"{files[0]}: base is {base!r}; expected the name of a recipe beside it or a packaged one")
         beside = resolve_inside(files[0].parent, base)
         is_name = beside.suffix != ".toml" and not beside.is_file()  # of one of this package's recipes
-        files.insert(0, find_recipe(recipe_folder() / f"{base}.toml" if is_name else beside))
+        files.insert(0, find_recipe(recipe_folder(command) / f"{base}.toml" if is_name else beside))
         if files[0] in files[1:]:
             raise ValueError(f"{files[1]} inherits from itself: base = {base!r}")
     return files
@@ -420,14 +466,14 @@ def _matches(value: Any, annotation: ast.expr) -> bool:
 
 
 @cache
-def _known_fields() -> _Known:
+def _known_fields(options: tuple[tuple[str, type], ...]) -> _Known:
     """For each table its keys, and for each of these the annotation of its type."""
     text = ast.Name("str")
     model = _declared(Path(__file__).parents[1] / "configuration_segformer.py", "SegFormerConfig")
     arguments = _declared(_package("transformers") / "training_args.py", "TrainingArguments")
     return {
         "model": {"variant": text, "checkpoint": text, **model},
-        **{table: _annotations(options) for table, options in _OPTIONS.items()},
+        **{table: _annotations(kind) for table, kind in options},
         "trainer": arguments,
     }
 
@@ -459,10 +505,12 @@ def _declared(source: Path, class_name: str) -> dict[str, ast.expr]:
 
 __all__ = [
     "Recipe",
+    "check_tables",
     "find_recipe",
     "list_recipes",
     "parse_overrides",
     "parse_recipe",
     "read_recipe",
+    "read_tables",
     "recipe_folder",
 ]

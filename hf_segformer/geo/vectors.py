@@ -19,13 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..files import printable
+from .antimeridian import DECIMALS, WGS_84, to_wgs84
 from .areas import horizontal
 from .rasters import INSTALL, is_installed
 
 FORMATS = ("gpkg", "geojson")
-WGS_84 = "OGC:CRS84"
 _BATCH = 10_000
-_DECIMALS = 9  # of degrees: a tenth of a millimetre
 _CRS_NAME = re.compile(r"(urn:ogc:def:crs:(?P<authority>EPSG|OGC):[\d.]*:|EPSG:)(?P<code>\w+)")
 _SHAPEFILE_MAGIC = b"\0\0\x27\x0a"
 _WRONG_CONTENT = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
@@ -120,24 +119,15 @@ def _write_geopackage(path: Path, features: Iterable[Feature], crs: Any) -> int:
 
 
 def _write_geojson(path: Path, features: Iterable[Feature], crs: Any) -> int:
-    import pyproj
-    import shapely
-
-    to_degrees = pyproj.Transformer.from_crs(crs, WGS_84, always_xy=True)
     number = 0
     with path.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')
         for batch in _in_batches(features):
-            polygons = shapely.transform(
-                [each.polygon for each in batch], lambda x, y: to_degrees.transform(x, y), interleaved=False
-            )
-            for feature, polygon in zip(batch, shapely.orient_polygons(polygons), strict=True):
-                west, _, east, _ = polygon.bounds
-                if not np.isfinite([west, east]).all() or east - west > 180:
-                    raise ValueError(
-                        f"{path.name} cannot hold a polygon that leaves WGS 84 or crosses the antimeridian; choose "
-                        "--polygons gpkg"
-                    )
+            try:
+                polygons = to_wgs84([each.polygon for each in batch], crs)
+            except ValueError as error:
+                raise ValueError(f"{path.name} cannot be written: {error}; choose --polygons gpkg") from error
+            for feature, polygon in zip(batch, polygons, strict=True):
                 file.write(("," if number else "") + "\n" + json.dumps(_as_json(feature, polygon), ensure_ascii=False))
                 number += 1
         file.write("\n]}\n")
@@ -145,7 +135,10 @@ def _write_geojson(path: Path, features: Iterable[Feature], crs: Any) -> int:
 
 
 def _as_json(feature: Feature, polygon: Any) -> dict[str, Any]:
-    rings = [polygon.exterior, *polygon.interiors]
+    parts = [
+        [np.asarray(ring.coords)[:, :2].round(DECIMALS).tolist() for ring in (part.exterior, *part.interiors)]
+        for part in getattr(polygon, "geoms", [polygon])
+    ]
     return {
         "type": "Feature",
         "properties": {
@@ -155,8 +148,8 @@ def _as_json(feature: Feature, polygon: Any) -> dict[str, Any]:
             "confidence": None if feature.confidence is None else round(feature.confidence, 4),
         },
         "geometry": {
-            "type": "Polygon",
-            "coordinates": [np.asarray(ring.coords)[:, :2].round(_DECIMALS).tolist() for ring in rings],
+            "type": polygon.geom_type,
+            "coordinates": parts if polygon.geom_type == "MultiPolygon" else parts[0],
         },
     }
 

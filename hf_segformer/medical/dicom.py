@@ -131,8 +131,8 @@ class DicomVolume(Volume):
         colors = str(header.PhotometricInterpretation)
         if colors not in _GREYS + _COLORS or header.BitsAllocated not in (8, 16, 32):
             raise ValueError(
-                f"{name} has {header.BitsAllocated} bits a pixel and colours {colors[:20]!r} ({what}); expected grey "
-                "or RGB of 8, 16 or 32 bits"
+                f"{name} has {header.BitsAllocated!s:.20} bits a pixel and colours {colors[:20]!r} ({what}); expected "
+                "grey or RGB of 8, 16 or 32 bits"
             )
         if colors in _COLORS and colors != "PALETTE COLOR" and header.BitsAllocated != 8:
             raise ValueError(f"{name} has colours of {header.BitsAllocated} bits; expected 8")
@@ -156,8 +156,8 @@ class DicomVolume(Volume):
         for tag in names:
             if header.get(tag) != first.get(tag):
                 raise ValueError(
-                    f"{name} has {tag} {header.get(tag)}; expected {first.get(tag)}, that of the series: give the "
-                    "files of one volume as a folder of their own"
+                    f"{name} has {tag} {header.get(tag)!s:.80}; expected {first.get(tag)!s:.80}, that of the "
+                    "series: give the files of one volume as a folder of their own"
                 )
 
     def _place(self) -> None:
@@ -296,14 +296,14 @@ def read_header(file: Any, name: str, tags: Sequence[str]) -> Any:
         ValueError: if it is no DICOM file, or a packed one whose size cannot be known before.
     """
     from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
+    from pydicom.errors import BytesLengthException, InvalidDicomError
     from pydicom.filereader import read_preamble
 
     with quiet(), file.open("rb") if isinstance(file, Path) else BytesIO(file.getvalue()) as stream:
         try:
             read_preamble(stream, force=False)
             header = _meta(stream)
-        except (InvalidDicomError, EOFError) as error:
+        except (InvalidDicomError, BytesLengthException, EOFError) as error:
             raise ValueError(f"{name} is no DICOM file, or cut short in its first bytes") from error
         if str(header.get("TransferSyntaxUID", "")) == _DEFLATED:
             raise ValueError(f"{name} is deflated as a whole; expected another transfer syntax: convert it first")

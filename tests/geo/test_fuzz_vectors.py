@@ -5,6 +5,7 @@ import random
 import pytest
 
 pytest.importorskip("pyogrio")
+pytest.importorskip("rasterio")  # of the scene of an area of interest
 pyproj = pytest.importorskip("pyproj")
 pytest.importorskip("tifffile")  # of the fuzzer's other samples
 shapely = pytest.importorskip("shapely")

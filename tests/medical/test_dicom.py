@@ -223,6 +223,17 @@ def test_files_that_are_no_images_are_named(tmp_path):
     assert str(path) in message(path)
 
 
+def test_damaged_fields_give_short_messages(tmp_path):
+    [path] = scans.ct_series(tmp_path, 1)
+    content = path.read_bytes()
+    group_length = content.index(b"\x02\0\0\0UL") + 6
+    path.write_bytes(content[:group_length] + b"\x06" + content[group_length + 1 :])
+    assert "is no DICOM file, or cut short" in message(path, read=False)
+    path.write_bytes(content)
+    changed(path, BitsAllocated=[16] * 3000)
+    assert len(message(path, read=False)) < 300
+
+
 def test_sizes_are_checked_before_pixels_are_read(tmp_path):
     [path] = scans.ct_series(tmp_path, 1)
     changed(path, Rows=60000, Columns=60000)

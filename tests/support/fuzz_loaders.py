@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from transformers.utils import logging
@@ -99,10 +101,20 @@ def _read_scan(path: Path, chance: random.Random) -> np.ndarray:
 
 def _read_vectors(path: Path, chance: random.Random) -> None:
     import pyproj
+    from rasterio import Affine, crs
 
+    from hf_segformer.geo.cog import Reference
+    from hf_segformer.geo.scenes import Region
     from hf_segformer.geo.vectors import read_polygons
 
-    read_polygons(path, pyproj.CRS("EPSG:32633"), chance.choice((None, "crop")))
+    if chance.random() < 0.5:
+        read_polygons(path, pyproj.CRS("EPSG:32633"), chance.choice((None, "crop")))
+        return
+    size, tile = (120, 250), Tile(0, 0, 120, 250)  # of a scene whose area of interest the file is
+    place = Reference(*size, crs.CRS.from_epsg(32633), Affine(1, 0, 499_990, 0, -1, 5_000_110))
+    raster: Any = SimpleNamespace(name="scene.tif", height=size[0], width=size[1], reference=lambda: place)
+    region = Region.read(path, raster)
+    assert region.is_near(tile) >= region.inside(tile).any()
 
 
 READERS = {
@@ -207,7 +219,7 @@ def main() -> int:
             from tests.support.scans import write_scans
 
             samples["scans"] = write_scans(Path(folder) / "scans")
-        if all(map(find_spec, ("pyogrio", "pyproj", "shapely"))):
+        if all(map(find_spec, ("pyogrio", "pyproj", "rasterio", "shapely"))):
             from tests.support.vectors import write_all_kinds
 
             samples["vectors"] = write_all_kinds(Path(folder) / "vectors")

@@ -19,7 +19,7 @@ from .splits import add_groups, divide
 
 CLASS_FILES = ("classes.json", "id2label.json")
 _SETTINGS = ("data.image_column", "data.mask_column")
-_SHUFFLE_BUFFER = 1000
+SHUFFLE_BUFFER = 1000  # rows among which a stream's next one is drawn
 
 _Classes = tuple[tuple[str, ...], tuple[Color, ...]]
 
@@ -80,8 +80,8 @@ def open_source(config: DataConfig, split: SplitConfig | None = None) -> Source:
     if evaluation is None:
         train, evaluation = divide(train, split, config.eval_share, config.seed, config.root)
     if not config.streaming:
-        train = _spread(train, config.num_train, "num_train", config.train_split)
-        evaluation = _spread(evaluation, config.num_eval, "num_eval", evaluation_name(config, split))
+        train = spread_rows(train, config.num_train, "num_train", config.train_split)
+        evaluation = spread_rows(evaluation, config.num_eval, "num_eval", evaluation_name(config, split))
     ignore = (camvid.UNLABELLED,) if config.source == "camvid" and not config.label_values else ()
     return Source(train, evaluation, *classes, ignore, pool)
 
@@ -223,7 +223,7 @@ def _open_dataset(config: DataConfig, split: SplitConfig) -> tuple[Any, datasets
     if not config.streaming:
         return train, evaluation[0]
     train = train.take(config.num_train) if config.num_train else train
-    return train.shuffle(seed=config.seed, buffer_size=_SHUFFLE_BUFFER), _collect(evaluation[0], config.num_eval)
+    return train.shuffle(seed=config.seed, buffer_size=SHUFFLE_BUFFER), collect_stream(evaluation[0], config.num_eval)
 
 
 def _group_column(dataset: datasets.Dataset, split: SplitConfig) -> list | None:
@@ -252,8 +252,18 @@ def _feature_names(feature: Any) -> tuple[str, ...]:
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
 
 
-def _spread(dataset: datasets.Dataset, number: int, key: str, split: str) -> datasets.Dataset:
-    """Select `number` rows, spread evenly; 0 is all."""
+def spread_rows(dataset: datasets.Dataset, number: int, key: str, split: str) -> datasets.Dataset:
+    """Select `number` rows, spread evenly; 0 is all.
+
+    Args:
+        dataset: the rows of a split.
+        number: how many.
+        key: of `[data]`, which an error names.
+        split: the split's name, for errors.
+
+    Raises:
+        ValueError: if there are fewer rows, or none.
+    """
     if number > len(dataset):
         raise ValueError(f"data.{key} is {number}; expected at most the images of {split!r}, {len(dataset)}")
     if not len(dataset):
@@ -261,7 +271,7 @@ def _spread(dataset: datasets.Dataset, number: int, key: str, split: str) -> dat
     return dataset.select(np.linspace(0, len(dataset) - 1, number).round().astype(int)) if number else dataset
 
 
-def _collect(stream: Any, number: int) -> datasets.Dataset:
+def collect_stream(stream: Any, number: int) -> datasets.Dataset:
     """Keep the rows of an evaluation stream in memory, encoded as they are stored: they are read many times."""
     rows: Sequence = list(stream.take(number) if number else stream)
     if len(rows) < max(number, 1):
@@ -271,4 +281,13 @@ def _collect(stream: Any, number: int) -> datasets.Dataset:
     return datasets.Dataset.from_list(rows, features=stream.features)
 
 
-__all__ = ["CLASS_FILES", "Source", "evaluation_name", "open_source", "read_classes"]
+__all__ = [
+    "CLASS_FILES",
+    "SHUFFLE_BUFFER",
+    "Source",
+    "collect_stream",
+    "evaluation_name",
+    "open_source",
+    "read_classes",
+    "spread_rows",
+]

@@ -72,6 +72,31 @@ def draw_sample(seed: int, split: str, index: int, size: int = 128) -> tuple[Ima
     return scene.finish()
 
 
+def draw_single(seed: int, split: str, index: int, size: int = 64) -> tuple[Image.Image, int]:
+    """Draw an image of one shape on cluttered ground, for classification.
+
+    Args:
+        seed: of the whole data set.
+        split: `"train"` or `"validation"`.
+        index: of the image.
+        size: sides H = W in pixels, 16 or more.
+
+    Returns:
+        RGB image, and the number of its shape in `NAMES[1:]`.
+
+    Raises:
+        ValueError: see `draw_sample`.
+    """
+    check_sample(split, index, size)
+    rng = np.random.default_rng([seed, SPLITS.index(split), index, 1])
+    scene = Scene(rng, size)
+    for _ in range(rng.integers(1, 4)):
+        scene.add_clutter()
+    label = int(rng.integers(1, len(NAMES)))
+    scene.add_shape(label)
+    return scene.finish()[0], label - 1
+
+
 def check_sample(split: str, index: int, size: int) -> None:
     """Raise ValueError if the split is unknown, the index is negative or the size is below 16."""
     if split not in SPLITS:
@@ -105,6 +130,23 @@ def shapes_dataset(split: str, num_samples: int, size: int = 128, seed: int = 0,
                 column.append({"bytes": _png(image), "path": None})
             bar.update()
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def single_shapes_dataset(split: str, num_samples: int, size: int = 64, seed: int = 0):
+    """Draw the first images of a split of `draw_single` as a `datasets.Dataset`, held in memory.
+
+    Returns:
+        data set with the columns `image` (RGB, as PNG) and `label` (`ClassLabel`).
+    """
+    import datasets
+
+    columns: dict[str, list] = {"image": [], "label": []}
+    for index in range(num_samples):
+        image, label = draw_single(seed, split, index, size)
+        columns["image"].append({"bytes": _png(image), "path": None})
+        columns["label"].append(label)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(NAMES[1:]))})
     return datasets.Dataset.from_dict(columns, features=features)
 
 
@@ -324,5 +366,7 @@ __all__ = [
     "box",
     "check_sample",
     "draw_sample",
+    "draw_single",
     "shapes_dataset",
+    "single_shapes_dataset",
 ]

@@ -61,7 +61,7 @@ RULES: dict[str, Rule] = {
     "average_tokens_across_devices": Rule(HARMLESS, "the loss is a mean over pixels and takes no number of tokens"),
     "label_smoothing_factor": Rule(
         REFUSED,
-        "it is for one label an image; set loss.label_smoothing, "
+        "it is for one label an image; set loss.label_smoothing, in pre-training pretraining.label_smoothing, "
         "or model.loss_function = SegmentationLoss(label_smoothing=...)",
     ),
     "bf16": _PRECISION,
@@ -100,7 +100,7 @@ RULES: dict[str, Rule] = {
     "eval_steps": _EVALUATION,
     "eval_delay": _EVALUATION,
     "eval_on_start": _EVALUATION,
-    "per_device_eval_batch_size": Rule(PROGRAM, "set evaluation.batch_size"),
+    "per_device_eval_batch_size": Rule(PROGRAM, "set evaluation.batch_size; pre-training takes the training's"),
     "prediction_loss_only": Rule(PROGRAM, "a recipe's evaluation measures IoU; leave it out"),
     "eval_do_concat_batches": _ONE_MATRIX,
     "eval_use_gather_object": _ONE_MATRIX,

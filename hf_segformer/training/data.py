@@ -174,7 +174,7 @@ def _processor(
         return SegFormerImageProcessor(**size, **keywords)
     keywords["image_mean"], keywords["image_std"] = [0.0] * num_channels, [1.0] * num_channels
     unscaled = SegFormerImageProcessor(do_resize=False, do_rescale=False, do_normalize=False, **keywords)
-    keywords["image_mean"], keywords["image_std"] = _measure(train, unscaled)
+    keywords["image_mean"], keywords["image_std"] = measure_bands(train, unscaled)
     return SegFormerImageProcessor(**size, do_rescale=False, **keywords)
 
 
@@ -183,11 +183,14 @@ def _bands(image: Image.Image | np.ndarray) -> np.ndarray:
     return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1) if isinstance(image, Image.Image) else image
 
 
-def _measure(train: Any, processor: SegFormerImageProcessor) -> tuple[list[float], list[float]]:
+def measure_bands(train: Any, processor: SegFormerImageProcessor) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each band over the first images of a stream, or some of the whole data set.
 
     They are those of the values that the network is fed, on the scale of the value range, and of the pixels that hold
     data.
+
+    Raises:
+        ValueError: if a band holds no data in any of them.
     """
     if isinstance(train, Dataset):
         rows = train.select(np.linspace(0, len(train) - 1, min(_NUM_MEASURED, len(train))).astype(int))
@@ -205,4 +208,4 @@ def _measure(train: Any, processor: SegFormerImageProcessor) -> tuple[list[float
     return mean.tolist(), np.where(std > 0, std, 1.0).tolist()  # a band that never varies is only centred
 
 
-__all__ = ["Data", "load_data"]
+__all__ = ["Data", "load_data", "measure_bands"]

@@ -5,6 +5,7 @@ and options it was made, so that two runs never mix. An image that cannot be rea
 """
 
 import hashlib
+import json
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from ..conversion.loading import digest_of_weights
 from ..data.sources import DatasetSource, FileSource, InputItem
@@ -81,6 +82,7 @@ def predict_batch(
     outputs: Outputs | None = None,
     *,
     progress: bool = True,
+    engine: "Engine | None" = None,
 ) -> Report:
     """Predict images into a folder, or resume where an earlier run stopped.
 
@@ -93,6 +95,7 @@ def predict_batch(
         out: output folder, which is created.
         outputs: requested outputs; by default masks as PNG files.
         progress: show the progress of the first process.
+        engine: predicts the images elsewhere, such as on a cluster; by default this process does.
 
     Returns:
         The `Report`, the same in every process. The folder then holds `summary.json` with the same numbers, and with
@@ -129,15 +132,27 @@ def predict_batch(
         context.gather(None)
         # The first process holds the lock for all; one that fails to get it ends the others, as any process does.
         with locked_folder(out, "batch inference") if context.is_main else nullcontext():
-            return _predict_batch(_Job(predictor, source, items, out, outputs, context, progress and context.is_main))
+            job = Job(predictor, source, items, out, outputs, context, progress and context.is_main)
+            return _predict_batch(job, engine)
     except MemoryError as error:
         raise ValueError(str(error) or "there is not enough memory") from error
     finally:
         context.close()
 
 
-class _Job(NamedTuple):
-    """Arguments of one process's share of a job."""
+class Job(NamedTuple):
+    """Arguments of one process's share of a job.
+
+    Attributes:
+        predictor: see `predict_batch`.
+        source: see `predict_batch`.
+        items: all images of the job, in order.
+        out: output folder.
+        outputs: requested outputs.
+        context: the processes of the job.
+        shows_progress: True in the process that shows it.
+        remedy: what to do about an image that is a raster, a volume or the like where these are not predicted.
+    """
 
     predictor: SegFormerPredictor
     source: FileSource | DatasetSource
@@ -146,16 +161,41 @@ class _Job(NamedTuple):
     outputs: Outputs
     context: DistributedContext
     shows_progress: bool
+    remedy: str = "choose --format png"
 
     def failure(self, item: InputItem, error: Exception) -> str:
         """Message of an item's error."""
         return format_error(error, self.source.describe(item))
 
 
-def _predict_batch(job: _Job) -> Report:
+class Engine(Protocol):
+    """Prediction of a job's images other than in this process, such as on a cluster."""
+
+    def shard_size(self, num_images: int, batch_size: int) -> int:
+        """Number of images in a shard of a new folder.
+
+        Args:
+            num_images: number of images of the job.
+            batch_size: most images in a batch of the network.
+        """
+
+    def run(self, job: Job, writer: Writer, number: int, pending: Sequence[InputItem]) -> None:
+        """Predict and write the pending items.
+
+        Args:
+            job: the job.
+            writer: takes the results.
+            number: number of the job's items.
+            pending: those of them that are not finished, in order.
+        """
+
+
+def _predict_batch(job: Job, engine: Engine | None) -> Report:
     """Predict this process's share, wait for the others, and sum up."""
     context, out = job.context, job.out
     arguments = WriterArguments(out, job.predictor, job.outputs, job.items, job.source.origin, context.num_processes)
+    if engine is not None:
+        arguments = arguments._replace(shard_size=engine.shard_size(len(job.items), job.predictor.segmenter.batch_size))
     writer = open_writer(arguments, context.rank)
     settings = _settings(job, writer)
     if context.is_main:
@@ -165,10 +205,11 @@ def _predict_batch(job: _Job) -> Report:
     if not (out / SETTINGS).exists():
         raise ValueError(f"{out} is another folder for process {context.rank}; expected one that all processes share")
     writer.settings = {name: settings[name] for name in writer.settings}
+    writer.identity = _identity(out / SETTINGS)
     number, pending = writer.pending(context.rank, context.num_processes)
     context.gather(None)  # no process writes while another still reads the results of earlier runs
     try:
-        _predict_items(job, writer, number, pending)
+        (engine.run if engine is not None else predict_items)(job, writer, number, pending)
     finally:
         writer.close()
     of_all = context.gather((writer.failed, writer.num_written))
@@ -181,16 +222,15 @@ def _predict_batch(job: _Job) -> Report:
     return context.gather(report)[0]
 
 
-def _predict_items(job: _Job, writer: Writer, number: int, pending: Sequence[InputItem]) -> None:
-    """Predict and write the pending items, rasters and volumes last."""
+def predict_items(job: Job, writer: Writer, number: int, pending: Sequence[InputItem]) -> None:
+    """Predict and write the pending items in this process, rasters, volumes and videos last; see `Engine.run`."""
     large: list[tuple[InputItem, Callable[[], None]]] = []
     progress = Progress("predict", number, "images", number - len(pending), job.shows_progress)
     with progress, _WriterThreads(writer.num_threads) as threads:
         for item, outcome in _outcomes(job, writer, pending):
-            if outcome in ("raster", "volume"):
-                write = writer.write_raster if outcome == "raster" else writer.write_volume
-                segment = _segment_raster if outcome == "raster" else _segment_volume
-                large.append((item, partial(write, item, partial(segment, job, item))))
+            if outcome in _LARGE:
+                write = getattr(writer, f"write_{outcome}")
+                large.append((item, partial(write, item, partial(_LARGE[outcome], job, item))))
                 progress.skip()
                 continue
             if isinstance(outcome, Exception):
@@ -207,7 +247,7 @@ def _predict_items(job: _Job, writer: Writer, number: int, pending: Sequence[Inp
             writer.fail(item, job.failure(item, error))
 
 
-def _segment_raster(job: _Job, item: InputItem, path: Path, **extras: Any) -> dict[str, Any]:
+def _segment_raster(job: Job, item: InputItem, path: Path, **extras: Any) -> dict[str, Any]:
     segmenter, source = job.predictor.segmenter, job.source
     if not isinstance(source, FileSource):
         raise ValueError(f"{source.describe(item)} is no file; expected one for a raster")
@@ -224,7 +264,7 @@ def _segment_raster(job: _Job, item: InputItem, path: Path, **extras: Any) -> di
         )
 
 
-def _segment_volume(job: _Job, item: InputItem, path_of: Callable[[str], Path]) -> dict[str, Any]:
+def _segment_volume(job: Job, item: InputItem, path_of: Callable[[str], Path]) -> dict[str, Any]:
     predictor, source, outputs = job.predictor, job.source, job.outputs
     if not isinstance(source, FileSource):
         raise ValueError(f"{source.describe(item)} is no file; expected one for a volume")
@@ -241,8 +281,18 @@ def _segment_volume(job: _Job, item: InputItem, path_of: Callable[[str], Path]) 
         )
 
 
-def _outcomes(job: _Job, writer: Writer, items: Sequence[InputItem]) -> Iterator[tuple[InputItem, Any]]:
-    """Each item with its (prepared image, prediction), with "raster" or "volume" if it is one, or with its error."""
+def _open_video(job: Job, item: InputItem) -> Any:
+    if not hasattr(job.source, "open"):
+        raise ValueError(f"{job.source.describe(item)} is no file; expected one for a video")
+    return job.source.open(item, len(job.predictor.processor.image_mean))
+
+
+# Of each kind that is no image, what its writer calls.
+_LARGE: dict[Any, Callable[..., Any]] = {"raster": _segment_raster, "volume": _segment_volume, "video": _open_video}
+
+
+def _outcomes(job: Job, writer: Writer, items: Sequence[InputItem]) -> Iterator[tuple[InputItem, Any]]:
+    """Each item with its (prepared image, prediction), with its kind if it is no image, or with its error."""
     predictor, source, outputs = job.predictor, job.source, job.outputs
     processor = predictor.processor
 
@@ -251,9 +301,10 @@ def _outcomes(job: _Job, writer: Writer, items: Sequence[InputItem]) -> Iterator
         if kind != "image":
             if getattr(writer, f"takes_{kind}s", False):
                 return kind
+            remedy = "predict videos without images, or give their names an ending such as .mp4"
             raise ValueError(
                 f"{source.describe(item)} is a {kind} or damaged; expected an image for --format {outputs.kind}, "
-                "choose --format png"
+                f"{remedy if kind == 'video' else job.remedy}"
             )
         image = source.read(item, len(processor.image_mean), any_range=processor.value_range is not None)
         return predictor.prepare(image, source.describe(item), keep_image=outputs.overlay)
@@ -293,7 +344,7 @@ class _WriterThreads:
                 future.result()
 
 
-def _settings(job: _Job, writer: Writer) -> dict[str, Any]:
+def _settings(job: Job, writer: Writer) -> dict[str, Any]:
     """Settings that results depend on."""
     predictor, options = job.predictor, job.predictor.options
     processor = {
@@ -347,8 +398,14 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def _identity(path: Path) -> dict[str, str]:
+    """Identity of the run of a folder: digests of its weights, and of all its settings."""
+    settings = read_json(path)
+    return {"weights": settings["weights"], "run": _digest([json.dumps(settings, sort_keys=True)])}
+
+
 def _digest(texts: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(texts).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-__all__ = ["Report", "predict_batch"]
+__all__ = ["Engine", "Job", "Report", "predict_batch", "predict_items"]

@@ -32,7 +32,8 @@ from .volumes import black_and_white
 RECORD, AREAS = "predictions.jsonl", "areas.csv"
 _MASK, _RASTER_MASK = "mask.png", "mask.tif"
 ENTRY_POINTS = "hf_segformer.writers"
-_OWN_WRITERS = {"map": "hf_segformer.geo.maps:MapWriter"}  # its own entry points, known without installed metadata
+# This package's own entry points, known without installed metadata.
+_OWN_WRITERS = {"map": "hf_segformer.geo.maps:MapWriter", "video": "hf_segformer.video.writer:VideoWriter"}
 _ROW_GROUP = 64  # images that a shard holds in memory
 _SHARD_SIZE = 1000
 
@@ -101,6 +102,9 @@ class Totals(NamedTuple):
 class Writer(Protocol):
     """Destination of one process's share of a job.
 
+    A writer may also have `takes_videos`, True, and `write_video(item, open_video, progress)`, of which `open_video`
+    opens the reader of a video.
+
     `write`, `write_raster` and `fail` are called once for each item that `pending` returns: in the order of the items
     where `num_threads` is 1, else in any order and from several threads.
 
@@ -109,6 +113,7 @@ class Writer(Protocol):
         takes_rasters: True if `write_raster` is implemented.
         takes_volumes: True if `write_volume` is implemented.
         settings: further settings that results depend on; see `predict_batch`.
+        identity: digests of the weights and of the whole run, set before anything is written.
         num_written: items with results from this process.
     """
 
@@ -116,6 +121,7 @@ class Writer(Protocol):
     takes_rasters: bool
     takes_volumes: bool
     settings: dict[str, Any]
+    identity: dict[str, str]
     num_written: int
 
     def pending(self, rank: int, num_processes: int) -> tuple[int, list[InputItem]]:
@@ -170,6 +176,7 @@ class WriterArguments(NamedTuple):
         items: all items of the job, in order.
         origin_of: returns the source of an item, by which it differs from every other one.
         num_processes: processes that share the job.
+        shard_size: most images in a shard; None leaves it to the writer.
     """
 
     out: Path
@@ -178,6 +185,7 @@ class WriterArguments(NamedTuple):
     items: Sequence[InputItem]
     origin_of: Callable[[InputItem], str]
     num_processes: int
+    shard_size: int | None = None
 
 
 def writer_kinds() -> tuple[str, ...]:
@@ -255,6 +263,7 @@ class PngWriter:
         _check_masks(self.outputs.masks_as, self.names)
         self.failed: list[dict[str, str]] = []
         self.settings: dict[str, Any] = {}
+        self.identity: dict[str, str] = {}
         self.num_written = 0
         self._items, self._origin_of = arguments.items, arguments.origin_of
         self._stretch = Stretch.of_processor(predictor.processor)
@@ -419,7 +428,7 @@ class ParquetWriter:
     """`masks-SHARD-of-SHARDS.parquet`, each with the images of one stretch of the input.
 
     Columns: name, height, width, mask (bytes of a PNG file), pixels (a number for each class), and error, the reason
-    why an image has no mask.
+    why an image has no mask. The metadata of a file are the classes' names, the palette, and the identity of its run.
 
     Args:
         arguments: see `WriterArguments`.
@@ -434,15 +443,55 @@ class ParquetWriter:
         _check_masks(self.outputs.masks_as, self.names)
         self.failed: list[dict[str, str]] = []
         self.num_written = 0
-        self.settings = {"shard_size": min(_SHARD_SIZE, -(-len(arguments.items) // arguments.num_processes))}
+        self.identity: dict[str, str] = {}
+        size = arguments.shard_size or min(_SHARD_SIZE, -(-len(arguments.items) // arguments.num_processes))
+        self.settings = {"shard_size": size}
         self._items, self._index = arguments.items, {item.name: i for i, item in enumerate(arguments.items)}
         self._shard = _Shard()
 
     def pending(self, rank: int, num_processes: int) -> tuple[int, list[InputItem]]:
-        """See `Writer`: each n-th shard is this process's, and finished where its file exists."""
+        """See `Writer`: each n-th shard is this process's, and finished where its file exists.
+
+        Raises:
+            ValueError: if a file is damaged, or of another run.
+        """
         mine = range(rank, self._num_shards, num_processes)
-        todo = [index for shard in mine if not self._path(shard).exists() for index in self._indices(shard)]
-        return sum(len(self._indices(shard)) for shard in mine), [self._items[index] for index in todo]
+        todo = [item for shard in mine if not self._is_finished(shard) for item in self.items_of(shard)]
+        return sum(len(self._indices(shard)) for shard in mine), todo
+
+    def pending_shards(self) -> list[int]:
+        """Numbers of the shards that are not finished."""
+        return [shard for shard in range(self._num_shards) if not self._path(shard).exists()]
+
+    def items_of(self, shard: int) -> list[InputItem]:
+        """Items of a shard, in order."""
+        return [self._items[index] for index in self._indices(shard)]
+
+    def write_shard(self, shard: int, content: bytes, num_written: int) -> None:
+        """Write a shard that another process has filled.
+
+        Args:
+            shard: its number.
+            content: bytes of the file.
+            num_written: number of its images with a prediction.
+        """
+        with atomic_write(self._path(shard)) as partial:
+            partial.write_bytes(content)
+        self.num_written += num_written
+
+    def _is_finished(self, shard: int) -> bool:
+        import pyarrow.parquet as parquet
+
+        path = self._path(shard)
+        if not path.exists():
+            return False
+        try:
+            held = parquet.read_metadata(path).metadata or {}
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it to predict its images again") from error
+        if {name: held.get(name.encode(), b"").decode() for name in self.identity} != self.identity:
+            raise ValueError(f"{path} is of another run: choose another output folder, or delete the file")
+        return True
 
     def write(self, item: InputItem, prepared: Prepared, prediction: Prediction) -> None:
         """See `Writer`."""
@@ -542,7 +591,7 @@ class ParquetWriter:
             "pixels": pyarrow.list_(pyarrow.int64()),
             "error": pyarrow.string(),
         }
-        about = {"names": json.dumps(self.names), "palette": json.dumps(self.palette)}
+        about = {"names": json.dumps(self.names), "palette": json.dumps(self.palette), **self.identity}
         return pyarrow.schema(list(fields.items()), metadata=about)
 
 

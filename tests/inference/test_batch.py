@@ -531,6 +531,31 @@ def test_parquet_shards_hold_the_same_masks(checkpoint, images, out, tmp_path, m
     assert "other images" in capsys.readouterr().err
 
 
+def test_shards_of_other_runs_and_damaged_ones_are_refused(checkpoint, images, out, tmp_path, capsys):
+    assert run(checkpoint, images, "--output-dir", out, "--format", "parquet", "--flip") == 0
+    assert run(checkpoint, images, "--output-dir", tmp_path / "other", "--format", "parquet") == 0
+    shard = tmp_path / "other" / "masks-00000-of-00001.parquet"
+    held = parquet_metadata(shard)
+    assert json.loads(held[b"names"]) == list(SegFormerPredictor.from_pretrained(checkpoint).names)
+    settings = json.loads((tmp_path / "other" / "settings.json").read_text())
+    assert held[b"weights"].decode() == settings["weights"]
+    assert held[b"run"] != parquet_metadata(out / shard.name)[b"run"]
+    shard.replace(out / shard.name)
+    assert run(checkpoint, images, "--output-dir", out, "--format", "parquet", "--flip") == 1
+    assert f"{out / shard.name} is of another run: choose another output folder" in capsys.readouterr().err
+    (out / shard.name).write_bytes(b"PAR1 no more")
+    assert run(checkpoint, images, "--output-dir", out, "--format", "parquet", "--flip") == 1
+    assert f"{out / shard.name} is damaged" in capsys.readouterr().err
+    (out / shard.name).unlink()
+    assert run(checkpoint, images, "--output-dir", out, "--format", "parquet", "--flip") == 0
+
+
+def parquet_metadata(path):
+    from pyarrow import parquet
+
+    return parquet.read_metadata(path).metadata
+
+
 def test_rows_of_a_data_set(checkpoint, images, out, tmp_path, capsys):
     import datasets
 

@@ -6,6 +6,7 @@ Every image has a name under which its results are filed: its path below the giv
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from copy import copy
 from glob import has_magic, iglob
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -327,6 +328,12 @@ class FileSource:
         """Return one item an image."""
         return self._items
 
+    def without_items(self) -> "FileSource":
+        """Return a copy that reads as this one and lists nothing: small enough to be sent to other processes."""
+        copied = copy(self)
+        copied._items = []
+        return copied
+
     def read(self, item: InputItem, num_channels: int = 3, **options: Any) -> Any:
         """Return an image: a PIL image or an array (C, H, W), masked where it holds no data.
 
@@ -344,7 +351,7 @@ class FileSource:
         return open_image(self._source(item), num_channels, axis=self.axis, window=self.window, **options)
 
     def kind(self, item: InputItem) -> Kind:
-        """Return the kind of a file: `"raster"`, `"volume"`, else `"image"`, which a slice of a volume is, too."""
+        """Return the kind of a file; a slice of a volume is an `"image"`."""
         kind = kind_of(str(item.source))
         return "image" if kind == "volume" and item.page is not None else kind
 

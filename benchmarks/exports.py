@@ -18,10 +18,10 @@ from hf_segformer.benchmarking.comparison import TOLERANCE, largest_difference, 
 from hf_segformer.benchmarking.tasks import Task, run_model
 from hf_segformer.benchmarking.timing import Call, interleaved_timing
 from hf_segformer.export.exportable import DeployedSegFormer, trace
-from hf_segformer.export.exporters import write_onnx, write_openvino, write_torch
 from hf_segformer.export.metadata import describe_model
 from hf_segformer.export.quantization import to_float16, to_int8
 from hf_segformer.export.runtimes import Runtime, onnx_runtime, open_vino, torch_program
+from hf_segformer.export.targets import write_onnx, write_openvino, write_torch
 from hf_segformer.upsampling_segformer import upsample_argmax
 
 from .compiled import export as export_theirs

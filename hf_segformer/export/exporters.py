@@ -6,9 +6,8 @@ sizes, on random images and on given ones. The figures are written beside it.
 Axes: B images, C channels, H W an image's sides, K classes, h w sides of the logits.
 """
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.export import ExportedProgram
 
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..files import write_json
@@ -28,98 +26,19 @@ from .exportable import (
     MIN_SIDE,
     DeployedSegFormer,
     SegFormerWithProcessing,
-    dynamic_axes,
     resize_outside,
     trace,
 )
-from .metadata import describe_model, openvino_info
+from .metadata import describe_model
 from .quantization import KINDS, to_float16, to_int8
-from .runtimes import Runtime, RuntimeModel, onnx_runtime, open_vino, quiet, require, torch_program
+from .runtimes import RuntimeModel, require
+from .targets import TARGETS, Target
 from .transformers_js import FLOAT16, INT8, require_several_labels, write_configurations
 from .verification import ReferenceOutputs, read_if_path, summarise
 
-OPSET = 20  # the first with GELU as one operation
 TOLERANCE = 1e-4  # of the largest logit, in float32
 RESIZE_TOLERANCE = 2e-2  # where the graph resizes: PIL rounds some half-way sums to the other grey level
-METADATA_FILE = "metadata.json"  # in the archive of torch.export
 WARN_BELOW = 0.99  # pixel agreement of a shorter type
-
-
-def write_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write an ONNX file with its weights and its `metadata_props` inside.
-
-    Raises:
-        ValueError: if a package is missing, or the weights exceed the 2 GB of one file.
-    """
-    require("onnx", "onnxscript")
-    import onnx
-
-    [name], [output] = program.graph_signature.user_inputs, ["segmentation" if _has_processing(program) else "logits"]
-    with quiet():
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            dynamic_shapes=dynamic_axes(name),
-            opset_version=OPSET,
-            input_names=[name],
-            output_names=[output],
-            external_data=False,
-            verbose=False,
-        )
-    graph = exported.model_proto
-    for node in graph.graph.node:
-        node.ClearField("metadata_props")  # paths of the source code on this machine
-    onnx.helper.set_model_props(graph, dict(metadata))
-    if graph.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
-        raise ValueError(f"the model takes {graph.ByteSize():,} bytes; expected at most 2 GB for an ONNX file")
-    onnx.checker.check_model(graph, full_check=True)
-    onnx.save(graph, path)
-
-
-def write_openvino(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write OpenVINO's model.xml, with `model_info` inside, and the model.bin beside it, in float32.
-
-    The smallest side is part of the graph's input shape, so that OpenVINO refuses smaller images. It would otherwise
-    compute them without an error, and answer with the previous image's shape where a stage's grid becomes empty.
-    """
-    require("openvino")
-    import openvino
-
-    with quiet():
-        converted = openvino.convert_model(program)
-    [name] = program.graph_signature.user_inputs
-    shape = converted.inputs[0].get_partial_shape()
-    for axis, dim in dynamic_axes(name)[name].items():
-        shape[axis] = openvino.Dimension(max(dim.min, 1), -1)
-    converted.reshape(shape)
-    for key, value in openvino_info(metadata).items():
-        converted.set_rt_info(value, ["model_info", key])
-    openvino.save_model(converted, path, compress_to_fp16=False)
-
-
-def write_torch(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a file for torch.export.load, with metadata.json among its extra files."""
-    torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(dict(metadata))})
-
-
-@dataclass(frozen=True)
-class Target:
-    """Export target: file name, writer, and the runtime that verifies it."""
-
-    file: str
-    write: Callable[[ExportedProgram, Path, Mapping[str, str]], None]  # the last: `metadata.describe_model`
-    run: Callable[[Path], Runtime]
-    runtime: str
-    packages: tuple[str, ...]
-
-
-_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-TARGETS: Mapping[str, Target] = {
-    "onnx": Target("model.onnx", write_onnx, onnx_runtime, "ONNX Runtime", _ONNX_PACKAGES),
-    "openvino": Target("model.xml", write_openvino, open_vino, "OpenVINO", ("openvino",)),
-    "torch": Target("model.pt2", write_torch, torch_program, "torch.export", ()),
-    "transformers.js": Target("onnx/model.onnx", write_onnx, onnx_runtime, "ONNX Runtime", _ONNX_PACKAGES),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +80,7 @@ class ExportConfig:
                 "(--int8)"
             )
         if self.include_processing:
-            self._check_processing(is_short)
+            self._check_processing()
         if self.int8 == "static" and not self.calibration:
             raise ValueError(
                 "int8 is static; expected images to calibrate on (--calibration-dir DIR), or dynamic (--int8 dynamic)"
@@ -172,10 +91,10 @@ class ExportConfig:
                 "(--calibration-dir)"
             )
 
-    def _check_processing(self, is_short: bool) -> None:
+    def _check_processing(self) -> None:
         without = "include_processing is set (--include-processing); leave it out"
-        if is_short:
-            raise ValueError(f"{without} for float16 (--fp16) and int8 (--int8), which convert the network alone")
+        if self.float16:
+            raise ValueError(f"{without} for float16 (--fp16), which converts the network alone")
         if self.target == "transformers.js":
             raise ValueError(f"{without} for transformers.js, which does the processing itself")
         if len(self.dataset):
@@ -220,7 +139,7 @@ def export_model(
     path.parent.mkdir(exist_ok=True)
     target.write(trace(network), path, describe_model(model, processor, config.include_processing))
     figures = {path.name: _verified(path, target, reference, config)}
-    _write_short_types(path, figures, deployed, processor, reference, config)
+    _write_short_types(path, figures, deployed, reference, config)
     if len(config.dataset):
         add_mean_iou(figures, path.parent, target, reference, config)
     if config.target == "transformers.js":
@@ -238,7 +157,6 @@ def _write_short_types(
     path: Path,
     figures: dict[str, dict[str, Any]],
     deployed: DeployedSegFormer,
-    processor: SegFormerImageProcessor,
     reference: ReferenceOutputs,
     config: ExportConfig,
 ) -> None:
@@ -250,13 +168,9 @@ def _write_short_types(
         figures[FLOAT16]["half_arithmetic"] = in_half(deployed, reference, config)
     if config.int8:
         images = (read_if_path(each, reference.model.config.num_channels) for each in config.calibration)
-        inputs = (processor(each, return_tensors="pt").pixel_values for each in images)
+        inputs = (reference.inputs(each) for each in images)
         to_int8(path, path.with_name(INT8), inputs if config.int8 == "static" else None)
         figures[INT8] = {"kind": config.int8, **_compared(path.with_name(INT8), target, reference, config)}
-
-
-def _has_processing(program: ExportedProgram) -> bool:
-    return program.graph_signature.user_inputs == ("images",)
 
 
 def _compared(path: Path, target: Target, reference: ReferenceOutputs, config: ExportConfig) -> dict[str, Any]:
@@ -378,4 +292,4 @@ def format_report(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["TARGETS", "ExportConfig", "Target", "export_model", "format_report"]
+__all__ = ["ExportConfig", "export_model", "format_report"]

@@ -23,7 +23,6 @@ from hf_segformer.data.pairing import decode_dataset, find_images, pair_images_a
 from hf_segformer.evaluation.evaluate import evaluate
 from hf_segformer.export.exportable import DeployedSegFormer, SegFormerWithProcessing, resize, trace
 from hf_segformer.export.exporters import (
-    TARGETS,
     ExportConfig,
     _describe,
     add_mean_iou,
@@ -34,6 +33,7 @@ from hf_segformer.export.exporters import (
 from hf_segformer.export.metadata import describe_model, openvino_info
 from hf_segformer.export.quantization import to_int8
 from hf_segformer.export.runtimes import RuntimeModel, onnx_runtime, open_vino, torch_program
+from hf_segformer.export.targets import TARGETS
 from hf_segformer.export.verification import ParityReport, ReferenceOutputs, smooth_images
 from hf_segformer.upsampling_segformer import upsample
 from tests.support.tiny import TINY, assert_same, logits_of
@@ -358,6 +358,74 @@ def test_openvino_refuses_smaller_images_and_is_right_afterwards(model, processo
     assert_agrees(open_vino(tmp_path / "network" / "model.xml"), model)
 
 
+def first_operations(path, number):
+    """The first operations of a kind that may be quantised, each with what its first input comes from."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    made = {name: node.op_type for node in graph.node for name in node.output}
+    kinds = ("MatMul", "MatMulInteger", "Conv")
+    return [(node.op_type, made.get(node.input[0])) for node in graph.node if node.op_type in kinds][:number]
+
+
+@pytest.mark.slow
+def test_int8_with_processing_resizes_exactly_and_predicts_as_the_quantised_network(
+    onnx_folder, model, processor, data, tmp_path
+):
+    export_config = ExportConfig(
+        "onnx", include_processing=True, int8="static", calibration=find_images(data / "images")
+    )
+    figures = export_model(model, processor, tmp_path, export_config)["files"]["model_quantized.onnx"]
+    assert figures["kind"] == "static"
+    assert 0 < figures["relative_error"] < 1
+    assert 0.8 < figures["pixel_agreement"] < 1
+    static, dynamic = tmp_path / "model_quantized.onnx", tmp_path / "dynamic.onnx"
+    to_int8(tmp_path / "model.onnx", dynamic)
+    assert [kind for kind, _ in first_operations(dynamic, 3)] == ["MatMul", "MatMul", "Conv"]
+    assert operations(dynamic)["MatMulInteger"] == 24
+    found = first_operations(static, 3)
+    assert [kind for kind, _ in found] == ["MatMul", "MatMul", "Conv"]
+    assert [source == "DequantizeLinear" for _, source in found] == [False, False, True]
+    images = smooth_images(2, 70, 131, 3, seed=9)
+    pixels = processor(images, return_tensors="pt").pixel_values
+    logits = onnx_runtime(onnx_folder[0] / "model_quantized.onnx")(pixels)  # calibrated on the same images
+    expected = upsample(logits, (70, 131)).argmax(1)
+    maps = onnx_runtime(static)(torch.stack([torch.from_numpy(np.array(each)) for each in images]))
+    assert maps.dtype == torch.int32
+    assert (maps == expected).double().mean() > 0.99
+
+
+def test_int8_leaves_alone_what_precedes_the_network(tmp_path):
+    onnx, _ = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    helper, random = onnx.helper, np.random.default_rng(0)
+    shapes = {"resize": (4, 6), "kernel": (5, 3, 1, 1), "last": (6, 2)}
+    weights = [
+        onnx.numpy_helper.from_array(random.normal(size=shape).astype("float32"), name)
+        for name, shape in shapes.items()
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["images", "resize"], ["resized"], "before"),
+        helper.make_node("Conv", ["resized", "kernel"], ["features"], "first"),
+        helper.make_node("MatMul", ["features", "last"], ["logits"], "after"),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("images", (1, 3, 5, 4)), ("logits", (1, 5, 5, 2)))
+    ]
+    opset = [helper.make_opsetid("", 20)]
+    graph = helper.make_graph(nodes, "graph", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "model.onnx")
+    images = torch.randn(1, 3, 5, 4)
+    expected = onnx_runtime(tmp_path / "model.onnx")(images)
+    for name, calibration in (("dynamic", None), ("static", iter([images]))):
+        to_int8(tmp_path / "model.onnx", tmp_path / f"{name}.onnx", calibration)
+        [(kind, source), *_, (_, last)] = first_operations(tmp_path / f"{name}.onnx", 3)
+        assert (kind, source) == ("MatMul", None)  # as it was, on the image itself
+        assert last in ("DequantizeLinear", "DynamicQuantizeLinear")
+        found = onnx_runtime(tmp_path / f"{name}.onnx")(images)
+        assert 0 < (found - expected).abs().max() < 0.1 * expected.abs().max()
+
+
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_int8_takes_any_size_and_batch(kind, onnx_folder, model, tmp_path):
     calibration = (torch.randn(2, 3, 96, 128) for _ in range(2)) if kind == "static" else None
@@ -382,7 +450,7 @@ def test_int8_takes_any_size_and_batch(kind, onnx_folder, model, tmp_path):
     ],
 )
 def test_the_report_says_whether_the_graph_resizes(keywords, include_processing, words, model, tmp_path):
-    target = replace(TARGETS["torch"], write=lambda program, path: path.write_text(""), run=lambda path: None)
+    target = replace(TARGETS["torch"], write=lambda program, path, metadata: path.write_text(""), run=lambda path: None)
     config = ExportConfig("torch", include_processing=include_processing)
     deployed, processor = DeployedSegFormer(model), SegFormerImageProcessor(**keywords)
     network = SegFormerWithProcessing(deployed, processor) if include_processing else deployed
@@ -416,8 +484,8 @@ def test_openvino_maps_images_to_segmentation_maps(model, processor, tmp_path):
         ({"target": "torch", "float16": True}, r"torch; expected onnx or transformers.js \(--to\)"),
         ({"target": "openvino", "int8": "dynamic"}, "openvino; expected onnx"),
         (
-            {"target": "onnx", "int8": "dynamic", "include_processing": True},
-            r"\(--include-processing\); leave it out .*\(--int8\)",
+            {"target": "onnx", "float16": True, "int8": "dynamic", "include_processing": True},
+            r"\(--include-processing\); leave it out .*\(--fp16\)",
         ),
         ({"target": "transformers.js", "include_processing": True}, "does the processing itself"),
         ({"target": "onnx", "dataset": [{}], "include_processing": True}, "to measure mean IoU"),

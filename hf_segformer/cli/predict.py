@@ -17,6 +17,14 @@ from .options import (
     reading_options,
     whole_number,
 )
+from .videos import (
+    add_video_options,
+    check_video_options,
+    choose_video_format,
+    print_videos,
+    stream_source,
+    video_outputs,
+)
 
 
 def add_predict(commands) -> None:
@@ -78,13 +86,14 @@ def add_predict(commands) -> None:
         help="axis, from 1, that NIfTI volumes are cut along into slices (default: 3)",
     )
     add_map_options(parser)
+    add_video_options(parser)
     add_device(parser)
     parser.set_defaults(check=check, run=run)
 
 
 def check(arguments: argparse.Namespace) -> None:
     """Raise ValueError if options do not go together."""
-    if bool(arguments.inputs) == bool(arguments.dataset):
+    if not arguments.stream and bool(arguments.inputs) == bool(arguments.dataset):
         raise ValueError("expected either images (files, folders, patterns, @FILE) or --dataset NAME")
     check_map_options(arguments)
     if arguments.format == "parquet":
@@ -108,6 +117,7 @@ def check(arguments: argparse.Namespace) -> None:
         arguments.value_range = None
     else:
         arguments.value_range = parse_value_range(arguments.value_range, "--value-range")
+    check_video_options(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -135,8 +145,14 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dataset:
         source = DatasetSource(arguments.dataset, arguments.split, arguments.image_column, **reading)
     else:
-        source = map_source(arguments, reading) or FileSource(arguments.inputs, arguments.output_dir, **reading)
-    outputs = replace(outputs, options=map_outputs(arguments, source))
+        source = (
+            stream_source(arguments, reading)
+            or map_source(arguments, reading)
+            or FileSource(arguments.inputs, arguments.output_dir, **reading)
+        )
+    choose_video_format(arguments, source)
+    options = map_outputs(arguments, source) or video_outputs(arguments)
+    outputs = replace(outputs, kind=arguments.format, options=options)
     device = find_device(arguments.device)
     predictor = SegFormerPredictor.from_pretrained(arguments.model, device=device, options=arguments.options)
     if arguments.value_range is not None or arguments.window:
@@ -154,6 +170,7 @@ def run(arguments: argparse.Namespace) -> None:
     resumed = f", {report.num_resumed} of them by earlier runs" if report.num_resumed else ""
     noun = "image" if report.num_images == 1 else "images"
     print(f"{report.num_images} {noun} predicted in {arguments.output_dir}{resumed}", flush=True)
+    print_videos(arguments)
     if report.skipped:
         print(report.format_skipped(), flush=True)
     if report.failed:

@@ -1,9 +1,10 @@
 """Readers of images and masks: one way for every command to open a file, in memory or on disk.
 
 A `Reader` claims a file by its content and says its kind: an image, which is read as a whole, a raster, which is read
-and predicted by tiles, or a volume, which is read and predicted slice by slice. The readers of this package, and those
-of others that announce a class under the entry points `hf_segformer.readers`, are asked in turn; what none of them
-claims is read as an ordinary image by Pillow, or as a NumPy array. Pixels without data are masked, band by band.
+and predicted by tiles, a volume, which is read and predicted slice by slice, or a video, which is predicted frame by
+frame. The readers of this package, and those of others that announce a class under the entry points
+`hf_segformer.readers`, are asked in turn; what none of them claims is read as an ordinary image by Pillow, or as a NumPy
+array. Pixels without data are masked, band by band.
 
 Axes: C bands, H height, W width, h w a tile's sides.
 """
@@ -33,7 +34,7 @@ from ..image_io_segformer import (
     read_mask,
 )
 
-Kind = Literal["image", "raster", "volume"]
+Kind = Literal["image", "raster", "volume", "video"]
 
 ENTRY_POINTS = "hf_segformer.readers"
 # This package's own entry points, known without installed metadata.
@@ -42,6 +43,7 @@ _OWN_READERS = (
     "hf_segformer.geo.geotiff:GeoRaster",
     "hf_segformer.medical.dicom:DicomVolume",
     "hf_segformer.medical.nifti:NiftiVolume",
+    "hf_segformer.video.reader:VideoFile",
 )
 _COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
 _HEAD = 4096  # bytes that readers claim a file by
@@ -162,8 +164,9 @@ class Reader(Protocol):
 
     Attributes:
         name: what error messages call it.
-        kind: `"image"`, to be read as a whole, `"raster"`, to be read and predicted by tiles, or `"volume"`, to be read
-            and predicted slice by slice (see `inference.volumes.VolumeReader`).
+        kind: `"image"`, to be read as a whole, `"raster"`, to be read and predicted by tiles, `"volume"`, to be read
+            and predicted slice by slice (see `inference.volumes.VolumeReader`), or `"video"`, which only a writer of
+            videos reads.
         height: in pixels.
         width: in pixels.
         num_bands: number of bands that are read.
@@ -453,7 +456,7 @@ def open_raster(source: Any, num_channels: int = 3, name: str = "", **options: A
 
 
 def kind_of(source: Any) -> Kind:
-    """Return the kind of a file: `"image"`, `"raster"` or `"volume"`; `"image"` for a file that does not exist.
+    """Return the kind of a file: `"image"`, `"raster"`, `"volume"` or `"video"`; `"image"` if it does not exist.
 
     Examples:
         >>> from hf_segformer.data.readers import kind_of

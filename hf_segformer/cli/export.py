@@ -44,10 +44,10 @@ def check(arguments: argparse.Namespace) -> None:
     if short and arguments.to not in ("onnx", "transformers.js"):
         raise ValueError(f"{short[0]} is given with --to {arguments.to}; expected --to onnx or transformers.js")
     if arguments.include_processing:
-        if short:
+        if arguments.fp16:
             raise ValueError(
-                f"{short[0]} is given with --include-processing; expected the network alone: leave out "
-                "--include-processing, or export in float32"
+                "--fp16 is given with --include-processing; expected the network alone: leave out "
+                "--include-processing, or export in float32 or int8"
             )
         if arguments.to == "transformers.js":
             raise ValueError(

@@ -1,6 +1,7 @@
 """Conversion of ONNX files to float16, and to int8 by ONNX Runtime's quantisers."""
 
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from .runtimes import quiet, require
 KINDS = ("dynamic", "static")
 # Sums over channels, which overflow at 65,504 in kernels that accumulate in float16.
 _FULL = ("LayerNormalization", "Softmax")
+_FIRST = "Conv"  # the network's first operation; in the order of an ONNX graph, resizing and normalisation precede it
 
 
 def to_float16(source: Path, destination: Path) -> None:
@@ -45,17 +47,20 @@ def to_int8(source: Path, destination: Path, calibration: Iterable[Tensor] | Non
 
     Dynamic quantisation, without calibration images, quantises the activations of matrix products by their range at run
     time; ONNX Runtime's dynamic convolutions are slower than float32 and left alone. Static quantisation takes the
-    ranges from calibration images, and quantises convolutions, too.
+    ranges from calibration images, and quantises convolutions, too. Processing that the graph contains stays exact.
 
     Args:
         source: an ONNX file in float32.
         destination: file to write.
-        calibration: pixel values, each (B, C, H, W), read one at a time; None for dynamic.
+        calibration: inputs of the graph, each a batch, read one at a time; None for dynamic.
     """
     require("onnx", "onnxruntime")
+    import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
+    graph = onnx.load(source).graph
     weights: dict[str, Any] = {"per_channel": True, "weight_type": QuantType.QInt8}
+    weights["nodes_to_exclude"] = [node.name for node in takewhile(lambda node: node.op_type != _FIRST, graph.node)]
     with quiet():
         if calibration is None:
             quantize_dynamic(source, destination, op_types_to_quantize=["MatMul"], **weights)
@@ -63,7 +68,7 @@ def to_int8(source: Path, destination: Path, calibration: Iterable[Tensor] | Non
             quantize_static(
                 source,
                 destination,
-                _reader(calibration),
+                _reader(graph.input[0].name, calibration),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["MatMul", "Conv"],
                 activation_type=QuantType.QUInt8,
@@ -71,8 +76,8 @@ def to_int8(source: Path, destination: Path, calibration: Iterable[Tensor] | Non
             )
 
 
-def _reader(inputs: Iterable[Tensor]) -> Any:
-    """Wrap calibration inputs for ONNX Runtime."""
+def _reader(name: str, inputs: Iterable[Tensor]) -> Any:
+    """Wrap calibration inputs, of that name, for ONNX Runtime."""
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
@@ -80,8 +85,8 @@ def _reader(inputs: Iterable[Tensor]) -> Any:
             self.rest = iter(inputs)
 
         def get_next(self) -> dict[str, Any] | None:
-            pixel_values = next(self.rest, None)
-            return None if pixel_values is None else {"pixel_values": pixel_values.numpy()}
+            batch = next(self.rest, None)
+            return None if batch is None else {name: batch.numpy()}
 
     return Reader()
 

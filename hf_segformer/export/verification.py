@@ -161,18 +161,24 @@ class ReferenceOutputs:
 
     @torch.no_grad()
     def _case(self, images: Sequence[Any], at_own_size: bool = False) -> tuple[Tensor, Tensor]:
-        inputs, logits = self._inputs_and_logits(images, {"do_resize": False} if at_own_size else {})
-        return inputs.contiguous(), logits
-
-    def _inputs_and_logits(self, images: Sequence[Any], resized: dict[str, bool]) -> tuple[Tensor, Tensor]:
+        resized = {"do_resize": False} if at_own_size else {}
         pixels = self.processor(images, return_tensors="pt", **resized).pixel_values
-        if not self.has_processing:
-            return pixels, self.model(pixels).logits
+        inputs = self._raw(images, resized) if self.has_processing else pixels
+        return inputs.contiguous(), self.model(pixels).logits
+
+    def inputs(self, image: Any) -> Tensor:
+        """Input of the graph for one image: its pixel values, or the image itself if the graph contains processing."""
+        if self.has_processing:
+            return self._raw([image], {}).contiguous()
+        return self.processor(image, return_tensors="pt").pixel_values
+
+    def _raw(self, images: Sequence[Any], resized: dict[str, bool]) -> Tensor:
+        """Images (B, H, W, C) for a graph with processing, resized only where the graph does not resize."""
         if self.resizes:
             resized = {"do_resize": False}
         raw = self.processor(images, return_tensors="pt", do_rescale=False, do_normalize=False, **resized)
-        inputs = raw.pixel_values.permute(0, 2, 3, 1)
-        return inputs.byte() if len(self.processor.image_mean) == 3 else inputs, self.model(pixels).logits
+        images = raw.pixel_values.permute(0, 2, 3, 1)
+        return images.byte() if len(self.processor.image_mean) == 3 else images
 
     def compare(self, runtime: Runtime, inputs: Tensor, logits: Tensor) -> ParityReport:
         """Compare a runtime's outputs for these inputs with PyTorch's logits."""

@@ -87,7 +87,7 @@ def test_help_and_version_import_nothing_heavy(arguments):
         (["evaluate", "model"], "expected images with masks"),
         (["evaluate", "model", "--images", "missing", "--masks", "."], "--images is missing; expected a folder"),
         (["export", "a", "new", "--to", "onnx", "--int8", "static"], "add --calibration-dir DIR"),
-        (["export", "a", "new", "--to", "onnx", "--int8", "dynamic", "--include-processing"], "--int8 is given with"),
+        (["export", "a", "new", "--to", "onnx", "--fp16", "--include-processing"], "--fp16 is given with"),
         (["export", "a", "new", "--to", "torch", "--fp16"], "expected --to onnx or transformers.js"),
         (["evaluate", "model", "--recipe", "shapes_b0", "data.rot=x"], "did you mean 'data.root'?"),
         (["evaluate", "model", "--recipe", "shapes_b0", "--flip"], "set evaluation.flip=VALUE instead"),

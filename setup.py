@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-FILES = ["model_card.md", *sorted(path.as_posix() for path in Path("configuration").glob("*.toml"))]
+FILES = ["model_card.md", *sorted(path.as_posix() for path in Path("configuration").rglob("*.toml"))]
 
 
 class BuildWithFiles(build_py):

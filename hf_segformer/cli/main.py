@@ -25,11 +25,13 @@ from .export import add_export
 from .info import add_info
 from .inspect import add_inspect
 from .predict import add_predict
+from .pretrain import add_pretrain
 from .push import add_push
 from .train import add_train
 
 COMMANDS = (
     add_train,
+    add_pretrain,
     add_evaluate,
     add_compare,
     add_inspect,

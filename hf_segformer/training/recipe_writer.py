@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic_write
+from .pretrain_recipe import PretrainRecipe
 from .recipe import Recipe
 
 RECIPE_FILE = "recipe.toml"
@@ -21,7 +22,7 @@ def format_recipe(
     """Return a recipe's tables as TOML; empty ones are left out.
 
     Args:
-        tables: texts, numbers, truth values and lists of these, by table and key.
+        tables: texts, numbers, truth values, lists and inline tables of these, by table and key.
         comments: of `table.key`, printed above its line.
         header: comment at the top.
 
@@ -44,7 +45,7 @@ def format_recipe(
     return "\n\n".join(parts) + "\n"
 
 
-def write_recipe(recipe: Recipe, folder: Path) -> Path:
+def write_recipe(recipe: Recipe | PretrainRecipe, folder: Path) -> Path:
     """Write the recipe of a run into its folder, with the comments of its text where that says the same.
 
     Raises:
@@ -67,6 +68,8 @@ def _value(value: Any) -> str:
     """JSON is TOML for these types, except for the character DEL and for floats such as NaN."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, dict):  # an inline table
+        return f"{{ {', '.join(f'{_value(key)} = {_value(each)}' for key, each in value.items())} }}"
     if isinstance(value, float):
         return repr(value)
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -47,16 +47,23 @@ class ProgressBar(ProgressCallback):
         else:
             self.lines.update()
 
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """Show a bar for evaluations, too."""
+        if sys.stderr.isatty():
+            super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader, **kwargs)
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar."""
         if self.lines is None:
             super().on_train_end(args, state, control, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Show the loss, and mean IoU once it is known."""
+        """Show the loss, and mean IoU or accuracy once it is known."""
         if self.training_bar is None or not logs:
             return
-        shown = {"loss": logs.get("loss"), "mIoU": logs.get("eval_mean_iou")}
+        shown = {"loss": logs.get("loss"), "mIoU": logs.get("eval_mean_iou"), "top-1": logs.get("eval_top1")}
         self.numbers = {**getattr(self, "numbers", {}), **{k: f"{v:.3f}" for k, v in shown.items() if v is not None}}
         self.training_bar.set_postfix(self.numbers)
 

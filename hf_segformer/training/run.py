@@ -44,6 +44,7 @@ from .report import class_count, draw_predictions, predict_some, split_record, s
 from .resume import newest_whole_checkpoint
 from .run_folder import RunFolder
 from .run_record import build_run_record, write_run_record
+from .trainer import SegFormerTrainer
 
 # Messages of PyTorch's zip writer and of safetensors; their errors have no number.
 _FULL_DISK = re.compile(r"PytorchStreamWriter|inline_container|iostream error|os error (28|27|122)\b|No space left")
@@ -155,7 +156,7 @@ def inspect_data(recipe: Recipe, check: bool, figure: Path | None) -> None:
         print(f"{figure}  the model's input in the first step")
 
 
-def train(trainer: RecipeTrainer, checkpoint: Path | None) -> None:
+def train(trainer: SegFormerTrainer, checkpoint: Path | None) -> None:
     """Train to the end, or until a signal stops it.
 
     Raises:
@@ -245,24 +246,34 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     Raises:
         ValueError: if a value is out of range; the message names its key.
     """
-    logging.disable_progress_bar()  # those of reading and writing weights, which would break up the training's
-    defaults = {
-        "remove_unused_columns": False,  # the transforms need the images
-        "report_to": "none",
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "use_cpu": not torch.accelerator.is_available(),  # else bf16 is refused there
-    }
+    defaults: dict[str, Any] = {}
     if recipe.early_stopping.patience:
         defaults["load_best_model_at_end"] = True
     if recipe.trainer.get("load_best_model_at_end", recipe.early_stopping.patience):
         defaults["metric_for_best_model"] = "mean_iou"
     if recipe.trainer.get("metric_for_best_model", "").removeprefix("eval_") in LOWER_IS_BETTER:
         defaults["greater_is_better"] = False
+    return build_arguments(recipe.trainer, defaults)
+
+
+def build_arguments(table: dict[str, Any], defaults: dict[str, Any]) -> TrainingArguments:
+    """A recipe's table `[trainer]` with the defaults of every run and further ones.
+
+    Raises:
+        ValueError: if a value is out of range; the message names its key.
+    """
+    logging.disable_progress_bar()  # those of reading and writing weights, which would break up the training's
+    common = {
+        "remove_unused_columns": False,  # the transforms need the images
+        "report_to": "none",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": not torch.accelerator.is_available(),  # else bf16 is refused there
+    }
     try:
-        return TrainingArguments(**{**defaults, **recipe.trainer})
+        return TrainingArguments(**{**common, **defaults, **table})
     except ValueError as error:
         words = str(error).split()
-        key = next((key for key, value in recipe.trainer.items() if {str(value), f"--{key}"} & {*words}), None)
+        key = next((key for key, value in table.items() if {str(value), f"--{key}"} & {*words}), None)
         raise ValueError(f"trainer.{key}: {error}" if key else f"[trainer]: {error}") from error
 
 
@@ -309,11 +320,26 @@ def build_model(table: dict[str, Any], names: Sequence[str]) -> SegFormerForSema
     """
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     labels["semantic_loss_ignore_index"] = default_ignore_index(max(len(names), 2))
+    return build_network(SegFormerForSemanticSegmentation, table, labels)
+
+
+def build_network(kind: Any, table: dict[str, Any], labels: dict[str, Any]) -> Any:
+    """Build a fresh network, or load the encoder of a checkpoint, and of its head what has the same shape.
+
+    Args:
+        kind: class of the model.
+        table: see `build_model`.
+        labels: fields of the configuration that describe the classes.
+
+    Raises:
+        ValueError: see `build_model`.
+        OSError: if the checkpoint cannot be read.
+    """
     source = table.get("checkpoint")
     if not source:
-        return SegFormerForSemanticSegmentation(fresh_config(table, **labels))
+        return kind(fresh_config(table, **labels))
     fields = {key: value for key, value in table.items() if key not in ("variant", "checkpoint")}
-    model, found = SegFormerForSemanticSegmentation.from_pretrained(
+    model, found = kind.from_pretrained(
         locate_checkpoint(source), ignore_mismatched_sizes=True, output_loading_info=True, **fields, **labels
     )
     fresh = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
@@ -376,7 +402,7 @@ def is_finished(checkpoint: Path, arguments: TrainingArguments, early_stopping: 
     return (state.epoch or 0) >= arguments.num_train_epochs
 
 
-def restore_finished_run(trainer: RecipeTrainer, checkpoint: Path) -> None:
+def restore_finished_run(trainer: SegFormerTrainer, checkpoint: Path) -> None:
     """Load weights and log of a finished run into the trainer."""
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
@@ -482,7 +508,9 @@ def check_saved(
 
 
 __all__ = [
+    "build_arguments",
     "build_model",
+    "build_network",
     "build_trainer",
     "check_best_metric",
     "check_resumable",

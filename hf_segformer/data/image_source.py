@@ -1,0 +1,141 @@
+"""Images for pre-training: two data sets of undecoded rows, with a class each where the method needs one."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+
+from ..config import SplitConfig
+from .labeled import SHUFFLE_BUFFER, collect_stream, spread_rows
+from .pairing import load_splits, require_own_files, undecoded
+from .pretraining_config import ImageDataConfig
+from .shapes import SPLITS, single_shapes_dataset
+from .splits import divide
+
+
+@dataclass(frozen=True)
+class Images:
+    """Rows with the columns `image`, as it is stored, and `label`, if they have classes.
+
+    Args:
+        train: a `datasets.Dataset`, or a shuffled `IterableDataset`.
+        evaluation: a `datasets.Dataset`.
+        names: of the classes, in order of their labels; empty for images without.
+    """
+
+    train: Any
+    evaluation: datasets.Dataset
+    names: tuple[str, ...] = ()
+
+    @property
+    def is_stream(self) -> bool:
+        """Return True if `train` has neither length nor indices."""
+        return not isinstance(self.train, datasets.Dataset)
+
+
+def open_images(config: ImageDataConfig, is_labeled: bool) -> Images:
+    """Find the images of a recipe; none is read yet, and only shapes are generated.
+
+    Args:
+        config: the table `[data]`.
+        is_labeled: read the classes; without, all columns but the images are left out.
+
+    Raises:
+        ValueError: if columns or splits do not fit; the message says what there is.
+        OSError: if a folder is missing or cannot be read.
+
+    Examples:
+        >>> from hf_segformer.data.image_source import open_images
+        >>> from hf_segformer.data.pretraining_config import ImageDataConfig
+        >>> open_images(ImageDataConfig("shapes", image_size=32, num_train=4, num_eval=2), is_labeled=True).names[:2]
+        ('disc', 'triangle')
+    """
+    config.check_root()
+    train, evaluation = _open_splits(config)
+    columns = ["image", "label"] if is_labeled else ["image"]
+    names = _class_names(train, evaluation, config) if is_labeled else ()
+    return Images(train.select_columns(columns), evaluation.select_columns(columns), names)
+
+
+def _open_splits(config: ImageDataConfig) -> tuple[Any, datasets.Dataset]:
+    """Training and evaluation rows with the columns `image` and, where there is one, `label`."""
+    if config.source == "shapes":
+        train, evaluation = (
+            undecoded(single_shapes_dataset(name, number, config.image_size, config.seed))
+            for name, number in zip(SPLITS, (config.num_train, config.num_eval), strict=True)
+        )
+        return train, evaluation
+    splits = _load_splits(config)
+    train = _renamed(splits[config.train_split], config)
+    if config.eval_share:
+        train, evaluation = divide(train, SplitConfig(), config.eval_share, config.seed, config.root)
+    else:
+        evaluation = _renamed(splits[config.eval_split_name], config)
+    if config.streaming:
+        train = train.take(config.num_train) if config.num_train else train
+        train = train.shuffle(seed=config.seed, buffer_size=SHUFFLE_BUFFER)
+        return train, collect_stream(evaluation, config.num_eval)
+    train = spread_rows(train, config.num_train, "num_train", config.train_split)
+    return train, spread_rows(evaluation, config.num_eval, "num_eval", config.eval_split_name)
+
+
+def _load_splits(config: ImageDataConfig) -> dict[str, Any]:
+    as_folder = config.source == "imagefolder"
+    try:
+        splits = load_splits(config.root, config.subset, as_folder, config.streaming, config.train_split)
+    except ValueError as error:
+        raise ValueError(f"data.root={error}") from error
+    wanted = {"train_split": config.train_split}
+    if not config.eval_share:
+        wanted["eval_split"] = config.eval_split_name
+    for key, name in wanted.items():
+        if name not in splits:
+            way_out = ", or hold images out by data.eval_share=0.1" if key == "eval_split" else ""
+            raise ValueError(
+                f"data.{key} is {name!r}; expected one of {config.root}, {', '.join(map(repr, splits))}{way_out}"
+            )
+    return splits
+
+
+def _renamed(dataset: Any, config: ImageDataConfig) -> Any:
+    """Keep the columns of images and classes alone, the files of the data set itself, and do not decode them."""
+    if dataset.features is None:
+        raise ValueError(f"{config.root} does not declare its columns, which a stream needs: set data.streaming=false")
+    feature = dataset.features.get(config.image_column)
+    if not isinstance(feature, datasets.Image) and getattr(feature, "dtype", None) not in ("string", "large_string"):
+        found = f"which holds {type(feature).__name__}" if feature else "which is not there"
+        known = ", ".join(map(repr, dataset.features))
+        raise ValueError(
+            f"data.image_column is {config.image_column!r}, {found} in {config.root}; expected a column of images or "
+            f"paths, one of {known}"
+        )
+    columns = {config.image_column: "image"}
+    if config.label_column in dataset.features:
+        columns[config.label_column] = "label"
+    dataset = require_own_files(undecoded(dataset.select_columns(list(columns))), config.root)
+    return dataset.rename_columns({old: new for old, new in columns.items() if old != new})
+
+
+def _class_names(train: Any, evaluation: datasets.Dataset, config: ImageDataConfig) -> tuple[str, ...]:
+    """The names of the classes, the same for training and evaluation."""
+    found = []
+    for rows in (train, evaluation):
+        feature = rows.features.get("label")
+        if not isinstance(feature, datasets.ClassLabel):
+            holds = f"which holds {getattr(feature, 'dtype', None) or type(feature).__name__}" if feature else "missing"
+            raise ValueError(
+                f"data.label_column is {config.label_column!r}, {holds} in {config.root}; expected a column of classes "
+                "(ClassLabel): a folder needs a sub-folder for each class, a data set "
+                f"dataset.class_encode_column({config.label_column!r}). Images without classes need "
+                "pretraining.method=masked_images"
+            )
+        found.append(tuple(feature.names))
+    if found[0] != found[1]:
+        odd = sorted({*found[0]} ^ {*found[1]}) or ["another order"]
+        raise ValueError(f"training and evaluation images of {config.root} differ in classes: {odd[0]}")
+    if len(found[0]) < 2:
+        raise ValueError(f"{config.root} has {len(found[0])} class; expected at least 2 to tell apart")
+    return found[0]
+
+
+__all__ = ["Images", "open_images"]

@@ -9,6 +9,7 @@ torchrun --nproc-per-node 2 -m training.finetune camvid_b0 data.root=DIR
 import argparse
 from collections.abc import Sequence
 
+from hf_segformer.training.allocator import keep_freed_memory
 from hf_segformer.training.recipe import read_recipe
 from hf_segformer.training.run import fine_tune
 
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="take the place of a finished run")
     options = parser.parse_intermixed_args(arguments)
     recipe = read_recipe(options.recipe, options.overrides)
+    keep_freed_memory()
     folder = fine_tune(recipe, resume=options.resume, overwrite=options.overwrite)
     print(f"The trained model is in {folder}.")
 

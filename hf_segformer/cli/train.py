@@ -254,7 +254,9 @@ def train(arguments: argparse.Namespace) -> None:
             if arguments.dry_run:
                 return
         from ..training import run
+        from ..training.allocator import keep_freed_memory
 
+        keep_freed_memory()
         if arguments.check_data or arguments.show_batch:
             run.inspect_data(arguments.values, arguments.check_data, arguments.show_batch)
         elif kind := _kind_of_runs(arguments):

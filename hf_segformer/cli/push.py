@@ -9,13 +9,17 @@ def add_push(commands) -> None:
     parser = commands.add_parser(
         "push",
         help="publish a model folder on the Hugging Face Hub",
-        description="Publishes model, processor, code, model card, examples and metrics in one commit, or nothing.",
+        description="Publishes model, processor, code, model card, examples, metrics and the handler of an Inference "
+        "Endpoint in one commit, or nothing.",
     )
     parser.add_argument("folder", type=Path, help="a folder with a model and its image processor, or with an ensemble")
     parser.add_argument("repository", help="owner/name; created if there is none")
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
     parser.add_argument("--revision", metavar="BRANCH", help="publish on this branch (default: main)")
     parser.add_argument("--with-space", action="store_true", help="also publish a Space of that name with the page")
+    parser.add_argument(
+        "--without-handler", action="store_true", help="publish no handler.py, by which an Inference Endpoint runs"
+    )
     parser.set_defaults(run=run)
 
 
@@ -23,7 +27,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Publish, and print how to load exactly this revision."""
     from ..conversion.ensembles import is_ensemble
 
-    options = {"private": arguments.private, "revision": arguments.revision}
+    options = {
+        "private": arguments.private,
+        "revision": arguments.revision,
+        "with_handler": not arguments.without_handler,
+    }
     space, needs_token = None, False
     if arguments.with_space:
         from ..hub.space import push_folder_with_space

@@ -6,7 +6,7 @@ the folder is refused, and never published.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..configuration_segformer import foreign_fields
 from ..conversion.ensembles import ENSEMBLE_FILE, is_ensemble, member_folders, read_member_names
 from ..files import read_json, resolve_inside
+from .endpoint import HANDLER_FILES, handler_files, is_own
 from .ensemble_card import RECORDS, ensemble_card_text
 from .examples import find_example_images
 from .model_card import IMAGES, card_text, read_model_config, read_weights, weight_files
@@ -34,14 +35,16 @@ def push_folder(
     private: bool = False,
     revision: str | None = None,
     token: str | None = None,
+    with_handler: bool = True,
 ) -> CommitInfo:
     """Publish the folder of a model, or of an ensemble, in one commit.
 
     Published are the weights, config.json, preprocessor_config.json, the code that they name, the card, and if present
     metrics.json, training.json, their images and the page's example images; training checkpoints, optimizer states and
-    logs are not. Of an ensemble these are its members, each in a folder of its own without a card, and ensemble.json,
-    the scores of all runs and one card. Everything is checked before anything is created on the Hub, and what was
-    created is deleted again if the commit fails.
+    logs are not. By handler.py, with its requirements.txt, the model answers as an Inference Endpoint. Of an ensemble
+    its members are published, each in a folder of its own without a card or handler, and ensemble.json, the scores of
+    all runs and one card. Everything is checked before anything is created on the Hub, and what was created is deleted
+    again if the commit fails.
 
     Args:
         folder: of `save_pretrained`, model and processor.
@@ -49,25 +52,30 @@ def push_folder(
         private: create the repository as a private one; no effect on one that exists.
         revision: branch to publish on; created if it does not exist.
         token: with the right to write; by default the one that is signed in.
+        with_handler: publish `handler.py`, unless it is an ensemble; False leaves one that is published as it is.
 
     Returns:
         the commit; a string that is its URL, with `oid` and `repo_url`.
 
     Raises:
         ValueError: if a file is damaged, another network's or a link out of the folder, the name is no repository's,
-            or that repository holds another network.
+            or that repository holds another network, or a handler.py of its own.
         OSError: if a file is missing, the Hub cannot be reached, or it rejects the token or the write.
     """
     folder = Path(folder)
     files = checked_files(folder, repo_id, token)
+    if with_handler and not is_ensemble(folder):
+        files |= handler_files()
     api = HfApi(token=token)
     with one_line_errors(repo_id):
-        known = _known_files(api, repo_id, revision, read_model_config(member_folders(folder)[0])["model_type"])
+        model_type = read_model_config(member_folders(folder)[0])["model_type"]
+        replaced = HANDLER_FILES if with_handler else ()
+        known = _known_files(api, repo_id, revision, model_type, replaced)
         additions = [CommitOperationAdd(name, content) for name, content in files.items()]
         with _created(api, repo_id, private, revision, exists=known is not None):
             return api.create_commit(
                 repo_id,
-                [*additions, *(CommitOperationDelete(name) for name in _outdated(known or [], files))],
+                [*additions, *(CommitOperationDelete(name) for name in _outdated(known or [], files, replaced))],
                 commit_message=f"Publish {folder.resolve().name}",
                 revision=revision,
             )
@@ -165,11 +173,13 @@ def _code_files(folder: Path, *configs: dict[str, Any]) -> set[str]:
     return names
 
 
-def _known_files(api: HfApi, repo_id: str, revision: str | None, model_type: str) -> list[str] | None:
+def _known_files(
+    api: HfApi, repo_id: str, revision: str | None, model_type: str, replaced: Sequence[str]
+) -> list[str] | None:
     """Name the files that are published already; None if there is no such repository.
 
     Raises:
-        ValueError: if it holds another network.
+        ValueError: if it holds another network, or a file to be replaced that somebody else wrote.
     """
     try:
         info = api.model_info(repo_id)
@@ -177,27 +187,38 @@ def _known_files(api: HfApi, repo_id: str, revision: str | None, model_type: str
         return None
     if revision is not None and any(branch.name == revision for branch in api.list_repo_refs(repo_id).branches):
         info = api.model_info(repo_id, revision=revision)
+    names = [file.rfilename for file in info.siblings or ()]
     with TemporaryDirectory() as cache:
+
+        def read(name: str) -> str:
+            path = api.hf_hub_download(repo_id, name, revision=info.sha, cache_dir=cache)
+            return Path(path).read_text(encoding="utf-8", errors="replace")
+
         try:
-            path = api.hf_hub_download(repo_id, "config.json", revision=info.sha, cache_dir=cache)
+            other = json.loads(read("config.json")).get("model_type")
         except EntryNotFoundError:
-            return [file.rfilename for file in info.siblings or ()]
-        other = json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
-    if other != model_type:
-        raise ValueError(
-            f"{repo_id} exists and holds a model of type {other!r}; expected {model_type!r}: give another name"
-        )
-    return [file.rfilename for file in info.siblings or ()]
+            other = model_type
+        if other != model_type:
+            raise ValueError(
+                f"{repo_id} exists and holds a model of type {other!r}; expected {model_type!r}: give another name"
+            )
+        for name in replaced:
+            if name in names and not is_own(read(name)):
+                raise ValueError(
+                    f"{repo_id} holds a {name} of its own, which a push would replace; give --without-handler "
+                    "(with_handler=False) to keep it, or delete it there"
+                )
+    return names
 
 
-def _outdated(known: list[str], files: dict[str, bytes | str]) -> list[str]:
+def _outdated(known: list[str], files: dict[str, bytes | str], handler: Sequence[str]) -> list[str]:
     """Name the published files of an earlier model that would be taken for this one's."""
     outdated = [name for name in known if name in _MEASURED or name.startswith("model.safetensors.index")]
     outdated += [name for name in known if name.startswith("model") and name.endswith(".safetensors")]
     outdated += [name for name in known if name.startswith("examples/") or _OF_RUNS.match(name)]
     outdated += [name for name in known if name in (ENSEMBLE_FILE, *RECORDS)]
     if ENSEMBLE_FILE in files:  # a single model's would be taken for the whole
-        outdated += [name for name in known if name in ("config.json", "preprocessor_config.json")]
+        outdated += [name for name in known if name in ("config.json", "preprocessor_config.json", *handler)]
     return sorted(set(outdated) - files.keys())
 
 

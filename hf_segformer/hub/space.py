@@ -49,6 +49,7 @@ def push_folder_with_space(
     private: bool = False,
     revision: str | None = None,
     token: str | None = None,
+    with_handler: bool = True,
 ) -> tuple[CommitInfo, CommitInfo, bool]:
     """Publish a model's folder, and a Space of the same name that shows exactly this revision.
 
@@ -61,6 +62,7 @@ def push_folder_with_space(
         private: create both as private. A new Space of a model that is private already is private in any case.
         revision: branch of the model's repository.
         token: with the right to write; by default the one that is signed in.
+        with_handler: see `push_folder`.
 
     Returns:
         The model's commit, the Space's commit, and True if the Space needs a secret HF_TOKEN to read the model, which
@@ -75,7 +77,7 @@ def push_folder_with_space(
     api = HfApi(token=token)
     with one_line_errors(repo_id):
         _known_space(api, repo_id)
-    commit = push_folder(folder, repo_id, private=private, revision=revision, token=token)
+    commit = push_folder(folder, repo_id, private=private, revision=revision, token=token, with_handler=with_handler)
     with one_line_errors(repo_id, f"{repo_id} is published as {commit.commit_url}, but its page is not"):
         model = api.model_info(repo_id)
         page = _push_space(api, repo_id, commit.oid, private=bool(private or model.private))

@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from hf_segformer.hub.endpoint import HANDLER_FILES
 from tests.support.hub import CODE, NEEDS_AUTO_IMAGE_PROCESSOR, SEGMENTATION, assert_refused, run_command
 from tests.support.hub_server import Blob, Repository
 from tests.support.remote_code import LABELS, Client, load, save
@@ -141,7 +142,7 @@ def folder(author, expected, tmp_path):
 def test_a_push_publishes_the_files_of_the_model_and_nothing_else(hub, author, folder):
     oid, url = author(push, folder, "me/whole")
     repository = hub.repositories["me/whole"]
-    belongs = {"README.md", "model.safetensors", "config.json", "preprocessor_config.json"}
+    belongs = {"README.md", "model.safetensors", "config.json", "preprocessor_config.json", *HANDLER_FILES}
     assert repository.files().keys() == belongs | CODE | MEASURED | {".gitattributes"}
     assert len(repository.commits) == 2  # the empty one that every repository starts with, and ours
     assert repository.branches["main"] == oid
@@ -182,6 +183,23 @@ def test_an_edited_card_is_published_unchanged(hub, author, folder):
     (Path(folder) / "README.md").write_text("# Mine\n")
     author(push, folder, "me/edited")
     assert hub.repositories["me/edited"].files()["README.md"].content == b"# Mine\n"
+
+
+def test_a_push_can_leave_the_handler_out(hub, author, folder):
+    assert author(run_command, folder, "me/bare", "--without-handler")[0] == 0
+    assert not hub.repositories["me/bare"].files().keys() & set(HANDLER_FILES)
+
+
+@pytest.mark.parametrize("name", HANDLER_FILES)
+def test_a_handler_of_somebody_else_is_kept(name, hub, author, folder):
+    repo_id = f"me/own-{name.split('.')[0]}"
+    for _ in range(2):  # its own one is replaced
+        assert author(run_command, folder, repo_id)[0] == 0
+    repository = hub.repositories[repo_id]
+    repository.commit("main", {**repository.files(), name: Blob(b"# mine")})
+    assert_refused(author, folder, repo_id, f"{repo_id} holds a {name} of its own", "--without-handler")
+    assert author(run_command, folder, repo_id, "--without-handler")[0] == 0
+    assert repository.files()[name].content == b"# mine"
 
 
 def test_a_second_push_is_a_new_revision_without_outdated_files(hub, author, folder, tmp_path):

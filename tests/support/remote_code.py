@@ -209,3 +209,28 @@ def segment(source: str, **options):
 
     segments = pipeline("image-segmentation", model=source, device="cpu", **options)(image())
     return {segment["label"]: segment["mask"] for segment in segments}
+
+
+def download(repo_id, folder):
+    """Fetch a repository into a folder, as an endpoint does before it starts."""
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(repo_id, local_dir=folder)
+
+
+def answer_requests(folder, *requests):
+    """Load handler.py and call it as Hugging Face's inference toolkit does; an error is answered by its text."""
+    import json
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("handler", Path(folder) / "handler.py")
+    sys.path.insert(0, folder)
+    sys.modules["handler"] = module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    handler, answers = module.EndpointHandler(folder), []
+    for request in requests:
+        try:
+            answers.append(json.loads(json.dumps(handler(dict(request)))))
+        except ValueError as error:
+            answers.append(str(error))
+    return answers

@@ -54,7 +54,7 @@ def measure_stages(predictor: SegFormerPredictor, paths: Sequence[str], out: Pat
     """Return milliseconds of each stage of an image, medians in this thread, and bytes of an image and of its mask."""
     seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
     mask = out / "mask.png"
-    for path in [*paths[:2], *paths]:  # two to warm up
+    for path in [paths[0], paths[0], *paths]:  # the first two warm up
         clock = [time.perf_counter()]
         with Image.open(path) as image:
             pixels = read_image(image, 3, None, path, False)

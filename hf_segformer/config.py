@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-DATA_SOURCES = ("shapes", "camvid", "folders", "coco", "imagefolder", "dataset")
+DATA_SOURCES = ("shapes", "camvid", "folders", "coco", "panoptic", "imagefolder", "dataset")
 SHAPES_DIFFICULTIES = ("standard", "hard")
 LOSS_TERMS = ("cross_entropy", "ohem", "dice", "focal", "lovasz", "tversky")
 CLASS_WEIGHT_SCHEMES = ("median_frequency", "log", "inverse_sqrt")
@@ -33,7 +33,7 @@ _LARGEST = {
     "jpeg": 95,
 }
 
-_GENERATED, _DATASETS = ("shapes",), ("imagefolder", "dataset")
+_GENERATED, _COCO, _DATASETS = ("shapes",), ("coco", "panoptic"), ("imagefolder", "dataset")
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class DataConfig:
 
     Args:
         source: `"shapes"` are generated, `"camvid"` is the folder of the SegNet tutorial, `"folders"` are images and
-            masks in folders of their own, `"coco"` are images with polygons in a JSON file, `"imagefolder"` is a folder
-            with metadata, and `"dataset"` a Hub repository, or a local folder that `datasets` reads.
+            masks in folders of their own, `"coco"` are images with polygons in a JSON file, `"panoptic"` with COCO's
+            panoptic masks, `"imagefolder"` is a folder with metadata, and `"dataset"` a Hub repository, or a local
+            folder that `datasets` reads.
         root: folder, or Hub repository as `owner/name`.
         subset: `datasets` configuration of a data set that has several.
         train_split: name of the split to train on.
@@ -54,15 +55,20 @@ class DataConfig:
         image_column: column of a data set that holds the images.
         mask_column: column of a data set that holds the masks.
         streaming: read the training split while it is used, without loading or storing all of it.
-        image_folder: for `folders` and `coco`, below `root`. `{split}` stands for the split's name; without it the
-            split is a sub-folder of `folders`, unless evaluation images are held out by `eval_share`.
-        mask_folder: the masks' folder, by the same rules.
-        annotation_file: for `coco`, the JSON file below `root`; `{split}` stands for the split's name.
+        image_folder: for `folders`, `coco` and `panoptic`, below `root`. `{split}` stands for the split's name; without
+            it the split is a sub-folder of `folders`, unless evaluation images are held out by `eval_share`, or only
+            `mask_folder` has it and there is no such sub-folder: then all splits are in one folder, of which the files
+            are taken that have a partner. `{image}` stands for the name of each image's own folder.
+        mask_folder: the masks' folder, by the same rules; for `panoptic` that of the PNG files.
+        annotation_file: for `coco` and `panoptic`, the JSON file below `root`; `{split}` stands for the split's name.
         split_file: for `folders`, a text file below `root` that names the images of `{split}`, one a line and without
             suffix. Image and mask folder then hold all splits, and others than the named images are left out.
-        image_suffix: ending of the images' names, `"_leftImg8bit.png"` say; empty is any known suffix. What precedes
-            it pairs an image with its mask.
+        image_suffix: ending of the images' names, `"_leftImg8bit.png"` say; empty is any known suffix. What is between
+            prefix and suffix pairs an image with its mask.
         mask_suffix: ending of the masks' names.
+        image_prefix: beginning of the images' names, `"img_"` say.
+        mask_prefix: beginning of the masks' names.
+        instance_masks: for folders with `{image}`: all masks of an image show objects of the only class, one each.
         names: class names in order of their labels, after `reduce_labels`; empty if the data bring them.
         palette: one [red, green, blue] a class; empty is the data's own, or generated colours.
         reduce_labels: ignore label 0 and subtract one from all others, as ADE20K needs.
@@ -111,6 +117,9 @@ class DataConfig:
     split_file: str = ""
     image_suffix: str = ""
     mask_suffix: str = ""
+    image_prefix: str = ""
+    mask_prefix: str = ""
+    instance_masks: bool = False
     names: list[str] = field(default_factory=list)
     palette: list[list[int]] = field(default_factory=list)
     reduce_labels: bool = False
@@ -162,7 +171,7 @@ class DataConfig:
     @property
     def eval_split_name(self) -> str:
         """`eval_split`, or its default for the source."""
-        return self.eval_split or ("val" if self.source in ("camvid", "folders", "coco") else "validation")
+        return self.eval_split or ("val" if self.source in ("camvid", "folders", *_COCO) else "validation")
 
     def check_root(self) -> None:
         """Check that `root` exists, before anything heavy is imported.
@@ -178,15 +187,43 @@ class DataConfig:
 
     def _check_files(self) -> None:
         """Check the files that say what belongs to a split."""
-        if self.source == "coco" and not self.annotation_file:
+        if self.source in _COCO and not self.annotation_file:
+            name = {"coco": "instances", "panoptic": "panoptic"}[self.source]
             raise ValueError(
-                "data.annotation_file is not set: give the JSON file of the polygons below data.root, such as "
-                "data.annotation_file=annotations/instances_{split}.json"
+                "data.annotation_file is not set: give the JSON file of the annotations below data.root, such as "
+                f"data.annotation_file=annotations/{name}_{{split}}.json"
             )
-        for name, source in (("annotation_file", "coco"), ("split_file", "folders")):
-            value = getattr(self, name)
-            if value and self.source != source:
-                raise ValueError(f"data.{name} is set, but data.source is {self.source}; expected {source}")
+        paired = ("split_file", "image_prefix", "mask_prefix", "instance_masks")
+        for names, sources in ((("annotation_file",), _COCO), (paired, ("folders",))):
+            for name in names:
+                if getattr(self, name) and self.source not in sources:
+                    expected = " or ".join(sources)
+                    raise ValueError(f"data.{name} is set, but data.source is {self.source}; expected {expected}")
+        self._check_image_folders()
+
+    def _check_image_folders(self) -> None:
+        """Check the settings of images with a folder each."""
+        have = ["{image}" in folder for folder in (self.image_folder, self.mask_folder)]
+        if self.source != "folders" or not any(have):
+            if self.instance_masks:
+                raise ValueError(
+                    "data.instance_masks is set, but folders do not name each image's own: set data.image_folder and "
+                    "data.mask_folder, such as data.mask_folder={image}/masks"
+                )
+            return
+        before = {folder.split("{image}")[0] for folder in (self.image_folder, self.mask_folder)}
+        if (
+            not all(have)
+            or len(before) > 1
+            or any("{image}" not in folder.split("/") for folder in (self.image_folder, self.mask_folder))
+        ):
+            raise ValueError(
+                f"data.image_folder is {self.image_folder} and data.mask_folder {self.mask_folder}; expected {{image}} "
+                "as a folder of both, below the same folders: {image}/images and {image}/masks"
+            )
+        for name in ("split_file", "pages"):
+            if getattr(self, name):
+                raise ValueError(f"data.{name} is set, but data.image_folder has {{image}}: leave one of them out")
 
     def _check_combinations(self) -> None:
         """Refuse settings that the source would ignore."""
@@ -210,6 +247,16 @@ class DataConfig:
         if self.reduce_labels and self.label_values:
             raise ValueError("data.reduce_labels and data.label_values are both set: leave one of them out")
         check_unique("data.label_values", self.label_values)
+        for name in ("reduce_labels", "label_values", "ignore_values", "mask_colors"):
+            if self.instance_masks and getattr(self, name):
+                raise ValueError(
+                    f"data.{name} and data.instance_masks are both set, but what any mask shows is the only class: "
+                    "leave one of them out"
+                )
+        if self.instance_masks and len(self.names) > 1:
+            raise ValueError(f"data.names has {len(self.names)} names; expected one, the class of data.instance_masks")
+        if self.source == "panoptic" and self.reduce_labels:
+            raise ValueError("data.reduce_labels is set, but void never counts in panoptic masks: leave it out")
         both = sorted(set(self.label_values) & set(self.ignore_values))
         if both:
             raise ValueError(f"data.ignore_values has {both}, which data.label_values has too: a value has one meaning")
@@ -230,7 +277,7 @@ class DataConfig:
                     f"data.{name} and data.mask_colors are both set, for masks of integers and of colours: leave one "
                     "of them out (data.ignore_colors leaves colours out)"
                 )
-        if self.mask_colors and self.source in ("shapes", "camvid", "coco"):
+        if self.mask_colors and self.source in ("shapes", "camvid", *_COCO):
             raise ValueError(f"data.mask_colors is set, but the masks of {self.source} hold no colours: leave it out")
 
 

@@ -24,6 +24,8 @@ _IN_RECIPE = {
     "masks": "data.root",
     "image_suffix": "data.image_suffix",
     "mask_suffix": "data.mask_suffix",
+    "image_prefix": "data.image_prefix",
+    "mask_prefix": "data.mask_prefix",
     "dataset": "data.root",
     "split": "data.eval_split",
     "image_column": "data.image_column",

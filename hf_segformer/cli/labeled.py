@@ -74,8 +74,9 @@ def load_labeled_data(source: str, arguments: argparse.Namespace, device: Any) -
     reading = reading_options(arguments)
     if arguments.dataset is None:
         suffixes = (arguments.image_suffix, arguments.mask_suffix)
-        pages = {"pages": reading.pop("pages")} if "pages" in reading else {}
-        dataset = pair_images_and_masks(arguments.images, arguments.masks, *suffixes, **pages)
+        named = {"image_prefix": arguments.image_prefix, "mask_prefix": arguments.mask_prefix}
+        named |= {"pages": reading.pop("pages")} if "pages" in reading else {}
+        dataset = pair_images_and_masks(arguments.images, arguments.masks, *suffixes, **named)
     else:
         columns = (arguments.image_column, arguments.mask_column)
         dataset = open_split(arguments.dataset, arguments.split, *columns)

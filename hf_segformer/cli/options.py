@@ -75,6 +75,8 @@ def add_labeled_data(parser: argparse.ArgumentParser, or_recipe: bool = False) -
     group.add_argument("--masks", type=Path, metavar="DIR", help="folder of masks with the same names")
     group.add_argument("--image-suffix", default="", metavar="END", help="end of image names, such as _rgb.tif")
     group.add_argument("--mask-suffix", default="", metavar="END", help="end of mask names, such as _mask")
+    group.add_argument("--image-prefix", default="", metavar="START", help="beginning of image names, such as img_")
+    group.add_argument("--mask-prefix", default="", metavar="START", help="beginning of mask names, such as mask_")
     if or_recipe:
         group.add_argument(
             "--recipe", metavar="RECIPE", help="evaluate as this recipe of `segformer train` does: name or TOML file"

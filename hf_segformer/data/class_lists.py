@@ -44,7 +44,7 @@ def read_class_list(root: Path) -> ClassList | None:
         OSError: if it cannot be read.
     """
     found = [(path, read) for name, read in _READERS.items() if (path := root / name).is_file()]
-    lists = [(path, content) for path, read in found if (content := read(_check_size(path))) is not None]
+    lists = [(path, content) for path, read in found if (content := read(check_list_size(path))) is not None]
     if len(lists) > 1:
         raise ValueError(f"{lists[0][0]} and {lists[1][0].name} both list colours of classes; expected one: remove one")
     if not lists:
@@ -61,7 +61,8 @@ def read_class_list(root: Path) -> ClassList | None:
 _Content = tuple[list[str], list[list[int]], list[list[int]]]
 
 
-def _check_size(path: Path) -> Path:
+def check_list_size(path: Path) -> Path:
+    """Return the path of a list of classes; raise ValueError if it is larger than any such list."""
     if path.stat().st_size > _LARGEST:
         raise ValueError(f"{path} has more than {_LARGEST:,} bytes; expected a list of classes")
     return path
@@ -112,4 +113,4 @@ def _divide(entries: list[tuple[str, list[int]]]) -> _Content:
 
 _READERS = {"classes.json": _read_json, "label_colors.txt": _read_text, "class_dict.csv": _read_csv}
 
-__all__ = ["ClassList", "read_class_list"]
+__all__ = ["ClassList", "check_list_size", "read_class_list"]

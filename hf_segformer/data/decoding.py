@@ -3,6 +3,7 @@
 Axes: C bands, H W pixels, K classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from ..image_io_segformer import exif_orientation, read_image, read_mask
 from .label_mapping import LabelMapping
+from .panoptic import read_segments
 from .polygons import draw_polygons
 from .readers import ImageSource, choose_bands, has_data, read_color_mask, read_whole_image, read_whole_mask
 
@@ -19,7 +21,8 @@ from .readers import ImageSource, choose_bands, has_data, read_color_mask, read_
 class RowReader:
     """Transform for rows whose columns `image` and `label` are paths, encoded files or arrays; for `with_transform`.
 
-    A mask may also be `{"polygons": ...}`, as `polygons.open_coco` gives them.
+    A mask may also be `{"polygons": ...}`, as `polygons.open_coco` gives them, `{"segments": ...}` of
+    `panoptic.open_panoptic`, or `{"masks": ...}` of `pairing.pair_in_image_folders`.
 
     Args:
         num_channels: bands C of an image.
@@ -78,8 +81,8 @@ class RowReader:
         return read_whole_image(image, self.num_channels, name, **options)
 
     def _mask(self, label: Any, name: str, page: int | None) -> np.ndarray:
-        if isinstance(label, dict) and "polygons" in label:
-            return draw_polygons(label["polygons"], name)
+        if (drawn := read_drawn_mask(label, name, self.ignore_exif)) is not None:
+            return drawn
         if _is_file(label, name):
             read = read_color_mask if self.mapping.are_colors else read_whole_mask
             return read(label, name, page, self.ignore_exif)
@@ -93,6 +96,55 @@ class RowReader:
         if exif_orientation(ImageSource(image).file) == 1:
             return ""
         return ". EXIF turns the image but not the mask: take both as stored (--as-stored, or data.ignore_exif=true)"
+
+
+def read_drawn_mask(label: Any, name: str, ignore_exif: bool = False) -> np.ndarray | None:
+    """Read a mask that a data set keeps as polygons, as segments, or as several masks; None for one of another kind.
+
+    Args:
+        label: of a row.
+        name: what error messages call the mask.
+        ignore_exif: see `RowReader`.
+
+    Returns:
+        integers (H, W).
+    """
+    if not isinstance(label, dict):
+        return None
+    if "polygons" in label:
+        return draw_polygons(label["polygons"], name)
+    if "segments" in label:
+        return read_segments(label, name, ignore_exif)
+    return read_instances(label["masks"], ignore_exif) if "masks" in label else None
+
+
+def read_instances(masks: Sequence[str], ignore_exif: bool = False) -> np.ndarray:
+    """Read masks of one object each, and return their union, uint8 (H, W): 1 where any of them is not 0.
+
+    Args:
+        masks: the files.
+        ignore_exif: see `RowReader`.
+
+    Raises:
+        ValueError: if one holds several values beside 0, or is of another size than the first.
+        OSError: if one cannot be read.
+    """
+    union = np.zeros((0, 0), bool)
+    for number, file in enumerate(masks):
+        mask = read_whole_mask(file, ignore_exif=ignore_exif)
+        is_object = np.ma.filled(mask, 0) != 0
+        union = union if number else np.zeros_like(is_object)
+        if is_object.shape != union.shape:
+            sizes = ["x".join(map(str, each.shape)) for each in (is_object, union)]
+            raise ValueError(f"{file} is {sizes[0]} (height x width); expected {sizes[1]}, as {masks[0]}")
+        values = np.unique(np.ma.getdata(mask)[is_object])
+        if len(values) > 1:
+            raise ValueError(
+                f"{file} holds {values[0]}, {values[1]} and so on beside 0; expected one object, since "
+                "data.instance_masks is set"
+            )
+        union |= is_object
+    return union.astype(np.uint8)
 
 
 def _is_file(value: Any, name: str) -> bool:
@@ -114,4 +166,4 @@ def array_dtype(feature: Any) -> str | None:
     return getattr(feature, "dtype", None)
 
 
-__all__ = ["RowReader", "array_dtype", "file_name"]
+__all__ = ["RowReader", "array_dtype", "file_name", "read_drawn_mask", "read_instances"]

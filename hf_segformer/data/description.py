@@ -21,7 +21,7 @@ from PIL import Image
 from ..config import DataConfig
 from ..image_io_segformer import DECODE_ERRORS, read_mask
 from .class_lists import ClassList, read_class_list
-from .decoding import array_dtype, file_name
+from .decoding import array_dtype, file_name, read_drawn_mask
 from .image_measures import (
     NARROW,
     ImageMeasure,
@@ -36,11 +36,11 @@ from .label_mapping import build_mapping
 from .labeled import CLASS_FILES, Source, open_source
 from .layouts import recognize_layout
 from .mask_values import Meaning, explain_colors, explain_values
-from .polygons import draw_polygons
 from .readers import ImageSource, read_color_mask, read_whole_mask
 
 _NUM_TRAIN_MASKS, _NUM_EVAL_MASKS, _NUM_IMAGES = 200, 50, 50
 _INDEX_MODES = ("", "1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")  # "" is a file that Pillow does not open
+_DRAWN = {"polygons": "polygons", "segments": "panoptic", "masks": "instances"}  # keys of labels, kinds of masks
 _NO_CHOICES: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -51,7 +51,7 @@ class DataDescription:
     Attributes:
         layout: its name, for people.
         tables: keyword arguments of `DataConfig` that read exactly these data; only what differs from the defaults.
-        mask_kind: `"indices"`, `"palette"`, `"colors"`, `"binary"` or `"polygons"`.
+        mask_kind: `"indices"`, `"palette"`, `"colors"`, `"binary"`, `"polygons"` or `"panoptic"`.
         names: names of the K classes; one for a binary task.
         names_source: where the names come from: `"classes.json"`, `"label_colors.txt"`, `"features"`, `"data.names"`,
             the layout's own, or `"generic"` for `"class 0"` and so on.
@@ -194,8 +194,9 @@ def _read_masks(rows: Any, number: int, config: DataConfig) -> list[_Mask]:
 
 def _read_mask(label: Any, dtype: str | None, page: int | None, config: DataConfig) -> _Mask:
     name = file_name(label) or "a mask"
-    if isinstance(label, dict) and "polygons" in label:
-        return _Mask(name, "polygons", *_count_values(draw_polygons(label["polygons"], name)))
+    if (drawn := read_drawn_mask(label, name, config.ignore_exif)) is not None:
+        kind = next(kind for key, kind in _DRAWN.items() if key in label)
+        return _Mask(name, kind, *_count_values(drawn))
     if not isinstance(label, str | dict):
         return _Mask(name, "indices", *_count_values(read_mask(np.asarray(label, dtype=dtype), name)))
     source = ImageSource(label, name)
@@ -244,6 +245,10 @@ def _kind_of(masks: Sequence[_Mask]) -> str:
 
 def _explain(kind: str, masks: Sequence[_Mask], reading: Reading, source: Source, tables: Mapping[str, Any]) -> Meaning:
     names, names_source = _find_names(reading, source, tables)
+    if kind == "instances":
+        return Meaning({}, names or ("foreground",), names_source if names else "generic", "binary")
+    if kind == "panoptic":
+        return Meaning({}, names, names_source, kind, ("Pixels of no segment (void) do not count.",) * (len(names) > 1))
     if kind == "polygons":
         meaning = Meaning({}, names, names_source, "polygons")
         background = (
@@ -274,7 +279,7 @@ def _find_names(reading: Reading, source: Source, tables: Mapping[str, Any]) -> 
         return reading.names, reading.names_source
     if not source.names:
         return (), ""
-    if tables["source"] == "coco":
+    if tables["source"] in ("coco", "panoptic"):
         return source.names, Path(tables["annotation_file"]).name
     folder = Path(tables["root"])
     files = [name for name in CLASS_FILES if (folder / name).is_file()] if folder.is_dir() else []

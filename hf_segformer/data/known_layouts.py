@@ -8,6 +8,7 @@ from typing import Any
 
 from ..files import printable
 from . import camvid
+from .class_lists import check_list_size
 
 Color = tuple[int, int, int]
 
@@ -80,7 +81,7 @@ CITYSCAPES_NAMES = tuple(name for _, name, _ in _CITYSCAPES)
 CITYSCAPES_PALETTE = tuple(color for _, _, color in _CITYSCAPES)
 _CITYSCAPES_IGNORED = [value for value in range(-1, 34) if value not in CITYSCAPES_VALUES]
 EVAL_SHARE = 0.1  # held out where there is no split to evaluate on
-_ADE_CLASSES, _LARGEST_LIST = 150, 2**20
+_ADE_CLASSES = 150
 
 
 def _has_folders(root: Path, *names: str) -> bool:
@@ -141,9 +142,9 @@ def find_ade20k(root: Path) -> Reading | None:
 
 def _ade_names(path: Path) -> tuple[str, ...]:
     """Read the first synonym of each class, or all of them where the first one names two classes."""
-    if path.stat().st_size > _LARGEST_LIST:
-        raise ValueError(f"{path} has more than {_LARGEST_LIST:,} bytes; expected a list of {_ADE_CLASSES} classes")
-    rows = list(csv.reader(path.read_text(encoding="utf-8", errors="replace").splitlines(), delimiter="\t"))
+    rows = list(
+        csv.reader(check_list_size(path).read_text(encoding="utf-8", errors="replace").splitlines(), delimiter="\t")
+    )
     texts = [row[-1].strip() for row in rows if row and row[0].strip().isdigit()]
     if len(texts) != _ADE_CLASSES:
         raise ValueError(f"{path} lists {len(texts)} classes; expected {_ADE_CLASSES}, each with its number first")

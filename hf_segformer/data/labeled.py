@@ -13,9 +13,11 @@ from ..config import DataConfig, SplitConfig, check_palette, check_unique
 from ..files import resolve_inside
 from ..visualization import Color
 from . import camvid, shapes, shapes_hard
-from .pairing import load_splits, pair_images_and_masks, two_columns, undecoded
+from .class_lists import check_list_size
+from .pairing import load_splits, pair_images_and_masks, pair_in_image_folders, two_columns, undecoded
+from .panoptic import VOID, open_panoptic
 from .polygons import open_coco
-from .splits import add_groups, divide
+from .splits import add_groups, check_disjoint, divide
 
 CLASS_FILES = ("classes.json", "id2label.json")
 _SETTINGS = ("data.image_column", "data.mask_column")
@@ -68,7 +70,7 @@ def open_source(config: DataConfig, split: SplitConfig | None = None) -> Source:
     elif config.source == "folders":
         train, evaluation = _open_folders(config, split, Path(config.root), config.image_folder, config.mask_folder)
         classes = read_classes(config.root)
-    elif config.source == "coco":
+    elif config.source in ("coco", "panoptic"):
         train, evaluation, names = _open_coco(config, split)
         classes = (names, ())
     else:
@@ -77,12 +79,15 @@ def open_source(config: DataConfig, split: SplitConfig | None = None) -> Source:
         if not classes[0]:
             classes = (_feature_names((train if evaluation is None else evaluation).features["label"]), ())
     pool = train if split.folds else None
+    if evaluation is not None and not config.streaming:
+        check_disjoint(train, evaluation)
     if evaluation is None:
         train, evaluation = divide(train, split, config.eval_share, config.seed, config.root)
     if not config.streaming:
         train = spread_rows(train, config.num_train, "num_train", config.train_split)
         evaluation = spread_rows(evaluation, config.num_eval, "num_eval", evaluation_name(config, split))
     ignore = (camvid.UNLABELLED,) if config.source == "camvid" and not config.label_values else ()
+    ignore = (VOID,) if config.source == "panoptic" and len(classes[0]) > 1 else ignore
     return Source(train, evaluation, *classes, ignore, pool)
 
 
@@ -112,13 +117,14 @@ def read_classes(root: str) -> _Classes:
         path = Path(root) / name if Path(root).is_dir() else _hub_file(root, name)
         if path is None or not path.is_file():
             continue
+        check_list_size(path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if name == "classes.json":
                 names, palette = content["names"], content.get("palette", [])
             else:
                 names, palette = [content[str(index)] for index in range(len(content))], []
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{path} cannot be read ({type(error).__name__}: {error}); expected classes.json as "
                 '{"names": [...], "palette": [[red, green, blue], ...]} or id2label.json as {"0": name, "1": name, ...}'
@@ -157,21 +163,37 @@ def _open_folders(
     config: DataConfig, split: SplitConfig, root: Path, image_folder: str, mask_folder: str
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """Training and evaluation images; None where those are still to be held out of the first."""
-
-    def read(name: str, held_out: bool) -> datasets.Dataset:
-        folders = [root / folder.replace("{split}", name) for folder in (image_folder, mask_folder)]
-        listed = resolve_inside(root, config.split_file.replace("{split}", name)) if config.split_file else None
-        is_below = not held_out or (split.holds_out and all((folder / name).is_dir() for folder in folders))
-        if is_below and listed is None:
-            pairs = zip(folders, (image_folder, mask_folder), strict=True)
-            folders = [path if "{split}" in folder else path / name for path, folder in pairs]
-        suffixes = (config.image_suffix, config.mask_suffix)
-        dataset = pair_images_and_masks(folders[0], folders[1], *suffixes, config.pages, listed)
-        return add_groups(dataset, split, folders[0], None) if held_out else dataset
-
+    templates = (image_folder, mask_folder)
     if config.eval_share or split.holds_out:
-        return read(config.train_split, True), None
-    return read(config.train_split, False), read(config.eval_split_name, False)
+        return _read_folders(config, split, root, templates, config.train_split, True), None
+    names = (config.train_split, config.eval_split_name)
+    train, evaluation = (_read_folders(config, split, root, templates, name, False) for name in names)
+    return train, evaluation
+
+
+def _read_folders(
+    config: DataConfig, split: SplitConfig, root: Path, templates: tuple[str, str], name: str, held_out: bool
+) -> datasets.Dataset:
+    """Images and masks of one split; with groups, where some of them are still to be held out."""
+    named = [template.replace("{split}", name) for template in templates]
+    suffixes = (config.image_suffix, config.mask_suffix)
+    prefixes = {"image_prefix": config.image_prefix, "mask_prefix": config.mask_prefix}
+    if "{image}" in templates[0]:
+        top = root / named[0].partition("{image}")[0]
+        rows = pair_in_image_folders(root, *named, *suffixes, **prefixes, instance_masks=config.instance_masks)
+        return add_groups(rows, split, top, None) if held_out else rows
+    folders, shared = [root / each for each in named], ""
+    listed = resolve_inside(root, config.split_file.replace("{split}", name)) if config.split_file else None
+    if listed is None:
+        is_below = not held_out or (split.holds_out and all((folder / name).is_dir() for folder in folders))
+        have_split = ["{split}" in template for template in templates]
+        below = [folder if has else folder / name for folder, has in zip(folders, have_split, strict=True)]
+        if sum(have_split) == 1 and (held_out or not all(folder.is_dir() for folder in below)):
+            shared = ("images", "masks")[have_split.index(False)]
+        elif is_below:
+            folders = below
+    rows = pair_images_and_masks(*folders, *suffixes, config.pages, listed, **prefixes, shared=shared)
+    return add_groups(rows, split, folders[0], None) if held_out else rows
 
 
 def _open_coco(
@@ -188,7 +210,10 @@ def _open_coco(
     def read(name: str) -> tuple[datasets.Dataset, tuple[str, ...]]:
         path = resolve_inside(root, config.annotation_file.replace("{split}", name))
         folder = root / config.image_folder.replace("{split}", name)
-        rows, categories = open_coco(path, folder)
+        if config.source == "panoptic":
+            rows, categories = open_panoptic(path, folder, root / config.mask_folder.replace("{split}", name))
+        else:
+            rows, categories = open_coco(path, folder)
         return add_groups(rows, split, folder, None) if held_out else rows, categories
 
     train, categories = read(config.train_split)
@@ -198,7 +223,7 @@ def _open_coco(
         if others != categories:
             odd = sorted({*others} ^ {*categories}) or ["another order"]
             raise ValueError(f"{config.train_split!r} and {config.eval_split_name!r} differ in categories: {odd[0]}")
-    if config.reduce_labels or len(categories) == 1:
+    if config.reduce_labels or config.source == "panoptic" or len(categories) == 1:
         return train, evaluation, categories
     background = "background" if "background" not in categories else "not annotated"
     return train, evaluation, (background, *categories)

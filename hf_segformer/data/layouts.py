@@ -16,14 +16,16 @@ from ..config import DataConfig
 from ..files import IMAGE_SUFFIXES, resolve_inside
 from .folder_names import IMAGE_WORDS, MASK_WORDS, is_train, list_images, parse_folder
 from .known_layouts import EVAL_SHARE, FINDERS, Reading
+from .name_parts import quoted
 from .paired_folders import Pairing, find_pairings
 from .pairing import load_splits
+from .panoptic import is_panoptic
 from .polygons import read_annotations
 
 # Settings that say where data are, in the order in which they are offered to choose between two readings.
 _PLACES = (
-    *("mask_folder", "image_folder", "mask_suffix", "image_suffix", "source", "mask_column", "image_column"),
-    *("annotation_file", "split_file", "eval_split", "train_split"),
+    *("source", "mask_folder", "image_folder", "mask_suffix", "mask_prefix", "image_suffix", "image_prefix"),
+    *("mask_column", "image_column", "annotation_file", "split_file", "eval_split", "train_split"),
 )
 _DEFAULTS = {name: DataConfig.__dataclass_fields__[name].default for name in _PLACES}
 _NUM_SHOWN, _MOST_LEVELS = 4, 3
@@ -100,13 +102,18 @@ def _is_saved(root: Path) -> bool:
 
 def _readings_of(pairing: Pairing) -> Iterator[Reading]:
     """Yield a reading for each split that may be the one to evaluate on."""
-    tables = pairing.tables()
+    tables, parts = pairing.tables(), pairing.parts
     layout = f"folders {pairing.image_folder} and {pairing.mask_folder}"
     if pairing.image_folder == pairing.mask_folder:
-        endings = f"{pairing.image_suffix or 'any type'} and {pairing.mask_suffix}"
-        layout = f"one folder, {pairing.image_folder}, with names that end in {endings}"
+        layout = f"one folder, {pairing.image_folder}"
+    for word, image, mask in (("begin with", *parts[::2]), ("end in", *parts[1::2])):
+        if image or mask:
+            layout += f", names {word} {image or 'anything'} and {mask or 'anything'}"
+    notes: tuple[str, ...] = ()
+    if pairing.instance_masks:
+        notes = ("An image has several masks, of one object each: their union is the class (data.instance_masks).",)
     for splits in _choose_splits(pairing.splits, "val"):
-        yield Reading(layout, tables | splits)
+        yield Reading(layout, tables | splits, notes=notes)
 
 
 def _choose_splits(names: Sequence[str], default: str) -> list[dict[str, Any]]:
@@ -136,13 +143,34 @@ def _find_coco(root: Path) -> Iterator[Reading]:
         first = next((split for split in named if is_train(split)), "")
         path = resolve_inside(root, template.replace("{split}", first))
         content = read_annotations(path, is_sure=False)
-        folder = next((each for each in _COCO_FOLDERS if content and _has_images(root, each, first, content)), None)
-        if folder is None:
+        folder = next((each for each in _COCO_FOLDERS if content and _has_files(root, each, first, content)), None)
+        if content is None or folder is None:
             continue
         tables = {"source": "coco", "annotation_file": template, "image_folder": folder}
-        claimed = frozenset((_top(template), "annotations")) - {"images"}
+        layout, claimed = f"COCO-style annotations in {template}", {_top(template), "annotations"}
+        if is_panoptic(content):
+            masks = _find_panoptic_masks(root, template, first, content)
+            tables |= {"source": "panoptic", "mask_folder": masks}
+            layout, claimed = f"COCO's panoptic masks by {template}", claimed | {_top(masks)}
         for chosen in _choose_splits(named, "val"):
-            yield Reading(f"COCO-style annotations in {template}", tables | chosen, claimed=claimed)
+            yield Reading(layout, tables | chosen, claimed=frozenset(claimed - {"images"}))
+
+
+def _find_panoptic_masks(root: Path, template: str, split: str, content: Mapping[str, Any]) -> str:
+    """Return the folder of the PNG files of a panoptic JSON file: of its name, or masks.
+
+    Raises:
+        ValueError: if they are in none.
+    """
+    own = template.removesuffix(".json")
+    for folder in (own, "masks/{split}", "masks"):
+        if _has_files(root, folder, split, content, "annotations"):
+            return folder
+    raise ValueError(
+        f"{root / template.replace('{split}', split)} names panoptic masks such as "
+        f"{content['annotations'][0].get('file_name')}; expected them in {root / own.replace('{split}', split)}, or "
+        "data.source=panoptic with data.mask_folder, data.image_folder and data.annotation_file"
+    )
 
 
 def _parse_file(relative: str) -> tuple[str, str | None]:
@@ -157,10 +185,10 @@ def _parse_file(relative: str) -> tuple[str, str | None]:
     return (f"{by_folder.pattern}/{name}", split) if split and base == folder else (relative, None)
 
 
-def _has_images(root: Path, folder: str, split: str, content: Mapping[str, Any]) -> bool:
+def _has_files(root: Path, folder: str, split: str, content: Mapping[str, Any], files: str = "images") -> bool:
     if "{split}" in folder and not split:
         return False
-    names = [str(each.get("file_name")) for each in content["images"][:_NUM_SHOWN]]
+    names = [str(each.get("file_name")) for each in content[files][:_NUM_SHOWN]]
     place = root / folder.replace("{split}", split)
     return place.is_dir() and all(resolve_inside(place, name).is_file() for name in names)
 
@@ -216,7 +244,7 @@ def _place(tables: Mapping[str, Any], key: str) -> Any:
 
 def _given(choices: Mapping[str, Any]) -> list[Reading]:
     """Return the reading that the user's own settings describe, if they do."""
-    if not (choices.get("source") or {"mask_folder", "mask_suffix"} & choices.keys()):
+    if not (choices.get("source") or {"mask_folder", "mask_suffix", "mask_prefix"} & choices.keys()):
         return []
     return [Reading("as given", {"source": "folders"} | {key: choices[key] for key in _PLACES if key in choices})]
 
@@ -249,7 +277,7 @@ def _settle(reading: Reading, readings: Sequence[Reading]) -> list[str]:
     for keys in (keys for number in range(1, 4) for keys in combinations(_PLACES, number)):
         same = [each for each in values if all(each[key] in (own[key], None) for key in keys)]
         if len(same) == 1 and None not in (own[key] for key in keys):
-            return [f"data.{key}={own[key] or repr('')}" for key in keys]
+            return [f"data.{key}={quoted(own[key])}" for key in keys]
     raise AssertionError("readings differ in a setting")
 
 

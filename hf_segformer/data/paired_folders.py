@@ -1,24 +1,22 @@
 """Search for folders, or names in one folder, that pair images with masks in any of the usual arrangements.
 
 images/a.jpg, masks/a.png           images/train/a.jpg, masks/train/a.png     train/images/a.jpg, train/masks/a.png
-train/a.jpg, trainannot/a.png       train_images/a.jpg, train_masks/a.png     a_sat.jpg, a_mask.png
-a.jpg, a.png
+train/a.jpg, trainannot/a.png       train_images/a.jpg, train_masks/a.png     images/train/a.jpg, masks/a.png
+a_sat.jpg, a_mask.png               img_1.png, mask_1.png                     a.jpg, a.png
+1/image.png, 1/mask.png             1/images/a.png, 1/masks/*.png, of one object each
 """
 
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ..files import IMAGE_SUFFIXES, MASK_SUFFIXES
-from .folder_names import MASK_WORDS, Template, is_train, list_images, parse_folder
+from .folder_names import Template, is_train, list_images, parse_folder
+from .name_parts import NameParts, is_match, match_folders, match_one_folder
 
-_LEAST_MATCHED = 0.5  # share of the smaller side that has partners; the others are named when the data are opened
 _LOSSY = (".jpg", ".jpeg", ".jfif")
-# A separator, or a change of case, and the words after it.
-_LAST_WORDS = re.compile(r"[_\-. ]+([A-Za-z0-9]+)")
 
 
 class Pairing(NamedTuple):
@@ -27,22 +25,22 @@ class Pairing(NamedTuple):
     Attributes:
         image_folder: template of the images' folders below the root.
         mask_folder: the masks'.
-        image_suffix: how the names of images end.
-        mask_suffix: how the names of masks end.
+        parts: how names of images and masks begin and end.
         splits: names of the splits for which both exist; empty without any.
+        instance_masks: an image has several masks, of one object each.
     """
 
     image_folder: str
     mask_folder: str
-    image_suffix: str
-    mask_suffix: str
+    parts: NameParts
     splits: tuple[str, ...]
+    instance_masks: bool = False
 
     def tables(self) -> dict[str, Any]:
         """Return the fields of `DataConfig` that differ from its defaults."""
         folders = {"image_folder": self.image_folder, "mask_folder": self.mask_folder}
-        suffixes = {"image_suffix": self.image_suffix, "mask_suffix": self.mask_suffix}
-        return {"source": "folders"} | folders | {name: value for name, value in suffixes.items() if value}
+        instances = {"instance_masks": True} if self.instance_masks else {}
+        return {"source": "folders"} | folders | self.parts.tables() | instances
 
 
 _Files = dict[Template, dict[str | None, dict[str, list[str]]]]  # template -> split -> folder -> names below it
@@ -55,22 +53,33 @@ def find_pairings(root: Path) -> list[Pairing]:
         ValueError: if there are too many files.
         OSError: if the folder cannot be read.
     """
-    files: _Files = defaultdict(dict)
-    for folder, names in list_images(root).items():
-        template, split, base = parse_folder(folder)
-        below = Path(folder).relative_to(base or ".").as_posix()
-        inside = [name if below == "." else f"{below}/{name}" for name in names]
-        files[template].setdefault(split, {}).setdefault(base, []).extend(inside)
-    masks = [template for template in files if template.is_mask]
-    found: list[Pairing] = []
-    for mask in masks:
+    listed = list_images(root)
+    if found := _pair_image_folders(listed):
+        return found
+    files = _group(listed, 0)
+    for mask in [template for template in files if template.is_mask]:
         named = [template for template in files if template.is_image]
         others = [template for template in files if not (template.is_image or template.is_mask)]
         # Folders that are called images go before those without a name for their role.
         found += _pair_all(files, product(named, [mask])) or _pair_all(files, product(others, [mask]))
-    if not found:
+    found = found or _pair_all(files, [(template, template) for template in files if not template.is_mask])
+    if not found:  # folders of single images whose names look like those of roles or splits, such as img_001
+        files = _group(listed, 1)
         found = _pair_all(files, [(template, template) for template in files if not template.is_mask])
     return found
+
+
+def _group(listed: Mapping[str, list[str]], num_names: int) -> _Files:
+    """Group names of files by template, split and folder; of a folder's path the last `num_names` parts are names."""
+    files: _Files = defaultdict(dict)
+    for folder, names in listed.items():
+        path = PurePosixPath(folder)
+        top = path.parents[num_names - 1] if num_names and len(path.parts) >= num_names else path
+        template, split, base = parse_folder(top.as_posix())
+        below = path.relative_to(base or ".").as_posix()
+        inside = [name if below == "." else f"{below}/{name}" for name in names]
+        files[template].setdefault(split, {}).setdefault(base, []).extend(inside)
+    return files
 
 
 def _pair_all(files: _Files, candidates: Iterable[tuple[Template, Template]]) -> list[Pairing]:
@@ -78,56 +87,36 @@ def _pair_all(files: _Files, candidates: Iterable[tuple[Template, Template]]) ->
 
 
 def _pair(image: Template, mask: Template, images: dict, masks: dict) -> Iterator[Pairing]:
-    """Yield the ways to pair two templates, which hold in all splits that both have."""
+    """Yield the ways to pair two templates, which hold in all splits that both have, or that one of them has."""
     splits = [split for split in images if split in masks]
-    endings = [_match(_names(images[split]), _names(masks[split]), image == mask) for split in splits]
-    for pair in dict.fromkeys(each for found in endings for each in found):
-        matched = tuple(split for split, found in zip(splits, endings, strict=True) if pair in found)
+    if not splits and [None] in ([*images], [*masks]):  # one folder for all splits
+        splits = [split for split in (*images, *masks) if split is not None]
+    found = [_match(_names(images, split), _names(masks, split), image == mask) for split in splits]
+    for parts in dict.fromkeys(each for ways in found for each in ways):
+        matched = tuple(split for split, ways in zip(splits, found, strict=True) if parts in ways)
         named = tuple(split for split in matched if split is not None)
         if None in matched:
-            yield Pairing(image.pattern, mask.pattern, *pair, ())
+            yield Pairing(image.pattern, mask.pattern, parts, ())
         elif any(map(is_train, named)):
-            yield Pairing(image.pattern, mask.pattern, *pair, named)
+            yield Pairing(image.pattern, mask.pattern, parts, named)
 
 
-def _names(folders: dict[str, list[str]]) -> list[str]:
-    return [name for names in folders.values() for name in names]
+def _names(folders: dict[str | None, dict[str, list[str]]], split: str | None) -> list[str]:
+    """Return the names of a split; those of all splits in one folder where there is no other."""
+    return [name for names in folders.get(split, folders.get(None, {})).values() for name in names]
 
 
-def _match(images: list[str], masks: list[str], is_one: bool) -> list[tuple[str, str]]:
-    """Return the (image suffix, mask suffix) by which most of the names pair; empty if there is none."""
+def _match(images: list[str], masks: list[str], is_one: bool) -> list[NameParts]:
+    """Return the parts of names by which most of them pair; empty if there is none."""
+    if is_one:
+        files = [(_stem(name), Path(name).suffix.lower()) for name in images]
+        return match_one_folder(files, MASK_SUFFIXES) or _match_types(images)
     masks = [name for name in masks if name.lower().endswith(MASK_SUFFIXES)]
-    found = _match_words(images, masks) if is_one else _match_folders(images, masks)
-    return found or (_match_types(images) if is_one else [])
+    parts = match_folders(*({_stem(name) for name in names} for names in (images, masks)))
+    return [] if parts is None else [parts]
 
 
-def _match_folders(images: list[str], masks: list[str]) -> list[tuple[str, str]]:
-    """Pair the names of two folders: equal, or with one ending that all names of a folder share."""
-    stems, mask_stems = _stems(images), _stems(masks)
-    for ends in product(("", _common_ending(stems)), ("", _common_ending(mask_stems))):
-        if _is_match(_without(stems, ends[0]), _without(mask_stems, ends[1])):
-            return [ends]
-    return []
-
-
-def _match_words(images: list[str], masks: list[str]) -> list[tuple[str, str]]:
-    """Pair names of one folder by the ending of the masks, such as `_mask`, one entry for each that pairs."""
-    endings = {stem: _mask_ending(stem) for stem in _stems(masks)}
-    plain = [name for name in images if not _mask_ending(_stem(name))]
-    shared, types = _common_ending(_stems(plain)), {Path(name).suffix.lower() for name in plain}
-    found = []
-    for ending in sorted({*endings.values()} - {""}):
-        bases = {stem[: -len(ending)] for stem, own in endings.items() if own == ending}
-        for own in dict.fromkeys(("", shared)):
-            if _is_match(_without(_stems(plain), own), bases):
-                # Where other endings are about, the type keeps their files from being taken for images.
-                is_alone = own or len({*endings.values()} - {""}) == 1 or len(types) > 1
-                found.append((own if is_alone else next(iter(types)), ending))
-                break
-    return found
-
-
-def _match_types(names: list[str]) -> list[tuple[str, str]]:
+def _match_types(names: list[str]) -> list[NameParts]:
     """Pair names of one folder that are equal except for their type; the lossless one is the mask."""
     types: dict[str, set[str]] = defaultdict(set)
     for name in names:
@@ -135,41 +124,47 @@ def _match_types(names: list[str]) -> list[tuple[str, str]]:
     pairs = [
         (image, mask) for image, mask in product(sorted(types), sorted(types)) if image != mask and mask not in _LOSSY
     ]
-    found = [pair for pair in pairs if _is_match(types[pair[0]], types[pair[1]])]
-    return [pair for pair in found if pair[0] in _LOSSY] or found
+    found = [pair for pair in pairs if is_match(types[pair[0]], types[pair[1]])]
+    found = [pair for pair in found if pair[0] in _LOSSY] or found
+    return [NameParts(image_suffix=image, mask_suffix=mask) for image, mask in found]
+
+
+def _pair_image_folders(listed: Mapping[str, list[str]]) -> list[Pairing]:
+    """Find images that have a folder each, in which further folders hold the image and its masks."""
+    owners: dict[PurePosixPath, tuple[dict[str, int], dict[str, int]]] = defaultdict(lambda: ({}, {}))
+    for folder, names in listed.items():
+        path = PurePosixPath(folder)
+        role, split, _ = parse_folder(path.name)
+        is_owned = len(path.parts) > 1 and not split and not parse_folder(path.parent.name)[1]
+        if is_owned and (role.is_image or role.is_mask):
+            owners[path.parent][role.is_mask][path.name] = len(names)
+    ways: dict[tuple[str, str, str], dict[str | None, list[tuple[int, int]]]] = defaultdict(dict)
+    for owner, (images, masks) in owners.items():
+        top, split = _full_template(owner.parent)
+        for image, mask in product(images, masks):
+            ways[top, image, mask].setdefault(split, []).append((images[image], masks[mask]))
+    found = []
+    for (top, image, mask), splits in ways.items():
+        named = tuple(split for split in splits if split is not None)
+        numbers = [number for each in splits.values() for number in each]
+        is_way = len(numbers) > 1 and all(number == 1 for number, _ in numbers)
+        if is_way and (None in splits or any(map(is_train, named))):
+            has_several = any(number > 1 for _, number in numbers)
+            folders = (f"{top}{{image}}/{image}", f"{top}{{image}}/{mask}")
+            found.append(Pairing(*folders, NameParts(), () if None in splits else named, has_several))
+    return found
+
+
+def _full_template(folder: PurePosixPath) -> tuple[str, str | None]:
+    """Return the template of all of a path, with a `/` at its end, and the split."""
+    template, split, base = parse_folder(folder.as_posix())
+    parts = [*PurePosixPath(template.pattern).parts, *folder.relative_to(base or ".").parts]
+    return "".join(f"{part}/" for part in parts), split
 
 
 def _stem(name: str) -> str:
     suffix = next(suffix for suffix in (*IMAGE_SUFFIXES, Path(name).suffix) if name.lower().endswith(suffix))
     return name[: -len(suffix)]
-
-
-def _stems(names: Iterable[str]) -> set[str]:
-    return {_stem(name) for name in names}
-
-
-def _without(stems: set[str], ending: str) -> set[str]:
-    return {stem[: -len(ending)] for stem in stems if stem.endswith(ending)} if ending else stems
-
-
-def _common_ending(stems: set[str]) -> str:
-    """Return the longest ending, from a separator on, that all stems share; empty for a single stem."""
-    if len(stems) < 2:
-        return ""
-    first, *others = stems
-    starts = [match.start() for match in _LAST_WORDS.finditer(first) if match.start() > 0]
-    return next((first[start:] for start in starts if all(stem.endswith(first[start:]) for stem in others)), "")
-
-
-def _mask_ending(stem: str) -> str:
-    """Return the part of a stem from its last word for masks on, with the separator; empty without one."""
-    found = [match for match in _LAST_WORDS.finditer(stem) if match[1].lower() in MASK_WORDS and match.start() > 0]
-    return stem[found[-1].start() :] if found else ""
-
-
-def _is_match(images: set[str], masks: set[str]) -> bool:
-    least = min(len(images), len(masks))
-    return least > 0 and len(images & masks) >= max(1, _LEAST_MATCHED * least)
 
 
 __all__ = ["Pairing", "find_pairings"]

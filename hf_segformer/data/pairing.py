@@ -6,9 +6,8 @@ they are asked for. Training and `segformer evaluate` find their data by the sam
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
 import pyarrow.compute
@@ -19,6 +18,7 @@ from ..config import check_unique
 from ..files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_json, resolve_inside
 from .decoding import RowReader, array_dtype
 from .label_mapping import build_mapping
+from .name_parts import explain_difference
 from .readers import count_pages, is_hub_file
 
 _NUM_LISTED, _NUM_TRIED = 5, 50
@@ -31,6 +31,10 @@ def pair_images_and_masks(
     mask_suffix: str = "",
     pages: bool = False,
     listed: Path | None = None,
+    *,
+    image_prefix: str = "",
+    mask_prefix: str = "",
+    shared: str = "",
 ) -> datasets.Dataset:
     """Pair images and masks that share folder and name, in order of names.
 
@@ -38,12 +42,15 @@ def pair_images_and_masks(
         images: folder of the images, at any depth.
         masks: folder of the masks; may be the same.
         image_suffix: how the names of images end, `"_leftImg8bit.png"`, or `"_image"` before any known ending; empty
-            is any known ending. The part before it pairs an image with its mask.
+            is any known ending. The part between prefix and suffix pairs an image with its mask.
         mask_suffix: the same for masks.
         pages: take each image of a file with several as an image of its own, beside the mask file's image of the same
             number.
         listed: a text file with the names of the images to take, one a line and without suffix, as Pascal VOC has it;
             by default all.
+        image_prefix: how the names of images begin, without their folders.
+        mask_prefix: the same for masks.
+        shared: `"images"` or `"masks"` for a folder that holds files of other splits too, those without a partner.
 
     Returns:
         A data set with the columns `image` and `label`, which hold paths, and with `pages` a column `page`.
@@ -53,8 +60,11 @@ def pair_images_and_masks(
             not there.
         OSError: if there is no such folder.
     """
-    suffixes = (_suffixes(image_suffix, IMAGE_SUFFIXES), _suffixes(mask_suffix, MASK_SUFFIXES))
-    pairs = _pairs((images, masks), suffixes, mask_suffix, None if listed is None else read_split_file(listed))
+    names = (
+        NamePattern(image_prefix, image_suffix, IMAGE_SUFFIXES),
+        NamePattern(mask_prefix, mask_suffix, MASK_SUFFIXES),
+    )
+    pairs = _pairs((images, masks), names, None if listed is None else read_split_file(listed), shared)
     columns: dict[str, list] = {"image": [str(image) for image, _ in pairs], "label": [str(mask) for _, mask in pairs]}
     if pages:
         rows = [(*pair, page) for pair in zip(*columns.values(), strict=True) for page in range(_num_pages(*pair))]
@@ -342,76 +352,155 @@ def decode_dataset(
     )
 
 
-def _suffixes(suffix: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    if not suffix:
-        return known
-    return (suffix.lower(),) if "." in suffix else tuple(suffix.lower() + ending for ending in known)
+class NamePattern(NamedTuple):
+    """How the names of images, or of masks, begin and end.
+
+    Attributes:
+        prefix: beginning, without folders.
+        suffix: ending, with its type or before any known one.
+        types: known endings.
+    """
+
+    prefix: str
+    suffix: str
+    types: tuple[str, ...]
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """All endings of names, in lower case."""
+        if not self.suffix:
+            return self.types
+        suffix = self.suffix.lower()
+        return (suffix,) if "." in suffix else tuple(suffix + ending for ending in self.types)
+
+    def stem(self, name: str) -> str | None:
+        """Return what is between prefix and suffix; None for another name."""
+        ending = next((ending for ending in self.endings if name.lower().endswith(ending)), None)
+        if ending is None or not name.startswith(self.prefix) or len(name) < len(self.prefix) + len(ending):
+            return None
+        return name[len(self.prefix) : -len(ending)]
+
+    def name_of(self, stem: str) -> str:
+        """Return the first of the names that a file may have."""
+        folder, slash, name = stem.rpartition("/")
+        return f"{folder}{slash}{self.prefix}{name}{self.endings[0]}"
 
 
 def _pairs(
     folders: tuple[Path, Path],
-    suffixes: tuple[tuple[str, ...], tuple[str, ...]],
-    mask_suffix: str,
+    names: tuple[NamePattern, NamePattern],
     listed: Sequence[str] | None = None,
+    shared: str = "",
 ) -> list[tuple[Path, Path]]:
-    """Images and masks that share folder and name before the suffix, in order of names, all or the listed ones."""
+    """Images and masks that share folder and name between prefix and suffix, in order of names, all or the listed."""
     is_one = folders[0].resolve() == folders[1].resolve()
-    images = _by_stem(folders[0], suffixes[0], suffixes[1] if is_one and mask_suffix else ())
+    images = _by_stem(folders[0], names[0], names[1] if is_one and (names[1].prefix or names[1].suffix) else None)
     if not is_one and folders[1].is_relative_to(folders[0]):  # images beside the folder of their masks
         images = {stem: path for stem, path in images.items() if not path.is_relative_to(folders[1])}
-    masks = _by_stem(folders[1], suffixes[1])
+    masks = _by_stem(folders[1], names[1])
     if not images:
-        raise _no_images(folders[0], suffixes[0])
+        raise _no_images(folders[0], names[0].endings)
     if listed is not None:
         missing = [name for name in listed if name not in images]
         if missing:
             raise ValueError(f"{folders[0] / missing[0]} is listed, but there is no such image{_others(missing[1:])}")
         images, masks = ({name: files[name] for name in listed if name in files} for files in (images, masks))
+    if shared:
+        own = masks if shared == "images" else images
+        images, masks = ({stem: path for stem, path in files.items() if stem in own} for files in (images, masks))
     alone = sorted(images.keys() ^ masks.keys())
     if alone:
-        stem, others = alone[0], _others(alone[1:]) + _hint(images, masks, folders, mask_suffix)
+        stem, others = alone[0], _others(alone[1:]) + _hint(images, masks, folders, names)
         if stem in images:
-            wanted = folders[1] / f"{stem}{suffixes[1][0]}"
+            wanted = folders[1] / names[1].name_of(stem)
             raise ValueError(f"{images[stem]} has no mask; expected {wanted}{others}")
-        raise ValueError(f"{masks[stem]} has no image; expected {folders[0] / stem}{suffixes[0][0]}{others}")
+        raise ValueError(f"{masks[stem]} has no image; expected {folders[0] / names[0].name_of(stem)}{others}")
     return [(images[stem], masks[stem]) for stem in sorted(images)]
 
 
-def _hint(images: Mapping[str, Path], masks: Mapping[str, Path], folders: tuple[Path, Path], mask_suffix: str) -> str:
+def pair_in_image_folders(
+    root: Path,
+    image_folder: str,
+    mask_folder: str,
+    image_suffix: str = "",
+    mask_suffix: str = "",
+    *,
+    image_prefix: str = "",
+    mask_prefix: str = "",
+    instance_masks: bool = False,
+) -> datasets.Dataset:
+    """Pair images that have a folder each with the masks there, as in the Data Science Bowl 2018.
+
+    Args:
+        root: folder that the next two are below.
+        image_folder: where an image is, with `{image}` for the name of its own folder, such as `{image}/images`.
+        mask_folder: the same for its masks.
+        image_suffix: see `pair_images_and_masks`.
+        mask_suffix: the same for masks.
+        image_prefix: how the names of images begin.
+        mask_prefix: the same for masks.
+        instance_masks: an image has any number of masks, of one object each; their union is the only class.
+
+    Returns:
+        A data set with the columns `image`, paths, and `label`: paths, or with `instance_masks` `{"path", "masks"}` for
+        `decoding.RowReader`.
+
+    Raises:
+        ValueError: if a folder does not have one image, or has no mask, or several that are no instances.
+        OSError: if there is no such folder.
+    """
+    images = NamePattern(image_prefix, image_suffix, IMAGE_SUFFIXES)
+    masks = NamePattern(mask_prefix, mask_suffix, MASK_SUFFIXES)
+    top = root / image_folder.partition("{image}")[0]
+    if not top.is_dir():
+        raise FileNotFoundError(f"there is no folder {top}")
+    rows: dict[str, list[Any]] = {"image": [], "label": []}
+    for own in sorted(path.name for path in top.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        folders = [root / folder.replace("{image}", own) for folder in (image_folder, mask_folder)]
+        is_one = folders[0] == folders[1]
+        image = [path for path in _files_in(folders[0], images) if not (is_one and masks.stem(path.name) is not None)]
+        found = _files_in(folders[1], masks)
+        if len(image) != 1:
+            raise ValueError(f"{folders[0]} holds {len(image)} images; expected one, in a folder of its own")
+        if not found:
+            raise ValueError(f"{image[0]} has no mask; expected one in {folders[1]}")
+        if len(found) > 1 and not instance_masks:
+            raise ValueError(
+                f"{folders[1]} holds {len(found)} masks; expected one, or data.instance_masks=true if each shows one "
+                "object of the same class"
+            )
+        rows["image"].append(str(image[0]))
+        rows["label"].append(
+            {"path": str(found[0]), "masks": [str(path) for path in found]} if instance_masks else str(found[0])
+        )
+    if not rows["image"]:
+        raise ValueError(f"{top} holds no folders; expected one for each image")
+    return datasets.Dataset.from_dict(rows)
+
+
+def _files_in(folder: Path, names: NamePattern) -> list[Path]:
+    """Return the files of a folder itself whose names fit, by name; none if there is no such folder."""
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in found if not path.name.startswith(".") and names.stem(path.name) is not None]
+
+
+def _hint(
+    images: Mapping[str, Path],
+    masks: Mapping[str, Path],
+    folders: tuple[Path, Path],
+    names: tuple[NamePattern, NamePattern],
+) -> str:
     """Return the remedy where every image lacks a partner for one reason, as far as it can be seen."""
+    if folders[0].resolve() == folders[1].resolve() and images.keys() & masks.keys():
+        return ". Move what is neither an image nor its mask to another folder"
     if images.keys() & masks.keys():
         return ""
-    if masks and not mask_suffix:
-        if ending := _shared_ending(images, masks):
-            return f". Names of masks have {ending!r} more than those of their images: set mask_suffix={ending!r}"
-        if ending := _shared_ending(masks, images):
-            return f". Names of images have {ending!r} more than those of their masks: set image_suffix={ending!r}"
-    if masks and (difference := _shared_difference(images, masks)):
-        return f". {difference}: rename them"
+    is_plain = not any(each.prefix or each.suffix for each in names)
+    if masks and is_plain and (difference := explain_difference(images, masks)):
+        return f". {difference}"
     lossy = [path for path in _files(folders[1]) if path.suffix.lower() in (".jpg", ".jpeg", ".jfif")]
     if lossy and folders[0].resolve() != folders[1].resolve():
         return f". {lossy[0]} is a JPEG file, whose compression changes labels: store masks as PNG or TIFF"
-    return ""
-
-
-def _shared_ending(stems: Mapping[str, Path], longer: Mapping[str, Path]) -> str:
-    """Return the shortest ending that makes longer names of all stems (the first fifty), empty without one."""
-    endings = [{name[len(stem) :] for name in longer if name.startswith(stem)} for stem in islice(stems, _NUM_TRIED)]
-    shared = set.intersection(*endings) - {""} if endings else set()
-    return min(shared, key=len, default="")
-
-
-def _shared_difference(images: Mapping[str, Path], masks: Mapping[str, Path]) -> str:
-    """Say how names of masks differ from those of their images, if by letter case or by what they begin with."""
-    if not {stem.casefold() for stem in images}.isdisjoint(stem.casefold() for stem in masks):
-        return "Names of masks and images differ in upper and lower case"
-    names = {"images": images, "masks": masks}
-    for longer, shorter in (("masks", "images"), ("images", "masks")):
-        stems = [PurePosixPath(stem).name for stem in islice(names[shorter], _NUM_TRIED)]
-        candidates = {PurePosixPath(stem).name for stem in names[longer]}
-        found = [{name[: -len(stem)] for name in candidates if name.endswith(stem)} for stem in stems]
-        if shared := set.intersection(*found) - {""}:
-            return f"Names of {longer} begin with {min(shared, key=len)!r}, those of {shorter} do not"
     return ""
 
 
@@ -427,14 +516,13 @@ def _others(stems: Sequence[str]) -> str:
     return f"; nor has {', '.join(stems[:_NUM_LISTED])}{rest} a partner"
 
 
-def _by_stem(folder: Path, suffixes: tuple[str, ...], skipped: tuple[str, ...] = ()) -> dict[str, Path]:
+def _by_stem(folder: Path, names: NamePattern, skipped: NamePattern | None = None) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in _files(folder):
-        name = path.name.lower()
-        ending = next((suffix for suffix in suffixes if name.endswith(suffix)), None)
-        if ending is None or (skipped and name.endswith(skipped)):
+        own = names.stem(path.name)
+        if own is None or (skipped is not None and skipped.stem(path.name) is not None):
             continue
-        stem = (path.relative_to(folder).parent / path.name[: -len(ending)]).as_posix()
+        stem = (path.relative_to(folder).parent / own).as_posix()
         if path != files.setdefault(stem, path):
             raise ValueError(f"{files[stem]} and {path.name} share one name; expected one of them")
     return files
@@ -455,6 +543,7 @@ __all__ = [
     "load_splits",
     "open_split",
     "pair_images_and_masks",
+    "pair_in_image_folders",
     "read_split_file",
     "two_columns",
     "undecoded",

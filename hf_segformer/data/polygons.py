@@ -41,7 +41,7 @@ def open_coco(path: Path, images: Path) -> tuple[datasets.Dataset, tuple[str, ..
     """
     content = read_annotations(path)
     assert content is not None
-    numbers = _category_numbers(path, content["categories"])
+    numbers = category_numbers(path, content["categories"])
     names = tuple(printable(each["name"]) for each in sorted(content["categories"], key=lambda each: each["id"]))
     drawn: dict[int, list[dict[str, Any]]] = {}
     for each in content["annotations"]:
@@ -53,16 +53,12 @@ def open_coco(path: Path, images: Path) -> tuple[datasets.Dataset, tuple[str, ..
         entry = {"id": each.get("id"), "value": numbers[each["category_id"]], "segmentation": each["segmentation"]}
         drawn.setdefault(each.get("image_id"), []).append(entry | {"crowd": bool(each.get("iscrowd"))})
     rows: dict[str, list[Any]] = {"image": [], "label": []}
-    missing = []
     for each in content["images"]:
         file = resolve_inside(images, str(each.get("file_name")))
-        missing += [] if file.is_file() else [str(file)]
         polygons = {name: each.get(name) for name in ("height", "width")} | {"annotations": drawn.pop(each["id"], [])}
         rows["image"].append(str(file))
         rows["label"].append({"path": f"{path}, image {each['id']}", "polygons": json.dumps(polygons)})
-    if missing:
-        rest = f" and {len(missing) - _NUM_SHOWN} more" if len(missing) > _NUM_SHOWN else ""
-        raise ValueError(f"{path} names images that are not there: {', '.join(missing[:_NUM_SHOWN])}{rest}")
+    refuse_missing(path, rows["image"])
     if drawn:
         raise ValueError(f"{path} has annotations of image {next(iter(drawn))}, which is not one of its images")
     features = {"image": datasets.Value("string"), "label": {"path": datasets.Value("string")}}
@@ -103,12 +99,24 @@ def read_annotations(path: Path, is_sure: bool = True) -> dict[str, Any] | None:
     return content
 
 
-def _category_numbers(path: Path, categories: Sequence[dict[str, Any]]) -> dict[int, int]:
-    """Return the mask value of each category id: 1 and so on, in order of ids."""
+def category_numbers(path: Path, categories: Sequence[dict[str, Any]]) -> dict[int, int]:
+    """Return the mask value of each category id: 1 and so on, in order of ids.
+
+    Raises:
+        ValueError: if a category has no name, or two have one.
+    """
     names = [each.get("name") for each in categories]
     if not all(isinstance(name, str) and name for name in names) or len({*names}) < len(names):
         raise ValueError(f"{path}: a category has no name, or two have the same; expected a name for each")
     return {category: number for number, category in enumerate(sorted(each["id"] for each in categories), 1)}
+
+
+def refuse_missing(path: Path, files: Sequence[str]) -> None:
+    """Raise ValueError if files that a JSON file names are not there."""
+    missing = [file for file in files if not Path(file).is_file()]
+    if missing:
+        rest = f" and {len(missing) - _NUM_SHOWN} more" if len(missing) > _NUM_SHOWN else ""
+        raise ValueError(f"{path} names images that are not there: {', '.join(missing[:_NUM_SHOWN])}{rest}")
 
 
 def draw_polygons(polygons: str, name: str) -> np.ndarray:
@@ -285,4 +293,12 @@ def _decompress(text: str) -> Iterator[int]:
         yield runs[-1]
 
 
-__all__ = ["decode_runs", "draw_polygons", "open_coco", "polygon_mask", "read_annotations"]
+__all__ = [
+    "category_numbers",
+    "decode_runs",
+    "draw_polygons",
+    "open_coco",
+    "polygon_mask",
+    "read_annotations",
+    "refuse_missing",
+]

@@ -15,6 +15,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute
 
 from ..config import SplitConfig
 from ..files import atomic_write, printable
@@ -59,16 +60,48 @@ def group_names(names: Iterable[str], pattern: str, setting: str = "the group pa
     return groups
 
 
-def image_paths(dataset: Any) -> list[str | None]:
-    """Paths in the column `image` of a `datasets.Dataset`, without reading files; None where a row has none."""
-    rows = dataset.with_format(None).select_columns(["image"])
-    feature = rows.features["image"]
+def image_paths(dataset: Any, column: str = "image") -> list[str | None]:
+    """Paths in a column of a `datasets.Dataset`, without reading files; None where a row has none."""
+    rows = dataset.with_format(None).select_columns([column])
+    feature = rows.features[column]
     if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
-        return list(rows["image"])
+        return list(rows[column])
     if isinstance(feature, datasets.Image):
-        undecoded = rows.cast_column("image", datasets.Image(decode=False))
-        return list(undecoded.flatten().select_columns(["image.path"])["image.path"])
+        undecoded = rows.cast_column(column, datasets.Image(decode=False))
+        return list(undecoded.flatten().select_columns([f"{column}.path"])[f"{column}.path"])
     return [None] * len(rows)
+
+
+def check_disjoint(train: datasets.Dataset, evaluation: datasets.Dataset) -> None:
+    """Refuse files that are in both splits, by their paths; links are followed.
+
+    Files that a data set holds in itself have no path: `data_checks.check_data` compares their pixels.
+
+    Raises:
+        ValueError: if an image or a mask is in both.
+    """
+    for column, kind in (("image", "image"), ("label", "mask")):
+        trained = set(_own_files(train, column))
+        both = [file for file in _own_files(evaluation, column) if file in trained]
+        if both:
+            others = f", and {len(both) - 1} more," if len(both) > 1 else ""
+            raise ValueError(
+                f"the {kind} {both[0][0]}{others} would be trained on and evaluated on; expected every {kind} in one "
+                "split: remove it from one, or hold images out by data.eval_share=0.1 in place of data.eval_split"
+            )
+
+
+def _own_files(dataset: datasets.Dataset, column: str) -> list[tuple[str, int]]:
+    """Return path and page of each row's file; none for a column that holds files or arrays itself."""
+    feature, stored = dataset.features[column], dataset.data.column(column)
+    if isinstance(feature, datasets.Image):
+        if any(pyarrow.compute.struct_field(chunk, "bytes").null_count < len(chunk) for chunk in stored.chunks):
+            return []
+    elif not (isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")):
+        return []
+    paths = image_paths(dataset, column)
+    pages = dataset["page"] if "page" in dataset.column_names else [0] * len(paths)
+    return [(os.path.realpath(path), page) for path, page in zip(paths, pages, strict=True) if path]
 
 
 def add_groups(dataset: datasets.Dataset, split: SplitConfig, folder: Path, values: Sequence | None) -> Any:
@@ -315,6 +348,7 @@ __all__ = [
     "SPLIT_FILE",
     "add_groups",
     "assign_folds",
+    "check_disjoint",
     "count_division",
     "divide",
     "format_division",

@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict, Image
 from hf_segformer.config import DataConfig
 from hf_segformer.data.labeled import open_source
 from hf_segformer.data.layouts import recognize_layout
+from hf_segformer.data.splits import check_disjoint
 from tests.support.folders import image, mask, pairs
 
 TRAIN, VAL = "ab", "cd"
@@ -45,6 +46,11 @@ SPLIT_LAYOUTS = [
     ("imgs/{split}/film1/{{}}.png", "gt/{split}/film1/{{}}.png"),
     ("data/leftImg8bit/{split}/x/{{}}_leftImg8bit.png", "data/groundTruth/{split}/x/{{}}_gt.png"),
     ("{split}/{{}}.jpg", "{split}/masks/{{}}.png"),
+    ("images/{split}/{{}}.jpg", "masks/mask_{{}}.png"),
+    ("images/{{}}.jpg", "masks/{split}/{{}}.png"),
+    ("{split}/images/img_{{}}.jpg", "labels/gt_{{}}.png"),
+    ("{split}/{{}}/image.png", "{split}/{{}}/mask.png"),
+    ("data/stage1_{split}/{{0}}/images/{{0}}.png", "data/stage1_{split}/{{0}}/masks/{{0}}.png"),
 ]
 
 
@@ -70,6 +76,16 @@ def test_paired_folders_with_splits_are_found(tmp_path, images, masks, splits):
         ("{}_image.png", "{}_seg.png"),
         ("{}.jpg", "masks/{}.png"),
         ("rgb/{}.tif", "gts/{}.png"),
+        ("images/{}.jpg", "masks/mask_{}.png"),
+        ("images/img_{}.jpg", "masks/label_{}.png"),
+        ("images/film1/img_{}.jpg", "masks/film1/{}_gt.png"),
+        ("{}.png", "mask_{}.png"),
+        ("img_{}.png", "gt_{}.png"),
+        ("image1{}.png", "mask1{}.png"),
+        ("{}/image.png", "{}/mask.png"),
+        ("img_{}/img.jpg", "img_{}/label.png"),
+        ("scans/{}/images/scan.png", "scans/{}/masks/seg.png"),
+        ("images/{}/image.png", "masks/{}.png"),
     ],
 )
 def test_folders_without_splits_hold_images_out(tmp_path, images, masks):
@@ -329,3 +345,82 @@ def test_settings_of_the_user_describe_what_is_not_recognized(tmp_path):
     pairs(tmp_path, "north/{}.jpg", "south/{}.png")
     choices = {"image_folder": "north", "mask_folder": "south", "eval_share": 0.5}
     assert read(tmp_path, choices)[0] < expected("north/{}.jpg", "south/{}.png", "ab")
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "wanted"),
+    [
+        ("images/{}.jpg", "masks/mask_{}.png", {"mask_prefix": "mask_"}),
+        ("img_{}.png", "gt_{}.png", {"image_prefix": "img_", "mask_prefix": "gt_"}),
+        ("x/{}/image.png", "x/{}/mask.png", {"image_folder": ".", "image_suffix": "image", "mask_suffix": "mask"}),
+        ("{}/images/a.png", "{}/masks/b.png", {"image_folder": "{image}/images", "mask_folder": "{image}/masks"}),
+    ],
+)
+def test_what_names_begin_with_becomes_a_setting(tmp_path, images, masks, wanted):
+    pairs(tmp_path, images, masks, "abcd")
+    _, tables = recognize_layout(str(tmp_path), {})
+    assert tables.items() >= wanted.items()
+    assert not tables.keys() & {"instance_masks", "split_file"}
+
+
+def test_two_mask_prefixes_are_refused_with_both_settings(tmp_path):
+    pairs(tmp_path, "{}.jpg", "mask_{}.png")
+    pairs(tmp_path, "{}.jpg", "label_{}.png")
+    for tables in settle(tmp_path, 2):
+        source = open_source(DataConfig(**tables))
+        names = {Path(row["label"]).name for row in [*source.train, *source.evaluation]}
+        assert names == {f"{tables['mask_prefix']}{name}.png" for name in "ab"}
+
+
+def test_masks_of_all_splits_beside_masks_of_each_are_refused_with_both_settings(tmp_path):
+    for split, names in (("train", "ab"), ("val", "cd")):
+        pairs(tmp_path, f"{split}/images/{{}}.jpg", f"{split}/masks/{{}}.png", names)
+        pairs(tmp_path, f"{split}/images/{{}}.jpg", "labels/{}.png", names)
+    assert {tables["mask_folder"] for tables in settle(tmp_path, 2)} == {"{split}/masks", "labels"}
+
+
+def test_a_folder_of_all_splits_may_hold_more(tmp_path):
+    """Masks of a test split, or images that nobody labelled, belong to neither side."""
+    for split, names in (("train", "ab"), ("val", "cd")):
+        pairs(tmp_path, f"images/{split}/{{}}.jpg", "masks/{}.png", names)
+    mask(tmp_path / "masks" / "z.png")
+    assert read(tmp_path) == [
+        expected(f"images/{split}/{{}}.jpg", "masks/{}.png", names) for split, names in (("train", "ab"), ("val", "cd"))
+    ]
+    (tmp_path / "masks" / "c.png").unlink()
+    with pytest.raises(ValueError, match=r"images/val/c\.jpg has no mask; expected .*masks/c\.png"):
+        read(tmp_path)
+
+
+def test_a_mask_of_two_splits_is_refused(tmp_path):
+    for split in ("train", "val"):
+        pairs(tmp_path, f"images/{split}/{{}}.jpg", "masks/{}.png")
+    with pytest.raises(ValueError, match=r"the mask .*masks/a\.png, and 1 more, would be trained on and evaluated on"):
+        read(tmp_path)
+
+
+def test_an_image_of_two_splits_is_refused(tmp_path):
+    voc(tmp_path)
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    (lists / "val.txt").write_text("b\nc\n")
+    with pytest.raises(ValueError, match=r"the image .*b\.jpg would be trained on .* data\.eval_share=0\.1"):
+        read(tmp_path)
+    (lists / "val.txt").write_text("c\n")
+    assert len(read(tmp_path)[1]) == 1
+
+
+def test_a_link_to_a_training_image_is_refused(tmp_path):
+    pairs(tmp_path, "images/train/{}.jpg", "masks/train/{}.png")
+    pairs(tmp_path, "images/val/{}.jpg", "masks/val/{}.png", "c")
+    (tmp_path / "images/val/d.jpg").symlink_to(tmp_path / "images/train/a.jpg")
+    mask(tmp_path / "masks/val/d.png")
+    with pytest.raises(ValueError, match=r"the image .*train/a\.jpg would be trained on"):
+        read(tmp_path)
+
+
+def test_pages_of_a_file_are_images_of_their_own(tmp_path):
+    """The pages of one stack may be on both sides."""
+    pages = Dataset.from_dict({"image": ["a.tif"] * 2, "label": ["b.tif"] * 2, "page": [0, 1]})
+    check_disjoint(pages.select([0]), pages.select([1]))
+    with pytest.raises(ValueError, match="the image"):
+        check_disjoint(pages, pages.select([1]))

@@ -64,10 +64,22 @@ def test_hidden_files_are_no_images(labelled):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (("images/{}.png", "masks/mask_{}.png"), "Names of masks begin with 'mask_', those of images do not: rename"),
-        (("images/rgb-{}.png", "masks/{}.png"), "Names of images begin with 'rgb-', those of masks do not: rename"),
-        (("images/Scene{}.png", "masks/scene{}.png"), "Names of masks and images differ in upper and lower case"),
-        (("images/a{}.png", "masks/b{}.png"), "nor has"),
+        (
+            ("images/{}.png", "masks/mask_{}.png"),
+            "Names of masks begin with 'mask_': set data.mask_prefix=mask_, or --mask-prefix mask_",
+        ),
+        (
+            ("images/rgb-{}.png", "masks/{}.png"),
+            "Names of images begin with 'rgb-': set data.image_prefix=rgb-, or --image-prefix rgb-",
+        ),
+        (
+            ("images/img_{}.png", "masks/gt_{}.png"),
+            "Names of images begin with 'img_' and names of masks begin with 'gt_': set data.image_prefix=img_ "
+            "data.mask_prefix=gt_, or --image-prefix img_ --mask-prefix gt_",
+        ),
+        (("images/{}.png", "masks/{}m.png"), "Names of masks end in 'm': set data.mask_suffix=m, or --mask-suffix m"),
+        (("images/{}S.png", "masks/{}s.png"), "Names of masks and images differ in upper and lower case: rename them"),
+        (("images/a{}.png", "masks/b{}0.png"), "nor has"),
     ],
 )
 def test_what_names_differ_by_is_said(tmp_path, names, words):

@@ -138,7 +138,9 @@ class TestFolders:
         for index in range(5):
             save(tmp_path / f"images/train/p{index}.png", image_of(labels_of(index)))
             save(tmp_path / f"masks/train/p{index}.png", Image.fromarray(labels_of(index)))
-        data = folders(tmp_path, num_train=2, train_split="train", eval_split="train/")
+        save(tmp_path / "images/val/v.png", image_of(labels_of(7)))
+        save(tmp_path / "masks/val/v.png", Image.fromarray(labels_of(7)))
+        data = folders(tmp_path, num_train=2)
         assert [Path(data.describe("train", index).split()[0]).stem for index in (0, 1)] == ["p0", "p4"]
 
     @pytest.mark.parametrize(

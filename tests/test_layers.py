@@ -42,6 +42,7 @@ LAYERS = {
     "conversion": ("base",),
     "data": ("base",),
     "inference": ("conversion", "data"),
+    "cluster": ("inference",),
     "geo": ("inference",),
     "medical": ("inference",),
     "video": ("inference",),
@@ -51,7 +52,7 @@ LAYERS = {
     "training": ("evaluation", "hub"),
     "app": ("inference", "hub"),
     "benchmarking": ("conversion",),
-    "cli": ("geo", "medical", "video", "export", "training", "app", "benchmarking"),
+    "cli": ("cluster", "geo", "medical", "video", "export", "training", "app", "benchmarking"),
     "__main__": ("cli",),
     "__init__": ("kernels", "training"),
 }

@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 
 from ..config import parse_value_range
+from .cluster import add_cluster_options, check_cluster_options, cluster_engine, storage_source
 from .maps import add_map_options, check_map_options, map_outputs, map_source
 from .options import (
     add_dataset,
@@ -45,7 +46,7 @@ def add_predict(commands) -> None:
     add_dataset(parser, "predict the images of a data set instead: a folder or a Hub repository", split="train")
     add_output_dir(parser, "folder of the results", required=True)
     parser.add_argument(
-        "--format", choices=["png", "parquet"], default="png", help="one file an image, or shards (default: png)"
+        "--format", choices=["png", "parquet"], help="one file an image, or shards (default: png, on a cluster parquet)"
     )
     parser.add_argument("--overlay", action="store_true", help="also write NAME_overlay.png")
     parser.add_argument("--legend", choices=["right", "below"], help="add a legend to the overlay")
@@ -87,12 +88,14 @@ def add_predict(commands) -> None:
     )
     add_map_options(parser)
     add_video_options(parser)
+    add_cluster_options(parser)
     add_device(parser)
     parser.set_defaults(check=check, run=run)
 
 
 def check(arguments: argparse.Namespace) -> None:
     """Raise ValueError if options do not go together."""
+    check_cluster_options(arguments)
     if not arguments.stream and bool(arguments.inputs) == bool(arguments.dataset):
         raise ValueError("expected either images (files, folders, patterns, @FILE) or --dataset NAME")
     check_map_options(arguments)
@@ -146,14 +149,16 @@ def run(arguments: argparse.Namespace) -> None:
         source = DatasetSource(arguments.dataset, arguments.split, arguments.image_column, **reading)
     else:
         source = (
-            stream_source(arguments, reading)
+            storage_source(arguments, reading)
+            or stream_source(arguments, reading)
             or map_source(arguments, reading)
             or FileSource(arguments.inputs, arguments.output_dir, **reading)
         )
     choose_video_format(arguments, source)
     options = map_outputs(arguments, source) or video_outputs(arguments)
     outputs = replace(outputs, kind=arguments.format, options=options)
-    device = find_device(arguments.device)
+    engine = cluster_engine(arguments)
+    device = find_device("cpu" if engine else arguments.device)
     predictor = SegFormerPredictor.from_pretrained(arguments.model, device=device, options=arguments.options)
     if arguments.value_range is not None or arguments.window:
         predictor.processor.value_range = arguments.value_range
@@ -164,7 +169,7 @@ def run(arguments: argparse.Namespace) -> None:
                 "leave it out"
             )
         predictor.processor.binary_threshold = arguments.threshold
-    report = predict_batch(predictor, source, arguments.output_dir, outputs)
+    report = predict_batch(predictor, source, arguments.output_dir, outputs, engine=engine)
     if int(os.environ.get("RANK", "0")):
         return  # the first process speaks for all; if another failed first, torchrun would end it before it has
     resumed = f", {report.num_resumed} of them by earlier runs" if report.num_resumed else ""

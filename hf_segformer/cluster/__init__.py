@@ -1,0 +1,1 @@
+"""Batch inference on a Ray cluster, of folders and of object storage."""

@@ -77,9 +77,9 @@ def published(author, stranger, folder, tmp_path_factory):
     return target
 
 
-def file_of(picture, kind="PNG", **options):
+def file_of(drawing, kind="PNG", **options):
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    drawing.save(file, kind, **options)
     return file.getvalue()
 
 

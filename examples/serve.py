@@ -29,7 +29,7 @@ from hf_segformer.inference.writers import segmentation_to_png
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request, and all together, may take.
+    """Bounds of one request, and of all together.
 
     Attributes:
         max_bytes: size of an upload.

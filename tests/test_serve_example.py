@@ -130,7 +130,7 @@ def test_an_upload_without_a_length_is_cut_off_at_the_limit(address):
 
 
 class SlowPredictor:
-    """Takes batches when it is told to, and refuses an image by name."""
+    """Takes batches once it may, and refuses an image by name."""
 
     options = InferenceOptions(batch_size=3)
 

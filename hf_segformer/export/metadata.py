@@ -18,7 +18,7 @@ from ..version import __version__
 def describe_model(
     model: SegFormerForSemanticSegmentation, processor: SegFormerImageProcessor, include_processing: bool
 ) -> dict[str, str]:
-    """Describe a model for whoever has nothing but its exported file.
+    """Describe a model for users who have nothing but its exported file.
 
     Args:
         model: names and colours of its configuration.

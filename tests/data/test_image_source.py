@@ -1,0 +1,128 @@
+"""Images for pre-training: folders, data sets and streams, with classes and without."""
+
+import re
+
+import datasets
+import pytest
+from PIL import Image
+
+from hf_segformer.data.image_source import open_images
+from hf_segformer.data.pretraining_config import ImageDataConfig
+from hf_segformer.data.shapes import NAMES, draw_single
+from tests.support.classes import CLASSES, image_classes
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return image_classes(tmp_path_factory.mktemp("classes"))
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def config(root, **values):
+    return ImageDataConfig("imagefolder", root=str(root), **values)
+
+
+def test_folders_are_classes(root):
+    images = open_images(config(root), is_labeled=True)
+    assert images.names == CLASSES
+    assert (len(images.train), len(images.evaluation)) == (12, 12)
+    for row in images.train:
+        assert set(row) == {"image", "label"}
+        assert CLASSES[row["label"]] in row["image"]["path"]
+    assert not images.is_stream
+
+
+def test_without_classes_only_images_are_kept(root, tmp_path):
+    images = open_images(config(root), is_labeled=False)
+    assert images.train.column_names == ["image"]
+    assert images.names == ()
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for index in range(4):
+        Image.new("RGB", (20, 20)).save(flat / f"{index}.png")
+    images = open_images(config(flat, eval_share=0.25), is_labeled=False)
+    assert (len(images.train), len(images.evaluation)) == (3, 1)
+    with pytest.raises(ValueError, match=r"data\.label_column is 'label', missing .*pretraining\.method=masked_images"):
+        open_images(config(flat, eval_share=0.25), is_labeled=True)
+
+
+def test_a_share_is_held_out_and_numbers_are_spread_over_the_classes(root):
+    images = open_images(config(root, eval_share=0.5, num_train=3, num_eval=2), is_labeled=True)
+    paths = [{row["image"]["path"] for row in rows} for rows in (images.train, images.evaluation)]
+    assert not paths[0] & paths[1]
+    spread = open_images(config(root, num_train=3), is_labeled=True)
+    assert {row["label"] for row in spread.train} == {0, 1, 2}
+
+
+def test_a_stream_is_shuffled_and_its_evaluation_is_kept(root):
+    images = open_images(config(root, streaming=True, num_eval=2), is_labeled=True)
+    assert images.is_stream
+    assert images.names == CLASSES
+    labels = [row["label"] for row in images.train]
+    assert sorted(labels) == [0] * 4 + [1] * 4 + [2] * 4
+    assert labels != sorted(labels)
+    assert len(images.evaluation) == 2
+
+
+def test_columns_of_other_names_are_taken(root, tmp_path):
+    rows = open_images(config(root), is_labeled=True).train.rename_columns({"image": "photo", "label": "kind"})
+    datasets.DatasetDict({"train": rows, "validation": rows}).save_to_disk(str(tmp_path / "saved"))
+    saved = ImageDataConfig(
+        "dataset", root=str(tmp_path / "saved"), image_column="photo", label_column="kind", num_eval=2
+    )
+    images = open_images(saved, is_labeled=True)
+    assert images.train.column_names == ["image", "label"]
+    assert images.names == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train_split": "training"}, r"data\.train_split is 'training'; expected one of .*'train', 'validation'"),
+        ({"eval_split": "test"}, r"data\.eval_split is 'test'; .*or hold images out by data\.eval_share=0\.1"),
+        ({"image_column": "photo"}, r"data\.image_column is 'photo', which is not there .*one of 'image', 'label'"),
+        ({"image_column": "label"}, r"data\.image_column is 'label', which holds ClassLabel"),
+        ({"label_column": "kind"}, r"data\.label_column is 'kind', missing"),
+        ({"num_train": 13}, r"data\.num_train is 13; expected at most the images of 'train', 12"),
+    ],
+)
+def test_what_does_not_fit_is_named(root, values, message):
+    with pytest.raises(ValueError, match=message):
+        open_images(config(root, **values), is_labeled=True)
+
+
+def test_one_class_is_refused(tmp_path):
+    image_classes(tmp_path, number=1)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["only"])})
+    rows = datasets.Dataset.from_list([{"image": {"path": None, "bytes": b""}, "label": 0}] * 2, features=features)
+    datasets.DatasetDict({"train": rows, "validation": rows}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(ValueError, match="has 1 class; expected at least 2"):
+        open_images(ImageDataConfig("dataset", root=str(tmp_path / "saved")), is_labeled=True)
+
+
+def test_numbers_without_names_are_refused(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = datasets.Dataset.from_list([{"image": {"path": None, "bytes": b""}, "label": 0}] * 2, features=features)
+    datasets.DatasetDict({"train": rows, "validation": rows}).save_to_disk(str(tmp_path))
+    with pytest.raises(ValueError, match=re.escape("which holds int64") + ".*class_encode_column"):
+        open_images(ImageDataConfig("dataset", root=str(tmp_path)), is_labeled=True)
+
+
+class TestSingleShapes:
+    def test_every_class_occurs_and_a_sample_is_a_function_of_its_index(self):
+        images = open_images(ImageDataConfig("shapes", image_size=32, num_train=60, num_eval=2), is_labeled=True)
+        assert images.names == NAMES[1:]
+        assert set(images.train["label"]) == set(range(6))
+        again = open_images(ImageDataConfig("shapes", image_size=32, num_train=6, num_eval=2), is_labeled=True)
+        assert again.train[5] == images.train[5]
+
+    def test_the_shape_is_on_the_image(self):
+        image, label = draw_single(0, "train", 3, 64)
+        assert image.size == (64, 64)
+        assert 0 <= label < 6
+        other, _ = draw_single(1, "train", 3, 64)
+        assert image.tobytes() != other.tobytes()

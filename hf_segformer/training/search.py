@@ -1,10 +1,12 @@
 """Search of a recipe's values by the Trainer's own `hyperparameter_search`, with Optuna (the extra `search`).
 
 Every trial trains a fresh network of the recipe with other values, on the same data, and is judged by the recipe's own
-evaluation. Only `model`, `loss`, `optimizer`, `augmentation` and `trainer` are searched: the other tables describe the
-task, or belong to the whole search.
+evaluation: that of the best checkpoint where the recipe keeps it (`trainer.load_best_model_at_end`), else the last one.
+Only `model`, `loss`, `optimizer`, `augmentation` and `trainer` are searched: the other tables describe the task, or
+belong to the whole search.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,7 +70,7 @@ def search(
     sampler = study.pop("sampler", None) or optuna.samplers.TPESampler(seed=seed)
     found = trainer.hyperparameter_search(
         hp_space=lambda trial: _trainer_values(suggest(trial, space)),
-        compute_objective=lambda metrics: metrics[f"eval_{metric}"],
+        compute_objective=Objective(trainer, metric),
         n_trials=num_trials,
         direction="minimize" if metric in LOWER_IS_BETTER else "maximize",
         backend="optuna",
@@ -78,6 +80,43 @@ def search(
     if found is None:  # in every process but the first
         return SearchResult({}, float("nan"), recipe)
     return SearchResult(found.hyperparameters, found.objective, recipe.with_values(_as_tables(found.hyperparameters)))
+
+
+class Objective:
+    """Score of a trial, for `compute_objective` of `Trainer.hyperparameter_search`.
+
+    Called after every evaluation, it gives the score of the one whose checkpoint the training keeps: with
+    `load_best_model_at_end` the best by `metric_for_best_model`, otherwise the last.
+
+    Args:
+        trainer: what the search trains with.
+        metric: name of the score, without `eval_`.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> from hf_segformer.training.search import Objective
+        >>> arguments = SimpleNamespace(
+        ...     load_best_model_at_end=True, metric_for_best_model="mean_iou", greater_is_better=True
+        ... )
+        >>> objective = Objective(SimpleNamespace(args=arguments, objective=None), "mean_dice")
+        >>> objective({"eval_mean_iou": 0.5, "eval_mean_dice": 0.6})
+        0.6
+    """
+
+    def __init__(self, trainer: Any, metric: str):
+        self.trainer, self.metric = trainer, metric
+        self._judged = math.nan
+
+    def __call__(self, metrics: Mapping[str, Any]) -> float:
+        """Metrics of an evaluation -> score of the trial so far, whose last one is `trainer.objective`."""
+        arguments, previous = self.trainer.args, getattr(self.trainer, "objective", None)
+        if arguments.load_best_model_at_end:
+            judged = metrics[f"eval_{arguments.metric_for_best_model.removeprefix('eval_')}"]
+            is_better = judged > self._judged if arguments.greater_is_better else judged < self._judged
+            if previous is not None and not (is_better or math.isnan(self._judged)):
+                return previous
+            self._judged = judged
+        return metrics[f"eval_{self.metric}"]
 
 
 def build_search_trainer(recipe: Recipe, space: Space) -> RecipeTrainer:
@@ -187,4 +226,13 @@ def _optuna() -> Any:
     return optuna
 
 
-__all__ = ["SEARCHED_TABLES", "SearchResult", "Space", "build_search_trainer", "check_space", "search", "suggest"]
+__all__ = [
+    "SEARCHED_TABLES",
+    "Objective",
+    "SearchResult",
+    "Space",
+    "build_search_trainer",
+    "check_space",
+    "search",
+    "suggest",
+]

@@ -1,11 +1,13 @@
 """Search of a recipe's values: by Optuna where it is installed, and the checks of the space in any case."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 
 from hf_segformer.training.recipe import read_recipe
-from hf_segformer.training.search import build_search_trainer, check_space, search, suggest
+from hf_segformer.training.search import Objective, build_search_trainer, check_space, search, suggest
 from tests.support.training import SMALL
 
 
@@ -61,6 +63,29 @@ def test_ranges_become_optunas_suggestions():
 def test_impossible_spaces_are_named(space, message):
     with pytest.raises(ValueError, match=message):
         check_space(space)
+
+
+@pytest.mark.parametrize(
+    ("is_kept", "greater", "judged", "scores", "wanted"),
+    [
+        (False, None, [0.5, 0.9, 0.7], [1, 2, 3], [1, 2, 3]),  # the last one
+        (True, True, [0.5, 0.9, 0.7], [1, 2, 3], [1, 2, 2]),
+        (True, False, [0.5, 0.2, 0.7], [1, 2, 3], [1, 2, 2]),
+        (True, True, [math.nan, 0.1, 0.0], [1, 2, 3], [1, 2, 2]),
+    ],
+)
+def test_a_trial_has_the_score_of_the_checkpoint_that_it_keeps(is_kept, greater, judged, scores, wanted):
+    arguments = SimpleNamespace(
+        load_best_model_at_end=is_kept, metric_for_best_model="eval_loss", greater_is_better=greater
+    )
+    trainer = SimpleNamespace(args=arguments, objective=None)
+    objective = Objective(trainer, "mean_iou")
+    for _ in range(2):  # two trials
+        trainer.objective, found = None, []
+        for loss, score in zip(judged, scores, strict=True):
+            trainer.objective = objective({"eval_loss": loss, "eval_mean_iou": score})
+            found.append(trainer.objective)
+        assert found == wanted
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

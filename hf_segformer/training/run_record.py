@@ -18,6 +18,7 @@ from .plots import draw_curve, save_plot
 
 # Paths and credentials of the machine are left out of the record.
 _PRIVATE = ("root", "output_dir", "logging_dir", "hub_token", "push_to_hub", "hub_model_id", "report_to", "run_name")
+_SOURCES = ("checkpoint", "teacher")  # models: of the Hub, or in a folder of the machine, whose name is private
 _ARGUMENTS = ("learning_rate", "weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "seed")
 _SWITCHES = ("bf16", "fp16", "gradient_checkpointing", "torch_compile")
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets")
@@ -115,20 +116,18 @@ def without_private(recipe: dict[str, dict[str, Any]]) -> dict[str, dict[str, An
         table: {
             key: value
             for key, value in values.items()
-            if key not in _PRIVATE and not (_is_local(value) and table != "split")
+            if key not in _PRIVATE and not (_is_local(key, value) and table != "split")
         }
         for table, values in recipe.items()
     }
     return _known(tables)
 
 
-def _is_local(value: Any) -> bool:
-    """Return True if a value is a path on this machine."""
-    return (
-        isinstance(value, str)
-        and ("/" in value or "\\" in value)
-        and not (is_hub_id(value) and not Path(value).exists())
-    )
+def _is_local(key: str, value: Any) -> bool:
+    """Return True if a value is a path on this machine; for a model also the bare name of a folder."""
+    if not isinstance(value, str) or not (key in _SOURCES or "/" in value or "\\" in value):
+        return False
+    return not is_hub_id(value) or Path(value).exists()
 
 
 def _arguments(trainer: Any) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def augment(
         generator: the only source of randomness.
         ignore_index: label of pixels that do not count.
         is_byte_scaled: the image is on the scale of 0 to 255; by default if it is uint8.
-        focus: class of which the crop holds a pixel, where there is one.
+        focus: class of which the crop holds a pixel, where there is one. A crop that a rotation would turn it out of is
+            not rotated.
 
     Returns:
         image (C, S', S'') and labels (S', S'') of the same types, where S' and S'' are at most S.
@@ -59,12 +60,14 @@ def augment(
         is_byte_scaled = image.dtype == torch.uint8
     image, labels = _resize(image, labels, options, generator)
     top, left = _draw_crop(labels, options, generator, ignore_index, focus)
+    window = (slice(top, top + options.crop_size), slice(left, left + options.crop_size))
+    crop = image[:, *window], labels[window]
     if options.rotation:
         degrees = draw_uniform(-options.rotation, options.rotation, generator)
-        image, labels = crop_rotated(image, labels, (top, left), options.crop_size, degrees, ignore_index)
-    else:
-        window = (slice(top, top + options.crop_size), slice(left, left + options.crop_size))
-        image, labels = image[:, *window], labels[window]
+        turned = crop_rotated(image, labels, (top, left), options.crop_size, degrees, ignore_index)
+        is_lost = focus is not None and bool((crop[1] == focus).any()) and not (turned[1] == focus).any()
+        crop = crop if is_lost else turned
+    image, labels = crop
     image, labels = _turn(image, labels, options, generator)
     if options.distortion:
         check_byte_scale("distortion", options.distortion, image.dtype, is_byte_scaled)

@@ -84,6 +84,22 @@ def test_the_crop_holds_the_class_at_any_place(size):
     assert len(places) == expected[0] * expected[1]
 
 
+@pytest.mark.parametrize("at", [(0, 0), (39, 51), (20, 26)])
+def test_a_rotation_does_not_turn_the_class_out_of_the_crop(at):
+    """Near a corner of the image the crop cannot move after the pixel: it is not rotated then."""
+    labels = torch.zeros(40, 52, dtype=torch.long)
+    labels[at] = 3
+    image, turned = torch.zeros(3, 40, 52, dtype=torch.uint8), 0
+    options = AugmentationConfig(**{**IDENTITY, "rotation": 45.0})
+    for seed in range(300):
+        _, crop = augment(image, labels, options, generator(seed), focus=3, ignore_index=255)
+        assert (crop == 3).any()
+        turned += not torch.equal(
+            crop, augment(image, labels, AugmentationConfig(**IDENTITY), generator(seed), focus=3)[1]
+        )
+    assert turned > 100 or at != (20, 26)
+
+
 def test_pixels_of_the_class_are_as_likely():
     labels = torch.zeros(16, 64, dtype=torch.long)
     labels[0, 2], labels[0, 60] = 1, 1

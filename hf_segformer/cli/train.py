@@ -15,7 +15,7 @@ from ..training.recipe import Recipe, list_recipes, parse_overrides, read_recipe
 from ..training.recipe_writer import RECIPE_FILE
 from ..training.resume import list_checkpoints
 from ..training.run_folder import RunFolder
-from .options import whole_number
+from .options import add_output_dir, whole_number
 
 # Options that only a plan needs, and what has their effect with a recipe.
 _OF_PLANS = {
@@ -45,6 +45,7 @@ def add_train(commands) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="table.key=value", help="set a value, for example trainer.max_steps=24"
     )
+    add_output_dir(parser, "folder of the run, as trainer.output_dir=DIR")
     parser.add_argument("--list", action="store_true", help="print the names of the recipes, and stop")
     parser.add_argument("--resume", action="store_true", help="continue from the newest whole checkpoint")
     parser.add_argument(
@@ -91,6 +92,10 @@ def check(arguments: argparse.Namespace) -> None:
             "no data and no recipe are given; expected a folder of images and masks, or a recipe, whose names --list "
             "prints"
         )
+    if arguments.output_dir is not None:
+        if "output_dir" in parse_overrides(arguments.overrides)["trainer"]:
+            raise ValueError("--output-dir and trainer.output_dir are both set; expected one of them")
+        arguments.overrides.append(f"trainer.output_dir={json.dumps(str(arguments.output_dir))}")
     if arguments.resume and arguments.overwrite:
         raise ValueError("--resume and --overwrite are both set; expected one: continue a run, or replace it")
     _check_repeated(arguments)

@@ -132,9 +132,11 @@ class TestDryRun:
     def test_a_range_test_chooses_the_learning_rate(self, folder, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(hf_segformer.training.measuring, "_RANGE_STEPS", 8)
-        assert run("train", folder, "--steps", 9, "--dry-run", "--find-learning-rate", *SMALL) == 0
+        assert run("train", folder, "--steps", 9, "-o", "runs/one", "--dry-run", "--find-learning-rate", *SMALL) == 0
         assert "range test" in capsys.readouterr().out
-        assert 1e-6 < read_recipe("outputs/streets.toml").trainer["learning_rate"] < 1e-1
+        recipe = read_recipe("runs/one.toml")
+        assert 1e-6 < recipe.trainer["learning_rate"] < 1e-1
+        assert recipe.trainer["output_dir"] == "runs/one"
 
 
 class TestPretrained:
@@ -206,6 +208,7 @@ class TestErrors:
             (["--resume"], ["there is no run to resume", "outputs/streets/recipe.toml is missing"]),
             (["--check-data"], ["--check-data is set for a folder", "--dry-run writes one"]),
             (["trainer.max_step=3"], ["did you mean 'trainer.max_steps'?"]),
+            (["--output-dir", "x", "trainer.output_dir=y"], ["--output-dir and trainer.output_dir are both set"]),
             (["--init", "x", "model.checkpoint=y"], ["--init and model.checkpoint are both set"]),
             (["--init", "x"], ["--init is x, which does not exist; expected a model's folder"]),
         ],

@@ -33,8 +33,9 @@ def check_data(
 ) -> np.ndarray:
     """Read every image and mask once, and count the pixels of each class.
 
-    Of a stream only the first 1,000 samples are read. An evaluation image that is trained on, or nearly the same as one
-    that is, is reported, not refused: empty tiles are equal too.
+    Of a stream only the first 1,000 samples are read. An evaluation image with the pixels of a training image, or
+    nearly the same, is reported, not refused, since empty tiles are equal too; `splits.check_disjoint` has refused one
+    file in both splits before.
 
     Args:
         data: what `load_data` gives.
@@ -88,7 +89,11 @@ def check_data(
         print(f"Of the stream only the first {_NUM_STREAMED:,} samples were checked and counted.")
     if duplicates and not quiet:
         number = "1 evaluation image is" if len(duplicates) == 1 else f"{len(duplicates)} evaluation images are"
-        print(f"{number} also in the training data: {duplicates[0]}. Metrics will be too high.")
+        rest = f"; and {len(duplicates) - _NUM_SHOWN} more" if len(duplicates) > _NUM_SHOWN else ""
+        print(
+            f"WARNING: {number} also in the training data: {'; '.join(duplicates[:_NUM_SHOWN])}{rest}. Metrics will be "
+            "too high: remove them from one split."
+        )
     if not quiet and (near := describe_near_duplicates(hashes["train"], hashes["evaluation"])):
         print(near)
     if turned and not quiet:

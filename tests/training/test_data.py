@@ -599,7 +599,7 @@ class TestCheck:
         (tmp_path / "images/val/p2.png").write_bytes((tmp_path / "images/train/p0.png").read_bytes())
         check_data(folders(tmp_path), 3)
         printed = capsys.readouterr().out
-        assert "1 evaluation image is also in the training data: " in printed
+        assert "WARNING: 1 evaluation image is also in the training data: " in printed
         assert "val/p2.png (evaluation row 0) is the same as" in printed
         assert "train/p0.png (train row 0)" in printed
 

@@ -21,6 +21,8 @@ _LONGEST_NAME = 255  # bytes, on most file systems
 _numbers = itertools.count()
 # The mask value of pixels that do not count, by the convention of ADE20K and Cityscapes, unless a class has it.
 IGNORE_INDEX = 255
+# The class of what is in no other one, by its name: without areas, segments and polygons of its own.
+BACKGROUND = "background"
 
 # Endings of the files that a folder is searched for; the kind of a file follows from its content. A virtual raster
 # (.vrt) is a view of other files, and taken where it is named itself.
@@ -288,6 +290,7 @@ def _csv_cell(value: Any) -> Any:
 
 
 __all__ = [
+    "BACKGROUND",
     "IGNORE_INDEX",
     "IMAGE_SUFFIXES",
     "MASK_SUFFIXES",

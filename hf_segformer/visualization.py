@@ -234,6 +234,21 @@ def displayable(image: Image.Image | np.ndarray, stretch: Stretch) -> Image.Imag
     return Image.fromarray(values[shown].clip(0, 255).round().astype(np.uint8).transpose(1, 2, 0))
 
 
+def displayed_as_fed(image: Image.Image | np.ndarray, processor: Any) -> Image.Image:
+    """8-bit image for display, with the value range of a processor: what the network is fed is what is seen.
+
+    Args:
+        image: a Pillow image or an array (C, H, W).
+        processor: of the model.
+    """
+    if processor.value_range is not None:
+        data_format = "channels_first" if isinstance(image, np.ndarray) else None
+        image = np.ma.filled(processor.apply_range(image, data_format=data_format), 0).round().astype(np.uint8)
+    if isinstance(image, np.ndarray) and len(image) == 1 and len(processor.image_mean) == 3:
+        image = image.repeat(3, axis=0)  # grey
+    return displayable(image, Stretch.of_processor(processor))
+
+
 def with_legend(image: Image.Image, labels, names: Sequence[str], palette: Sequence[Color], side: str) -> Image.Image:
     """Add a legend of the classes that occur and their shares of the classified pixels, largest first.
 
@@ -476,6 +491,7 @@ __all__ = [
     "colorize",
     "default_palette",
     "displayable",
+    "displayed_as_fed",
     "figure",
     "land_cover_palette",
     "overlay",

@@ -21,7 +21,7 @@ from ..data.readers import NUMPY_MAGIC, ImageFile, ImageSource, ReadOptions, fin
 from ..image_io_segformer import DECODE_ERRORS, size_in_header
 from ..inference.predictor import SegFormerPredictor
 from ..inference.writers import count_pixels, segmentation_to_png
-from ..visualization import Color, Stretch, displayable, overlay
+from ..visualization import Color, displayed_as_fed, overlay
 
 # Of an upload, and of the image as the network sees it: a strip that is one pixel high is enlarged until its shorter
 # side fits the processor. Both are checked before a pixel is decoded.
@@ -82,7 +82,7 @@ def predict_upload(predictor: SegFormerPredictor, path: str | Path) -> Result:
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split()).replace(str(path), path.name)
         raise type(error)(message) from error
-    image = _reduced(displayable(prepared.image, Stretch.of_processor(predictor.processor)))
+    image = _reduced(displayed_as_fed(prepared.image, predictor.processor))
     counts = count_pixels(prediction.segmentation, len(predictor.names))
     frequent = sorted((index for index, count in enumerate(counts) if count), key=lambda index: -counts[index])
     mask_file = BytesIO()

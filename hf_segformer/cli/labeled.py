@@ -64,9 +64,12 @@ def load_labeled_data(source: str, arguments: argparse.Namespace, device: Any) -
     """
     import torch
 
+    from ..config import SplitConfig
     from ..data.pairing import decode_dataset, open_split, pair_images_and_masks
+    from ..data.splits import add_groups
     from ..evaluation.detailed import describe_leakage
     from ..inference.ensemble import load_model_or_ensemble
+    from ..inference.segmenter import class_names
 
     model, processor = load_model_or_ensemble(source)
     if arguments.value_range is not None:
@@ -76,7 +79,8 @@ def load_labeled_data(source: str, arguments: argparse.Namespace, device: Any) -
         suffixes = (arguments.image_suffix, arguments.mask_suffix)
         named = {"image_prefix": arguments.image_prefix, "mask_prefix": arguments.mask_prefix}
         named |= {"pages": reading.pop("pages")} if "pages" in reading else {}
-        dataset = pair_images_and_masks(arguments.images, arguments.masks, *suffixes, **named)
+        pairs = pair_images_and_masks(arguments.images, arguments.masks, *suffixes, **named)
+        dataset = add_groups(pairs, SplitConfig(), arguments.images, None)
     else:
         columns = (arguments.image_column, arguments.mask_column)
         dataset = open_split(arguments.dataset, arguments.split, *columns)
@@ -95,6 +99,7 @@ def load_labeled_data(source: str, arguments: argparse.Namespace, device: Any) -
         ignore_colors=arguments.ignore_colors,
         ignore_index=model.config.semantic_loss_ignore_index,
         any_range=processor.value_range is not None,
+        names=class_names(model.config),
         **reading,
     )
     dtype = getattr(torch, arguments.options.dtype) if arguments.options.dtype else None

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..files import BACKGROUND
 from ..image_io_segformer import exif_orientation, read_image, read_mask
 from .label_mapping import LabelMapping
 from .panoptic import read_segments
 from .polygons import draw_polygons
 from .readers import ImageSource, choose_bands, has_data, read_color_mask, read_whole_image, read_whole_mask
+from .volume_pairs import is_volume, read_slice
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class RowReader:
         ignore_exif: keep images and masks as they are stored, whatever their EXIF orientation.
         any_range: accept integers of any range, since a value range is applied later.
         bands: numbers, from 1, of the bands to read, in the model's order; None for all.
+        names: of the classes, for masks of volumes whose segments have names.
     """
 
     num_channels: int
@@ -41,6 +44,7 @@ class RowReader:
     ignore_exif: bool = False
     any_range: bool = False
     bands: tuple[int, ...] | None = None
+    names: tuple[str, ...] = ()
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """Decode columns of rows: images as `read_whole_image` gives them, and labels (H, W).
@@ -59,8 +63,10 @@ class RowReader:
     def read(self, image: Any, label: Any, page: int | None = None) -> tuple[Image.Image | np.ndarray, np.ndarray]:
         """Decode one image and its labels, which are ignored where the image holds no data in any band."""
         image_name, label_name = file_name(image) or "the image", file_name(label) or "the mask"
-        pixels = self._image(image, image_name, page)
-        values = self._mask(label, label_name, page)
+        if page is not None and isinstance(image, str) and is_volume(image):
+            pixels, values = self._slice(image, label, page)
+        else:
+            pixels, values = self._image(image, image_name, page), self._mask(label, label_name, page)
         size = (pixels.height, pixels.width) if isinstance(pixels, Image.Image) else pixels.shape[1:]
         if values.shape != tuple(size):
             raise ValueError(
@@ -71,6 +77,17 @@ class RowReader:
         return pixels, labels if valid is None else np.where(
             valid, labels, labels.dtype.type(self.mapping.ignore_index)
         )
+
+    def _slice(self, image: str, label: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read a slice of a volume, and of its mask."""
+        if self.mapping.are_colors:
+            raise ValueError(f"{label} is the mask of a volume, which holds no colours: leave out mask_colors")
+        values = self.mapping.values
+        classes = dict(zip(self.names, values[1:] if len(self.names) == 1 else values, strict=False))
+        own = next((value for name, value in classes.items() if name.casefold() == BACKGROUND), None)
+        outside = values[0] if len(self.names) == 1 else own
+        options = {"any_range": self.any_range, "bands": self.bands}
+        return read_slice(image, label, index, self.num_channels, classes, outside, **options)
 
     def _image(self, image: Any, name: str, page: int | None) -> Image.Image | np.ndarray:
         if not _is_file(image, name):

@@ -193,7 +193,7 @@ def _read_folders(
         elif is_below:
             folders = below
     rows = pair_images_and_masks(*folders, *suffixes, config.pages, listed, **prefixes, shared=shared)
-    return add_groups(rows, split, folders[0], None) if held_out else rows
+    return add_groups(rows, split if held_out else SplitConfig(), folders[0], None)
 
 
 def _open_coco(

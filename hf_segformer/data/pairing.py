@@ -20,6 +20,7 @@ from .decoding import RowReader, array_dtype
 from .label_mapping import build_mapping
 from .name_parts import explain_difference
 from .readers import count_pages, is_hub_file
+from .volume_pairs import pair_volumes
 
 _NUM_LISTED, _NUM_TRIED = 5, 50
 
@@ -36,7 +37,7 @@ def pair_images_and_masks(
     mask_prefix: str = "",
     shared: str = "",
 ) -> datasets.Dataset:
-    """Pair images and masks that share folder and name, in order of names.
+    """Pair images and masks that share folder and name, in order of names; of volumes each slice.
 
     Args:
         images: folder of the images, at any depth.
@@ -53,18 +54,28 @@ def pair_images_and_masks(
         shared: `"images"` or `"masks"` for a folder that holds files of other splits too, those without a partner.
 
     Returns:
-        A data set with the columns `image` and `label`, which hold paths, and with `pages` a column `page`.
+        A data set with the columns `image` and `label`, which hold paths, and with `pages`, and of volumes (see
+        `volume_pairs.pair_volumes`), a column `page`.
 
     Raises:
         ValueError: if a file has no partner, two files share one name, numbers of pages differ, or a listed image is
             not there.
         OSError: if there is no such folder.
     """
-    names = (
+    names = [] if listed is None else read_split_file(listed)
+    affixes = ((image_prefix, image_suffix), (mask_prefix, mask_suffix))
+    volumes = pair_volumes(images, masks, *affixes, names, shared)
+    if volumes is not None:
+        if pages:
+            raise ValueError(
+                f"pages are asked for, but {images} holds volumes, of which each slice is taken: leave it out"
+            )
+        return datasets.Dataset.from_dict(volumes)
+    patterns = (
         NamePattern(image_prefix, image_suffix, IMAGE_SUFFIXES),
         NamePattern(mask_prefix, mask_suffix, MASK_SUFFIXES),
     )
-    pairs = _pairs((images, masks), names, None if listed is None else read_split_file(listed), shared)
+    pairs = _pairs((images, masks), patterns, names or None, shared)
     columns: dict[str, list] = {"image": [str(image) for image, _ in pairs], "label": [str(mask) for _, mask in pairs]}
     if pages:
         rows = [(*pair, page) for pair in zip(*columns.values(), strict=True) for page in range(_num_pages(*pair))]
@@ -295,6 +306,7 @@ def decode_dataset(
     ignore_exif: bool = False,
     any_range: bool = False,
     bands: Sequence[int] | None = None,
+    names: Sequence[str] = (),
 ) -> datasets.Dataset:
     """Decode images and masks of a data set when its rows are asked for.
 
@@ -312,6 +324,7 @@ def decode_dataset(
         ignore_exif: keep images as they are stored, whatever their EXIF orientation.
         any_range: accept integers of any range, for a processor with a `value_range`.
         bands: numbers, from 1, of the bands that the model takes, in its order; None for all.
+        names: of the classes, for masks of volumes whose segments have names.
 
     Raises:
         ValueError: if `label_values` or `mask_colors` do not have one a class.
@@ -348,6 +361,7 @@ def decode_dataset(
             ignore_exif,
             any_range,
             bands=None if bands is None else tuple(bands),
+            names=tuple(names),
         )
     )
 

@@ -19,6 +19,7 @@ import pyarrow.compute
 
 from ..config import SplitConfig
 from ..files import atomic_write, printable
+from .volume_pairs import is_volume
 
 SPLIT_FILE = "split.csv"
 GROUP_COLUMN = "group"
@@ -129,7 +130,7 @@ def add_groups(dataset: datasets.Dataset, split: SplitConfig, folder: Path, valu
                 f"split.group is {split.group!r}, but images of {folder} have no file names: set split.column"
             )
         groups = list(group_names((_name_below(folder, path) for path in paths), split.group, "split.group"))
-    elif "page" in dataset.column_names and split.folds:  # pages of one file resemble each other
+    elif "page" in dataset.column_names and (split.folds or _are_slices(dataset)):  # pages of one file are alike
         groups = [_name_below(folder, path) for path in image_paths(dataset)]
     else:
         return dataset
@@ -284,6 +285,12 @@ def _read_division(folder: Path) -> list[dict[str, str]]:
             return [{name: row.get(name) or "" for name in _HEADER} for row in csv.DictReader(file)]
     except csv.Error as error:
         raise ValueError(f"{path} is no table of image, side and group ({error}): remove it") from error
+
+
+def _are_slices(dataset: datasets.Dataset) -> bool:
+    """Return True for slices of volumes, which `eval_share` holds out volume by volume, too."""
+    first = dataset.with_format(None)[0]["image"] if len(dataset) else None
+    return isinstance(first, str) and is_volume(first)
 
 
 def _name_below(folder: Path, path: str | None) -> str:

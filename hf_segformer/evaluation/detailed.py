@@ -19,7 +19,7 @@ from ..data.splits import group_names, seen_images
 from ..files import printable
 from ..image_io_segformer import read_mask
 from ..inference.segmenter import Segmenter
-from ..visualization import Color, Stretch, displayable
+from ..visualization import Color, displayed_as_fed
 from .accumulator import MetricAccumulator
 from .evaluate import Evaluation, evaluate
 from .naming import image_names
@@ -130,18 +130,14 @@ def sample_loader(segmenter: Segmenter, dataset: Any) -> Callable[[int], tuple[I
         dataset: rows with `image` and `label`.
     """
     processor = segmenter.processor
-    stretch, num_channels, any_range = (
-        Stretch.of_processor(processor),
-        len(processor.image_mean),
-        processor.value_range is not None,
-    )
+    num_channels, any_range = len(processor.image_mean), processor.value_range is not None
 
     def load(index: int) -> tuple[Image.Image, np.ndarray, np.ndarray]:
         row = dataset[index]
         labels = read_mask(row["label"], "its mask").astype(np.int64)
         [prediction] = segmenter.predict(segmenter.preprocess(row["image"]), [labels.shape])
         return (
-            displayable(as_displayed(row["image"], num_channels, any_range), stretch),
+            displayed_as_fed(as_displayed(row["image"], num_channels, any_range), processor),
             prediction.cpu().numpy(),
             labels,
         )

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..image_io_segformer import read_image
 from ..inference.segmenter import Segmenter, inference_mode_of
-from ..visualization import Color, Stretch, colorize, displayable, overlay, with_legend
+from ..visualization import Color, colorize, displayed_as_fed, overlay, with_legend
 
 _HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 _PAPER, _INK = (255, 255, 255), (32, 33, 36)
@@ -88,7 +88,7 @@ def inspect_image(model: Any, processor: Any, image: Any, point: Sequence[int] |
     probabilities = _probabilities(outputs.logits, (height, width))
     prediction, runner_up = probabilities.topk(2, dim=0).indices.cpu().numpy()
     return Inspection(
-        image=displayable(pixels, Stretch.of_processor(processor)).convert("RGB"),
+        image=displayed_as_fed(pixels, processor).convert("RGB"),
         point=(row, column),
         prediction=prediction,
         runner_up=runner_up,

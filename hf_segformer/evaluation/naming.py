@@ -1,11 +1,11 @@
 """Names of the images of a data set, for tables and messages."""
 
 import os
-from pathlib import PurePath
 from typing import Any
 
 import datasets
 
+from ..data.readers import without_suffix
 from ..data.splits import image_paths
 
 
@@ -29,8 +29,8 @@ def image_names(dataset: Any) -> list[str]:
 
 
 def _of_page(name: str, page: int) -> str:
-    path = PurePath(name)
-    return str(path.with_name(f"{path.stem}_p{page + 1:03d}{path.suffix}"))
+    stem = without_suffix(name)
+    return f"{stem}_p{page + 1:03d}{name[len(stem) :]}"
 
 
 __all__ = ["image_names"]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..data.readers import ImageSource, ReadOptions, Tile
-from ..inference.segmenter import BACKGROUND
+from ..files import BACKGROUND
 from .areas import AreaMeasure
 from .geotiff import GeoRaster
 from .rasters import raster_kind

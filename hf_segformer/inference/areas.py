@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..files import atomic_write, csv_text
-from .segmenter import BACKGROUND
+from ..files import BACKGROUND, atomic_write, csv_text
 
 Spacing = tuple[float | None, float | None, float | None]
 

@@ -22,14 +22,13 @@ from transformers.utils import logging
 
 from ..config import InferenceOptions
 from ..configuration_segformer import default_ignore_index
+from ..files import BACKGROUND
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..upsampling_segformer import upsample_argmax
 from .ensemble import members_of
 from .tiling import CELL
 
 logger = logging.get_logger(__name__)
-
-BACKGROUND = "background"  # the second class of a model with one label
 
 
 class Confidence(NamedTuple):
@@ -403,7 +402,6 @@ def _probabilities(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 
 __all__ = [
-    "BACKGROUND",
     "Confidence",
     "Segmenter",
     "class_names",

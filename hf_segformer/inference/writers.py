@@ -22,7 +22,7 @@ from PIL import Image
 
 from ..data.sources import InputItem
 from ..files import atomic_write, named, partial_path, resolve_inside
-from ..visualization import Color, Stretch, displayable, overlay, with_legend
+from ..visualization import Color, displayed_as_fed, overlay, with_legend
 from .areas import write_areas
 from .pipeline import Prepared
 from .predictor import Prediction, SegFormerPredictor
@@ -266,7 +266,7 @@ class PngWriter:
         self.identity: dict[str, str] = {}
         self.num_written = 0
         self._items, self._origin_of = arguments.items, arguments.origin_of
-        self._stretch = Stretch.of_processor(predictor.processor)
+        self._processor = predictor.processor
         self._clear = [_index_of(name, self.names) for name in self.outputs.clear]
         self._record, self._lock = resolve_inside(self.out, f".{RECORD}.{rank:05d}"), threading.Lock()
 
@@ -389,7 +389,7 @@ class PngWriter:
         return resolve_inside(self.out, f"{name}_{suffix}")
 
     def _overlay(self, prepared: Prepared, segmentation: np.ndarray) -> Image.Image:
-        image = displayable(prepared.image, self._stretch)
+        image = displayed_as_fed(prepared.image, self._processor)
         blended = overlay(image, segmentation, self.palette, alpha=0.5, clear=self._clear)
         legend = self.outputs.legend
         return with_legend(blended, segmentation, self.names, self.palette, legend) if legend else blended

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,6 +41,24 @@ _COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COL
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 _SAME = 1e-3  # of directions
 _EQUAL_STEPS = 0.02  # of the distance of slices
+
+
+class Place(NamedTuple):
+    """Where a slice is stored, and where it is in space; None where the file does not say.
+
+    Attributes:
+        uid: SOPInstanceUID of its file.
+        frame: number in the file, from 1.
+        position: of its first pixel in mm, to the left, to the back and upwards.
+        orientation: of its rows and columns.
+        spacing: of its rows and columns in mm.
+    """
+
+    uid: str
+    frame: int
+    position: Any = None
+    orientation: Any = None
+    spacing: Sequence[float] | None = None
 
 
 class DicomVolume(Volume):
@@ -181,6 +199,30 @@ class DicomVolume(Volume):
                 f"{self.name} is in a series of {self.num_slices} files of which some have no {missing}; expected it "
                 "in all of them: give the files one by one, or read them as separate images (--pages)"
             )
+
+    @property
+    def frame_of_reference(self) -> str:
+        """The UID of the space that positions are in; empty without one."""
+        return str(self._frames[0].header.get("FrameOfReferenceUID", ""))
+
+    def place_of(self, index: int) -> Place:
+        """Return the place of a slice, from 0."""
+        frame = self._frames[index]
+        uid, number = str(frame.header.get("SOPInstanceUID", "")), (frame.number_in_file or 0) + 1
+        if not self._is_placed:
+            return Place(uid, number)
+        return Place(uid, number, np.array(frame.position), np.array(frame.orientation), frame.spacing)
+
+    def grid(self) -> np.ndarray | None:
+        """See `Volume.grid`."""
+        first, last = self.place_of(0), self.place_of(self.num_slices - 1)
+        if first.position is None or last.position is None or first.spacing is None:
+            return None
+        row, column = first.orientation[:3], first.orientation[3:]
+        number = self.num_slices - 1
+        step = (last.position - first.position) / number if number else np.cross(row, column)
+        steps = [row * first.spacing[1], column * first.spacing[0], step, first.position]
+        return np.vstack([np.diag([-1, -1, 1]) @ np.stack(steps, 1), [0, 0, 0, 1]])
 
     def _step(self) -> float:
         """Order the slices of a series; return the distance of all slices."""
@@ -331,4 +373,4 @@ def _numbers(value: Any, count: int) -> list[float] | None:
     return numbers if all(map(math.isfinite, numbers)) else None
 
 
-__all__ = ["IDENTITY_TAGS", "DicomVolume", "read_header"]
+__all__ = ["IDENTITY_TAGS", "DicomVolume", "Place", "read_header"]

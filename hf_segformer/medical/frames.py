@@ -25,17 +25,26 @@ class Frame:
     along: float = 0.0
 
     def tag(self, group: str, name: str) -> Any:
-        """Return a tag of this frame: its own, that of all frames of the file, or the file's."""
-        for sequence, index in (
-            ("PerFrameFunctionalGroupsSequence", self.index),
-            ("SharedFunctionalGroupsSequence", 0),
-        ):
-            groups = self.header.get(sequence)
-            macro = groups[index].get(group) if groups and index < len(groups) else None
-            value = macro[0].get(name) if macro else None
-            if value is not None:
-                return value
-        return self.header.get(name)
+        """Return a tag of this frame; see `frame_tag`."""
+        return frame_tag(self.header, self.index, group, name)
+
+
+def frame_tag(header: Any, index: int, group: str, name: str) -> Any:
+    """Return a tag of a frame: its own, that of all frames of the file, or the file's.
+
+    Args:
+        header: of the file.
+        index: of the frame, from 0.
+        group: the functional group that the tag is in.
+        name: of the tag.
+    """
+    for sequence, place in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
+        groups = header.get(sequence)
+        macro = groups[place].get(group) if groups and place < len(groups) else None
+        value = macro[0].get(name) if macro else None
+        if value is not None:
+            return value
+    return header.get(name)
 
 
 def in_units(pixels: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
@@ -120,4 +129,4 @@ def _by_table(values: np.ndarray, table: Any) -> np.ndarray:
     return to_bytes(found, 0, (1 << bits) - 1)
 
 
-__all__ = ["Frame", "decode", "in_units", "rescale", "to_rgb", "windowed"]
+__all__ = ["Frame", "decode", "frame_tag", "in_units", "rescale", "to_rgb", "windowed"]

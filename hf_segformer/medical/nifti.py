@@ -11,7 +11,7 @@ import struct
 import tempfile
 import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -121,12 +121,34 @@ class NiftiVolume(Volume):
         slice_step, row, column = (float(lengths[each]) for each in self._axes)
         return slice_step, row, column
 
-    def _slice(self, index: int) -> np.ndarray:
+    def grid(self) -> np.ndarray | None:
+        """See `Volume.grid`."""
+        if self.spacing[0] is None:
+            return None
+        factor = _TO_MM[int(self.header["xyzt_units"]) & 7]
+        slice_axis, row, column = self._axes
+        return np.diag([factor] * 3 + [1.0]) @ self.header.get_best_affine()[:, [column, row, slice_axis, 3]]
+
+    def oriented(self, turns: Sequence[tuple[int, bool]], index: int) -> np.ndarray:
+        """Read a slice of labels (H, W) on another grid of the same voxels.
+
+        Args:
+            turns: for columns, rows and slices of that grid the axis of this one, in this order, and if it is reversed.
+            index: of the slice there.
+        """
+        slice_axis, row, column = self._axes
+        own = self._guard("", self._stored).transpose(column, row, slice_axis)
+        turned = own.transpose([axis for axis, _ in turns])[tuple(np.s_[:: -1 if back else 1] for _, back in turns)]
+        return self._guard(f", slice {index + 1}", self._labels, np.ascontiguousarray(turned[:, :, index].T))
+
+    def _stored(self) -> np.ndarray:
         with self._lock:
             if self._voxels is None:
                 self._voxels = self._map()
-            voxels = self._voxels
-        stored = voxels.transpose(self._axes)[index]
+            return self._voxels
+
+    def _slice(self, index: int) -> np.ndarray:
+        stored = self._stored().transpose(self._axes)[index]
         pixels = np.ascontiguousarray(stored.astype(self._dtype))
         if self.options.is_mask:
             return self._labels(pixels)

@@ -6,7 +6,7 @@ pixel is read.
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -94,8 +94,8 @@ class Volume:
             low, high = (pixels.min(), pixels.max()) if pixels.size else (0, 0)
             raise ValueError(
                 f"{self.name} holds values in units of its own, from {low:g} to {high:g} in slice {index + 1}; "
-                "expected a value range: --value-range LOW,HIGH or window:CENTER,WIDTH in these units, or "
-                "window for what the file states"
+                "expected a value range: --value-range LOW,HIGH or window:CENTER,WIDTH in these units (in recipes "
+                "data.value_range), or of predict window for what the file states"
             )
         return pixels
 
@@ -110,6 +110,19 @@ class Volume:
         if page is not None and page >= self.num_slices:
             raise ValueError(f"{self.name} has no slice {page + 1}; expected at most {self.num_slices}")
         return self.slice(page or 0)
+
+    def grid(self) -> np.ndarray | None:
+        """Return the matrix (4, 4) from column, row and slice, from 0, to mm; None where it is not known.
+
+        Axes point to the right, to the front and upwards.
+        """
+        return None
+
+    def labels(self, source: ImageSource, index: int, classes: Mapping[str, int], outside: int | None) -> np.ndarray:
+        """Read the mask of a slice from another file, on the grid of this volume; see `medical.masks.read_labels`."""
+        from .masks import read_labels
+
+        return read_labels(self, source, index, classes, outside)
 
     def read(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
         """See `data.readers.Reader.read`."""

@@ -131,6 +131,7 @@ def load_data(
         ignore_exif=config.ignore_exif,
         any_range=bool(config.value_range),
         bands=tuple(config.bands) or None,
+        names=names,
     )
     train = source.train.map(_Row(reader)) if config.streaming else source.train.with_transform(reader)
     evaluation = source.evaluation.with_transform(reader)

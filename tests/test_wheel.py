@@ -61,6 +61,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(site):
     _, names = site
     assert "hf_segformer/py.typed" in names
     assert "hf_segformer/model_card.md" in names
+    assert {f"hf_segformer/export/page/{name}" for name in ("index.html", "page.js", "LICENSES.txt")} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert all(name.startswith(("hf_segformer/", "hf_segformer-", "segformer_command.py")) for name in names)
 

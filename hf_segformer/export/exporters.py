@@ -1,4 +1,4 @@
-"""Export of a segmentation model to ONNX, OpenVINO, torch.export and transformers.js.
+"""Export of a segmentation model to ONNX, OpenVINO, torch.export, AOTInductor, web pages and transformers.js.
 
 A file counts as exported once it was read back by its own runtime and compared with PyTorch, at several sizes and batch
 sizes, on random images and on given ones. The figures are written beside it.
@@ -35,10 +35,12 @@ from .runtimes import RuntimeModel, require
 from .targets import TARGETS, Target
 from .transformers_js import FLOAT16, INT8, require_several_labels, write_configurations
 from .verification import ReferenceOutputs, read_if_path, summarise
+from .web import find_onnxruntime_web, require_page, write_page
 
 TOLERANCE = 1e-4  # of the largest logit, in float32
 RESIZE_TOLERANCE = 2e-2  # where the graph resizes: PIL rounds some half-way sums to the other grey level
 WARN_BELOW = 0.99  # pixel agreement of a shorter type
+_SHORT_TARGETS = ("onnx", "transformers.js")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,7 @@ class ExportConfig:
         images: images to compare on, in addition to random ones; paths, or whatever the image processor takes.
         dataset: rows with `image` and `label`, as `evaluation.evaluate` takes them, to measure mean IoU on, in PyTorch
             and in each file.
+        onnxruntime_web: folder of the npm package, for the target web; by default it is looked for in node_modules.
 
     Raises:
         ValueError: if the target is unknown, or cannot be combined with an option.
@@ -67,6 +70,12 @@ class ExportConfig:
     calibration: Sequence[Any] = ()
     images: Sequence[Any] = ()
     dataset: Any = ()
+    onnxruntime_web: Path | None = None
+
+    @property
+    def has_processing(self) -> bool:
+        """Return True if the graph contains the image processing: on request, and always for a page."""
+        return self.include_processing or self.target == "web"
 
     def __post_init__(self):
         if self.target not in TARGETS:
@@ -74,12 +83,14 @@ class ExportConfig:
         if self.int8 is not None and self.int8 not in KINDS:
             raise ValueError(f"int8 is {self.int8!r}; expected one of {', '.join(KINDS)}")
         is_short = self.float16 or self.int8 is not None
-        if is_short and "onnx" not in TARGETS[self.target].file:
+        if is_short and self.target not in _SHORT_TARGETS:
             raise ValueError(
                 f"target is {self.target}; expected onnx or transformers.js (--to) for float16 (--fp16) and int8 "
                 "(--int8)"
             )
-        if self.include_processing:
+        if self.onnxruntime_web and self.target != "web":
+            raise ValueError(f"onnxruntime_web (--onnxruntime-web) is given for {self.target}; expected web (--to web)")
+        if self.has_processing:
             self._check_processing()
         if self.int8 == "static" and not self.calibration:
             raise ValueError(
@@ -95,8 +106,10 @@ class ExportConfig:
         without = "include_processing is set (--include-processing); leave it out"
         if self.float16:
             raise ValueError(f"{without} for float16 (--fp16), which converts the network alone")
-        if self.target == "transformers.js":
-            raise ValueError(f"{without} for transformers.js, which does the processing itself")
+        if self.include_processing and self.target in ("transformers.js", "web"):
+            raise ValueError(f"{without} for {self.target}, which does the processing itself")
+        if len(self.dataset) and self.target == "web":
+            raise ValueError("mean IoU (--masks) needs logits, and web (--to web) has none; measure it with onnx")
         if len(self.dataset):
             raise ValueError(f"{without} to measure mean IoU (--masks), which needs logits")
 
@@ -130,24 +143,33 @@ def export_model(
     if any(folder.iterdir()):
         raise ValueError(f"{folder} holds files, which would be overwritten; expected an empty folder")
     require(*target.packages)
+    if target.check is not None:
+        target.check()
     if config.target == "transformers.js":
         require_several_labels(model)
+    library = None
+    if config.target == "web":
+        require_page(model)
+        library = find_onnxruntime_web(config.onnxruntime_web)
     deployed = DeployedSegFormer(model)
-    network = SegFormerWithProcessing(deployed, processor) if config.include_processing else deployed
+    network = SegFormerWithProcessing(deployed, processor) if config.has_processing else deployed
     reference = ReferenceOutputs(deepcopy(model).float().cpu().eval(), processor, network)
     path = folder / target.file
     path.parent.mkdir(exist_ok=True)
-    target.write(trace(network), path, describe_model(model, processor, config.include_processing))
+    metadata = describe_model(model, processor, config.has_processing)
+    target.write(trace(network), path, metadata)
     figures = {path.name: _verified(path, target, reference, config)}
     _write_short_types(path, figures, deployed, reference, config)
     if len(config.dataset):
         add_mean_iou(figures, path.parent, target, reference, config)
-    if config.target == "transformers.js":
+    report = _describe(network, processor, config, target)
+    if library is not None:
+        report["versions"] |= write_page(processor, metadata, library, folder)
+    elif config.target == "transformers.js":
         write_configurations(model, processor, folder)
     else:
         model.config.to_json_file(folder / "config.json")
         processor.to_json_file(folder / "preprocessor_config.json")
-    report = _describe(network, processor, config, target)
     report |= {"files": figures, "seconds": round(time.perf_counter() - began, 1)}
     write_json(report, folder / "export.json")
     return report
@@ -243,7 +265,7 @@ def _describe(
         interface = {
             "input": f"images, {dtype} (batch, height, width, {network.num_channels})",
             "output": "segmentation, int32 (batch, height, width)",
-            "resize": _describe_resize(network, processor),
+            "resize": _describe_resize(network, processor, config.target),
         }
     else:
         channels = network.encoder.config.num_channels
@@ -262,11 +284,14 @@ def _describe(
     }
 
 
-def _describe_resize(network: SegFormerWithProcessing, processor: SegFormerImageProcessor) -> str:
+def _describe_resize(network: SegFormerWithProcessing, processor: SegFormerImageProcessor, target: str) -> str:
     if network.size:
         return f"in the graph, to {'x'.join(map(str, network.size))} (height x width)"
     reason = resize_outside(processor)
-    return f"not in the graph: {reason}; resize images before it" if reason else "none: images keep their size"
+    if not reason:
+        return "none: images keep their size"
+    before = "the page resizes before it, by the browser's filter" if target == "web" else "resize images before it"
+    return f"not in the graph: {reason}; {before}"
 
 
 def format_report(report: Mapping[str, Any]) -> str:

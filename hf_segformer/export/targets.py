@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
+from .aot_inductor import aoti_package, require_compiler, write_aoti
 from .exportable import dynamic_axes
 from .metadata import openvino_info
 from .runtimes import Runtime, onnx_runtime, open_vino, quiet, require, torch_program
@@ -85,14 +86,17 @@ class Target:
     write: Callable[[ExportedProgram, Path, Mapping[str, str]], None]  # the last: `metadata.describe_model`
     run: Callable[[Path], Runtime]
     runtime: str
-    packages: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+    check: Callable[[], None] | None = None  # raises ValueError where something else is missing
 
 
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TARGETS: Mapping[str, Target] = {
     "onnx": Target("model.onnx", write_onnx, onnx_runtime, "ONNX Runtime", _ONNX_PACKAGES),
     "openvino": Target("model.xml", write_openvino, open_vino, "OpenVINO", ("openvino",)),
-    "torch": Target("model.pt2", write_torch, torch_program, "torch.export", ()),
+    "torch": Target("model.pt2", write_torch, torch_program, "torch.export"),
+    "aoti": Target("model.pt2", write_aoti, aoti_package, "AOTInductor", check=require_compiler),
+    "web": Target("model.onnx", write_onnx, onnx_runtime, "ONNX Runtime", _ONNX_PACKAGES),
     "transformers.js": Target("onnx/model.onnx", write_onnx, onnx_runtime, "ONNX Runtime", _ONNX_PACKAGES),
 }
 

@@ -336,7 +336,7 @@ def test_openvino_takes_any_size(model, processor, tmp_path):
 
 
 def model_info(path):
-    """What OpenVINO's own tools read."""
+    """Read what OpenVINO's own tools read."""
     import openvino
 
     found = openvino.Core().read_model(path).get_rt_info(["model_info"])
@@ -479,7 +479,7 @@ def test_openvino_maps_images_to_segmentation_maps(model, processor, tmp_path):
 @pytest.mark.parametrize(
     ("keywords", "words"),
     [
-        ({"target": "tensorrt"}, "'tensorrt'; expected one of onnx, openvino, torch, transformers.js"),
+        ({"target": "tensorrt"}, "'tensorrt'; expected one of onnx, openvino, torch, aoti, web, transformers.js"),
         ({"target": "onnx", "int8": "both"}, "'both'; expected one of dynamic, static"),
         ({"target": "torch", "float16": True}, r"torch; expected onnx or transformers.js \(--to\)"),
         ({"target": "openvino", "int8": "dynamic"}, "openvino; expected onnx"),

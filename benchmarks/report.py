@@ -16,7 +16,7 @@ from hf_segformer import SegFormerConfig
 from hf_segformer.benchmarking.cost import model_info
 from hf_segformer.benchmarking.timing import QUIET
 
-from . import compiled, exports, inference, labels, large_images, predict, profile, training
+from . import compiled, exports, inference, labels, large_images, predict, profile, serving, training
 from .comparisons import COMPARISONS, COMPILED, OURS, STOCK, Results, Row
 from .machine import ROOT
 from .record import RESULTS, Record, read_records
@@ -33,6 +33,7 @@ SCRIPTS = {
         ("large_images", large_images),
         ("profile", profile),
         ("exports", exports),
+        ("serving", serving),
     )
 }
 

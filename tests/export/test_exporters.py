@@ -68,9 +68,9 @@ def _trace_once():
     """Share the traces, which take seconds: one model is exported here, alone or with one processor."""
     programs = {}
 
-    def trace_once(network):
+    def trace_once(network, max_size=None):
         if type(network) not in programs:
-            programs[type(network)] = trace(network)
+            programs[type(network)] = trace(network, max_size)
         return programs[type(network)]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -479,7 +479,10 @@ def test_openvino_maps_images_to_segmentation_maps(model, processor, tmp_path):
 @pytest.mark.parametrize(
     ("keywords", "words"),
     [
-        ({"target": "tensorrt"}, "'tensorrt'; expected one of onnx, openvino, torch, aoti, web, transformers.js"),
+        (
+            {"target": "tensorrt"},
+            "'tensorrt'; expected one of onnx, openvino, torch, aoti, executorch, web, transformers.js",
+        ),
         ({"target": "onnx", "int8": "both"}, "'both'; expected one of dynamic, static"),
         ({"target": "torch", "float16": True}, r"torch; expected onnx or transformers.js \(--to\)"),
         ({"target": "openvino", "int8": "dynamic"}, "openvino; expected onnx"),

@@ -20,6 +20,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 import hf_segformer
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor, config
 from hf_segformer.cli.main import main, parse
+from hf_segformer.data.pretraining_config import PretrainingConfig
 from tests.support.tiny import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,6 +47,7 @@ TABLES = {
     "ema": config.EmaConfig,
     "early_stopping": config.EarlyStoppingConfig,
     "distill": config.DistillationConfig,
+    "pretraining": PretrainingConfig,
 }
 
 

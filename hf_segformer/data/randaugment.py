@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al. 2020): a few operations of a list, drawn anew for each image.
+"""RandAugment (Cubuk et al. 2020): a few operations of a list, drawn for each image by itself.
 
 List and ranges are those of the recipe that DeiT (Touvron et al. 2021) and PVT (Wang et al. 2021) train with, timm's
 `rand-m9-mstd0.5-inc1`: every operation changes the image more with a higher magnitude, the magnitude varies with a

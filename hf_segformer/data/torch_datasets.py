@@ -61,7 +61,7 @@ class KeyedDataset(Dataset):
 
 
 class KeyedStream(IterableDataset):
-    """The same for a stream, pass after pass without an end: `max_steps` says when a Trainer stops.
+    """A stream of such samples, pass after pass without an end: `max_steps` says when a Trainer stops.
 
     Since it does not end, a resumed Trainer, which counts a stream as one epoch, finds its place again.
 

@@ -85,6 +85,8 @@ class DataConfig:
         image_size: side in pixels of the generated shapes.
         difficulty: of the generated shapes, `"standard"`, or `"hard"`: thin and hidden ones of low contrast, and darker
             light in evaluation.
+        max_background: largest share of training images with nothing but the first class, or nothing at all; further
+            ones are left out, drawn by `seed`. Slices of volumes are images. 1 keeps all.
         num_train: number of training images; 0 is all (of real ones).
         num_eval: number of evaluation images; 0 is all (of real ones).
         seed: seed of the generated shapes, of the held-out share and of the order of a stream.
@@ -133,6 +135,7 @@ class DataConfig:
     pages: bool = False
     image_size: int = 128
     difficulty: str = "standard"
+    max_background: float = 1.0
     num_train: int = 0
     num_eval: int = 0
     seed: int = 0
@@ -158,6 +161,8 @@ class DataConfig:
                 raise ValueError(f"data.{name} is {getattr(self, name)}; expected at least {least}")
         if not 0 <= self.eval_share < 1:
             raise ValueError(f"data.eval_share is {self.eval_share}; expected a share in [0, 1)")
+        if not 0 <= self.max_background <= 1:
+            raise ValueError(f"data.max_background is {self.max_background}; expected a share in [0, 1]")
         parse_value_range(self.value_range, "data.value_range")
         if any(band < 1 for band in self.bands):
             raise ValueError(f"data.bands is {self.bands}; expected numbers from 1")
@@ -231,6 +236,9 @@ class DataConfig:
             raise ValueError(f"data.streaming is set for {self.source}; expected a source of {' or '.join(_DATASETS)}")
         if self.eval_share and self.source in _GENERATED:
             raise ValueError("data.eval_share is set, but shapes are generated for evaluation separately: leave it out")
+        if self.max_background < 1 and (self.streaming or self.source in _GENERATED):
+            kind = "a stream" if self.streaming else self.source
+            raise ValueError(f"data.max_background is set for {kind}, whose images are all taken: leave it out")
         if self.eval_share and self.streaming:
             raise ValueError("data.eval_share is set, but nothing can be held out of a stream: set data.eval_split")
         if self.eval_share and self.eval_split:

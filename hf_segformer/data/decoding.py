@@ -63,6 +63,7 @@ class RowReader:
     def read(self, image: Any, label: Any, page: int | None = None) -> tuple[Image.Image | np.ndarray, np.ndarray]:
         """Decode one image and its labels, which are ignored where the image holds no data in any band."""
         image_name, label_name = file_name(image) or "the image", file_name(label) or "the mask"
+        pixels: Image.Image | np.ndarray
         if page is not None and isinstance(image, str) and is_volume(image):
             pixels, values = self._slice(image, label, page)
         else:

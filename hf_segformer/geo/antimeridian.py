@@ -36,7 +36,7 @@ def to_wgs84(polygons: Sequence[Any], crs: Any) -> list[Any]:
     transformer = pyproj.Transformer.from_crs(crs, WGS_84, always_xy=True)
     rings, owners = shapely.get_rings(shapely.orient_polygons(list(polygons)), return_index=True)
     found = _Rings(rings, crs, transformer)
-    first = np.flatnonzero(np.diff(owners, prepend=-1))  # the exteriors
+    first = np.flatnonzero(np.diff(owners, prepend=-1)).tolist()  # the exteriors
     if (found.signed_areas()[first] < 0).any():
         raise ValueError("a polygon encloses both poles")
     inside = found.are_inside()

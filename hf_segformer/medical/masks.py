@@ -25,8 +25,7 @@ from .frames import frame_tag
 from .nifti import NiftiVolume
 from .volumes import Volume, quiet
 
-SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
-LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # in bits, and in labels
 _MOST_OFF = 0.1  # of a voxel
 _MOST_OPEN = 32
 _TAGS = (
@@ -119,7 +118,7 @@ class Segmentation:
         with quiet():
             header = read_header(self.file, self.name, _TAGS)
         kind = str(header.get("SegmentationType", ""))
-        if str(header.get("SOPClassUID", "")) not in (SEGMENTATION, LABEL_MAP) or kind not in ("BINARY", "LABELMAP"):
+        if str(header.get("SOPClassUID", "")) not in SEGMENTATIONS or kind not in ("BINARY", "LABELMAP"):
             what = printable(kind)[:20] or "no segmentation"
             raise ValueError(
                 f"{self.name} is DICOM of another kind ({what}); expected a segmentation, binary or a label map"
@@ -252,4 +251,4 @@ def _numbers_of(value: Any) -> list[int]:
     return [int(value)] if isinstance(value, str | int) else [int(each) for each in value]
 
 
-__all__ = ["LABEL_MAP", "SEGMENTATION", "Segmentation", "read_labels"]
+__all__ = ["SEGMENTATIONS", "Segmentation", "read_labels"]

@@ -133,13 +133,31 @@ def load_data(
         bands=tuple(config.bands) or None,
         names=names,
     )
-    train = source.train.map(_Row(reader)) if config.streaming else source.train.with_transform(reader)
+    chosen = source.train if config.max_background == 1 else _without_background(source.train, reader, config)
+    train = chosen.map(_Row(reader)) if config.streaming else chosen.with_transform(reader)
     evaluation = source.evaluation.with_transform(reader)
     measured = [rows if source.pool is None else source.pool.with_transform(reader) for rows in (train, evaluation)]
     processor = _processor(config, num_channels, len(mapping.values), *measured)
     own = source.palette or tuple((red, green, blue) for red, green, blue in config.mask_colors)
     palette = _palette(config, names, own)
     return Data(train, evaluation, names, palette, processor, config.ignore_exif)
+
+
+def _without_background(rows: Dataset, reader: RowReader, config: DataConfig) -> Dataset:
+    """Leave out images of background at random until their share is `max_background`; every mask is read."""
+    decoded = rows.with_transform(reader)
+    empty = [index for index in range(len(rows)) if not _shows_a_class(decoded[index]["label"], reader)]
+    others, most = len(rows) - len(empty), config.max_background
+    allowed = int(most / (1 - most) * others + 1e-9)
+    dropped = set(np.random.default_rng(config.seed).permutation(empty)[allowed:].tolist())
+    if len(dropped) == len(rows):
+        raise ValueError(f"all {len(rows)} training images show nothing but {reader.names[0]}; expected other classes")
+    return rows.select([index for index in range(len(rows)) if index not in dropped])
+
+
+def _shows_a_class(labels: np.ndarray, reader: RowReader) -> bool:
+    """Return True if any pixel is of another class than the first one."""
+    return bool(((labels != 0) & (labels != reader.mapping.ignore_index)).any())
 
 
 @dataclass(frozen=True)

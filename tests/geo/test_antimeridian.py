@@ -23,7 +23,7 @@ def inverse(geometry, crs):
 
 
 def contains(geometry, crs, points):
-    """Which points of the reference system are within a geometry in degrees."""
+    """Return which points of the reference system are within a geometry in degrees."""
     to_degrees = pyproj.Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
     x, y = to_degrees.transform(*np.transpose(points))
     return shapely.contains_xy(geometry, x, y)

@@ -3,6 +3,9 @@
 import csv
 import itertools
 import json
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from hf_segformer.inference.tiling import MaskLayout
 from hf_segformer.medical.dicom import DicomVolume
 from hf_segformer.medical.nifti import NiftiVolume
 from hf_segformer.training.data import load_data
+from hf_segformer.training.recipe import read_recipe
 from tests.inference.test_predictor import lively
 from tests.support import scans
 from tests.support.commands import run
@@ -77,7 +81,7 @@ ORIENTATIONS = [
 
 
 def turned(stored, affine, orientation):
-    """The same labels in space, with axes in another order or direction, by nibabel."""
+    """Labels of one place, with axes in another order or direction, by nibabel."""
     return nibabel.Nifti1Image(apply_orientation(stored, orientation), affine @ inv_ornt_aff(orientation, stored.shape))
 
 
@@ -307,6 +311,40 @@ def test_volumes_are_never_divided_between_training_and_evaluation(tmp_path):
         for side in (data.train, data.evaluation)
     ]
     assert patients[0].isdisjoint(patients[1])
+
+
+def test_the_settings_of_the_guide_hold_patients_out(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs/guides/medical.md").read_text().replace("\\\n", " ")
+    [command] = re.findall(r"^segformer train (.*)$", page, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    for name in ("patient01_a", "patient01_b", "patient02_a", "patient03_a", "patient04_a"):
+        write_nifti_pair(Path("study/images"), Path("study/masks"), name)
+    Path("study/classes.json").write_text(json.dumps({"names": NAMES}))
+    recipe, *settings = shlex.split(command)
+    recipe = read_recipe(recipe, settings)
+    data = load_data(recipe.data, split=recipe.split)
+    patients = [
+        {re.search(r"patient\d+", path)[0] for path in side["image"]}
+        for side in (data.train.with_format(None), data.evaluation.with_format(None))
+    ]
+    assert sorted(patients[0] | patients[1]) == ["patient01", "patient02", "patient03", "patient04"]
+    assert patients[0].isdisjoint(patients[1])
+    assert data.processor.value_range == {"center": 40, "width": 400}
+
+
+def test_slices_of_background_are_capped(tmp_path):
+    write_study(tmp_path)
+    rows = load_data(data_config(tmp_path)).train
+    empty = [index for index, row in enumerate(rows) if not row["label"].any()]
+    assert len(empty) == 1  # of 12
+    assert len(load_data(data_config(tmp_path, max_background=0.1)).train) == 12
+    data = load_data(data_config(tmp_path, max_background=0.05))
+    assert all(row["label"].any() for row in data.train)
+    assert (len(data.train), len(data.evaluation)) == (11, 4)  # all slices are evaluated
+    with pytest.raises(ValueError, match=r"data.max_background is 2; expected a share in \[0, 1\]"):
+        data_config(tmp_path, max_background=2)
+    with pytest.raises(ValueError, match="max_background is set for shapes, whose images are all taken: leave it out"):
+        DataConfig("shapes", num_train=1, num_eval=1, max_background=0.5)
 
 
 @pytest.mark.slow

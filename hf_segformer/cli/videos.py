@@ -82,7 +82,7 @@ def choose_video_format(arguments: argparse.Namespace, source: Any) -> None:
 def _check_for_videos(arguments: argparse.Namespace, found: str) -> None:
     """Raise ValueError for the options that a video cannot have."""
     refused = {
-        "format": ("parquet", "map"),
+        "format": ("parquet",),
         "pages": (True,),
         "legend": ("right", "below"),
         "probabilities": ("uint8", "float16"),
@@ -91,11 +91,14 @@ def _check_for_videos(arguments: argparse.Namespace, found: str) -> None:
         "engine": ("ray",),
     }
     remedies = {
-        "format": "use --frame-masks parquet for the masks of its frames, and leave the options of maps out",
+        "format": "use --frame-masks parquet for the masks of its frames",
         "pages": "its frames are predicted as one video: leave it out",
         "window": "a video states no window: leave --value-range out, or give its numbers",
     }
     names = {"window": "value-range window"}
+    for name in ("confidence", "polygons", "aoi", "mosaic"):
+        if getattr(arguments, name):
+            raise ValueError(f"--{name} is given with {found}, a video; leave it out")
     for name, values in refused.items():
         value = getattr(arguments, name, None)
         if value in values:

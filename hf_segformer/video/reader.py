@@ -51,7 +51,7 @@ class Counts:
     """Numbers of frames.
 
     Attributes:
-        decoded: frames with a picture.
+        decoded: frames that were decoded.
         dropped: packets that the decoder refused; their frames are missing.
         damaged: decoded frames that the decoder marks as damaged.
         retimed: frames without a time, or with one that does not follow the one before, which got the next time.
@@ -160,7 +160,7 @@ class VideoFile:
             last = pts
             self.counts.decoded += 1
             self.counts.damaged += bool(item.is_corrupt)
-            yield Frame(self._image_of(item), pts, item.duration or 0)
+            yield Frame(self._image_of(item), pts, item.duration or (self._step() if self.rate else 0))
         if not self.counts.decoded:
             dropped = f", its {self.counts.dropped} packets are damaged" if self.counts.dropped else ""
             raise ValueError(f"{self.name} holds no frame that can be decoded{dropped}; expected at least one")
@@ -328,8 +328,7 @@ class StreamedVideo(VideoFile):
         for event in super().events():
             if isinstance(event, Frame):
                 first = event.pts if first is None else first
-                if (event.pts - first) * self.time_base >= self._seconds:
-                    self.counts.decoded -= 1
+                if float((event.pts - first) * self.time_base) >= self._seconds:
                     return
             yield event
 

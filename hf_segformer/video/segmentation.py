@@ -61,7 +61,7 @@ class FrameOutput(Protocol):
 
 @dataclass
 class VideoSummary:
-    """What is known of a video when it has been read.
+    """Size, frames and times of a video that has been read.
 
     Attributes:
         height: of its upright frames.
@@ -108,7 +108,7 @@ def segment_video(
         progress: show progress in frames.
 
     Returns:
-        What is known of the video.
+        Its size, frames and times.
 
     Raises:
         ValueError: if there is no frame, or frames do not fit the model or into memory.
@@ -204,25 +204,25 @@ class _Clock:
 
     def __init__(self, video: VideoFile):
         self._video = video
-        self._first: int | None = None
+        self._number, self._first = 0, 0
         self._last = self._end = 0
         self._steps: tuple[int, int] | None = None  # the least and the largest
 
     def add(self, frame: SegmentedFrame) -> None:
         """Take the next frame."""
-        if self._first is None:
+        if not self._number:
             self._first = frame.pts
         else:
             step = frame.pts - self._last
             low, high = self._steps or (step, step)
             self._steps = min(low, step), max(high, step)
+        self._number += 1
         self._last, self._end = frame.pts, frame.pts + frame.duration
 
     def summary(self, height: int, width: int) -> VideoSummary:
         """Sum up; containers round times to a tick, so that steps which differ by one are equal."""
         video, counts, low_high = self._video, self._video.counts, self._steps
-        first = self._first or 0
-        number = counts.decoded
+        first, number = self._first, self._number
         spanned = (self._last - first) * video.time_base
         return VideoSummary(
             height,

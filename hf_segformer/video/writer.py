@@ -17,7 +17,7 @@ from ..data.sources import InputItem
 from ..files import atomic_write, resolve_inside
 from ..inference.volumes import black_and_white
 from ..inference.writers import RECORD, PngWriter, WriterArguments
-from ..visualization import displayable, overlay
+from ..visualization import Stretch, displayable, overlay
 from .encoders import CONTAINERS, MaskVideo, OverlayVideo, Timing
 from .frame_table import FrameTable
 from .reader import VideoFile
@@ -79,6 +79,7 @@ class VideoWriter(PngWriter):
         if unknown:
             raise ValueError(f"options have {unknown[0]!r}; expected some of {', '.join(sorted(known))}")
         self.options, self._predictor = VideoOptions(**self.outputs.options), arguments.predictor
+        self._shown_range = Stretch.of_processor(arguments.predictor.processor)
         for name in ("legend", "probabilities"):
             if getattr(self.outputs, name):
                 raise ValueError(f"--{name} cannot be written for a video: leave it out")
@@ -111,7 +112,7 @@ class VideoWriter(PngWriter):
 
     def draw(self, frame: SegmentedFrame) -> np.ndarray:
         """Return the classes on a frame, uint8 (H, W, 3)."""
-        image = displayable(frame.image, self._stretch)
+        image = displayable(frame.image, self._shown_range)
         return np.asarray(overlay(image, frame.segmentation, self.palette, alpha=0.5, clear=self._clear))
 
     def path(self, name: str, ending: str) -> Path:

@@ -2,7 +2,7 @@
 
 python -m tests.support.fuzz_loaders --number 10000 --seed 0
 
-A case is a valid small file (images, masks, rasters, vectors, scans, weights, JSON) and one to three mutations of it,
+A case is a valid small file (images, masks, rasters, vectors, scans, videos, weights, JSON) and one to three mutations of it,
 all drawn from the seed and the case's number. Expected: it is read, or a ValueError or OSError names it. A failure is
 any other exception, a warning that is not Pillow's own, a hang, memory without bounds, and pixels of a file that was
 cut short, unless all of them were there. Each failure is printed with the command that repeats it.
@@ -117,7 +117,17 @@ def _read_vectors(path: Path, chance: random.Random) -> None:
     assert region.is_near(tile) >= region.inside(tile).any()
 
 
+def _read_video(path: Path, chance: random.Random) -> np.ndarray:
+    from hf_segformer.video.reader import Frame
+
+    with open_image(path, ignore_exif=chance.random() < 0.5) as video:
+        if video.kind != "video":
+            return np.asarray(video.image())
+        return np.stack([np.asarray(event.image) for event in video.events() if isinstance(event, Frame)])
+
+
 READERS = {
+    "videos": _read_video,
     "vectors": _read_vectors,
     "scans": _read_scan,
     "images": _read_image,
@@ -223,6 +233,10 @@ def main() -> int:
             from tests.support.vectors import write_all_kinds
 
             samples["vectors"] = write_all_kinds(Path(folder) / "vectors")
+        if find_spec("av"):
+            from tests.support.videos import write_videos
+
+            samples["videos"] = write_videos(Path(folder) / "videos")
         _limit_memory()
         for case in cases:
             try:

@@ -1,0 +1,148 @@
+"""Addresses are opened where a command names them, and nowhere else."""
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+pytest.importorskip("av")
+
+from hf_segformer import SegFormerImageProcessor
+from hf_segformer.video.containers import check_stream, public_address
+from tests.inference.test_predictor import lively
+from tests.support.commands import assert_one_line, run
+from tests.support.videos import read_video, write_video
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    lively(num_labels=3).save_pretrained(folder)
+    SegFormerImageProcessor(do_resize=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A server on the loop-back interface, with the paths that were asked for."""
+    write_video(tmp_path / "film.ts", 20)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            paths.append(self.path)
+            name = self.path.partition("?")[0].strip("/")
+            file = tmp_path / name
+            if self.path.startswith("/moved"):
+                self.send_response(302)
+                self.send_header("Location", f"file://{tmp_path}/film.ts")
+                self.end_headers()
+                return
+            content = file.read_bytes() if file.is_file() else b""
+            self.send_response(200 if content else 404)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    paths = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.paths = paths
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def address(server, path, user=""):
+    return f"http://{user}127.0.0.1:{server.server_port}/{path}"
+
+
+def test_a_stream_is_predicted_for_its_seconds_and_its_password_kept_secret(checkpoint, server, tmp_path, capsys):
+    out = tmp_path / "out"
+    stream = address(server, "film.ts?key=SECRET", "me:SECRET@")
+    assert run("predict", checkpoint, "--stream", stream, "--seconds", 0.4, "-o", out) == 0
+    printed = capsys.readouterr()
+    assert "stream: 10 frames in 0.4 s" in printed.out
+    source, drawn = read_video(tmp_path / "film.ts"), read_video(out / "stream_overlay.mp4")
+    assert drawn.times == source.times[:10]
+    assert server.paths == ["/film.ts?key=SECRET"]
+    for path in out.iterdir():
+        assert b"SECRET" not in path.read_bytes(), path
+    assert "SECRET" not in printed.out + printed.err
+
+
+def test_an_address_among_the_inputs_is_not_opened(checkpoint, server, tmp_path, capsys):
+    assert run("predict", checkpoint, address(server, "film.ts"), "-o", tmp_path / "out") != 0
+    assert_one_line(capsys.readouterr().err, "is an address; expected files")
+    assert server.paths == []
+
+
+def playlists(target):
+    return {
+        "list.m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{target}\n#EXT-X-ENDLIST\n",
+        "list.ffconcat": f"ffconcat version 1.0\nfile '{target}'\n",
+        "list.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+        "list.mpd": '<?xml version="1.0"?>'
+        f'<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><BaseURL>{target}</BaseURL></MPD>',
+        "list.asx": f'<asx version="3.0"><entry><ref href="{target}"/></entry></asx>',
+        "list.strm": target,
+    }
+
+
+@pytest.mark.parametrize("rename", [True, False])
+@pytest.mark.parametrize("name", playlists(""))
+def test_a_file_that_names_others_opens_none(name, rename, checkpoint, server, tmp_path, capsys):
+    for number, target in enumerate((address(server, "film.ts"), f"file:{tmp_path}/film.ts", f"{tmp_path}/film.ts")):
+        path = tmp_path / (f"{number}{name}.mp4" if rename else f"{number}{name}")
+        path.write_text(playlists(target)[name])
+        assert run("predict", checkpoint, path, "-o", tmp_path / f"out{number}") == 1
+        assert_one_line(capsys.readouterr().err, path.name)
+        assert not list((tmp_path / f"out{number}").glob("*overlay*"))
+    assert server.paths == []
+
+
+def test_a_stream_is_no_playlist_and_leads_to_no_file(checkpoint, server, tmp_path, capsys):
+    (tmp_path / "list.m3u8").write_text(playlists(address(server, "film.ts"))["list.m3u8"])
+    for path in ("list.m3u8", "moved", "missing.mp4"):
+        out = tmp_path / f"out-{path}"
+        assert run("predict", checkpoint, "--stream", address(server, path), "--seconds", 1, "-o", out) == 1
+        assert_one_line(capsys.readouterr().err, f"/{path} does not answer, or is no stream", "names no other address")
+    assert "/film.ts" not in server.paths
+
+
+def test_names_that_look_like_addresses_are_files(checkpoint, server, tmp_path, monkeypatch):
+    """FFmpeg would take these names for protocols."""
+    monkeypatch.chdir(tmp_path)
+    film = write_video(tmp_path / "film.mp4", 2)
+    film.rename(tmp_path / "concat:a|b.mp4")
+    (tmp_path / "out:side").mkdir()
+    assert run("predict", checkpoint, "concat:a|b.mp4", "-o", "out:side", "--frame-masks", "video") == 0
+    assert len(read_video(tmp_path / "out:side" / "concat:a|b_overlay.mp4").frames) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["film.mp4", "file:///etc/passwd", "concat:a|b", "http:/x", "v4l2:", "lavfi:x", "-", ""]
+)
+def test_what_is_no_address_of_a_stream_is_refused(text, checkpoint, tmp_path, capsys):
+    assert run("predict", checkpoint, f"--stream={text}", "--seconds", 1, "-o", tmp_path / "out") != 0
+    assert_one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("text", ["rtsp://me:word@host/live", "https://host/a.mp4", "udp://@:1234", "v4l2:/dev/video0"])
+def test_addresses_of_streams_and_cameras(text):
+    check_stream(text)
+
+
+def test_an_address_in_public():
+    assert public_address("rtsp://me:word@host:554/live?token=1") == "rtsp://host:554/live"
+    assert public_address("dshow:video=Camera") == "dshow:video=Camera"
+
+
+def test_a_stream_needs_its_end_and_is_alone(checkpoint, tmp_path, capsys):
+    arguments = ["predict", checkpoint, "-o", tmp_path / "out", "--stream", "rtsp://host/live"]
+    assert run(*arguments) == 2
+    assert_one_line(capsys.readouterr().err, "--stream is given without --seconds S")
+    assert run(*arguments, "--seconds", 3, tmp_path) == 2
+    assert_one_line(capsys.readouterr().err, "--stream is given with other images")

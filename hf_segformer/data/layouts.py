@@ -21,6 +21,7 @@ from .paired_folders import Pairing, find_pairings
 from .pairing import load_splits
 from .panoptic import is_panoptic
 from .polygons import read_annotations
+from .readers import note_on_videos
 
 # Settings that say where data are, in the order in which they are offered to choose between two readings.
 _PLACES = (
@@ -110,6 +111,10 @@ def _readings_of(pairing: Pairing) -> Iterator[Reading]:
         if image or mask:
             layout += f", names {word} {image or 'anything'} and {mask or 'anything'}"
     notes: tuple[str, ...] = ()
+    have_split = ["{split}" in folder for folder in (pairing.image_folder, pairing.mask_folder)]
+    if sum(have_split) == 1:
+        kind, folder = ("masks", pairing.mask_folder) if have_split[0] else ("images", pairing.image_folder)
+        notes = (f"{folder}/ holds the {kind} of all splits: those without a partner are left out.",)
     if pairing.instance_masks:
         notes = ("An image has several masks, of one object each: their union is the class (data.instance_masks).",)
     for splits in _choose_splits(pairing.splits, "val"):
@@ -285,7 +290,8 @@ def _nothing_found(root: Path) -> str:
     """Say what a folder holds, and what was expected."""
     images = list_images(root)
     if not images:
-        return f"{root} holds no images; expected files that end in {', '.join(IMAGE_SUFFIXES)}"
+        note = note_on_videos(path for path in sorted(root.rglob("*")) if path.is_file())
+        return f"{root} holds no images; expected files that end in {', '.join(IMAGE_SUFFIXES)}{note}"
     lossy = [folder for folder, names in images.items() if parse_folder(folder)[0].is_mask and _are_lossy(names)]
     if lossy:
         return f"{root / lossy[0]} holds masks as JPEG, whose compression changes labels: store them as PNG or TIFF"

@@ -1,4 +1,4 @@
-"""What the names of images and masks have beside the part that pairs them: prefixes and suffixes.
+"""Prefixes and suffixes of the names of images and masks, beside the part that pairs them.
 
 A stem is a name without its type, as a path below its folder: `film1/img_001`. Prefixes and suffixes are of the file's
 own name; a suffix may be all of it, where every image has a folder of its own: `001/image`, `001/mask`.
@@ -180,13 +180,13 @@ def _word_parts(stems: Iterable[str]) -> list[tuple[str, str]]:
     return sorted({part for stem in stems for part in _parts_by_words(stem, IMAGE_WORDS)})
 
 
-def _parts_by_words(stem: str, words: frozenset[str]) -> set[tuple[str, str]]:
-    """Return (prefix, suffix) of a name by some words: the first one, the last one, and all of it in its own folder."""
+def _parts_by_words(stem: str, roles: frozenset[str]) -> set[tuple[str, str]]:
+    """Return (prefix, suffix) of a name by words of a role: the first, the last, and all of it in its own folder."""
     folder, _, name = stem.rpartition("/")
-    last = [match for match in _LAST_WORDS.finditer(name) if match[1].lower() in words and match.start() > 0]
+    last = [match for match in _LAST_WORDS.finditer(name) if match[1].lower() in roles and match.start() > 0]
     parts = {("", name[last[-1].start() :])} if last else set()
     first = re.match(r"([A-Za-z]+)[_\-. ]*", name)
-    if first and first[1].lower() in words:
+    if first and first[1].lower() in roles:
         parts |= {(first[0], "")} if first.end() < len(name) else set()
         parts |= {("", name)} if folder else set()
     return parts

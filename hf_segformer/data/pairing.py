@@ -367,7 +367,7 @@ def decode_dataset(
 
 
 class NamePattern(NamedTuple):
-    """How the names of images, or of masks, begin and end.
+    """Beginning and ending of the names of images, or of masks.
 
     Attributes:
         prefix: beginning, without folders.

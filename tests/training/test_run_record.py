@@ -1,4 +1,4 @@
-"""What a run record leaves out: places on the machine, and names of its folders."""
+"""Run records leave out places on the machine, and names of its folders."""
 
 import pytest
 

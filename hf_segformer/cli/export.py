@@ -8,14 +8,14 @@ from ..files import atomic_directory, check_new_or_empty
 from .labeled import check_mask_kind
 from .options import add_label_values, add_mask_colors
 
-TARGETS = ("onnx", "openvino", "torch", "aoti", "web", "transformers.js")
+TARGETS = ("onnx", "openvino", "torch", "aoti", "executorch", "web", "transformers.js")
 
 
 def add_export(commands) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "export",
-        help="export a model to ONNX, OpenVINO, PyTorch, a web page or transformers.js, and verify it",
+        help="export a model to ONNX, OpenVINO, PyTorch, ExecuTorch, a web page or transformers.js, and verify it",
         description="Writes a folder with the network, its head folded, for any batch and image size; runs it in its "
         "own runtime; and compares with PyTorch. The results are in export.json.",
     )
@@ -32,6 +32,9 @@ def add_export(commands) -> None:
     parser.add_argument("--calibration-dir", type=Path, metavar="DIR", help="images that calibrate static int8")
     parser.add_argument("--images", type=Path, metavar="DIR", help="compare on these images too")
     parser.add_argument("--masks", type=Path, metavar="DIR", help="masks of these images: compare mean IoU")
+    parser.add_argument(
+        "--max-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="largest image for --to executorch"
+    )
     parser.add_argument(
         "--onnxruntime-web", type=Path, metavar="DIR", help="folder of the npm package for --to web (node_modules)"
     )
@@ -65,6 +68,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(
             "--masks is given with --to web, which gives no logits for mean IoU; measure it with --to onnx"
         )
+    if arguments.max_size and arguments.to != "executorch":
+        raise ValueError(f"--max-size is given with --to {arguments.to}; expected --to executorch")
     if arguments.onnxruntime_web and arguments.to != "web":
         raise ValueError(f"--onnxruntime-web is given with --to {arguments.to}; expected --to web")
     if arguments.int8 == "static" and not arguments.calibration_dir:
@@ -93,6 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
         calibration=find_images(arguments.calibration_dir) if arguments.calibration_dir else (),
         images=find_images(arguments.images) if arguments.images else (),
         dataset=pair_images_and_masks(arguments.images, arguments.masks) if arguments.masks else (),
+        max_size=tuple(arguments.max_size) if arguments.max_size else None,
         onnxruntime_web=arguments.onnxruntime_web,
     )
     model, processor = load_segmentation(arguments.source)

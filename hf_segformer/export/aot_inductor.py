@@ -10,6 +10,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.export import ExportedProgram
 
 from .runtimes import Runtime, quiet
 
-# Reads sizes and tensors from its input until that ends, and answers likewise.
+# Reads sizes and tensors from its input until that ends, and answers in the same form.
 _PROGRAM = """
 import io, os, sys
 answers = os.fdopen(os.dup(1), "wb")
@@ -75,38 +76,35 @@ class _Process:
     """Process that holds a package and answers inputs with outputs; it ends with this object."""
 
     def __init__(self, path: Path):
-        self.name, self.errors = path.name, tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        self.name, self.errors = path.name, tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
         command = [sys.executable, "-c", _PROGRAM, str(path), str(torch.get_num_threads())]
-        self.process = subprocess.Popen(
+        process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, cwd=path.parent
         )
-        weakref.finalize(self, _end, self.process, self.errors)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self.requests, self.answers = process.stdin, process.stdout
+        self.end = weakref.finalize(self, _end, process)
+        weakref.finalize(self, self.errors.close)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         content = io.BytesIO()
         torch.save(inputs, content)
-        try:
-            self.process.stdin.write(len(content.getvalue()).to_bytes(8, "little") + content.getvalue())
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the process has ended: its answer is empty
-        size = self.process.stdout.read(8)
+        with suppress(BrokenPipeError):  # the process has ended: its answer is empty
+            self.requests.write(len(content.getvalue()).to_bytes(8, "little") + content.getvalue())
+            self.requests.flush()
+        size = self.answers.read(8)
         if not size:
-            self.process.wait()
+            self.end()
             self.errors.seek(0)
-            lines = self.errors.read().decode(errors="replace").split("\n")
-            raise ValueError(
-                f"{self.name} does not run: {([line for line in lines if line.strip()] or ['no reason'])[-1]}"
-            )
-        answer = self.process.stdout.read(int.from_bytes(size, "little"))
-        return torch.load(io.BytesIO(answer), weights_only=True)
+            lines = self.errors.read().decode(errors="replace").strip().splitlines()
+            raise ValueError(f"{self.name} does not run: {lines[-1] if lines else 'its process ended'}")
+        return torch.load(io.BytesIO(self.answers.read(int.from_bytes(size, "little"))), weights_only=True)
 
 
-def _end(process: subprocess.Popen, errors: Any) -> None:
-    process.stdout.close()
-    process.stdin.close()
-    process.wait()
-    errors.close()
+def _end(process: subprocess.Popen) -> None:
+    """End the input, so that the process ends, and wait for that."""
+    process.communicate()
 
 
 def aoti_package(path: str | Path) -> Runtime:

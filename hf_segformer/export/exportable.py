@@ -191,15 +191,31 @@ def dynamic_axes(name: str) -> dict[str, dict[int, Dim]]:
     return {name: {0: Dim("batch"), height: Dim("height", min=MIN_SIDE), width: Dim("width", min=MIN_SIDE)}}
 
 
-def trace(network: DeployedSegFormer | SegFormerWithProcessing) -> ExportedProgram:
-    """Trace the network's graph, for any number of images of any size from `MIN_SIDE` up."""
+def bounded_axes(name: str, max_size: tuple[int, int]) -> dict[str, dict[int, Dim]]:
+    """Return the dynamic axes of the graph's input for one image of at most `max_size` (height, width)."""
+    sides = [axis for axis in dynamic_axes(name)[name] if axis > 0]
+    limits = zip(sides, ("height", "width"), max_size, strict=True)
+    return {name: {axis: Dim(side, min=MIN_SIDE, max=limit) for axis, side, limit in limits if limit > MIN_SIDE}}
+
+
+def trace(
+    network: DeployedSegFormer | SegFormerWithProcessing, max_size: tuple[int, int] | None = None
+) -> ExportedProgram:
+    """Trace the network's graph for images of any size from `MIN_SIDE` up.
+
+    Args:
+        network: the network, alone or with processing.
+        max_size: largest (height, width); the graph then takes one image at a time, without it any number.
+    """
+    num, height, width = (1, *max_size) if max_size else (2, 96, 128)
     if isinstance(network, SegFormerWithProcessing):
         name, dtype = "images", torch.uint8 if network.takes_bytes else torch.float32
-        example = torch.zeros(2, 96, 128, network.num_channels, dtype=dtype)
+        example = torch.zeros(num, height, width, network.num_channels, dtype=dtype)
     else:
-        name, example = "pixel_values", torch.zeros(2, network.encoder.config.num_channels, 96, 128)
+        name, example = "pixel_values", torch.zeros(num, network.encoder.config.num_channels, height, width)
+    axes = bounded_axes(name, max_size) if max_size else dynamic_axes(name)
     with torch.no_grad():
-        program = torch.export.export(network, (example,), dynamic_shapes=dynamic_axes(name), strict=False)
+        program = torch.export.export(network, (example,), dynamic_shapes=axes, strict=False)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of the source code on this machine
     return program
@@ -209,6 +225,7 @@ __all__ = [
     "MIN_SIDE",
     "DeployedSegFormer",
     "SegFormerWithProcessing",
+    "bounded_axes",
     "dynamic_axes",
     "merged_head",
     "require_plain",

@@ -1,4 +1,4 @@
-"""Export of a segmentation model to ONNX, OpenVINO, torch.export, AOTInductor, web pages and transformers.js.
+"""Export of a segmentation model to other runtimes: ONNX Runtime, OpenVINO, PyTorch, ExecuTorch, browsers.
 
 A file counts as exported once it was read back by its own runtime and compared with PyTorch, at several sizes and batch
 sizes, on random images and on given ones. The figures are written beside it.
@@ -27,6 +27,7 @@ from .exportable import (
     DeployedSegFormer,
     SegFormerWithProcessing,
     resize_outside,
+    target_size,
     trace,
 )
 from .metadata import describe_model
@@ -57,6 +58,8 @@ class ExportConfig:
         images: images to compare on, in addition to random ones; paths, or whatever the image processor takes.
         dataset: rows with `image` and `label`, as `evaluation.evaluate` takes them, to measure mean IoU on, in PyTorch
             and in each file.
+        max_size: largest (height, width) of an image, for the target executorch, which plans its memory for it; by
+            default the processor's, if that resizes to one size.
         onnxruntime_web: folder of the npm package, for the target web; by default it is looked for in node_modules.
 
     Raises:
@@ -70,6 +73,7 @@ class ExportConfig:
     calibration: Sequence[Any] = ()
     images: Sequence[Any] = ()
     dataset: Any = ()
+    max_size: tuple[int, int] | None = None
     onnxruntime_web: Path | None = None
 
     @property
@@ -90,6 +94,11 @@ class ExportConfig:
             )
         if self.onnxruntime_web and self.target != "web":
             raise ValueError(f"onnxruntime_web (--onnxruntime-web) is given for {self.target}; expected web (--to web)")
+        if self.max_size is not None:
+            if self.target != "executorch":
+                raise ValueError(f"max_size (--max-size) is given for {self.target}; expected executorch")
+            if min(self.max_size) < MIN_SIDE:
+                raise ValueError(f"max_size is {self.max_size}; expected sides of {MIN_SIDE} or more (--max-size)")
         if self.has_processing:
             self._check_processing()
         if self.int8 == "static" and not self.calibration:
@@ -142,9 +151,9 @@ def export_model(
     began, folder, target = time.perf_counter(), Path(folder), TARGETS[config.target]
     if any(folder.iterdir()):
         raise ValueError(f"{folder} holds files, which would be overwritten; expected an empty folder")
-    require(*target.packages)
     if target.check is not None:
         target.check()
+    require(*target.packages)
     if config.target == "transformers.js":
         require_several_labels(model)
     library = None
@@ -153,16 +162,17 @@ def export_model(
         library = find_onnxruntime_web(config.onnxruntime_web)
     deployed = DeployedSegFormer(model)
     network = SegFormerWithProcessing(deployed, processor) if config.has_processing else deployed
-    reference = ReferenceOutputs(deepcopy(model).float().cpu().eval(), processor, network)
+    max_size = config.max_size or (one_size(processor) if config.target == "executorch" else None)
+    reference = ReferenceOutputs(deepcopy(model).float().cpu().eval(), processor, network, max_size)
     path = folder / target.file
     path.parent.mkdir(exist_ok=True)
     metadata = describe_model(model, processor, config.has_processing)
-    target.write(trace(network), path, metadata)
+    target.write(trace(network, max_size), path, metadata)
     figures = {path.name: _verified(path, target, reference, config)}
     _write_short_types(path, figures, deployed, reference, config)
     if len(config.dataset):
         add_mean_iou(figures, path.parent, target, reference, config)
-    report = _describe(network, processor, config, target)
+    report = _describe(network, processor, config, target, max_size)
     if library is not None:
         report["versions"] |= write_page(processor, metadata, library, folder)
     elif config.target == "transformers.js":
@@ -173,6 +183,17 @@ def export_model(
     report |= {"files": figures, "seconds": round(time.perf_counter() - began, 1)}
     write_json(report, folder / "export.json")
     return report
+
+
+def one_size(processor: SegFormerImageProcessor) -> tuple[int, int]:
+    """Return the size (height, width) to which a processor resizes all images, at least `MIN_SIDE`, or raise."""
+    if not processor.do_resize or processor.keep_ratio or "height" not in processor.size:
+        raise ValueError(
+            "the image processor gives images of many sizes, and executorch plans its memory for the largest: give "
+            "max_size (--max-size HEIGHT WIDTH)"
+        )
+    height, width = target_size(processor)
+    return max(height, MIN_SIDE), max(width, MIN_SIDE)
 
 
 def _write_short_types(
@@ -258,6 +279,7 @@ def _describe(
     processor: SegFormerImageProcessor,
     config: ExportConfig,
     target: Target,
+    max_size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Describe the graph's inputs and outputs, whether it resizes, and the versions that wrote it."""
     if isinstance(network, SegFormerWithProcessing):
@@ -275,13 +297,20 @@ def _describe(
             "resize": "not in the graph: the image processor of preprocessor_config.json resizes before it",
         }
     # By the modules: the package that brings one may have another name, such as onnxruntime-gpu.
-    versions = {name: import_module(name).__version__ for name in ("torch", *target.packages)}
+    modules = ("torch", *target.packages)
+    versions = {name.removesuffix(".version"): import_module(name).__version__ for name in modules}
     return {
         "target": config.target,
         **interface,
-        "sides": f"{MIN_SIDE} pixels and up",
+        "sides": _describe_sides(max_size),
         "versions": {"hf_segformer": __version__, **versions},
     }
+
+
+def _describe_sides(max_size: tuple[int, int] | None) -> str:
+    if max_size is None:
+        return f"{MIN_SIDE} pixels and up"
+    return f"{MIN_SIDE} pixels to {'x'.join(map(str, max_size))} (height x width), one image at a time"
 
 
 def _describe_resize(network: SegFormerWithProcessing, processor: SegFormerImageProcessor, target: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch.export import ExportedProgram
 
 from .aot_inductor import aoti_package, require_compiler, write_aoti
+from .executorch_program import executorch_runtime, require_executorch, write_executorch
 from .exportable import dynamic_axes
 from .metadata import openvino_info
 from .runtimes import Runtime, onnx_runtime, open_vino, quiet, require, torch_program
@@ -96,6 +97,9 @@ TARGETS: Mapping[str, Target] = {
     "openvino": Target("model.xml", write_openvino, open_vino, "OpenVINO", ("openvino",)),
     "torch": Target("model.pt2", write_torch, torch_program, "torch.export"),
     "aoti": Target("model.pt2", write_aoti, aoti_package, "AOTInductor", check=require_compiler),
+    "executorch": Target(
+        "model.pte", write_executorch, executorch_runtime, "ExecuTorch", ("executorch.version",), require_executorch
+    ),
     "web": Target("model.onnx", write_onnx, onnx_runtime, "ONNX Runtime", _ONNX_PACKAGES),
     "transformers.js": Target("onnx/model.onnx", write_onnx, onnx_runtime, "ONNX Runtime", _ONNX_PACKAGES),
 }

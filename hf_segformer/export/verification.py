@@ -113,6 +113,7 @@ class ReferenceOutputs:
         model: in float32, on the CPU, in evaluation mode.
         processor: its image processor.
         network: the exported network.
+        max_size: largest (height, width) of the graph; None for any.
 
     Raises:
         ValueError: if the processor resizes images below the graph's smallest side.
@@ -123,12 +124,14 @@ class ReferenceOutputs:
         model: SegFormerForSemanticSegmentation,
         processor: SegFormerImageProcessor,
         network: DeployedSegFormer | SegFormerWithProcessing,
+        max_size: tuple[int, int] | None = None,
     ):
         self.model, self.processor = model, processor
         self.has_processing = isinstance(network, SegFormerWithProcessing)
         self.resizes = isinstance(network, SegFormerWithProcessing) and network.size is not None
         native = target_size(processor) if "height" in processor.size else (256, 320)
         self._native = (max(native[0], MIN_SIDE), max(native[1], MIN_SIDE))
+        self._max_size = max_size
         resized = processor._target_size(*self._native)
         if min(resized) < MIN_SIDE and not self.resizes:
             raise ValueError(
@@ -146,9 +149,11 @@ class ReferenceOutputs:
         """
         num_channels = self.model.config.num_channels
         for seed, (num, height, width) in enumerate(_SIZES):
-            images = smooth_images(num, height, width, num_channels, seed)
+            largest = self._max_size or (height, width)
+            images = smooth_images(num, min(height, largest[0]), min(width, largest[1]), num_channels, seed)
             yield self._case(images, at_own_size=not self.resizes)
-        yield self._case(smooth_images(1, *self._native, num_channels, len(_SIZES)))
+        last = smooth_images(1, *(self._max_size or self._native), num_channels, len(_SIZES))
+        yield self._case(last, at_own_size=self._max_size is not None and not self.resizes)
         for image in given:
             inputs, logits = self._case([read_if_path(image, num_channels)])
             height, width = inputs.shape[1:3] if self.has_processing else inputs.shape[2:]

@@ -61,7 +61,7 @@ def require_page(model: SegFormerForSemanticSegmentation) -> None:
     """Raise ValueError for a model that a page cannot show."""
     if model.config.num_channels != 3:
         raise ValueError(
-            f"the model takes {model.config.num_channels} bands; expected 3 for a page, whose images are in color"
+            f"the model takes {model.config.num_channels} bands; expected 3 for a page, whose images are in colour"
         )
     if model.config.num_labels > _MAX_CLASSES:
         raise ValueError(f"the model has {model.config.num_labels} labels; expected at most {_MAX_CLASSES} for a page")

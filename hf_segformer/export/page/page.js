@@ -236,7 +236,7 @@ function runPage() {
   start().catch((error) => say(reason(error), true));
 }
 
-// A canvas of the prediction's size with a color for each class.
+// A canvas of the prediction's size with a colour for each class.
 function painted({ segmentation, height, width }, colors) {
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d");

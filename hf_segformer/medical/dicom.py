@@ -44,7 +44,7 @@ _EQUAL_STEPS = 0.02  # of the distance of slices
 
 
 class Place(NamedTuple):
-    """Where a slice is stored, and where it is in space; None where the file does not say.
+    """Place of a slice: the file that holds it, and its position; None where the file does not say.
 
     Attributes:
         uid: SOPInstanceUID of its file.

@@ -25,7 +25,7 @@ from .frames import frame_tag
 from .nifti import NiftiVolume
 from .volumes import Volume, quiet
 
-SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # in bits, and in labels
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # of bits, and of segment numbers
 _MOST_OFF = 0.1  # of a voxel
 _MOST_OPEN = 32
 _TAGS = (
@@ -102,7 +102,7 @@ def _turn(mask: NiftiVolume, volume: Volume) -> list[tuple[int, bool]]:
 
 
 class Segmentation:
-    """A DICOM segmentation, binary or a label map.
+    """A DICOM segmentation, of bits or of segment numbers.
 
     Args:
         source: the file.
@@ -117,13 +117,13 @@ class Segmentation:
         DicomVolume.require_pydicom(self.name)
         with quiet():
             header = read_header(self.file, self.name, _TAGS)
-        kind = str(header.get("SegmentationType", ""))
-        if str(header.get("SOPClassUID", "")) not in SEGMENTATIONS or kind not in ("BINARY", "LABELMAP"):
+        kind, uid = str(header.get("SegmentationType", "")), str(header.get("SOPClassUID", ""))
+        if uid not in SEGMENTATIONS or kind == "FRACTIONAL":
             what = printable(kind)[:20] or "no segmentation"
             raise ValueError(
-                f"{self.name} is DICOM of another kind ({what}); expected a segmentation, binary or a label map"
+                f"{self.name} is DICOM of another kind ({what}); expected a segmentation of bits or segment numbers"
             )
-        self.is_binary, self.shape = kind == "BINARY", (int(header.Rows), int(header.Columns))
+        self.is_binary, self.shape = uid == SEGMENTATIONS[0], (int(header.Rows), int(header.Columns))
         self.frame_of_reference = str(header.get("FrameOfReferenceUID", ""))
         self.labels = {int(item.SegmentNumber): str(item.SegmentLabel) for item in header.get("SegmentSequence") or ()}
         number = int(header.get("NumberOfFrames") or 1)
@@ -149,14 +149,15 @@ class Segmentation:
             if (taken & inside).any():
                 raise ValueError(f"{self.name} has segments that overlap in slice {index + 1}; expected one a pixel")
             taken |= inside
-            if self.is_binary:
-                labels[inside] = values[frame.segment]
-            else:
-                labels[inside] = [values[int(number)] for number in stored[inside]]
+            for number in np.unique(stored[inside]).tolist():
+                segment = frame.segment if self.is_binary else number
+                if segment not in values:
+                    raise ValueError(f"{self.name} has pixels of segment {segment}, which it does not describe")
+                labels[stored == number] = values[segment]
         return np.ma.MaskedArray(labels, ~taken) if outside is None else labels
 
     def _values(self, classes: Mapping[str, int]) -> dict[int, int]:
-        """Return the value of each segment by its number, of which 0 is the background of label maps."""
+        """Return the value of each segment by its number; number 0 is in no segment."""
         known = {name.casefold(): value for name, value in classes.items()}
         labels = {number: label for number, label in self.labels.items() if number}
         for label in labels.values():

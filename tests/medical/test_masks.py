@@ -164,6 +164,32 @@ def test_frames_that_refer_to_no_image_are_found_by_their_position(tmp_path):
     np.testing.assert_array_equal(read(volume, path), labels)
 
 
+@pytest.mark.parametrize("make", ["series", "frames"])
+def test_a_segmentation_of_numbers_by_highdicom_is_read(tmp_path, make):
+    paths = scans.ct_series(tmp_path / "ct") if make == "series" else [scans.enhanced_ct(tmp_path / "a.dcm")]
+    labels = labels_like(dicom(*paths))
+    written = pydicom.dcmread(segmentation(dicom(*paths), labels, tmp_path / "bits.dcm"))
+    made = highdicom.seg.Segmentation(
+        source_images=[pydicom.dcmread(path) for path in paths],
+        pixel_array=labels,
+        segmentation_type="LABELMAP",
+        segment_descriptions=[highdicom.seg.SegmentDescription.from_dataset(item) for item in written.SegmentSequence],
+        series_instance_uid=generate_uid(),
+        series_number=2,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="M",
+        manufacturer_model_name="M",
+        software_versions="1",
+        device_serial_number="1",
+    )
+    made.save_as(tmp_path / "numbers.dcm")
+    np.testing.assert_array_equal(read(dicom(*paths), tmp_path / "numbers.dcm"), labels)
+    made.SegmentSequence = [item for item in made.SegmentSequence if item.SegmentNumber != 2]
+    made.save_as(tmp_path / "numbers.dcm")
+    assert "has pixels of segment 2, which it does not describe" in reason(dicom(*paths), tmp_path / "numbers.dcm")
+
+
 def test_other_segmentations_are_refused(tmp_path):
     volume = series(tmp_path / "ct")
     labels = labels_like(volume)

@@ -205,10 +205,9 @@ def _attempts() -> Any:
 
 @contextmanager
 def _session(options: ClusterOptions) -> Iterator[None]:
-    """Ray and the settings of Ray Data within the block; a cluster that was started for it ends with it."""
+    """Ray within the block; a cluster that was started for it ends with it."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
-    from ray.data import DataContext
 
     is_own = not ray.is_initialized()
     if is_own:
@@ -216,17 +215,36 @@ def _session(options: ClusterOptions) -> Iterator[None]:
     elif options.address is not None:
         raise ValueError(f"address is {options.address}, but Ray is initialised already; expected no address")
     try:
-        context = DataContext.get_current().copy()
-        context.enable_progress_bars = context.print_on_execution_start = False
-        context.max_consecutive_actor_init_deaths = options.retries
-        # With one task at a time an actor's utilization is 1 at most: a shard that kills its process takes no other.
-        context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
-        with DataContext.current(context), _quiet():
-            _check_resources(options)
+        _check_resources(options)
+        with _settings_of_ray_data(options), _quiet():
             yield
     finally:
         if is_own:
             ray.shutdown()
+
+
+@contextmanager
+def _settings_of_ray_data(options: ClusterOptions) -> Iterator[None]:
+    """Settings that have no argument of their own, within the block."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    scaling = context.autoscaling_config
+    wanted: list[tuple[Any, str, Any]] = [
+        (context, "enable_progress_bars", False),
+        (context, "print_on_execution_start", False),
+        (context, "max_consecutive_actor_init_deaths", options.retries),
+        # With one task at a time an actor's utilization is 1 at most: a shard that kills its process takes no other.
+        (scaling, "actor_pool_util_upscaling_threshold", 1.0),
+    ]
+    before = [(holder, name, getattr(holder, name)) for holder, name, _ in wanted]
+    try:
+        for holder, name, value in wanted:
+            setattr(holder, name, value)
+        yield
+    finally:
+        for holder, name, value in before:
+            setattr(holder, name, value)
 
 
 def _start(options: ClusterOptions) -> None:

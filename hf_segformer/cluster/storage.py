@@ -50,7 +50,6 @@ class StorageSource(FileSource):
         self._fetched: dict[int, tuple[str, bytes]] = {}  # by thread: `kind` and then `read` need the same bytes
         found: dict[str, InputItem] = {}
         for address in addresses:
-            number = len(found)
             for item in self._items_of(address):
                 other = found.setdefault(item.name, item)
                 if other != item:
@@ -58,9 +57,6 @@ class StorageSource(FileSource):
                         f"{other.source} and {item.source} would both be filed as {item.name}: give their common "
                         "folder, below which names are kept"
                     )
-            if len(found) == number:
-                endings = ", ".join(image_suffixes())
-                raise ValueError(f"{shown_address(address)} holds no images ({endings}), or only ones given already")
         self._items = sorted(found.values())
 
     def kind(self, item: InputItem) -> Kind:
@@ -113,14 +109,18 @@ class StorageSource(FileSource):
             raise
         except OSError as error:
             raise OSError(f"{shown} cannot be listed: {_reason(error)}") from error
+        number = 0
         for each in listed:
             below = each.path.removeprefix(path.rstrip("/") + "/")
             if each.type != FileType.File or any(part.startswith(".") for part in below.split("/")):
                 continue
             if each.path.lower().endswith(image_suffixes()):
+                number += 1
                 yield InputItem(without_suffix(below), f"{scheme}://{each.path}")
             else:
                 self.skipped[posixpath.splitext(each.path)[1].lower()] += 1
+        if not number:
+            raise ValueError(f"{shown} holds no images ({', '.join(image_suffixes())})")
 
 
 def _reason(error: OSError) -> str:

@@ -113,6 +113,11 @@ def check(arguments: argparse.Namespace) -> None:
     arguments.options = inference_options(arguments)
     if arguments.axis and arguments.dataset:
         raise ValueError("--axis is given with --dataset, whose rows hold images; leave it out")
+    for option in ("pages", "dataset"):
+        if arguments.keep_identity and getattr(arguments, option):
+            raise ValueError(
+                f"--keep-identity is given with --{option}, whose masks are images that name nobody; leave it out"
+            )
     if arguments.threshold is not None and not 0 < arguments.threshold < 1:
         raise ValueError(f"--threshold is {arguments.threshold}; expected a probability above 0 and below 1")
     arguments.window = arguments.value_range == "window"
@@ -125,6 +130,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Predict, and print how many images are done."""
+    from ..data.readers import keeps_identity
     from ..data.sources import DatasetSource, FileSource
     from ..inference.batch import predict_batch
     from ..inference.predictor import SegFormerPredictor, find_device
@@ -153,6 +159,10 @@ def run(arguments: argparse.Namespace) -> None:
             or stream_source(arguments, reading)
             or map_source(arguments, reading)
             or FileSource(arguments.inputs, arguments.output_dir, **reading)
+        )
+    if arguments.keep_identity and not any(keeps_identity(str(item.source)) for item in source.items()):
+        raise ValueError(
+            "--keep-identity is given, but no input is a DICOM file, whose identity a mask could keep: leave it out"
         )
     choose_video_format(arguments, source)
     options = map_outputs(arguments, source) or video_outputs(arguments)

@@ -3,15 +3,15 @@
 A `Reader` claims a file by its content and says its kind: an image, which is read as a whole, a raster, which is read
 and predicted by tiles, a volume, which is read and predicted slice by slice, or a video, which is predicted frame by
 frame. The readers of this package, and those of others that announce a class under the entry points
-`hf_segformer.readers`, are asked in turn; what none of them claims is read as an ordinary image by Pillow, or as a NumPy
-array. Pixels without data are masked, band by band.
+`hf_segformer.readers`, are asked in turn; what none of them claims is read as an ordinary image by Pillow, or as a
+NumPy array. Pixels without data are masked, band by band.
 
 Axes: C bands, H height, W width, h w a tile's sides.
 """
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -159,8 +159,8 @@ class Reader(Protocol):
     """An open image.
 
     A reader of further formats may have `suffixes`, the endings in lower case by which folders are searched for them,
-    `gather(paths)`, which joins files of one folder that make up one image (see `gather`), and `states_window`, True if
-    its files may state a window for display.
+    `gather(paths)`, which joins files of one folder that make up one image (see `gather`), `states_window`, True if
+    its files may state a window for display, and `keeps_identity`, True if a mask may name the person of the image.
 
     Attributes:
         name: what error messages call it.
@@ -358,6 +358,24 @@ def image_suffixes() -> tuple[str, ...]:
     return IMAGE_SUFFIXES + tuple(suffix for reader in _readers() for suffix in getattr(reader, "suffixes", ()))
 
 
+@cache
+def suffixes_of(kind: Kind) -> tuple[str, ...]:
+    """Return the endings, in lower case, that readers of one kind declare."""
+    readers = [reader for reader in _readers() if getattr(reader, "kind", "") == kind]
+    return tuple(suffix for reader in readers for suffix in getattr(reader, "suffixes", ()))
+
+
+def note_on_videos(paths: Iterable[str | Path]) -> str:
+    """Return the end of a message about files of which none is an image: what to do with a video; empty without one."""
+    video = next((path for path in paths if str(path).lower().endswith(suffixes_of("video"))), None)
+    if video is None:
+        return ""
+    return (
+        f"; {video} is a video, which segformer predict takes: write its frames as images, for instance by ffmpeg -i "
+        "VIDEO frames/%06d.png"
+    )
+
+
 def without_suffix(path: str) -> str:
     """Return a path without its ending, which may have two parts if a reader says so.
 
@@ -468,6 +486,11 @@ def kind_of(source: Any) -> Kind:
             return "image"
         source = ImageSource(source)
     return find_reader(source)[1]
+
+
+def keeps_identity(path: str) -> bool:
+    """Return True for a file whose mask may say who is in the image, if that is asked for; see `Reader`."""
+    return os.path.isfile(path) and getattr(find_reader(ImageSource(path))[0], "keeps_identity", False)
 
 
 def count_pages(source: Any, axis: int | None = None) -> int:
@@ -608,12 +631,15 @@ __all__ = [
     "is_hub_file",
     "is_listed",
     "is_turned_alone",
+    "keeps_identity",
     "kind_of",
+    "note_on_videos",
     "open_image",
     "open_raster",
     "read_array_file",
     "read_color_mask",
     "read_whole_image",
     "read_whole_mask",
+    "suffixes_of",
     "without_suffix",
 ]

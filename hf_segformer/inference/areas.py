@@ -5,7 +5,7 @@ it is not known. Axes: H W sides of a slice.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,8 @@ class Area(NamedTuple):
     diameter_mm: float | None = None
 
 
-AREA_COLUMNS = ("name", "slice", "class", "pixels", "square_mm", "cubic_mm", "diameter_mm")
+AREA_COLUMNS = ("slice", "class", "pixels", "square_mm", "cubic_mm", "diameter_mm")
+_DIGITS = 9  # that count
 
 
 class Areas:
@@ -95,20 +96,23 @@ class Areas:
         return Area("", name, pixels, largest, cubic, longest)
 
 
-def write_areas(path: Path, areas: Iterable[tuple[str, Sequence[Sequence[Any]]]]) -> None:
-    """Write the areas of several volumes as CSV, atomically, or nothing if there are none.
+def write_areas(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    """Write the areas of a volume as CSV, atomically; numbers have nine digits that count.
 
     Args:
         path: the file.
-        areas: name of a volume, and its rows as `Areas.rows` returns them.
+        rows: as `Areas.rows` returns them.
 
     Raises:
         OSError: if it cannot be written.
     """
-    rows = [(name, *row) for name, measured in areas for row in measured]
-    if rows:
-        with atomic_write(path) as partial:
-            partial.write_text(csv_text([AREA_COLUMNS, *rows]), encoding="utf-8", errors="backslashreplace")
+    lines = [tuple(_text(each) if isinstance(each, float) else each for each in row) for row in rows]
+    with atomic_write(path) as partial:
+        partial.write_text(csv_text([AREA_COLUMNS, *lines]), encoding="utf-8", errors="backslashreplace")
+
+
+def _text(number: float) -> str:
+    return np.format_float_positional(number, _DIGITS, fractional=False, unique=False, trim="-")
 
 
 def foreground(names: Sequence[str]) -> dict[int, str]:

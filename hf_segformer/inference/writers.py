@@ -29,7 +29,7 @@ from .predictor import Prediction, SegFormerPredictor
 from .segmenter import unique_names
 from .volumes import black_and_white
 
-RECORD, AREAS = "predictions.jsonl", "areas.csv"
+RECORD, _AREAS = "predictions.jsonl", "areas.csv"
 _MASK, _RASTER_MASK = "mask.png", "mask.tif"
 ENTRY_POINTS = "hf_segformer.writers"
 # This package's own entry points, known without installed metadata.
@@ -331,7 +331,7 @@ class PngWriter:
         self._note(item, (summary["height"], summary["width"]), list(summary["pixels"].values()))
 
     def write_volume(self, item: InputItem, segment: Callable[[Callable[[str], Path]], Mapping[str, Any]]) -> None:
-        """See `Writer`: `NAME_mask` with the ending of the volume's kind.
+        """See `Writer`: `NAME_mask` with the ending of the volume's kind, and `NAME_areas.csv`.
 
         Raises:
             ValueError: if an overlay or probabilities are requested.
@@ -345,6 +345,7 @@ class PngWriter:
             return paths[0]
 
         summary = segment(path_of)
+        write_areas(self._path(item.name, _AREAS), summary["areas"])
         extras = {"mask": paths[0].name, "slices": summary["slices"], "areas": summary["areas"]}
         self._note(item, (summary["height"], summary["width"]), list(summary["pixels"].values()), **extras)
 
@@ -368,7 +369,6 @@ class PngWriter:
             if line["name"] not in lines and self._exists(line):
                 lines[line["name"]] = line
         totals = dict.fromkeys(self.names, 0)
-        write_areas(self.out / AREAS, ((lines[name]["name"], lines[name].get("areas", ())) for name in sorted(lines)))
         with atomic_write(self.out / RECORD) as partial, partial.open("wb") as file:
             for name in sorted(lines):
                 file.write(_json_line(lines[name]))

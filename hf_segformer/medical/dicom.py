@@ -65,7 +65,7 @@ class DicomVolume(Volume):
     """Reader of DICOM images, single, multi-frame or the files of a series; see `Volume`."""
 
     suffixes = (".dcm", ".dicom", ".ima")
-    takes_values = False
+    takes_values, keeps_identity = False, True
     mask_suffix = ".dcm"
 
     @classmethod

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from hf_segformer.inference.areas import Areas, foreground, longest_diameter
+from hf_segformer.inference.areas import AREA_COLUMNS, Area, Areas, foreground, longest_diameter, write_areas
+
+
+def test_a_table_has_neither_binary_digits_nor_rounded_ones(tmp_path):
+    rows = [("", "a", 3, 3 * 0.1, 1234567.125, None), (1, "a", 3, 1e-6, 0.0, 2 / 3)]
+    write_areas(tmp_path / "a.csv", [Area(*row) for row in rows])
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    assert lines == [",".join(AREA_COLUMNS), ",a,3,0.3,1234567.12,", "1,a,3,0.000001,0,0.666666667"]
 
 
 def slow_diameter(mask, spacing):

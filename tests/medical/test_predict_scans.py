@@ -24,6 +24,7 @@ from hf_segformer.cli.main import main
 from hf_segformer.inference.areas import longest_diameter
 from tests.inference.test_predictor import lively, make_image
 from tests.support import scans
+from tests.support.commands import assert_one_line
 
 WINDOW = "--value-range=window:100,400"
 
@@ -79,7 +80,8 @@ def test_a_study_becomes_masks_in_kind_and_names_nobody(study, checkpoint, tmp_p
     assert "5 images predicted" in printed.out
     assert "2 files skipped that are no images: 1 without suffix, 1 .dcm" in printed.out
     assert files(out) == [
-        *("areas.csv", "ct_mask.dcm", "head_mask.nii.gz", "other/chest_mask.dcm", "other/enhanced_mask.dcm"),
+        *("ct_areas.csv", "ct_mask.dcm", "head_areas.csv", "head_mask.nii.gz"),
+        *("other/chest_areas.csv", "other/chest_mask.dcm", "other/enhanced_areas.csv", "other/enhanced_mask.dcm"),
         *("photo_mask.png", "predictions.jsonl", "settings.json", "summary.json"),
     ]
     found = highdicom.seg.segread(out / "ct_mask.dcm")
@@ -104,21 +106,26 @@ def test_a_study_becomes_masks_in_kind_and_names_nobody(study, checkpoint, tmp_p
 
 def test_areas_are_those_of_the_masks(study, checkpoint, tmp_path):
     assert run(checkpoint, study / "ct", study / "other" / "chest.dcm", "-o", tmp_path / "out", WINDOW) == 0
-    with (tmp_path / "out" / "areas.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    tables = {}
+    for name in ("ct", "chest"):
+        with (tmp_path / "out" / f"{name}_areas.csv").open() as file:
+            tables[name] = list(csv.DictReader(file))
+    rows = tables["ct"]
     found = highdicom.seg.segread(tmp_path / "out" / "ct_mask.dcm")
     volume = found.get_volume(combine_segments=True)
     for number, name in ((1, "liver"), (2, "lesion")):
-        [total] = [row for row in rows if (row["name"], row["slice"], row["class"]) == ("ct", "", name)]
+        [total] = [row for row in rows if (row["slice"], row["class"]) == ("", name)]
         pixels = int((volume.array == number).sum())
         assert int(total["pixels"]) == pixels
         assert float(total["cubic_mm"] or 0) == pytest.approx(pixels * volume.voxel_volume, rel=1e-5)
-        slices = [row for row in rows if (row["name"], row["class"]) == ("ct", name) and row["slice"]]
+        slices = [row for row in rows if row["class"] == name and row["slice"]]
         assert sum(int(row["pixels"]) for row in slices) == pixels
         diameters = [longest_diameter(each == number, (0.75, 0.5)) for each in volume.array]
         assert float(total["diameter_mm"]) == pytest.approx(max(diameters))
         assert sorted(float(row["diameter_mm"]) for row in slices) == pytest.approx(sorted(filter(None, diameters)))
-    [chest, _] = [row for row in rows if row["name"] == "chest"]
+        for row in slices:  # 0.75 by 0.5 mm, written without binary digits
+            assert row["square_mm"] == f"{int(row['pixels']) * 0.375:.9g}"
+    [chest, _] = tables["chest"]
     assert chest["square_mm"] == chest["diameter_mm"] == ""  # the spacing at the detector is not that of the body
 
 
@@ -182,7 +189,7 @@ def test_nifti_along_another_axis_with_black_and_white_masks(study, binary, tmp_
         found = nibabel.load(out / "head_mask.nii.gz")
         assert found.shape == (44, 36, 4)
         assert set(np.unique(np.asarray(found.dataobj))) <= {0, 255}
-        with (out / "areas.csv").open() as file:
+        with (out / "head_areas.csv").open() as file:
             assert {row["class"] for row in csv.DictReader(file)} == {"lesion"}
     assert run(binary, path, "-o", tmp_path / "out1", WINDOW, "--axis", 2, "--masks-as", "255") == 1
 
@@ -216,6 +223,15 @@ def test_the_identity_is_kept_where_asked_for(study, checkpoint, tmp_path):
     assert run(checkpoint, study / "ct", "-o", tmp_path / "out", WINDOW, "--keep-identity") == 0
     found = pydicom.dcmread(tmp_path / "out" / "ct_mask.dcm")
     assert (found.PatientName, found.PatientID) == (scans.NAME, scans.PATIENT_ID)
+
+
+def test_the_identity_is_refused_where_no_mask_could_keep_it(study, checkpoint, tmp_path, capsys):
+    out = ("-o", tmp_path / "out", WINDOW, "--keep-identity")
+    assert run(checkpoint, study / "head.nii.gz", study / "photo.png", *out) == 1
+    assert_one_line(capsys.readouterr().err, "--keep-identity is given, but no input is a DICOM file", "leave it out")
+    assert run(checkpoint, study, *out, "--pages") == 2
+    assert_one_line(capsys.readouterr().err, "--keep-identity is given with --pages")
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_the_extra_scans_are_refused_in_one_line_and_images_are_predicted(

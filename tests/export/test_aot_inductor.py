@@ -55,7 +55,7 @@ def run_alone(folder, inputs, **environment):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # of Inductor's own modules, which are imported here for the first time
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # Inductor's imports
 def test_a_package_runs_by_pytorch_alone_at_any_size(checkpoint, model, tmp_path, capsys):
     if shutil.which("g++") is None and "CXX" not in os.environ:
         pytest.skip("needs a C++ compiler: apt-get install g++")

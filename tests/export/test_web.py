@@ -77,6 +77,7 @@ def test_the_folder_holds_page_library_classes_and_licenses(model, processor, li
     licenses = (folder / "LICENSES.txt").read_text()
     assert "ONNX Runtime Web 1.99.0" in licenses
     assert "Copyright (c) Microsoft Corporation" in licenses
+    assert "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; " in (folder / "index.html").read_text()
     for name in ("index.html", "page.js"):
         assert "http" not in (folder / name).read_text().replace("http-equiv", "").replace("http.server", "")
 

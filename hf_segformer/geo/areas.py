@@ -50,12 +50,12 @@ class AreaMeasure:
         if reference.points[0]:
             raise ValueError(
                 f"{name} has ground control points; expected a transform to its coordinate reference system: warp it "
-                "first, for instance by gdalwarp"
+                f"first (rio warp {Path(name).name} warped.tif --dst-crs EPSG:...)"
             )
         if reference.crs is None:
             raise ValueError(
-                f"{name} has no coordinate reference system; expected one: set it, for instance by gdal_edit.py "
-                "-a_srs EPSG:..."
+                f"{name} has no coordinate reference system; expected one: set it (rio edit-info "
+                f"{Path(name).name} --crs EPSG:...)"
             )
         self.crs = horizontal(pyproj.CRS.from_user_input(reference.crs.to_wkt()))
         self.transform, self.name = reference.transform, name
@@ -139,7 +139,10 @@ def write_areas(path: Path, labels: np.ndarray, layout: MaskLayout, reference: R
     Raises:
         OSError: if the file cannot be written.
     """
-    if reference.crs is None or reference.points[0]:
+    if reference.points[0]:
+        logger.warning(f"{path}: no areas are written, since the scene has ground control points alone: warp it first")
+        return None
+    if reference.crs is None:
         return None
     if not is_installed("pyproj"):
         logger.warning(f"{path}: no areas are written, since pyproj is missing: {INSTALL}")

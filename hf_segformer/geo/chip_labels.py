@@ -101,7 +101,7 @@ class RasterLabels:
             raise ValueError(
                 f"{raster.name} is not on the grid of {scene.name} ({raster.height}x{raster.width} pixels, "
                 f"{theirs.crs or 'no reference system'}; expected {scene.height}x{scene.width}, {ours.crs}): warp it "
-                "first, for instance by gdalwarp -r near -t_srs ... -te ... -ts ..."
+                f"first (rio warp {Path(raster.name).name} warped.tif --like {Path(scene.name).name})"
             )
 
     def read(self, tile: Tile) -> np.ndarray:
@@ -113,8 +113,8 @@ class RasterLabels:
             wrong = int(known.max() if known.max() >= len(self.names) else known.min())
             raise ValueError(
                 f"{self.raster.name} holds the value {wrong} near row {tile.top} and column {tile.left}; expected 0 to "
-                f"{len(self.names) - 1}, a class each, or no data: name more by --classes, or declare no data, for "
-                f"instance by gdal_edit.py -a_nodata {wrong}"
+                f"{len(self.names) - 1}, a class each, or no data: name more by --classes, or declare no data "
+                f"(rio edit-info {Path(self.raster.name).name} --nodata {wrong})"
             )
         labels = np.full(stored.shape, self.ignored, _label_type(self.names))
         labels[~missing] = known

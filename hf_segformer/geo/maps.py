@@ -131,8 +131,8 @@ class RasterFiles:
     def _measure(self, raster: Any) -> AreaMeasure:
         if not isinstance(raster, GeoRaster):
             raise ValueError(
-                f"{raster.name} has no georeference; expected one for polygons: leave them out, or set it, for "
-                "instance by gdal_edit.py"
+                f"{raster.name} has no georeference; expected one for polygons: leave them out, or set it "
+                "(rio edit-info)"
             )
         return AreaMeasure(raster.reference(), raster.name)
 

@@ -18,7 +18,7 @@ from .geotiff import GeoRaster
 
 _MOST_OPEN = 32  # files at once
 _MOST_SHIFT = 0.01  # pixels between grids that count as one
-_REMEDY = "warp them to one grid first, for instance by gdalwarp -t_srs EPSG:... -tr SIZE SIZE -tap"
+_REMEDY = "warp them to one grid first (rio warp --dst-crs EPSG:... --res SIZE --target-aligned-pixels)"
 
 
 class _Scene(NamedTuple):

@@ -287,7 +287,7 @@ class Raster:
             raise ValueError(
                 f"{self.name} is stored in compressed blocks of {height}x{width} pixels (height x width), "
                 f"{num_bytes >> 20} MiB each, which cannot be read by tiles: write it in tiles first, for instance "
-                "by gdal_translate -co TILED=YES -co COMPRESS=DEFLATE -co BIGTIFF=IF_SAFER"
+                "by rio convert with --co TILED=YES --co COMPRESS=DEFLATE --co BIGTIFF=IF_SAFER"
             )
         needed = (num_rows + 2 * height) * width * pixel if width >= self.width else 0
         self.cache = min(max(needed, LEAST_CACHE), MOST_CACHE)

@@ -53,10 +53,10 @@ def checked_vrt(path: Path) -> str:
 def _check_element(element: ElementTree.Element, path: Path) -> None:
     tag = element.tag
     if tag not in _ELEMENTS:
-        raise ValueError(f"{path} has an element {tag}; expected sources alone: write it as a GeoTIFF (gdal_translate)")
+        raise ValueError(f"{path} has an element {tag}; expected sources alone: write it as a GeoTIFF (rio convert)")
     subclass = element.get("subClass")
     if subclass not in (None, "VRTSourcedRasterBand"):
-        raise ValueError(f"{path} is a {subclass}; expected sources alone: write it as a GeoTIFF (gdal_translate)")
+        raise ValueError(f"{path} is a {subclass}; expected sources alone: write it as a GeoTIFF (rio convert)")
     if tag == "Metadata" and element.get("domain"):
         for child in list(element):
             element.remove(child)

@@ -344,6 +344,35 @@ def test_polygons_without_a_reference_are_refused_before_the_work(tmp_path, chec
     assert "scan.nii: it is a volume; expected a raster for a map" in line
 
 
+def test_a_scene_of_ground_control_points_is_warped_as_the_message_says(tmp_path, checkpoint, out, capsys, monkeypatch):
+    from rasterio.rio.main import main_group
+
+    from hf_segformer.geo import areas
+
+    messages = []
+    monkeypatch.setattr(areas.logger, "warning", messages.append)
+    monkeypatch.chdir(tmp_path)
+    pixels, transform = scene(), UTM["transform"]
+    height, width = pixels.shape[1:]
+    points = [
+        rasterio.control.GroundControlPoint(row, column, *(transform * (column, row)))
+        for row in (0, height)
+        for column in (0, width)
+    ]
+    write_geotiff(tmp_path / "scene.tif", pixels, {"gcps": points, "crs": UTM["crs"]})
+    line = failure(checkpoint, "scene.tif", out, capsys, "--polygons", "gpkg")
+    command = line.partition("warp it first (rio ")[2].partition(")")[0].replace("EPSG:...", UTM["crs"])
+    with pytest.raises(SystemExit, match="0"):
+        main_group(command.split())
+    predict(checkpoint, "warped.tif", out, "--polygons", "gpkg")
+    with rasterio.open("warped.tif") as file:
+        assert np.array_equal(file.read(), pixels)
+        assert file.transform.almost_equals(transform, 1e-6)
+    assert (out / "warped_polygons.gpkg").exists()
+    predict(checkpoint, "scene.tif", out / "plain")
+    assert "no areas are written, since the scene has ground control points alone" in messages[0]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -175,7 +175,7 @@ def test_scenes_that_do_not_fit_together_are_refused(tmp_path, checkpoint, out, 
     line = capsys.readouterr().err.splitlines()[-1]
     assert "b.tif" in line
     assert words in line
-    assert "gdalwarp" in line
+    assert "rio warp" in line
 
 
 def test_scenes_of_other_types_are_refused(tmp_path):

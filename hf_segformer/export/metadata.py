@@ -50,8 +50,11 @@ def openvino_info(metadata: Mapping[str, str]) -> dict[str, str]:
     """Add what OpenVINO's Model API and DL Streamer read from `model_info` to a description.
 
     These are `model_type`, `labels` (separated by spaces; those within a name become underscores), and for a network
-    without processing `mean_values`, `scale_values` and `reverse_input_channels`, in units of a byte image in RGB.
+    without processing `mean_values`, `scale_values` and `reverse_input_channels`, in units of a byte image in RGB. An
+    empty description stays empty.
     """
+    if not metadata:
+        return {}
     names, processor = json.loads(metadata["names"]), json.loads(metadata["processor"])
     info = {**metadata, "model_type": "Segmentation", "labels": " ".join("_".join(name.split()) for name in names)}
     if not json.loads(metadata["include_processing"]) and "value_range" not in processor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from ..configuration_segformer import SegFormerConfig
+from .exportable import MIN_SIDE
 
 Runtime = Callable[[Tensor], Tensor]
 
@@ -84,21 +85,24 @@ def torch_program(path: str | Path) -> Runtime:
 
 
 class RuntimeModel(nn.Module):
-    """Adapter of a runtime to the interface of a segmentation model, for `evaluation.evaluate`.
+    """Adapter of a runtime to the interface of a segmentation model, for evaluation and for engines.
 
     Args:
         runtime: pixel values -> logits.
         config: of the model that was exported.
+        model: computes images with a side below `MIN_SIDE`, which the graph does not take; None refuses them.
     """
 
     device, dtype = torch.device("cpu"), torch.float32
 
-    def __init__(self, runtime: Runtime, config: SegFormerConfig):
+    def __init__(self, runtime: Runtime, config: SegFormerConfig, model: nn.Module | None = None):
         super().__init__()
-        self.runtime, self.config = runtime, config
+        self.runtime, self.config, self.model = runtime, config, model
 
     def forward(self, pixel_values: Tensor) -> SemanticSegmenterOutput:
         """(B, C, H, W) -> `logits` (B, K, h, w)."""
+        if self.model is not None and min(pixel_values.shape[-2:]) < MIN_SIDE:
+            return self.model(pixel_values)
         return SemanticSegmenterOutput(logits=self.runtime(pixel_values))
 
 

@@ -22,6 +22,7 @@ from ..data.readers import has_data, read_whole_image
 from ..image_io_segformer import DECODE_ERRORS, read_image
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..visualization import BACKGROUND_COLOR, Color, default_palette, palette_for
+from .engines import TORCH
 from .ensemble import load_model_or_ensemble
 from .pipeline import Prepared, ReadAhead, segment_batch
 from .segmenter import Segmenter
@@ -47,6 +48,8 @@ class SegFormerPredictor:
         model: a segmentation model; it stays on its device and is not changed.
         processor: prepares images.
         options: test-time augmentation, sliding window, number type and batch size; see `InferenceOptions`.
+        engine: what computes the network: `torch`, `compiled`, `onnxruntime`, `openvino`, or that of another package.
+            It is compared with PyTorch when it is loaded; results differ by rounding.
 
     Attributes:
         names: names of the classes; a model with one label has two, background and its own.
@@ -55,8 +58,8 @@ class SegFormerPredictor:
         segmenter: the `Segmenter` that computes.
 
     Raises:
-        ValueError: if the model cannot compute in the number type, or the palette of its configuration does not fit its
-            classes.
+        ValueError: if the model cannot compute in the number type or by the engine, or the palette of its configuration
+            does not fit its classes.
 
     Examples:
         >>> from PIL import Image
@@ -72,9 +75,14 @@ class SegFormerPredictor:
     """
 
     def __init__(
-        self, model: PreTrainedModel, processor: SegFormerImageProcessor, options: InferenceOptions | None = None
+        self,
+        model: PreTrainedModel,
+        processor: SegFormerImageProcessor,
+        options: InferenceOptions | None = None,
+        *,
+        engine: str = TORCH,
     ):
-        self.segmenter = Segmenter(model, processor, options)
+        self.segmenter = Segmenter(model, processor, options, engine)
         self.model, self.processor = self.segmenter.model, processor
         self.names, self.options = self.segmenter.names, self.segmenter.options
         self.palette = palette_of(model.config, self.names)
@@ -86,6 +94,7 @@ class SegFormerPredictor:
         *,
         device: str | torch.device | None = None,
         options: InferenceOptions | None = None,
+        engine: str = TORCH,
     ) -> "SegFormerPredictor":
         """Load the predictor of a checkpoint.
 
@@ -94,6 +103,7 @@ class SegFormerPredictor:
                 or those of an ensemble, whose members' probabilities are averaged.
             device: PyTorch device; by default the accelerator if there is one, else the CPU.
             options: see the class; without `dtype` the network computes in float32.
+            engine: see the class.
 
         Raises:
             OSError: if there is no such path or repository, or a file cannot be opened.
@@ -101,7 +111,7 @@ class SegFormerPredictor:
         """
         model, processor = load_model_or_ensemble(source)
         dtype = getattr(torch, options.dtype) if options is not None and options.dtype else None
-        return cls(model.to(find_device(device), dtype), processor, options)
+        return cls(model.to(find_device(device), dtype), processor, options, engine=engine)
 
     def __call__(self, images: Any, *, with_probabilities: bool = False) -> "Prediction | Iterator[Prediction]":
         """Predict one image, or many.

@@ -25,6 +25,7 @@ from ..configuration_segformer import default_ignore_index
 from ..files import BACKGROUND
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..upsampling_segformer import upsample_argmax
+from .engines import TORCH, with_engine
 from .ensemble import members_of
 from .tiling import CELL
 
@@ -55,13 +56,16 @@ class Segmenter:
             above the processor's `binary_threshold`.
         processor: prepares images.
         options: see `InferenceOptions`; by default images are seen whole and once.
+        engine: what computes the network, one of `engines.engine_names`.
 
     Attributes:
+        model: the model in PyTorch, or its copy.
+        network: what computes the logits: the model, or that of the engine.
         names: names of the classes; a model with one label has two, background and its own.
         ignore_index: label of pixels that do not count.
 
     Raises:
-        ValueError: if the model cannot compute in `options.dtype`.
+        ValueError: if the model cannot compute in `options.dtype`, or by the engine.
 
     Examples:
         >>> from PIL import Image
@@ -77,10 +81,15 @@ class Segmenter:
     """
 
     def __init__(
-        self, model: PreTrainedModel, processor: SegFormerImageProcessor, options: InferenceOptions | None = None
+        self,
+        model: PreTrainedModel,
+        processor: SegFormerImageProcessor,
+        options: InferenceOptions | None = None,
+        engine: str = TORCH,
     ):
         self.options = options or InferenceOptions()
         self.model, self.processor = _in_dtype(model, self.options.dtype), processor
+        self.network = with_engine(self.model, engine)
         self.names = class_names(model.config)
         default = default_ignore_index(len(self.names))
         self.ignore_index: int = getattr(model.config, "semantic_loss_ignore_index", default)
@@ -150,7 +159,7 @@ class Segmenter:
         """
         for view in views:
             pixels = view.to(self.model.device, self.model.dtype)
-            for member in members_of(self.model):
+            for member in members_of(self.network):
                 yield self._slide(member, pixels)
                 if self.options.flip:
                     yield self._slide(member, pixels.flip(-1)).flip(-1)

@@ -1,16 +1,19 @@
 """Images for pre-training: two data sets of undecoded rows, with a class each where the method needs one."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
 
 from ..config import SplitConfig
 from .labeled import SHUFFLE_BUFFER, collect_stream, spread_rows
-from .pairing import load_splits, require_own_files, undecoded
+from .pairing import find_images, load_splits, require_own_files, undecoded
 from .pretraining_config import ImageDataConfig
 from .shapes import SPLITS, single_shapes_dataset
 from .splits import divide
+
+_EVALUATION_FOLDERS = ("val", "validation")
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,13 @@ class Images:
         train: a `datasets.Dataset`, or a shuffled `IterableDataset`.
         evaluation: a `datasets.Dataset`.
         names: of the classes, in order of their labels; empty for images without.
+        unused: names of the data's other splits, or folders beside those of the splits.
     """
 
     train: Any
     evaluation: datasets.Dataset
     names: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
     @property
     def is_stream(self) -> bool:
@@ -51,21 +56,24 @@ def open_images(config: ImageDataConfig, is_labeled: bool) -> Images:
         ('disc', 'triangle')
     """
     config.check_root()
-    train, evaluation = _open_splits(config)
+    train, evaluation, unused = _open_splits(config)
     columns = ["image", "label"] if is_labeled else ["image"]
     names = _class_names(train, evaluation, config) if is_labeled else ()
-    return Images(train.select_columns(columns), evaluation.select_columns(columns), names)
+    return Images(train.select_columns(columns), evaluation.select_columns(columns), names, unused)
 
 
-def _open_splits(config: ImageDataConfig) -> tuple[Any, datasets.Dataset]:
-    """Training and evaluation rows with the columns `image` and, where there is one, `label`."""
+def _open_splits(config: ImageDataConfig) -> tuple[Any, datasets.Dataset, tuple[str, ...]]:
+    """Training and evaluation rows with the columns `image` and, where there is one, `label`; and unused splits."""
     if config.source == "shapes":
         train, evaluation = (
             undecoded(single_shapes_dataset(name, number, config.image_size, config.seed))
             for name, number in zip(SPLITS, (config.num_train, config.num_eval), strict=True)
         )
-        return train, evaluation
+        return train, evaluation, ()
+    if config.source == "imagefolder":
+        return _open_folder(config)
     splits = _load_splits(config)
+    unused = tuple(sorted(set(splits) - {config.train_split, "" if config.eval_share else config.eval_split_name}))
     train = _renamed(splits[config.train_split], config)
     if config.eval_share:
         train, evaluation = divide(train, SplitConfig(), config.eval_share, config.seed, config.root)
@@ -74,15 +82,57 @@ def _open_splits(config: ImageDataConfig) -> tuple[Any, datasets.Dataset]:
     if config.streaming:
         train = train.take(config.num_train) if config.num_train else train
         train = train.shuffle(seed=config.seed, buffer_size=SHUFFLE_BUFFER)
-        return train, collect_stream(evaluation, config.num_eval)
+        return train, collect_stream(evaluation, config.num_eval), unused
     train = spread_rows(train, config.num_train, "num_train", config.train_split)
-    return train, spread_rows(evaluation, config.num_eval, "num_eval", config.eval_split_name)
+    return train, spread_rows(evaluation, config.num_eval, "num_eval", config.eval_split_name), unused
+
+
+def _open_folder(config: ImageDataConfig) -> tuple[datasets.Dataset, datasets.Dataset, tuple[str, ...]]:
+    """Images below the folders of the splits, each of the class that the first folder below its split names.
+
+    `datasets` would sort files into splits by words in their names, and drop the others.
+    """
+    root = Path(config.root)
+    folder = root / config.train_split
+    if config.eval_share:
+        folder = folder if folder.is_dir() else root
+        rows = _rows_below(folder)
+        train, evaluation = divide(rows, SplitConfig(), config.eval_share, config.seed, config.root)
+        used = [folder]
+    else:
+        used = [folder, _evaluation_folder(root, config)]
+        train, evaluation = map(_rows_below, used)
+    unused = () if folder == root else tuple(sorted(each.name for each in root.iterdir() if each.is_dir()))
+    names = sorted({*train["label"], *evaluation["label"]} - {""})
+    if names and {*train["label"]} == set(names):  # else there are images outside of folders, or of evaluation alone
+        feature = datasets.ClassLabel(names=names)
+        train, evaluation = (rows.cast_column("label", feature) for rows in (train, evaluation))
+    train = spread_rows(train, config.num_train, "num_train", config.train_split)
+    evaluation = spread_rows(evaluation, config.num_eval, "num_eval", used[-1].name)
+    return train, evaluation, tuple(name for name in unused if root / name not in used)
+
+
+def _evaluation_folder(root: Path, config: ImageDataConfig) -> Path:
+    """The folder of evaluation images: `data.eval_split`, else `val` or `validation`."""
+    wanted = [config.eval_split] if config.eval_split else list(_EVALUATION_FOLDERS)
+    found = [root / name for name in wanted if (root / name).is_dir()]
+    if not found or not (root / config.train_split).is_dir():
+        missing = config.train_split if found else " or ".join(wanted)
+        held_out = "or hold images out of all by data.eval_share=0.1"
+        raise ValueError(f"{root} has no folder {missing}; expected one for each split, {held_out}")
+    return found[0]
+
+
+def _rows_below(folder: Path) -> datasets.Dataset:
+    """Paths of the images below a folder, and the first folder of each below it, empty for those in the folder."""
+    paths = find_images(folder)
+    labels = [parts[0] if len(parts := path.relative_to(folder).parts) > 1 else "" for path in paths]
+    return datasets.Dataset.from_dict({"image": [str(path) for path in paths], "label": labels})
 
 
 def _load_splits(config: ImageDataConfig) -> dict[str, Any]:
-    as_folder = config.source == "imagefolder"
     try:
-        splits = load_splits(config.root, config.subset, as_folder, config.streaming, config.train_split)
+        splits = load_splits(config.root, config.subset, False, config.streaming, config.train_split)
     except ValueError as error:
         raise ValueError(f"data.root={error}") from error
     wanted = {"train_split": config.train_split}
@@ -124,10 +174,7 @@ def _class_names(train: Any, evaluation: datasets.Dataset, config: ImageDataConf
         if not isinstance(feature, datasets.ClassLabel):
             holds = f"which holds {getattr(feature, 'dtype', None) or type(feature).__name__}" if feature else "missing"
             raise ValueError(
-                f"data.label_column is {config.label_column!r}, {holds} in {config.root}; expected a column of classes "
-                "(ClassLabel): a folder needs a sub-folder for each class, a data set "
-                f"dataset.class_encode_column({config.label_column!r}). Images without classes need "
-                "pretraining.method=masked_images"
+                f"{_described(config, holds)} For images without classes set pretraining.method=masked_images"
             )
         found.append(tuple(feature.names))
     if found[0] != found[1]:
@@ -136,6 +183,15 @@ def _class_names(train: Any, evaluation: datasets.Dataset, config: ImageDataConf
     if len(found[0]) < 2:
         raise ValueError(f"{config.root} has {len(found[0])} class; expected at least 2 to tell apart")
     return found[0]
+
+
+def _described(config: ImageDataConfig, holds: str) -> str:
+    if config.source == "imagefolder":
+        return f"images of {config.root} are in no class; expected a sub-folder for each class, the same in each split."
+    return (
+        f"data.label_column is {config.label_column!r}, {holds} in {config.root}; expected a column of classes "
+        f"(ClassLabel), which dataset.class_encode_column({config.label_column!r}) makes."
+    )
 
 
 __all__ = ["Images", "open_images"]

@@ -20,12 +20,13 @@ class ImageDataConfig:
     """The source of images, with a class each for classification.
 
     Args:
-        source: `"imagefolder"` is a folder of images, whose sub-folders are the classes; `"dataset"` a Hub repository,
-            or a local folder that `datasets` reads; `"shapes"` are generated, one shape an image.
+        source: `"imagefolder"` is a folder with one for each split, in which sub-folders are the classes, or, with
+            `eval_share`, a folder of images at any depth; `"dataset"` is a Hub repository, or a local folder that
+            `datasets` reads; `"shapes"` are generated, one shape an image.
         root: the folder, or Hub repository as `owner/name`.
         subset: `datasets` configuration of a data set that has several.
         train_split: name of the split to train on.
-        eval_split: name of the split to evaluate on; empty is `validation`.
+        eval_split: name of the split to evaluate on; empty is `validation`, of a folder also `val`.
         eval_share: share of the training split to hold out for evaluation in place of `eval_split`; 0 is none.
         image_column: column of a data set that holds the images.
         label_column: column of a data set that holds the classes.
@@ -88,6 +89,8 @@ class ImageDataConfig:
         for name in ("eval_share", "streaming"):
             if is_generated and getattr(self, name):
                 raise ValueError(f"data.{name} is set, but shapes are generated: leave it out")
+        if self.streaming and self.source != "dataset":
+            raise ValueError(f"data.streaming is set for {self.source}, whose files are read one by one: leave it out")
         if self.eval_share and self.streaming:
             raise ValueError("data.eval_share is set, but nothing can be held out of a stream: set data.eval_split")
         if self.eval_share and self.eval_split:

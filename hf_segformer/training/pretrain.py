@@ -200,6 +200,8 @@ def announce(model: Any, samples: Samples, arguments: TrainingArguments, checkpo
     number = "a stream of" if samples.images.is_stream else len(samples.images.train)
     print(f"Model    SegFormer, {model.num_parameters():,} parameters, {task}")
     print(f"Data     {number} images to train on, {len(samples.images.evaluation)} others to evaluate on")
+    if samples.images.unused:
+        print(f"         not used: {', '.join(samples.images.unused)}")
     print(f"Training {length} of {batch} images on {arguments.device}" + (f", from {checkpoint}" if checkpoint else ""))
     print(f"Folder   {arguments.output_dir}\n", flush=True)
 

@@ -13,7 +13,7 @@ import pytest
 
 import segformer_command
 
-COMMANDS = ("train", "evaluate", "predict", "export", "convert", "push", "app", "info", "bench")
+COMMANDS = ("train", "pretrain", "evaluate", "predict", "export", "convert", "push", "app", "info", "bench")
 HEAVY = ("torch", "transformers", "numpy", "PIL", "datasets", "accelerate", "huggingface_hub", "evaluate")
 
 RUN = f"""
@@ -55,11 +55,18 @@ def test_the_command_is_installed():
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("--version",), ("train", "--list"), *((command, "--help") for command in COMMANDS)]
+    "arguments",
+    [
+        ("--help",),
+        ("--version",),
+        ("train", "--list"),
+        ("pretrain", "--list"),
+        *((command, "--help") for command in COMMANDS),
+    ],
 )
 def test_help_and_version_import_nothing_heavy(arguments):
     result = python(RUN, *arguments)
-    assert result.stdout.startswith(("usage: segformer", "segformer ", "ade20k_b0 "))
+    assert result.stdout.startswith(("usage: segformer", "segformer ", "ade20k_b0 ", "imagenet_b0 "))
     assert result.stderr == "status 0 []\n"
 
 
@@ -95,6 +102,7 @@ def test_help_and_version_import_nothing_heavy(arguments):
         (["train", "shapes_b1"], "there is no recipe shapes_b1"),
         (["train", "shapes_b0", "trainer.max_step=3"], "did you mean 'trainer.max_steps'?"),
         (["train", "shapes_b0", "evaluation.stride=64"], "evaluation.stride is 64"),
+        (["pretrain", "masked_b0", "data.root=.", "augmentation.mixup=1"], "set augmentation.mixup=0"),
         (
             ["predict", "model", "a.png", "-o", "out", "--value-range", "9,5"],
             "--value-range is '9,5'; expected LOW,HIGH",

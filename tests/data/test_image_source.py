@@ -1,6 +1,8 @@
 """Images for pre-training: folders, data sets and streams, with classes and without."""
 
 import re
+import shutil
+from pathlib import Path
 
 import datasets
 import pytest
@@ -26,13 +28,17 @@ def config(root, **values):
     return ImageDataConfig("imagefolder", root=str(root), **values)
 
 
+def dataset(root, **values):
+    return ImageDataConfig("dataset", root=str(root), **values)
+
+
 def test_folders_are_classes(root):
     images = open_images(config(root), is_labeled=True)
     assert images.names == CLASSES
     assert (len(images.train), len(images.evaluation)) == (12, 12)
     for row in images.train:
         assert set(row) == {"image", "label"}
-        assert CLASSES[row["label"]] in row["image"]["path"]
+        assert CLASSES[row["label"]] == Path(row["image"]).parent.name
     assert not images.is_stream
 
 
@@ -46,20 +52,54 @@ def test_without_classes_only_images_are_kept(root, tmp_path):
         Image.new("RGB", (20, 20)).save(flat / f"{index}.png")
     images = open_images(config(flat, eval_share=0.25), is_labeled=False)
     assert (len(images.train), len(images.evaluation)) == (3, 1)
-    with pytest.raises(ValueError, match=r"data\.label_column is 'label', missing .*pretraining\.method=masked_images"):
+    with pytest.raises(ValueError, match=r"are in no class; .*set pretraining\.method=masked_images"):
         open_images(config(flat, eval_share=0.25), is_labeled=True)
+
+
+def test_splits_that_are_not_used_are_known(root):
+    assert open_images(config(root), is_labeled=True).unused == ()
+    assert open_images(config(root, eval_share=0.5), is_labeled=True).unused == ("val",)
+    assert open_images(dataset(root, eval_share=0.5), is_labeled=True).unused == ("validation",)
+
+
+def test_words_in_file_names_are_no_splits(tmp_path):
+    names = ("a", "b", "my_train_c", "test_d")  # of which `datasets` would drop the first two
+    for name in names:
+        Image.new("RGB", (20, 20)).save(tmp_path / f"{name}.png")
+    images = open_images(config(tmp_path, eval_share=0.25), is_labeled=False)
+    found = [Path(row["image"]).stem for rows in (images.train, images.evaluation) for row in rows]
+    assert sorted(found) == sorted(names)
+
+
+@pytest.mark.parametrize("missing", ["train", "val"])
+def test_a_folder_without_a_split_is_refused(root, tmp_path, missing):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    shutil.rmtree(copy / missing)
+    with pytest.raises(ValueError, match=rf"has no folder {missing}.*data\.eval_share=0\.1"):
+        open_images(config(copy), is_labeled=True)
+    if missing == "val":  # other names are taken, too
+        (copy / "train").rename(copy / "validation")
+        shutil.copytree(copy / "validation", copy / "train")
+        assert len(open_images(config(copy), is_labeled=True).evaluation) == 12
+
+
+def test_a_class_of_evaluation_alone_is_refused(root, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    (copy / "val" / "red").rename(copy / "val" / "pink")
+    with pytest.raises(ValueError, match="are in no class; expected a sub-folder for each class, the same in each"):
+        open_images(config(copy), is_labeled=True)
 
 
 def test_a_share_is_held_out_and_numbers_are_spread_over_the_classes(root):
     images = open_images(config(root, eval_share=0.5, num_train=3, num_eval=2), is_labeled=True)
-    paths = [{row["image"]["path"] for row in rows} for rows in (images.train, images.evaluation)]
+    paths = [set(rows["image"]) for rows in (images.train, images.evaluation)]
     assert not paths[0] & paths[1]
     spread = open_images(config(root, num_train=3), is_labeled=True)
     assert {row["label"] for row in spread.train} == {0, 1, 2}
 
 
 def test_a_stream_is_shuffled_and_its_evaluation_is_kept(root):
-    images = open_images(config(root, streaming=True, num_eval=2), is_labeled=True)
+    images = open_images(dataset(root, streaming=True, num_eval=2), is_labeled=True)
     assert images.is_stream
     assert images.names == CLASSES
     labels = [row["label"] for row in images.train]
@@ -69,7 +109,7 @@ def test_a_stream_is_shuffled_and_its_evaluation_is_kept(root):
 
 
 def test_columns_of_other_names_are_taken(root, tmp_path):
-    rows = open_images(config(root), is_labeled=True).train.rename_columns({"image": "photo", "label": "kind"})
+    rows = open_images(dataset(root), is_labeled=True).train.rename_columns({"image": "photo", "label": "kind"})
     datasets.DatasetDict({"train": rows, "validation": rows}).save_to_disk(str(tmp_path / "saved"))
     saved = ImageDataConfig(
         "dataset", root=str(tmp_path / "saved"), image_column="photo", label_column="kind", num_eval=2
@@ -92,11 +132,10 @@ def test_columns_of_other_names_are_taken(root, tmp_path):
 )
 def test_what_does_not_fit_is_named(root, values, message):
     with pytest.raises(ValueError, match=message):
-        open_images(config(root, **values), is_labeled=True)
+        open_images(dataset(root, **values), is_labeled=True)
 
 
 def test_one_class_is_refused(tmp_path):
-    image_classes(tmp_path, number=1)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["only"])})
     rows = datasets.Dataset.from_list([{"image": {"path": None, "bytes": b""}, "label": 0}] * 2, features=features)
     datasets.DatasetDict({"train": rows, "validation": rows}).save_to_disk(str(tmp_path / "saved"))

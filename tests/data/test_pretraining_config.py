@@ -22,6 +22,7 @@ from hf_segformer.data.pretraining_config import ImageAugmentation, ImageDataCon
         ({"source": "dataset", "root": "a", "value_range": "9,5"}, "data.value_range is '9,5'"),
         ({"source": "shapes", "num_train": 1, "num_eval": 1, "eval_share": 0.5}, "but shapes are generated"),
         ({"source": "shapes", "num_train": 1, "num_eval": 1, "streaming": True}, "but shapes are generated"),
+        ({"source": "imagefolder", "root": "a", "streaming": True}, "data.streaming is set for imagefolder"),
     ],
 )
 def test_values_of_data_are_checked(values, message):

@@ -188,7 +188,7 @@ class TestResume:
 class TestStream:
     @pytest.mark.slow
     def test_a_stream_trains_and_resumes(self, root, tmp_path):
-        data = ["data.source=imagefolder", f"data.root={root}", "data.num_train=0", "data.streaming=true"]
+        data = ["data.source=dataset", f"data.root={root}", "data.num_train=0", "data.streaming=true"]
         arguments = [*data, *NOISY, "trainer.max_steps=8", "trainer.save_steps=4"]
         assert pretrain(tmp_path / "whole", *arguments) == 0
         run = shutil.copytree(tmp_path / "whole", tmp_path / "run")

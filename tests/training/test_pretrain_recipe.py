@@ -88,8 +88,7 @@ def test_a_written_recipe_reads_the_same(read, tmp_path):
         ("masked_b0", "pretraining.mask_rati=0.5", "did you mean 'pretraining.mask_ratio'"),
         ("masked_b0", "loss.dice=1", "unknown table 'loss'"),
         ("masked_b0", "augmentation.mixup=0.8", "augmentation.mixup is 0.8, which is for classification"),
-        ("masked_b0", "data.streaming=true", "data.eval_share is set, but nothing can be held out of a stream"),
-        ("imagenet_b0", "data.streaming=true", "a stream has no length: set trainer.max_steps"),
+        ("masked_b0", "data.streaming=true", "data.streaming is set for imagefolder"),
         ("imagenet_b0", "trainer.metric_for_best_model=mean_iou", "expected one of top1, top5, loss"),
         ("masked_b0", "trainer.metric_for_best_model=top1", "expected one of loss"),
         ("imagenet_b0", "model.variant=b9", "model.variant is 'b9'"),
@@ -101,6 +100,11 @@ def test_what_does_not_fit_is_named(read, name, override, message):
     with pytest.raises(ValueError, match=r".") as caught:
         read(name, override)
     assert message in str(caught.value)
+
+
+def test_a_stream_needs_a_number_of_steps(read):
+    with pytest.raises(ValueError, match=r"a stream has no length: set trainer\.max_steps"):
+        read("imagenet_b0", "data.source=dataset", "data.streaming=true")
 
 
 def test_recipes_of_the_other_command_are_named():

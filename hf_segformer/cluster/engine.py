@@ -68,12 +68,12 @@ class RayEngine:
         if not shards:
             return
         with _session(self.options), progress, _errors_of_ray():
-            work = _Work.of(job, writer, self.options)
+            work = Work.of(job, writer, self.options)
             for shard, predicted in self._predicted(work, {each: writer.items_of(each) for each in shards}):
                 writer.write_shard(shard, *predicted)
                 progress.update(len(writer.items_of(shard)))
 
-    def _predicted(self, work: "_Work", items: dict[int, list[InputItem]]) -> Iterator[tuple[int, Shard]]:
+    def _predicted(self, work: "Work", items: dict[int, list[InputItem]]) -> Iterator[tuple[int, Shard]]:
         """Yield each shard when it is done, once."""
         import ray
         from ray.data import ActorPoolStrategy, from_items
@@ -96,7 +96,7 @@ class RayEngine:
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """The work of a job, as every actor gets it from the driver.
 
     Attributes:
@@ -114,7 +114,7 @@ class _Work:
     folder: str
 
     @classmethod
-    def of(cls, job: Job, writer: ParquetWriter, options: ClusterOptions) -> "_Work":
+    def of(cls, job: Job, writer: ParquetWriter, options: ClusterOptions) -> "Work":
         """Collect it on the driver."""
         source = cast(FileSource, job.source)
         paths = [] if isinstance(source, StorageSource) else [os.path.abspath(str(item.source)) for item in job.items]
@@ -248,13 +248,20 @@ def _settings_of_ray_data(options: ClusterOptions) -> Iterator[None]:
 
 
 def _start(options: ClusterOptions) -> None:
+    """Start Ray on this machine, or connect to a cluster.
+
+    Raises:
+        OSError: if that fails.
+    """
     import ray
 
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if options.address is not None:
-        ray.init(address=options.address, **common)
-    else:
-        ray.init(address="local", include_dashboard=False, **common)
+    where = {"address": options.address} if options.address else {"address": "local", "include_dashboard": False}
+    try:
+        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # of no narrower type where a process of Ray does not start in time
+        ray.shutdown()
+        place = f"at {options.address} cannot be reached" if options.address else "cannot be started on this machine"
+        raise OSError(f"Ray {place}: {_last_line(error)}") from error
 
 
 @contextmanager
@@ -294,8 +301,13 @@ def _errors_of_ray() -> Iterator[None]:
     except RayTaskError:
         raise
     except RayError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
-        raise ValueError(f"Ray ended the job: {lines[-1] if lines else type(error).__name__}") from error
+        raise ValueError(f"Ray ended the job: {_last_line(error)}") from error
+
+
+def _last_line(error: Exception) -> str:
+    """The last line of a message, of which Ray's may be a whole traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _gpu(node: str) -> Any:
@@ -319,4 +331,4 @@ def require_ray() -> None:
         raise ValueError(f"a cluster needs Ray Data: {INSTALL}")
 
 
-__all__ = ["RayEngine", "require_ray"]
+__all__ = ["RayEngine", "Work", "require_ray"]

@@ -108,13 +108,12 @@ def _check_for_videos(arguments: argparse.Namespace, found: str) -> None:
 
 def _is_video(item: Any) -> bool:
     """Return True for a video; files that are named as images are not opened."""
-    from ..data.readers import kind_of
+    from ..data.readers import kind_of, suffixes_of
     from ..files import IMAGE_SUFFIXES
-    from ..video.containers import SUFFIXES
 
     if not isinstance(item.source, str) or item.source.lower().endswith(IMAGE_SUFFIXES):
         return False
-    return item.source.lower().endswith(SUFFIXES) or kind_of(item.source) == "video"
+    return item.source.lower().endswith(suffixes_of("video")) or kind_of(item.source) == "video"
 
 
 def video_outputs(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_json, resolve_inside
 from .decoding import RowReader, array_dtype
 from .label_mapping import build_mapping
 from .name_parts import explain_difference
-from .readers import count_pages, is_hub_file
+from .readers import count_pages, is_hub_file, note_on_videos
 from .volume_pairs import pair_volumes
 
 _NUM_LISTED, _NUM_TRIED = 5, 50
@@ -519,7 +519,8 @@ def _hint(
 
 
 def _no_images(folder: Path, suffixes: Sequence[str]) -> ValueError:
-    return ValueError(f"{folder} holds no images; expected files that end in {', '.join(suffixes)}")
+    note = note_on_videos(_files(folder))
+    return ValueError(f"{folder} holds no images; expected files that end in {', '.join(suffixes)}{note}")
 
 
 def _others(stems: Sequence[str]) -> str:

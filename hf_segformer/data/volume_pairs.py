@@ -18,10 +18,10 @@ from .readers import (
     ReadOptions,
     find_reader,
     gather,
-    image_suffixes,
     is_listed,
     kind_of,
     read_whole_mask,
+    suffixes_of,
     without_suffix,
 )
 
@@ -160,7 +160,7 @@ def _holds_volumes(folder: Path) -> bool:
 
 
 def _volume_suffixes() -> tuple[str, ...]:
-    return tuple(suffix for suffix in image_suffixes() if suffix not in IMAGE_SUFFIXES)
+    return suffixes_of("volume")
 
 
 def _by_name(

@@ -367,10 +367,14 @@ def test_other_commands_refuse_a_video_in_one_line(checkpoint, tmp_path, capsys)
     film = write_video(tmp_path / "images" / "film.mp4", 3)
     shutil.copy(film, tmp_path / "masks")
     assert run("evaluate", checkpoint, "--images", tmp_path / "images", "--masks", tmp_path / "masks") == 1
-    assert_one_line(capsys.readouterr().err, "video", "frames")
+    assert_one_line(capsys.readouterr().err, "film.mp4 is a video, which segformer predict takes")
     assert run("train", tmp_path / "images", "--dry-run") != 0
-    assert_one_line(capsys.readouterr().err, "video", "frames")
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "film.mp4 is a video, which segformer predict takes" in error
     assert run("inspect", checkpoint, film, "-o", tmp_path / "out") == 1
+    assert_one_line(capsys.readouterr().err, "film.mp4", "not an image in one of the formats that are read")
+    suffixes = ("--image-suffix", ".mp4", "--mask-suffix", ".mp4")
+    assert run("evaluate", checkpoint, "--images", tmp_path / "images", "--masks", tmp_path / "masks", *suffixes) == 1
     assert_one_line(capsys.readouterr().err, "film.mp4 is a video; expected an image", "frames/%06d.png")
 
 

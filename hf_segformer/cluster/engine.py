@@ -253,6 +253,8 @@ def _start(options: ClusterOptions) -> None:
     Raises:
         OSError: if that fails.
     """
+    if options.address not in (None, "auto"):
+        _check_connection(str(options.address))
     import ray
 
     where = {"address": options.address} if options.address else {"address": "local", "include_dashboard": False}
@@ -262,6 +264,15 @@ def _start(options: ClusterOptions) -> None:
         ray.shutdown()
         place = f"at {options.address} cannot be reached" if options.address else "cannot be started on this machine"
         raise OSError(f"Ray {place}: {_last_line(error)}") from error
+
+
+def _check_connection(address: str) -> None:
+    """Raise OSError where nothing answers; Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=20).close()
+    except OSError as error:
+        raise OSError(f"Ray at {address} cannot be reached: {error.strerror or error}") from error
 
 
 @contextmanager

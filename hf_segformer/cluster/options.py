@@ -44,7 +44,8 @@ class ClusterOptions:
             raise ValueError(f"cpus_per_actor is {self.cpus_per_actor}; expected at least 1")
         if self.retries < 0:
             raise ValueError(f"retries is {self.retries}; expected at least 0")
-        if self.address is not None and not re.fullmatch(r"auto|[^\s/:]+:[0-9]{1,5}", self.address):
+        place = re.fullmatch(r"auto|[^\s/:]+:([0-9]{1,5})", "auto" if self.address is None else self.address)
+        if place is None or int(place[1] or 0) > 65535:
             raise ValueError(f"address is {self.address!r}; expected HOST:PORT, or auto for this machine's cluster")
 
 

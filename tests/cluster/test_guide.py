@@ -53,6 +53,9 @@ def test_the_commands_of_the_guide_run(tmp_path, monkeypatch, capfd, no_process_
     page = PAGE.read_text()
     commands = re.findall(r"^segformer (.*)$", page.replace("\\\n", " "), flags=re.MULTILINE)
     assert len(commands) == 2
+    assert run("predict", "model", "images", "-o", "results", "--engine", "ray", "--ray-address", "127.0.0.1:1") == 1
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error == "segformer: Ray at 127.0.0.1:1 cannot be reached: Connection refused"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80 << 20})
     try:
         with object_storage.s3(objects) as pattern:

@@ -25,6 +25,8 @@ def installed(monkeypatch):
         ({"cpus_per_actor": 0}, "cpus_per_actor is 0; expected at least 1"),
         ({"retries": -1}, "retries is -1; expected at least 0"),
         ({"address": "ray://host:10001"}, "address is 'ray://host:10001'; expected HOST:PORT"),
+        ({"address": "host:65536"}, "address is 'host:65536'; expected HOST:PORT"),
+        ({"address": ""}, "address is ''; expected HOST:PORT"),
         ({"address": "host"}, "address is 'host'; expected HOST:PORT"),
     ],
 )

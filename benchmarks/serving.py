@@ -3,7 +3,7 @@
 Each client sends the drawn street as a JPEG file over one connection, waits for the segmentation map, and sends it
 again. Latency is what a client waits: upload, decoding, network, PNG, download. The server and its clients share the
 machine. Memory is the peak of the server's process so far, interpreter, PyTorch and weights included. The model is the
-one trained on CamVid.
+one trained on CamVid. The table in docs/guides/serving.md is written, too.
 """
 
 import os
@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
@@ -29,8 +29,10 @@ from hf_segformer import SegFormerPredictor
 from hf_segformer.benchmarking.timing import QUIET, OtherLoad, Timing
 
 from .machine import ROOT
-from .record import Options, Record, main
+from .record import RESULTS, Options, Record, file_of, main, read_records
 
+GUIDE = ROOT / "docs" / "guides" / "serving.md"
+MARKS = ("<!-- measured by python -m benchmarks.serving -->", "<!-- end of what was measured -->")
 MODEL, IMAGE = ROOT / "docs" / "results" / "camvid_b0", ROOT / "docs" / "images" / "street.png"
 CLIENTS = {"one client": 1, "two clients": 2, "four clients": 4}
 _REQUESTS = 8  # of each client in a round
@@ -162,5 +164,37 @@ def measure_serving(options: Options, row: str, model: Path = MODEL) -> list[Rec
 
 ROWS = {"b0_camvid": partial(measure_serving, row="b0_camvid")}
 
+
+def guide_text(records: Sequence[Record]) -> str:
+    """Return the table of docs/guides/serving.md, with the machine and whether it was quiet."""
+    first = records[0]
+    lines = ["| clients at a time | median | fastest, slowest | memory | |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {each.candidate.split()[0]} | {each.milliseconds:,.0f} ms | {each.fastest:,.0f}, {each.slowest:,.0f} ms | "
+        f"{each.mebibytes:,.0f} MiB | {each.note} |"
+        for each in records
+    ]
+    load = (
+        "Other processes left the machine alone."
+        if _is_quiet(records)
+        else ("**Other processes used the machine meanwhile: these times say little.** Measure your own.")
+    )
+    place = f"{first.processor}, {first.instructions}, {first.cores} cores, {first.threads} threads, {first.date}"
+    return "\n".join([*lines, "", f"{place}. {load}"])
+
+
+def _is_quiet(records: Sequence[Record]) -> bool:
+    return all(each.quiet is not False for each in records)
+
+
+def write_guide(records: Sequence[Record], page: Path = GUIDE) -> None:
+    """Put the records into the guide, between its two marks."""
+    before, _, rest = page.read_text().partition(MARKS[0])
+    page.write_text(f"{before}{MARKS[0]}\n{guide_text(records)}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+
+
 if __name__ == "__main__":
-    sys.exit(main("serving", ROWS, __doc__))
+    status = main("serving", ROWS, __doc__)
+    if file_of(RESULTS, "serving", "cpu").exists():
+        write_guide(read_records(file_of(RESULTS, "serving", "cpu")))
+    sys.exit(status)

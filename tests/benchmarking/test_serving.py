@@ -11,7 +11,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("fastapi")
 
 from benchmarks import serving
-from benchmarks.record import Options
+from benchmarks.record import RESULTS, Options, Record, read_records
 
 
 def test_processor_time_of_a_process_is_the_systems():
@@ -30,6 +30,34 @@ def test_the_servers_own_time_is_not_other_load(monkeypatch):
     load = serving.ServerLoad(1)
     times.update(busy=117.03, server=52.0, clock=10.0, own=7.0)  # 17 s busy: 12 of the server, 2 of this process
     assert load.share() == pytest.approx(3 / 20)
+
+
+def record(candidate, quiet):
+    facts = {"processor": "P", "instructions": "AVX2", "cores": 2, "threads": 2, "date": "2026-01-02"}
+    times = {"milliseconds": 1234.5, "fastest": 90.0, "slowest": 2000.0, "mebibytes": 700.4}
+    return Record("b0_camvid", candidate, quiet=quiet, note="8.1 images a second", **times, **facts)
+
+
+@pytest.mark.parametrize(("quiet", "words"), [(True, "left the machine alone"), (False, "these times say little")])
+def test_the_guide_holds_the_figures_between_its_marks(quiet, words, tmp_path):
+    page = tmp_path / "guide.md"
+    page.write_text(f"before\n{serving.MARKS[0]}\nold\n{serving.MARKS[1]}\nafter\n")
+    for _ in range(2):
+        serving.write_guide([record("one client", quiet), record("two clients", True)], page)
+    text = page.read_text()
+    assert text.startswith(f"before\n{serving.MARKS[0]}\n| clients")
+    assert text.endswith(f"{serving.MARKS[1]}\nafter\n")
+    assert "old" not in text
+    assert "| two | 1,234 ms | 90, 2,000 ms | 700 MiB | 8.1 images a second |" in text
+    assert "P, AVX2, 2 cores, 2 threads, 2026-01-02" in text
+    assert words in text
+
+
+def test_the_figures_of_the_guide_are_those_of_a_results_file():
+    guide = serving.GUIDE.read_text()
+    shown = guide.partition(serving.MARKS[0])[2].partition(serving.MARKS[1])[0].strip()
+    files = sorted(RESULTS.glob("*/serving.csv"))
+    assert shown in [serving.guide_text(read_records(file)) for file in files]
 
 
 @pytest.mark.slow

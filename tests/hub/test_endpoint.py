@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ImageSegmentationOutputElement
 from PIL import Image
 
 from hf_segformer.hub import endpoint_handler
@@ -110,6 +111,8 @@ def test_an_endpoint_answers_as_the_pipeline_does_without_a_request(hub, author,
     )
     assert len(hub.requests) == before
     assert others == [first] * 3
+    parsed = ImageSegmentationOutputElement.parse_obj_as_list(first)  # as huggingface_hub's InferenceClient does
+    assert [each.mask for each in parsed] == [each["mask"] for each in first]
     assert {each["label"] for each in first} == expected.keys()
     total = 0
     for each in first:

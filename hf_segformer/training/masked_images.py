@@ -1,7 +1,7 @@
 """Masked image modeling: SimMIM (Xie et al. 2022) for a hierarchical encoder with overlapping patch embeddings.
 
 SimMIM replaces the tokens of hidden patches after the patch embedding. SegFormer's windows overlap: a token beside a
-hidden patch would still see three of its pixels. So the pixels are replaced before it, by a learned color. The encoder
+hidden patch would still see three of its pixels. So the pixels are replaced before it, by a learned colour. The encoder
 stays as it is, and nothing of what is hidden reaches it.
 
 Axes: B images, C bands, H W pixels, h w sides of the grid of patches.

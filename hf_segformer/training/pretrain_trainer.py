@@ -57,7 +57,7 @@ class PretrainTrainer(SegFormerTrainer):
             self.add_callback(ProgressBar())
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Return two groups: weights that decay, and biases, LayerNorms and the color of hidden patches."""
+        """Return two groups: weights that decay, and biases, LayerNorms and the colour of hidden patches."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         groups = {
             self.args.weight_decay: [parameter for parameter in trained if parameter.ndim > 1],

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ def read_slice(
     pixels = opened.slice(index)
     source = ImageSource(mask)
     if find_reader(source)[1] == "volume":
-        return pixels, opened.labels(source, index, classes, outside)
+        return pixels, resolve_name(opened.mask_reader)(opened, source, index, classes, outside)
     if opened.num_slices > 1:
         raise ValueError(f"{mask} is one image, but {volume} holds {opened.num_slices} slices; expected a volume")
     return pixels, read_whole_mask(source)

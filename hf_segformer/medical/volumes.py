@@ -6,7 +6,7 @@ pixel is read.
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -42,6 +42,7 @@ class Volume:
 
     kind: Kind = "volume"
     states_window = True
+    mask_reader = "hf_segformer.medical.masks:read_labels"
     suffixes: tuple[str, ...] = ()
     name: str
     height: int
@@ -117,12 +118,6 @@ class Volume:
         Axes point to the right, to the front and upwards.
         """
         return None
-
-    def labels(self, source: ImageSource, index: int, classes: Mapping[str, int], outside: int | None) -> np.ndarray:
-        """Read the mask of a slice from another file, on the grid of this volume; see `medical.masks.read_labels`."""
-        from .masks import read_labels
-
-        return read_labels(self, source, index, classes, outside)
 
     def read(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
         """See `data.readers.Reader.read`."""

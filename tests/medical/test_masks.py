@@ -25,6 +25,7 @@ from hf_segformer.data.pairing import decode_dataset, pair_images_and_masks
 from hf_segformer.data.readers import ImageSource, ReadOptions
 from hf_segformer.inference.tiling import MaskLayout
 from hf_segformer.medical.dicom import DicomVolume
+from hf_segformer.medical.masks import read_labels
 from hf_segformer.medical.nifti import NiftiVolume
 from hf_segformer.training.data import load_data
 from hf_segformer.training.recipe import read_recipe
@@ -53,7 +54,7 @@ def series(folder, number=4, **changes):
 
 def read(volume, path, classes=CLASSES, outside=0):
     return np.ma.stack(
-        [volume.labels(ImageSource(path), index, classes, outside) for index in range(volume.num_slices)]
+        [read_labels(volume, ImageSource(path), index, classes, outside) for index in range(volume.num_slices)]
     )
 
 

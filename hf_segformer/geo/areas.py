@@ -21,6 +21,7 @@ from ..inference.spool import rows_of
 from ..inference.tiling import MaskLayout
 from .cog import Reference
 from .rasters import INSTALL, is_installed
+from .vrt import check_grids
 
 logger = logging.get_logger(__name__)
 
@@ -57,6 +58,7 @@ class AreaMeasure:
                 f"{name} has no coordinate reference system; expected one: set it (rio edit-info "
                 f"{Path(name).name} --crs EPSG:...)"
             )
+        check_grids(reference.crs.to_wkt(), name)
         self.crs = horizontal(pyproj.CRS.from_user_input(reference.crs.to_wkt()))
         self.transform, self.name = reference.transform, name
         self.is_geographic = self.crs.is_geographic

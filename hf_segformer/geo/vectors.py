@@ -22,6 +22,7 @@ from ..files import printable
 from .antimeridian import DECIMALS, WGS_84, to_wgs84
 from .areas import horizontal
 from .rasters import INSTALL, is_installed
+from .vrt import check_grids
 
 FORMATS = ("gpkg", "geojson")
 _BATCH = 10_000
@@ -204,6 +205,7 @@ def read_polygons(path: Path, crs: Any, attribute: str | None = None) -> Polygon
             f"{name} has no coordinate reference system; expected one: set it, for instance in QGIS or by ogr2ogr "
             "-a_srs EPSG:..."
         )
+    check_grids(own.to_wkt(), name)
     is_polygon = np.isin(shapely.get_type_id(geometries), (3, 6)) & ~shapely.is_empty(geometries)
     if not is_polygon.any():
         raise ValueError(f"{name} holds no polygons; expected at least one")
@@ -300,7 +302,8 @@ def _read_geojson(path: Path, attribute: str | None) -> tuple[np.ndarray, list[A
         if attribute is not None:
             _check_attribute(path, attribute, dict.fromkeys(key for each in features for key in each["properties"]))
         values = [] if attribute is None else [each["properties"].get(attribute) for each in features]
-        shapes = [shapely.geometry.shape(each.get("geometry", each)) for each in features]
+        with np.errstate(all="ignore"):
+            shapes = [shapely.geometry.shape(each.get("geometry", each)) for each in features]
         crs = _stated_crs(path, content.get("crs"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no GeoJSON: {error}") from error

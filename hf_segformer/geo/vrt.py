@@ -6,6 +6,7 @@ known elements are accepted, and GDAL is given the document that was checked, se
 """
 
 import html
+import mmap
 import os
 import re
 from pathlib import Path
@@ -15,6 +16,10 @@ from .rasters import HFA_MAGIC, JPEG_2000_MAGIC, TIFF_MAGIC
 
 _MOST_BYTES = 16 << 20
 _REFERENCE = re.compile(r"overview_file|<vrt|/vsi|://(?!www\.opengis)", re.IGNORECASE)
+# What makes PROJ open a file of grid shifts; `@null` is none.
+_GRID_FILE = re.compile(r"nadgrids=(?!@null\b)|PROJ4_GRIDS|PARAMETERFILE", re.IGNORECASE)
+# Nodes of an Erdas file by which its pixels, or those of its overviews, are those of another file.
+_ELSEWHERE = (b"ExternalRasterDMS\0", b"DependentFile\0")
 _SOURCES = {"SimpleSource", "ComplexSource"}
 _ELEMENTS = {
     *("VRTDataset", "SRS", "GeoTransform", "GCPList", "GCP", "Metadata", "MDI", "VRTRasterBand", "ColorInterp"),
@@ -52,6 +57,8 @@ def checked_vrt(path: Path) -> str:
 
 def _check_element(element: ElementTree.Element, path: Path) -> None:
     tag = element.tag
+    if tag == "SRS":
+        check_grids(element.text or "", str(path))
     if tag not in _ELEMENTS:
         raise ValueError(f"{path} has an element {tag}; expected sources alone: write it as a GeoTIFF (rio convert)")
     subclass = element.get("subClass")
@@ -89,6 +96,7 @@ def check_sidecars(path: Path) -> None:
     Raises:
         ValueError: names the file.
     """
+    _check_erdas(path)
     names = {f"{name}{ending}" for name in (path.name, path.stem) for ending in (".ovr", ".msk", ".aux", ".aux.xml")}
     names |= {f"{name}{ending}" for name in names for ending in (".ovr", ".msk", ".aux.xml")}
     names = {name.lower() for name in names}  # GDAL finds files beside a raster in any case
@@ -98,12 +106,43 @@ def check_sidecars(path: Path) -> None:
             _check_sidecar(sidecar, path)
 
 
+def check_grids(definition: str, name: str) -> None:
+    """Refuse a reference system whose definition names files, which PROJ would open.
+
+    Args:
+        definition: as WKT, or of PROJ.
+        name: of what has it.
+
+    Raises:
+        ValueError: if it names a file.
+    """
+    if _GRID_FILE.search(definition):
+        raise ValueError(
+            f"{name} has a reference system that names a file of grid shifts, which is not opened; expected one "
+            "without, by its EPSG code say: set it in QGIS, or for a raster by rio edit-info --crs EPSG:..."
+        )
+
+
+def _check_erdas(path: Path) -> None:
+    """Refuse an Erdas file whose pixels are in another one."""
+    with path.open("rb") as file:
+        if not file.read(16).startswith(HFA_MAGIC):
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if any(content.find(node) >= 0 for node in _ELSEWHERE):
+                raise ValueError(
+                    f"{path} says that its pixels are in another file; expected an Erdas file of its own: write it as "
+                    "a GeoTIFF (rio convert)"
+                )
+
+
 def _check_sidecar(sidecar: Path, path: Path) -> None:
     ending = sidecar.suffix.lower()
     with sidecar.open("rb") as file:
         content = file.read(_MOST_BYTES + 1 if ending == ".xml" else 16)
     if ending == ".xml":
         text = html.unescape(content.decode("latin-1"))  # escaped letters are letters for GDAL
+        check_grids(text, str(sidecar))
         if len(content) > _MOST_BYTES or _REFERENCE.search(text):
             raise ValueError(
                 f"{path}: {sidecar.name} refers to other files; expected none: remove it, or what it refers to"
@@ -112,4 +151,4 @@ def _check_sidecar(sidecar: Path, path: Path) -> None:
         raise ValueError(f"{path}: {sidecar.name} is not the raster that its name says: remove it")
 
 
-__all__ = ["check_sidecars", "checked_vrt"]
+__all__ = ["check_grids", "check_sidecars", "checked_vrt"]

@@ -22,8 +22,11 @@ pyproj = pytest.importorskip("pyproj")
 
 from rasterio.features import rasterize  # noqa: E402
 
+from hf_segformer.geo.areas import AreaMeasure  # noqa: E402
+from hf_segformer.geo.cog import Reference  # noqa: E402
 from hf_segformer.geo.mosaic import MosaicRaster  # noqa: E402
 from hf_segformer.geo.vectors import from_pixels, read_polygons  # noqa: E402
+from hf_segformer.geo.vrt import checked_vrt  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
 
@@ -249,6 +252,38 @@ def test_gdal_chooses_no_driver_by_a_wrong_name(tmp_path, utm, monkeypatch, suff
     monkeypatch.setattr(pyogrio, "list_layers", None)
     with pytest.raises(ValueError, match=rf"of another name; expected one that ends in \{suffix}: rename it"):
         read_polygons(path.rename(tmp_path / name), utm)
+
+
+GRIDS = "+proj=longlat +ellps=bessel +nadgrids=/etc/hostname"
+
+
+def test_no_file_of_grid_shifts_is_opened(tmp_path, utm):
+    path = tmp_path / "a.gpkg"
+    wkb = shapely.to_wkb([shapely.box(0, 0, 1, 1)])
+    pyogrio.raw.write(path, wkb, [], [], driver="GPKG", geometry_type="Polygon", crs=pyproj.CRS(GRIDS).to_wkt())
+    with pytest.raises(ValueError, match=r"a\.gpkg has a reference system that names a file of grid shifts"):
+        read_polygons(path, utm)
+    write_geotiff(tmp_path / "scene.tif", scene(), UTM)
+    vrt = f"<VRTDataset rasterXSize='210' rasterYSize='150'><SRS>{GRIDS}</SRS></VRTDataset>"
+    (tmp_path / "s.vrt").write_text(vrt)
+    with pytest.raises(ValueError, match=r"s\.vrt has a reference system that names a file"):
+        checked_vrt(tmp_path / "s.vrt")
+    checked_vrt_of_mercator = vrt.replace(GRIDS, "+proj=merc +a=6378137 +nadgrids=@null +wktext")
+    (tmp_path / "s.vrt").write_text(checked_vrt_of_mercator)
+    checked_vrt(tmp_path / "s.vrt")
+    crs = rasterio.crs.CRS.from_string(GRIDS)
+    with pytest.raises(ValueError, match="scene has a reference system that names a file"):
+        AreaMeasure(Reference(9, 9, crs, UTM["transform"]), "scene")
+
+
+@pytest.mark.parametrize("options", [{"USE_SPILL": "YES"}, {"DEPENDENT_FILE": "../other.img"}], ids=str)
+def test_an_erdas_file_whose_pixels_are_elsewhere_is_refused(tmp_path, options):
+    path = write_geotiff(tmp_path / "a.img", scene(), {**UTM, "driver": "HFA"})
+    with open_raster(str(path), 3) as raster:
+        np.testing.assert_array_equal(raster.image(), scene())
+    write_geotiff(path, scene(), {**UTM, "driver": "HFA"}, **options)
+    with pytest.raises(ValueError, match=r"a\.img says that its pixels are in another file; .* \(rio convert\)"):
+        open_raster(str(path), 3)
 
 
 def test_older_geojson_may_name_its_reference_system_by_code_alone(tmp_path, utm):

@@ -82,13 +82,13 @@ def choose_video_format(arguments: argparse.Namespace, source: Any) -> None:
 def _check_for_videos(arguments: argparse.Namespace, found: str) -> None:
     """Raise ValueError for the options that a video cannot have."""
     refused = {
+        "engine": ("ray",),
         "format": ("parquet",),
         "pages": (True,),
         "legend": ("right", "below"),
         "probabilities": ("uint8", "float16"),
         "window": (True,),
         "axis": tuple(range(1, 4)),
-        "engine": ("ray",),
     }
     remedies = {
         "format": "use --frame-masks parquet for the masks of its frames",

@@ -304,6 +304,7 @@ def test_memory_holds_two_batches_of_frames(checkpoint, tmp_path, monkeypatch):
     ("options", "reason"),
     [
         (("--format", "parquet"), "--format parquet is given with"),
+        (("--engine", "ray"), "--engine ray"),
         (("--pages",), "its frames are predicted as one video"),
         (("--overlay", "--legend", "below"), "--legend below is given with"),
         (("--probabilities", "uint8"), "--probabilities uint8 is given with"),

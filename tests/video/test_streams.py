@@ -2,13 +2,16 @@
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 
 import pytest
 
 pytest.importorskip("av")
 
+import av
+
 from hf_segformer import SegFormerImageProcessor
-from hf_segformer.video.containers import check_stream, public_address
+from hf_segformer.video.containers import check_stream, open_file, public_address
 from tests.inference.test_predictor import lively
 from tests.support.commands import assert_one_line, run
 from tests.support.videos import read_video, write_video
@@ -101,6 +104,24 @@ def test_a_file_that_names_others_opens_none(name, rename, checkpoint, server, t
         assert_one_line(capsys.readouterr().err, path.name)
         assert not list((tmp_path / f"out{number}").glob("*overlay*"))
     assert server.paths == []
+
+
+@pytest.mark.parametrize("name", playlists(""))
+def test_ffmpeg_may_open_no_other_file(name, server, tmp_path):
+    for number, target in enumerate((address(server, "film.ts"), f"file:{tmp_path}/film.ts", "film.ts")):
+        content = playlists(target)[name].encode()
+        (tmp_path / f"{number}{name}").write_bytes(content)
+        for file in (tmp_path / f"{number}{name}", BytesIO(content)):
+            with pytest.raises(av.FFmpegError):
+                open_file(file)
+    assert server.paths == []
+
+
+def test_ffmpeg_would_open_other_files_without_the_guard(server, tmp_path):
+    path = tmp_path / "list.m3u8"
+    path.write_text(playlists(f"{tmp_path}/film.ts")[path.name])
+    with av.open(path) as container:
+        assert len(list(container.decode(video=0))) == 20
 
 
 def test_a_stream_is_no_playlist_and_leads_to_no_file(checkpoint, server, tmp_path, capsys):

@@ -176,11 +176,11 @@ def _read_folders(
 ) -> datasets.Dataset:
     """Images and masks of one split; with groups, where some of them are still to be held out."""
     named = [template.replace("{split}", name) for template in templates]
-    suffixes = (config.image_suffix, config.mask_suffix)
-    prefixes = {"image_prefix": config.image_prefix, "mask_prefix": config.mask_prefix}
+    keys = ("image_suffix", "mask_suffix", "image_prefix", "mask_prefix")
+    parts: dict[str, Any] = {key: getattr(config, key) for key in keys}
     if "{image}" in templates[0]:
         top = root / named[0].partition("{image}")[0]
-        rows = pair_in_image_folders(root, *named, *suffixes, **prefixes, instance_masks=config.instance_masks)
+        rows = pair_in_image_folders(root, named[0], named[1], **parts, instance_masks=config.instance_masks)
         return add_groups(rows, split, top, None) if held_out else rows
     folders, shared = [root / each for each in named], ""
     listed = resolve_inside(root, config.split_file.replace("{split}", name)) if config.split_file else None
@@ -192,7 +192,7 @@ def _read_folders(
             shared = ("images", "masks")[have_split.index(False)]
         elif is_below:
             folders = below
-    rows = pair_images_and_masks(*folders, *suffixes, config.pages, listed, **prefixes, shared=shared)
+    rows = pair_images_and_masks(folders[0], folders[1], **parts, pages=config.pages, listed=listed, shared=shared)
     return add_groups(rows, split if held_out else SplitConfig(), folders[0], None)
 
 

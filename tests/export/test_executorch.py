@@ -109,6 +109,6 @@ def test_a_missing_or_foreign_executorch_is_one_line(checkpoint, tmp_path, capsy
     error = capsys.readouterr().err
     assert error == "segformer: executorch is not installed: pip install 'hf-segformer[executorch]'\n"
     monkeypatch.setattr(executorch_program, "version", lambda name: "0.7.0")
-    monkeypatch.setitem(sys.modules, "executorch.backends", None)
+    monkeypatch.setitem(sys.modules, "executorch.exir", None)
     with pytest.raises(ValueError, match=r"executorch 0\.7\.0 does not load with torch 2\S* \(.*\); expected versions"):
         require_executorch()

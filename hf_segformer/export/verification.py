@@ -182,8 +182,8 @@ class ReferenceOutputs:
         if self.resizes:
             resized = {"do_resize": False}
         raw = self.processor(images, return_tensors="pt", do_rescale=False, do_normalize=False, **resized)
-        images = raw.pixel_values.permute(0, 2, 3, 1)
-        return images.byte() if len(self.processor.image_mean) == 3 else images
+        pixels = raw.pixel_values.permute(0, 2, 3, 1)
+        return pixels.byte() if len(self.processor.image_mean) == 3 else pixels
 
     def compare(self, runtime: Runtime, inputs: Tensor, logits: Tensor) -> ParityReport:
         """Compare a runtime's outputs for these inputs with PyTorch's logits."""

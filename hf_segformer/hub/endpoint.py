@@ -20,7 +20,10 @@ def handler_files() -> dict[str, bytes]:
     try:
         needed = [Requirement(line) for line in requires("hf-segformer") or ()]
     except PackageNotFoundError as error:
-        raise OSError("hf-segformer is not installed, so its requirements are unknown: pip install .") from error
+        raise OSError(
+            "hf-segformer is not installed, so that the requirements of handler.py are unknown: pip install ., or give "
+            "--without-handler (with_handler=False)"
+        ) from error
     lines = [
         f"# of handler.py, {_MARK}",
         *(str(each) for each in needed if each.marker is None and each.name in _NEEDED),

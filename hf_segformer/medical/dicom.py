@@ -295,9 +295,17 @@ class DicomVolume(Volume):
             ValueError: if the standard has no segmentation of such an image.
             OSError: if it cannot be written.
         """
-        from .segmentation import SourceImage, write_segmentation
+        from .segmentation import write_segmentation
 
         self.require("highdicom", "DICOM")
+        sources = self._guard("", self._sources, (*_TAGS, *(IDENTITY_TAGS if keep_identity else ())))
+        labels = np.stack([np.asarray(segmentation, layout.dtype) for segmentation in slices])
+        self._guard("", write_segmentation, path, labels, sources, layout, IDENTITY_TAGS)
+
+    def _sources(self, tags: Sequence[str]) -> list[Any]:
+        """Return the images that a segmentation refers to, or raise ValueError."""
+        from .segmentation import SourceImage
+
         if self.num_slices > 1 and not (self._is_placed and self._frames[0].header.get("FrameOfReferenceUID")):
             raise ValueError(
                 f"{self.name} holds {self.num_slices} frames without positions in space, which a DICOM segmentation "
@@ -310,13 +318,8 @@ class DicomVolume(Volume):
         if self._is_placed and not is_known and (self.num_slices == 1 or is_one_file):
             raise ValueError(f"{self.name} has no SliceThickness; expected it beside ImagePositionPatient")
         thickness = self.spacing[0] if self._is_placed and not is_known else None
-        tags = (*_TAGS, *(IDENTITY_TAGS if keep_identity else ()))
-        sources = [
-            SourceImage(read_header(frame.file, self.name, tags), thickness)
-            for frame in (self._frames[:1] if is_one_file else self._frames)
-        ]
-        labels = np.stack([np.asarray(segmentation, layout.dtype) for segmentation in slices])
-        self._guard("", write_segmentation, path, labels, sources, layout, IDENTITY_TAGS)
+        frames = self._frames[:1] if is_one_file else self._frames
+        return [SourceImage(read_header(frame.file, self.name, tags), thickness) for frame in frames]
 
 
 class _Named:

@@ -19,11 +19,10 @@ import numpy as np
 
 from ..data.readers import ImageSource, ReadOptions, find_reader
 from ..files import printable
-from ..image_io_segformer import DECODE_ERRORS
 from .dicom import DicomVolume, read_header
 from .frames import frame_tag
 from .nifti import NiftiVolume
-from .volumes import Volume, quiet
+from .volumes import Volume, decode_errors, describe, quiet
 
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # of bits, and of segment numbers
 _MOST_OFF = 0.1  # of a voxel
@@ -58,8 +57,8 @@ def read_labels(
         if isinstance(mask, NiftiVolume):
             return mask.oriented(_turn(mask, volume), index)
         return mask.read(volume, index, classes, outside)
-    except DECODE_ERRORS as error:
-        text = " ".join(str(error).split())
+    except decode_errors() as error:
+        text = describe(error)
         if isinstance(error, OSError | ValueError) and text.startswith((source.name, volume.name)):
             raise
         raise OSError(f"{source.name} is cut short, damaged or unusual: {text:.300}") from error

@@ -4,6 +4,7 @@ A volume is a number of slices of one size, (C, H, W) each. What can be known fr
 pixel is read.
 """
 
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -153,11 +154,23 @@ class Volume:
         try:
             with quiet():
                 return read(*arguments)
-        except DECODE_ERRORS as error:
-            text = " ".join(str(error).split()) or type(error).__name__
+        except decode_errors() as error:
+            text = describe(error)
             if is_full(error) or (isinstance(error, OSError | ValueError) and text.startswith(self.name)):
                 raise
             raise OSError(f"{self.name}{place} is cut short, damaged or unusual: {text:.300}") from error
+
+
+def decode_errors() -> tuple[type[BaseException], ...]:
+    """Return what reading a damaged file may raise: with pydicom also errors that are neither values' nor files'."""
+    pydicom = sys.modules.get("pydicom.errors")
+    return (*DECODE_ERRORS, *((pydicom.BytesLengthException, pydicom.InvalidDicomError) if pydicom else ()))
+
+
+def describe(error: BaseException) -> str:
+    """Return the text of an error in one line; only its kind where the text may quote a file's bytes."""
+    is_quoting = type(error).__module__.startswith("pydicom")
+    return type(error).__name__ if is_quoting else " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager
@@ -174,4 +187,4 @@ def to_bytes(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
-__all__ = ["INSTALL", "MOST_VOXELS", "Volume", "quiet", "to_bytes"]
+__all__ = ["INSTALL", "MOST_VOXELS", "Volume", "decode_errors", "describe", "quiet", "to_bytes"]

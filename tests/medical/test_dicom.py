@@ -13,6 +13,7 @@ from pydicom.uid import RLELossless, generate_uid
 from hf_segformer.data.readers import ImageSource, ReadOptions, kind_of, open_image, read_whole_image
 from hf_segformer.inference.tiling import MaskLayout
 from hf_segformer.medical.dicom import DicomVolume
+from hf_segformer.medical.volumes import decode_errors, describe
 from tests.support import scans
 
 LAYOUT = MaskLayout(np.uint8, 255, [(0, 0, 0), (255, 0, 0), (0, 128, 255)], ["Background", "liver", "lesion\\=1"])
@@ -232,6 +233,13 @@ def test_damaged_fields_give_short_messages(tmp_path):
     path.write_bytes(content)
     changed(path, BitsAllocated=[16] * 3000)
     assert len(message(path, read=False)) < 300
+
+
+def test_errors_that_quote_the_bytes_of_a_file_are_named_by_their_kind():
+    error = pydicom.errors.BytesLengthException("Instead received b'SECRETCOMMENT'")
+    assert isinstance(error, decode_errors())
+    assert describe(error) == "BytesLengthException"
+    assert describe(ValueError("two\nlines")) == "two lines"
 
 
 def test_sizes_are_checked_before_pixels_are_read(tmp_path):

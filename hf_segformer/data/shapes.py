@@ -73,7 +73,7 @@ def draw_sample(seed: int, split: str, index: int, size: int = 128) -> tuple[Ima
 
 
 def draw_single(seed: int, split: str, index: int, size: int = 64) -> tuple[Image.Image, int]:
-    """Draw an image of one shape on cluttered ground, for classification.
+    """Draw an image of one large shape on cluttered ground, for classification.
 
     Args:
         seed: of the whole data set.
@@ -89,7 +89,7 @@ def draw_single(seed: int, split: str, index: int, size: int = 64) -> tuple[Imag
     """
     check_sample(split, index, size)
     rng = np.random.default_rng([seed, SPLITS.index(split), index, 1])
-    scene = Scene(rng, size)
+    scene = _SingleScene(rng, size)
     for _ in range(rng.integers(1, 4)):
         scene.add_clutter()
     label = int(rng.integers(1, len(NAMES)))
@@ -258,6 +258,13 @@ class Scene:
         self.labels[window][inside] = label
         if self.rng.random() < 0.33 and label not in self.thin:
             self.labels[window][np.abs(distance) < self.size / 100] = IGNORE_INDEX
+
+
+class _SingleScene(Scene):
+    """A scene of one shape, which takes up most of it."""
+
+    radii = (0.32, 0.42)
+    margin = 0.42
 
 
 def _disc(rng, across, along, radius):

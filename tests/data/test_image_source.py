@@ -163,5 +163,7 @@ class TestSingleShapes:
         image, label = draw_single(0, "train", 3, 64)
         assert image.size == (64, 64)
         assert 0 <= label < 6
+        labels = [draw_single(0, "train", index, 64)[1] for index in range(30)]
+        assert labels == [draw_single(0, "train", index, 64)[1] for index in range(30)]
         other, _ = draw_single(1, "train", 3, 64)
         assert image.tobytes() != other.tobytes()

@@ -173,7 +173,7 @@ def test_a_segmentation_of_numbers_by_highdicom_is_read(tmp_path, make):
     made = highdicom.seg.Segmentation(
         source_images=[pydicom.dcmread(path) for path in paths],
         pixel_array=labels,
-        segmentation_type="LABELMAP",
+        segmentation_type=list(highdicom.seg.SegmentationTypeValues)[-1],  # of segment numbers
         segment_descriptions=[highdicom.seg.SegmentDescription.from_dataset(item) for item in written.SegmentSequence],
         series_instance_uid=generate_uid(),
         series_number=2,

@@ -5,6 +5,7 @@ the bytes of whole shards, so that only the driver needs the output folder, and 
 behind. The model travels through Ray's object store: all actors have the weights whose digest the folder records.
 """
 
+import gc
 import logging
 import os
 import socket
@@ -80,7 +81,8 @@ class RayEngine:
 
         options = self.options
         rows = [{"shard": shard, "items": encode_items(each)} for shard, each in items.items()]
-        least, most = options.actors
+        least = min(options.actors[0], len(rows))  # of more actors some would have nothing to do
+        most = min(options.actors[1] or len(rows), len(rows))
         dataset = from_items(rows, override_num_blocks=len(rows)).map_batches(
             _ShardPredictor,
             batch_size=1,
@@ -220,6 +222,7 @@ def _session(options: ClusterOptions) -> Iterator[None]:
             yield
     finally:
         if is_own:
+            gc.collect()  # handles of this session's actors, whose numbers those of the next session have again
             ray.shutdown()
 
 

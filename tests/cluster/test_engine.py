@@ -1,4 +1,4 @@
-"""What an actor checks before it predicts, and what the engine refuses; no Ray is needed."""
+"""Checks of an actor before it predicts, and refusals of the engine; no Ray is needed."""
 
 import os
 import socket

@@ -4,9 +4,9 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from pathlib import Path
 
-import psutil
 import pytest
 from pyarrow import parquet
 
@@ -62,12 +62,19 @@ def images(tmp_path_factory):
     return folder
 
 
-class SlowSource(FileSource):
-    """Reads so slowly that a worker is sure to be killed in the middle; it dies by itself at the image `DEADLY`."""
+class WatchedSource(FileSource):
+    """Reads slowly, leaves a file for each process that reads, and kills the one that reads the image `deadly`.
 
-    pause, deadly = 0.0, ""
+    Reading begins when `least` processes do, so that none has done all the work before another one has started.
+    """
+
+    pause, deadly, trace, least = 0.0, "", "", 0
 
     def read(self, item, num_channels=3, **options):
+        if self.trace:
+            Path(self.trace, str(os.getpid())).touch()
+            while len(os.listdir(self.trace)) < self.least:
+                time.sleep(0.05)
         time.sleep(self.pause)
         if item.name == self.deadly:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -79,7 +86,7 @@ def predictor():
 
 
 def predict(images, out, options=None, **behaviour):
-    source = SlowSource([str(images)], out)
+    source = WatchedSource([str(images)], out)
     vars(source).update(behaviour)
     engine = RayEngine(options or ClusterOptions(actors=(2, 2)))
     return predict_batch(predictor(), source, out, Outputs("parquet"), progress=False, engine=engine)
@@ -119,6 +126,14 @@ def assert_complete(images, out, report, expected, failed=("cut",)):
     assert sorted(path.name for path in out.iterdir() if path.suffix != ".parquet") == ["settings.json", "summary.json"]
 
 
+@pytest.fixture
+def trace(tmp_path):
+    """A folder with a file for each process that has read an image, named by its number."""
+    folder = tmp_path / "trace"
+    folder.mkdir()
+    return folder
+
+
 @contextmanager
 def killing_meanwhile(out, kill):
     """Call a function in the middle of the block: as soon as some shards are there."""
@@ -143,33 +158,25 @@ def killing_meanwhile(out, kill):
     assert seen[0] < NUMBER // BATCH - 3, "it was killed when hardly anything was left to do"
 
 
-def test_a_node_that_is_lost_changes_nothing(cluster, node, images, tmp_path, expected):
+def test_a_node_that_is_lost_changes_nothing(cluster, node, images, tmp_path, trace, expected):
     out = tmp_path / "out"
     with killing_meanwhile(out, lambda: cluster.remove_node(node, allow_graceful=False)):
-        report = predict(images, out, pause=0.1)
+        report = predict(images, out, pause=0.2, trace=str(trace), least=2)  # nodes have one CPU: one process on each
     assert [each["NodeID"] for each in ray.nodes() if each["Alive"]] == [cluster.head_node.node_id]
     assert_complete(images, out, report, expected)
 
 
-def workers():
-    """The processes of actors below this one, whatever others run on the machine."""
-    for process in psutil.process_iter(["cmdline"]):
-        with suppress(psutil.Error):
-            named = "MapWorker" in " ".join(process.info["cmdline"] or ())
-            if named and any(parent.pid == os.getpid() for parent in process.parents()):
-                yield process
-
-
-def test_workers_that_die_change_nothing_and_a_run_is_resumed(node, images, tmp_path, expected, monkeypatch):
+def test_workers_that_die_change_nothing_and_a_run_is_resumed(node, images, tmp_path, trace, expected, monkeypatch):
     out, killed = tmp_path / "out", []
 
     def kill():
-        killed.extend(list(workers())[:1])
-        killed[0].kill()
+        killed.append(max(trace.iterdir(), key=lambda path: path.stat().st_mtime_ns).name)  # it reads an image now
+        os.kill(int(killed[0]), signal.SIGKILL)
 
     with killing_meanwhile(out, kill):
-        report = predict(images, out, ClusterOptions(actors=(1, 2), retries=1), pause=0.1, deadly="040")
-    assert not killed[0].is_running()
+        options = ClusterOptions(actors=(1, 2), retries=1)  # which scales to two, else reading would not begin
+        report = predict(images, out, options, pause=0.2, trace=str(trace), least=2, deadly="040")
+    assert len(list(trace.iterdir())) >= 4, "two died, and others took their place"
     errors = {each["name"]: each["error"] for each in report.failed}
     assert sorted(errors) == ["040", "041", "cut"]
     assert errors["041"] == f"{images / '041.png'}: the process that predicted its shard of 2 died 2 times"
@@ -177,7 +184,7 @@ def test_workers_that_die_change_nothing_and_a_run_is_resumed(node, images, tmp_
 
     sorted(out.glob("masks-*"))[20].unlink()  # the shard of the deadly image, as the guide says
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("masks-*")}
-    report = predict(images, out, deadly="000")  # which is there, and so not read again
+    report = predict(images, out, deadly="000")  # an image which is there, and so not read again
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert report.num_resumed == NUMBER - BATCH
     assert_complete(images, out, report, expected)

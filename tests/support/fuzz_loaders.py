@@ -2,10 +2,10 @@
 
 python -m tests.support.fuzz_loaders --number 10000 --seed 0
 
-A case is a valid small file (images, masks, rasters, vectors, scans, videos, weights, JSON) and one to three mutations of it,
-all drawn from the seed and the case's number. Expected: it is read, or a ValueError or OSError names it. A failure is
-any other exception, a warning that is not Pillow's own, a hang, memory without bounds, and pixels of a file that was
-cut short, unless all of them were there. Each failure is printed with the command that repeats it.
+A case is a valid small file (images, masks, rasters, vectors, scans, videos, weights, JSON) and one to three mutations
+of it, all drawn from the seed and the case's number. Expected: it is read, or a ValueError or OSError names it. A
+failure is any other exception, a warning that is not Pillow's own, a hang, memory without bounds, and pixels of a file
+that was cut short, unless all of them were there. Each failure is printed with the command that repeats it.
 """
 
 import argparse

@@ -339,7 +339,7 @@ def model_info(path):
     """Read what OpenVINO's own tools read."""
     import openvino
 
-    found = openvino.Core().read_model(path).get_rt_info(["model_info"])
+    found = openvino.Core().read_model(path).get_rt_info(["model_info"]).astype(dict)
     return {key: value.astype(str) for key, value in found.items()}
 
 

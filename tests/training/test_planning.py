@@ -86,7 +86,14 @@ def of_recipe(name, *keys):
 
 B0 = Pretrained("owner/b0", 3, "SegFormer B0", "other")
 LIKE_CAMVID = (
-    *("augmentation.crop_size", "loss.cross_entropy", "loss.dice", "optimizer.head_lr_multiplier", "model.variant"),
+    *(
+        "augmentation.scale",
+        "augmentation.crop_size",
+        "loss.cross_entropy",
+        "loss.dice",
+        "optimizer.head_lr_multiplier",
+        "model.variant",
+    ),
     *("trainer.learning_rate", "trainer.weight_decay", "trainer.warmup_steps", "trainer.max_grad_norm"),
     *("trainer.per_device_train_batch_size", "trainer.dataloader_num_workers", "trainer.logging_steps"),
     *("trainer.dataloader_persistent_workers", "trainer.max_steps", "trainer.save_total_limit", "trainer.seed"),
@@ -229,7 +236,7 @@ class TestTime:
         assert values(found)["trainer.learning_rate"] == 3e-4
         assert tested[0]["model"]["variant"] == "b0"
         assert tested[0]["optimizer"]["head_lr_multiplier"] == 1.0
-        assert tested[0]["augmentation"]["scale"] == [0.5, 2.0]
+        assert tested[0]["augmentation"]["scale"] == [0.5, 1.75]
 
 
 class TestMachine:

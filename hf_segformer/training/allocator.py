@@ -11,7 +11,7 @@ _LARGEST_INT = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Let glibc keep freed memory of this process, up to its peak, for the next allocation.
 
-    By default glibc returns each block above 32 MiB to the system, which clears its pages anew at every allocation: in
+    By default glibc returns each block above 32 MiB to the system, which clears its pages again at every allocation: in
     a training step of four images of 512x512 with 150 classes, 70,000 page faults. Other C libraries are left alone.
     Only programs call this, since it concerns the whole process: `segformer train` and `training.finetune`.
 

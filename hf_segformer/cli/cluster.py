@@ -1,4 +1,4 @@
-"""Options of `segformer predict` on a Ray cluster, and for images of object storage."""
+"""Options of `segformer predict` on what computes: an engine of this process or a Ray cluster, which reads storage."""
 
 import argparse
 import os
@@ -17,6 +17,7 @@ _OPTIONS = {  # of the command, by the fields of `ClusterOptions`
     "retries": "--retries",
     "address": "--ray-address",
 }
+_RUNTIMES = ("onnxruntime", "openvino")  # which compute on the CPU
 # What a cluster does not predict, read or write.
 _WITHOUT_EFFECT: tuple[str, ...] = ("dataset", "stream", "overlay", "probabilities", "keep_identity", "device")
 _WITHOUT_EFFECT += ("tile_size", "tile_overlap", "confidence", "polygons", "aoi", "mosaic")
@@ -36,10 +37,11 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
     group, default = parser.add_argument_group("cluster"), ClusterOptions()
     group.add_argument(
         "--engine",
-        choices=["torch", "ray"],
+        choices=["torch", "compiled", *_RUNTIMES, "ray"],
         default="torch",
-        help="predict in this process, or those of torchrun; or by the actors of a Ray cluster, as Parquet, from "
-        "folders or from object storage (s3://..., gs://...) (default: torch)",
+        help="compute the network by PyTorch, compiled, in ONNX Runtime or in OpenVINO, in this process or those of "
+        "torchrun; or predict by the actors of a Ray cluster, as Parquet, from folders or from object storage "
+        "(s3://..., gs://...) (default: torch)",
     )
     group.add_argument(
         "--actors",
@@ -74,8 +76,10 @@ def check_cluster_options(arguments: argparse.Namespace) -> None:
     """Raise ValueError if options do not go together; choose the format where none is given."""
     given = {name: getattr(arguments, name) for name in _OPTIONS if getattr(arguments, name) is not None}
     addresses = [each for each in arguments.inputs if is_address(each)]
-    if arguments.engine == "torch":
+    if arguments.engine != "ray":
         arguments.format = arguments.format or "png"
+        if arguments.engine in _RUNTIMES:
+            _check_runtime(arguments)
         if given:
             raise ValueError(f"{_OPTIONS[next(iter(given))]} is given without --engine ray, to which it applies")
         if addresses:
@@ -95,6 +99,17 @@ def check_cluster_options(arguments: argparse.Namespace) -> None:
         arguments.cluster = ClusterOptions(**given)
     except ValueError as error:
         raise ValueError(re.sub(r"^\w+", lambda name: _OPTIONS[name[0]], str(error))) from error
+
+
+def _check_runtime(arguments: argparse.Namespace) -> None:
+    """Raise ValueError for options that a runtime does not follow; without --device it is the CPU."""
+    if find_spec(arguments.engine) is None:
+        raise ValueError(f"--engine {arguments.engine} needs a package: pip install 'hf-segformer[export]'")
+    if arguments.device not in (None, "cpu"):
+        raise ValueError(f"--device {arguments.device} is given with --engine {arguments.engine}; expected cpu")
+    if arguments.dtype not in (None, "float32"):
+        raise ValueError(f"--dtype {arguments.dtype} is given with --engine {arguments.engine}; expected float32")
+    arguments.device = "cpu"
 
 
 def _check_effects(arguments: argparse.Namespace) -> None:
@@ -126,7 +141,7 @@ def _check_addresses(arguments: argparse.Namespace, addresses: list[str]) -> Non
 
 def storage_source(arguments: argparse.Namespace, reading: dict[str, Any]) -> Any:
     """Return the source of addresses, or None where the inputs are none."""
-    if arguments.engine == "torch" or not any(map(is_address, arguments.inputs)):
+    if arguments.engine != "ray" or not any(map(is_address, arguments.inputs)):
         return None
     from ..cluster.storage import StorageSource
 
@@ -134,8 +149,8 @@ def storage_source(arguments: argparse.Namespace, reading: dict[str, Any]) -> An
 
 
 def cluster_engine(arguments: argparse.Namespace) -> Any:
-    """Return the engine of `predict_batch`; None is the default one."""
-    if arguments.engine == "torch":
+    """Return the cluster for `predict_batch`; None predicts in this process."""
+    if arguments.engine != "ray":
         return None
     from ..cluster.engine import RayEngine
 

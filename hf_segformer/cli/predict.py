@@ -167,9 +167,11 @@ def run(arguments: argparse.Namespace) -> None:
     choose_video_format(arguments, source)
     options = map_outputs(arguments, source) or video_outputs(arguments)
     outputs = replace(outputs, kind=arguments.format, options=options)
-    engine = cluster_engine(arguments)
-    device = find_device("cpu" if engine else arguments.device)
-    predictor = SegFormerPredictor.from_pretrained(arguments.model, device=device, options=arguments.options)
+    cluster = cluster_engine(arguments)
+    device = find_device("cpu" if cluster else arguments.device)
+    predictor = SegFormerPredictor.from_pretrained(
+        arguments.model, device=device, options=arguments.options, engine="torch" if cluster else arguments.engine
+    )
     if arguments.value_range is not None or arguments.window:
         predictor.processor.value_range = arguments.value_range
     if arguments.threshold is not None:
@@ -179,7 +181,7 @@ def run(arguments: argparse.Namespace) -> None:
                 "leave it out"
             )
         predictor.processor.binary_threshold = arguments.threshold
-    report = predict_batch(predictor, source, arguments.output_dir, outputs, engine=engine)
+    report = predict_batch(predictor, source, arguments.output_dir, outputs, engine=cluster)
     if int(os.environ.get("RANK", "0")):
         return  # the first process speaks for all; if another failed first, torchrun would end it before it has
     resumed = f", {report.num_resumed} of them by earlier runs" if report.num_resumed else ""

@@ -11,6 +11,7 @@ from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcess
 from hf_segformer.export import engines
 from hf_segformer.inference.engines import engine_names, with_engine
 from hf_segformer.inference.ensemble import Ensemble
+from tests.support.commands import assert_usage_error, run
 from tests.support.tiny import logits_of
 
 IMAGES = [Image.effect_noise((width, height), 60).convert("RGB") for width, height in ((96, 70), (150, 101), (40, 50))]
@@ -142,3 +143,35 @@ def test_a_network_that_cannot_be_compiled_is_refused_with_the_reason(network, m
         ValueError, match=r"^the network cannot be compiled here \(no compiler was found\); use the engine"
     ):
         with_engine(network, "compiled")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--device", "cuda"), "--device cuda is given with --engine openvino; expected cpu"),
+        (("--dtype", "bfloat16"), "--dtype bfloat16 is given with --engine openvino; expected float32"),
+        (("--retries", "2"), "--retries is given without --engine ray, to which it applies"),
+    ],
+)
+def test_the_command_refuses_what_a_runtime_does_not_follow(tmp_path, arguments, message, capsys):
+    pytest.importorskip("openvino")
+    command = ("predict", tmp_path, tmp_path, "-o", tmp_path / "out", "--engine", "openvino", *arguments)
+    assert_usage_error(command, capsys, message)
+
+
+@pytest.mark.slow
+def test_the_command_predicts_by_a_runtime_as_by_pytorch(network, tmp_path):
+    pytest.importorskip("onnxruntime")
+    network.save_pretrained(tmp_path / "model")
+    SegFormerImageProcessor(size=64).save_pretrained(tmp_path / "model")
+    (tmp_path / "images").mkdir()
+    for index, image in enumerate(IMAGES):
+        image.save(tmp_path / "images" / f"{index}.png")
+    for engine in ("torch", "onnxruntime"):
+        out = tmp_path / engine
+        assert run("predict", tmp_path / "model", tmp_path / "images", "-o", out, "--engine", engine) == 0
+    for index in range(len(IMAGES)):
+        found, expected = (
+            np.asarray(Image.open(tmp_path / engine / f"{index}_mask.png")) for engine in ("onnxruntime", "torch")
+        )
+        assert (found == expected).mean() > 0.999

@@ -507,7 +507,7 @@ def test_a_shared_ending_is_suggested(tmp_path, image, mask):
     for stem in ("a", "a1", "b"):
         Image.new("L", (4, 4)).save(tmp_path / "images" / image.format(stem))
         Image.new("L", (4, 4)).save(tmp_path / "masks" / mask.format(stem))
-    wanted = r"set mask_suffix='_mask'" if "mask" in mask else r"set image_suffix='_rgb'"
+    wanted = r"set data\.mask_suffix=_mask" if "mask" in mask else r"set data\.image_suffix=_rgb"
     with pytest.raises(ValueError, match=wanted):
         pair_images_and_masks(tmp_path / "images", tmp_path / "masks")
 

@@ -116,20 +116,25 @@ def measure(path: Path, missing: bool) -> dict[str, Any]:
         "settings": list(SETTINGS),
         "checkpoint": list(CHECKPOINT),
         "seeds": list(SEEDS),
+        **{name: machine()[name] for name in ("processor", "instructions", "torch")},
     }
     held = read_json(path) if missing and path.exists() else {}
     runs = held["runs"] if all(held.get(name) == value for name, value in facts.items()) else {}
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint, run = Path(temporary, "checkpoint"), Path(temporary, "run")
         facts["checkpoint_mean_iou"] = round(train(checkpoint, CHECKPOINT), 4)
+        if held.get("checkpoint_mean_iou") != facts["checkpoint_mean_iou"]:  # the code has changed since
+            names = {each.name for each in VARIANTS if any("{checkpoint}" in one for one in each.overrides)}
+            runs = {name: row for name, row in runs.items() if name not in names}
         for number, variant in itertools.product(range(len(SEEDS)), VARIANTS):
-            row = runs.setdefault(variant.name, {"mean_iou": [], "processor_seconds": []})
+            row = runs.setdefault(variant.name, {"mean_iou": [], "processor_seconds": [], "commits": []})
             if len(row["mean_iou"]) > number:
                 continue
             began = time.process_time()
             overrides = [each.format(checkpoint=checkpoint) for each in variant.overrides]
             row["mean_iou"].append(round(train(run, [*overrides, f"trainer.seed={SEEDS[number]}"]), 4))
             row["processor_seconds"].append(round(time.process_time() - began, 1))
+            row["commits"].append(machine()["commit"])
             shutil.rmtree(run)
             print(f"{variant.name}: {row}", flush=True)
             write_json(
@@ -166,10 +171,16 @@ def render(found: dict[str, Any]) -> str:
         "the learning rate. Early stopping has no row: it ends a training sooner, and changes nothing in it.",
         "",
         f"Recipe `{found['recipe']}` with `{' '.join(settings)}`. {found['processor']}, {found['threads']} thread,",
-        f"PyTorch {found['torch']}, commit {found['commit']}, {found['date']}.",
+        f"PyTorch {found['torch']}, {_commits(runs)}, {found['date']}.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _commits(runs: dict[str, Any]) -> str:
+    """Commits of all runs, in the order of the rows."""
+    found = list(dict.fromkeys(commit for row in runs.values() for commit in row["commits"]))
+    return f"{'commit' if len(found) == 1 else 'commits'} {', '.join(found)}"
 
 
 def _table(start: str, runs: dict[str, Any]) -> list[str]:

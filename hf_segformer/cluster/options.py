@@ -65,7 +65,7 @@ def check_address(address: str) -> None:
 
 
 def shown_address(address: str) -> str:
-    """A URI without the keys and options that it may hold.
+    """A URI without the keys and options that it may hold; keys that are not percent-encoded may hold "/" and "?".
 
     Examples:
         >>> from hf_segformer.cluster.options import shown_address
@@ -73,8 +73,10 @@ def shown_address(address: str) -> str:
         's3://bucket/drives'
     """
     scheme, _, rest = address.partition("://")
-    place = rest.partition("?")[0]
-    host, slash, path = place.partition("/")
+    place, _, query = rest.partition("?")
+    if "@" in query:  # keys with a "?", or options with keys: which is not known
+        return f"{scheme}://..."
+    host, slash, path = re.sub(r".*:.*@", "", place, flags=re.DOTALL).partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 

@@ -114,4 +114,20 @@ def test_addresses_are_told_from_paths():
         *4 * [False],
     ]
     check_address("gs://bucket/a%20b")
-    assert shown_address("s3://a:b@c/d@e?f=g") == "s3://c/d@e"
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("s3://c/d@e?f=g", "s3://c/d@e"),
+        ("s3://a:SECRET@c/d?f=g", "s3://c/d"),
+        ("s3://SECRET@c/d", "s3://c/d"),
+        ("s3://AKIAKEY:abc/SECRET@bucket/x", "s3://bucket/x"),
+        ("s3://AKIAKEY:abc/SEC+RET/@bucket/x?region=y", "s3://bucket/x"),
+        ("s3://AKIAKEY:SEC@RET@bucket/x", "s3://bucket/x"),
+        ("s3://AKIAKEY:abc?SECRET@bucket/x", "s3://..."),
+        ("s3://bucket/x?endpoint_override=http://me:SECRET@host&secret_key=SECRET", "s3://..."),
+    ],
+)
+def test_an_address_is_shown_without_its_keys(address, shown):
+    assert shown_address(address) == shown

@@ -177,8 +177,17 @@ def open_stream(address: str) -> Any:
 
 
 def public_address(address: str) -> str:
-    """Return the address of a stream without its user, password and query, for messages and records."""
-    return re.sub(r"//[^/@]*@", "//", address.partition("?")[0])
+    """Return the address of a stream without its user, password and query, for messages and records.
+
+    Passwords that are not percent-encoded may hold "/", "?" and "@".
+    """
+    kind, separator, place = address.partition(":")
+    if separator and kind in CAMERAS:
+        return address
+    shown, _, query = place.partition("?")
+    if "@" in query:  # a password with a "?", or a query with a password: which is not known
+        return f"{kind}://..."
+    return kind.rpartition("@")[2] + separator + re.sub(r"(/*).*@", r"\1", shown, flags=re.DOTALL)
 
 
 __all__ = [

@@ -156,9 +156,22 @@ def test_addresses_of_streams_and_cameras(text):
     check_stream(text)
 
 
-def test_an_address_in_public():
-    assert public_address("rtsp://me:word@host:554/live?token=1") == "rtsp://host:554/live"
-    assert public_address("dshow:video=Camera") == "dshow:video=Camera"
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("rtsp://me:SECRET@host:554/live?token=SECRET", "rtsp://host:554/live"),
+        ("rtsp://admin:p@SECRET@host/x", "rtsp://host/x"),
+        ("rtsp://admin:pa/SECRET@host/x", "rtsp://host/x"),
+        ("rtsp://admin:pa?SECRET@host/x", "rtsp://..."),
+        ("https://host/x?mail=me@host&key=SECRET", "https://..."),
+        ("rtsp:/admin:SECRET@host/x", "rtsp:/host/x"),
+        ("host/x", "host/x"),
+        ("dshow:video=Camera", "dshow:video=Camera"),
+        ("dshow:video=@device_pnp_\\\\?\\usb", "dshow:video=@device_pnp_\\\\?\\usb"),
+    ],
+)
+def test_an_address_in_public(address, shown):
+    assert public_address(address) == shown
 
 
 def test_a_stream_needs_its_end_and_is_alone(checkpoint, tmp_path, capsys):

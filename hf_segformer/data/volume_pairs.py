@@ -53,7 +53,7 @@ def pair_volumes(
         volumes.
 
     Raises:
-        ValueError: if a volume has no mask or a mask no volume, or there are images beside volumes.
+        ValueError: if no name fits, a volume has no mask or a mask no volume, or there are images beside volumes.
         OSError: if a file cannot be read.
     """
     if not _holds_volumes(images):
@@ -71,8 +71,13 @@ def pair_volumes(
         raise ValueError(f"{images / missing[0]} is listed, but there is no such volume")
     if listed:
         volumes, found = ({name: files[name] for name in listed if name in files} for files in (volumes, found))
+    if not volumes:
+        raise ValueError(
+            f"{images} holds no volumes whose names {_said(image_affix, mask_affix)}; expected some, each with a part "
+            "of its own, in its name or that of its folder, which pairs it with its mask"
+        )
     columns: dict[str, list[Any]] = {"image": [], "label": [], "page": []}
-    for volume, mask in _matched(volumes, found, (images, masks), shared):
+    for volume, mask in _matched(volumes, found, (images, masks), (image_affix, mask_affix), shared):
         number = _num_slices(volume)
         columns["image"] += [volume] * number
         columns["label"] += [mask] * number
@@ -188,28 +193,45 @@ def _by_name(
             if own is None or (any(skipped) and _without(os.path.basename(path), skipped) is not None):
                 continue
             name = (Path(here).relative_to(folder) / own).as_posix()
+            if name == ".":  # nothing is left of the name, and there is no folder to take its place
+                continue
             if found.setdefault(name, path) != path:
                 raise ValueError(f"{found[name]} and {path} share one name; expected one of them")
     return found
 
 
 def _without(name: str, affix: tuple[str, str]) -> str | None:
-    """Return what is between prefix and suffix of a name; None for another name."""
+    """Return what is between prefix and suffix of a name, empty if they are all of it; None for another name."""
     prefix, suffix = affix
     stem = name if "." in suffix else without_suffix(name)
-    if not (stem.startswith(prefix) and stem.lower().endswith(suffix.lower()) and len(stem) > len(prefix + suffix)):
+    if not (stem.startswith(prefix) and stem.lower().endswith(suffix.lower()) and len(stem) >= len(prefix + suffix)):
         return None
     return stem[len(prefix) : len(stem) - len(suffix)]
 
 
+def _said(image_affix: tuple[str, str], mask_affix: tuple[str, str]) -> str:
+    """Say which names volumes have, in a message about a folder without any."""
+    if not any(image_affix):
+        return f"differ from those of masks, {mask_affix[0]}*{mask_affix[1]}"
+    prefix, suffix = image_affix
+    parts = [f"begin with {prefix!r}"] * bool(prefix) + [f"end in {suffix!r}"] * bool(suffix)
+    return " and ".join(parts)
+
+
 def _matched(
-    volumes: dict[str, str], masks: dict[str, str], folders: tuple[Path, Path], shared: str
+    volumes: dict[str, str],
+    masks: dict[str, str],
+    folders: tuple[Path, Path],
+    affixes: tuple[tuple[str, str], tuple[str, str]],
+    shared: str,
 ) -> list[tuple[str, str]]:
     """Return volumes with their masks, by name, or where no name fits by the folder that holds one of each."""
+    expected = _name_expected
     if not volumes.keys() & masks.keys():
-        by_folder = [_by_folder(files) for files in (volumes, masks)]
+        by_folder = [_by_folder(files, folder) for files, folder in zip((volumes, masks), folders, strict=True)]
         if by_folder[0].keys() & by_folder[1].keys():
             volumes, masks = by_folder
+            expected = _folder_expected
     if shared:
         own = masks if shared == "images" else volumes
         volumes, masks = ({name: path for name, path in files.items() if name in own} for files in (volumes, masks))
@@ -217,17 +239,38 @@ def _matched(
     if alone:
         rest = f" and {len(alone) - 1 - _NUM_LISTED} more" if len(alone) > _NUM_LISTED + 1 else ""
         others = f"; nor has {', '.join(alone[1 : _NUM_LISTED + 1])}{rest} a partner" if len(alone) > 1 else ""
-        if alone[0] in volumes:
-            raise ValueError(f"{volumes[alone[0]]} has no mask; expected {folders[1] / alone[0]}.nii.gz{others}")
-        raise ValueError(f"{masks[alone[0]]} has no volume; expected {folders[0] / alone[0]}.nii.gz{others}")
+        side = 0 if alone[0] in volumes else 1
+        path, kind = (volumes, masks)[side][alone[0]], ("mask", "volume")[side]
+        wanted = expected(alone[0], path, folders[side], folders[1 - side], affixes[1 - side])
+        raise ValueError(f"{path} has no {kind}; expected {wanted}{others}")
     return [(volumes[name], masks[name]) for name in sorted(volumes)]
 
 
-def _by_folder(files: dict[str, str]) -> dict[str, str]:
+def _name_expected(name: str, path: str, folder: Path, other: Path, affix: tuple[str, str]) -> str:
+    """Return the path that the partner of a file in one folder would have in the other one."""
+    prefix, suffix = affix
+    ending = "" if "." in suffix else ".nii.gz"
+    if _is_named_by_folder(name, path, folder) and any(affix):
+        return str(other / name / f"{prefix}{suffix}{ending}")
+    parent, slash, own = name.rpartition("/")
+    return str(other / f"{parent}{slash}{prefix}{own}{suffix}{ending}")
+
+
+def _folder_expected(name: str, path: str, folder: Path, other: Path, affix: tuple[str, str]) -> str:
+    return f"one in {other / name}"
+
+
+def _is_named_by_folder(name: str, path: str, folder: Path) -> bool:
+    """Return True for a file of which prefix and suffix are the whole name."""
+    return Path(path).parent == folder / name
+
+
+def _by_folder(files: dict[str, str], folder: Path) -> dict[str, str]:
     """Return files by the folders below the given one that hold one of them, and series by their own."""
     found: dict[str, list[str]] = {}
     for name, path in files.items():
-        own = name if os.path.isdir(path) else Path(name).parent.as_posix()
+        is_folder = os.path.isdir(path) or _is_named_by_folder(name, path, folder)
+        own = name if is_folder else Path(name).parent.as_posix()
         if own != ".":
             found.setdefault(own, []).append(path)
     return {name: paths[0] for name, paths in found.items() if len(paths) == 1}

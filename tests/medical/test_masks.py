@@ -281,6 +281,52 @@ def test_names_are_matched_by_suffix_or_by_folder(tmp_path):
     assert rows["label"][4].endswith("masks/b/x_seg.nii.gz")
 
 
+def test_volumes_of_linked_folders_are_paired(tmp_path):
+    write_study(tmp_path / "away")
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "linked").symlink_to(f"../away/{kind}/train")
+    rows = pair_images_and_masks(tmp_path / "images", tmp_path / "masks")
+    assert rows["page"] == list(range(4)) * 3
+    assert rows["image"][4] == str(tmp_path / "images" / "linked" / "p2")  # a series
+
+
+def test_a_suffix_that_is_the_whole_name_leaves_the_folder(tmp_path):
+    """The usual layout of one folder for each patient: p1/image.nii.gz beside p1/mask.nii.gz."""
+    for name in ("p1", "p2"):
+        write_nifti_pair(tmp_path / name, tmp_path / name, "", "image", "mask")
+    rows = pair_images_and_masks(tmp_path, tmp_path, "image", "mask")
+    for column, name in (("image", "image"), ("label", "mask")):
+        assert rows[column] == [str(tmp_path / each / f"{name}.nii.gz") for each in ("p1", "p2") for _ in range(4)]
+    assert rows["page"] == [0, 1, 2, 3] * 2
+    (tmp_path / "p2" / "mask.nii.gz").unlink()
+    wanted = re.escape(f"{tmp_path}/p2/image.nii.gz has no mask; expected {tmp_path}/p2/mask.nii.gz") + "$"
+    with pytest.raises(ValueError, match=wanted):
+        pair_images_and_masks(tmp_path, tmp_path, "image", "mask")
+    with pytest.raises(ValueError, match=r"holds no volumes whose names begin with 'x' and end in '_ct'; expected some"):
+        pair_images_and_masks(tmp_path, tmp_path, "_ct", "_seg", image_prefix="x")
+    with pytest.raises(ValueError, match=r"holds no volumes whose names end in 'image'"):  # nothing names the pair
+        pair_images_and_masks(tmp_path / "p1", tmp_path / "p1", "image", "mask")
+
+
+def test_the_name_that_a_missing_partner_would_have_is_named(tmp_path):
+    images, masks = tmp_path / "a", tmp_path / "b"
+    for name in ("p1", "s/p2"):
+        write_nifti_pair((images / name).parent, (masks / name).parent, Path(name).name, "_ct", "_seg")
+    (masks / "s" / "p2_seg.nii.gz").rename(tmp_path / "kept.nii.gz")
+    for mask_suffix in ("_seg", "_seg.nii.gz"):
+        with pytest.raises(ValueError, match=re.escape(f"p2_ct.nii.gz has no mask; expected {masks}/s/p2_seg.nii.gz")):
+            pair_images_and_masks(images, masks, "_ct", mask_suffix)
+    (tmp_path / "kept.nii.gz").rename(masks / "p0_seg.nii.gz")
+    with pytest.raises(ValueError, match=re.escape(f"p0_seg.nii.gz has no volume; expected {images}/p0_ct.nii.gz; ")):
+        pair_images_and_masks(images, masks, "_ct", "_seg")
+    for name in ("q1", "q2"):
+        write_nifti_pair(tmp_path / "c" / name, tmp_path / "d" / name, "x", "_ct", "_seg")
+    (tmp_path / "d/q2/x_seg.nii.gz").unlink()
+    with pytest.raises(ValueError, match=re.escape(f"x_ct.nii.gz has no mask; expected one in {tmp_path}/d/q2")):
+        pair_images_and_masks(tmp_path / "c", tmp_path / "d")
+
+
 def test_a_radiograph_has_an_ordinary_mask(tmp_path):
     scans.xray(tmp_path / "images" / "a.dcm")
     (tmp_path / "masks").mkdir()

@@ -105,23 +105,38 @@ def list_images(root: Path) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     number = 0
-    for folder, names in _walk(root):
+    for here, names in walk_folders(root, _MOST_LEVELS):
         images = sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
         number += len(names)
         if number > _MOST_FILES:
             raise ValueError(f"{root} has more than {_MOST_FILES:,} files; expected the folder of one data set")
         if images:
-            found[folder] = images
+            found[here.relative_to(root).as_posix()] = images
     return found
 
 
-def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
-    for folder, below, names in os.walk(root, followlinks=True):  # the number of levels ends a circle of links
-        relative = Path(folder).relative_to(root)
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        if len(relative.parts) >= _MOST_LEVELS:
-            below.clear()
-        yield relative.as_posix(), [name for name in names if not name.startswith(".")]
+def walk_folders(root: Path, most_levels: int | None = None) -> Iterator[tuple[Path, list[str]]]:
+    """Yield a folder and those below it, each with the names of its files, in order and hidden ones apart.
+
+    Links to folders are followed, except to a folder that the path of the link leads through.
+
+    Args:
+        root: the folder.
+        most_levels: number of levels below it to go down; None for all.
+    """
+    chains: dict[str, tuple[str, ...]] = {
+        str(root): (os.path.realpath(root),)
+    }  # real paths of a folder, and of those that lead to it
+    for here, below, names in os.walk(root, followlinks=True):
+        chain, entered = chains.pop(here), []
+        for name in sorted(below) if most_levels is None or len(chain) <= most_levels else ():
+            path = os.path.join(here, name)
+            real = os.path.realpath(path)
+            if not name.startswith(".") and real not in chain:
+                chains[path] = (*chain, real)
+                entered.append(name)
+        below[:] = entered
+        yield Path(here), sorted(name for name in names if not name.startswith("."))
 
 
 __all__ = [
@@ -133,4 +148,5 @@ __all__ = [
     "is_train",
     "list_images",
     "parse_folder",
+    "walk_folders",
 ]

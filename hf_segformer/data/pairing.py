@@ -17,6 +17,7 @@ from huggingface_hub import DatasetCard, constants
 from ..config import check_unique
 from ..files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_json, resolve_inside
 from .decoding import RowReader, array_dtype
+from .folder_names import walk_folders
 from .label_mapping import build_mapping
 from .name_parts import explain_difference
 from .readers import count_pages, is_hub_file, note_on_videos
@@ -547,9 +548,7 @@ def _files(folder: Path) -> Iterator[Path]:
     """Yield the files in a folder at any depth, by name, except hidden ones and those in hidden folders."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    for path in sorted(folder.rglob("*")):
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            yield path
+    yield from sorted(here / name for here, names in walk_folders(folder) for name in names)
 
 
 __all__ = [

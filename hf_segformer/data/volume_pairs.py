@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..files import IMAGE_SUFFIXES, MASK_SUFFIXES
+from .folder_names import walk_folders
 from .readers import (
     ImageSource,
     ReadOptions,
@@ -154,13 +155,13 @@ def _holds_volumes(folder: Path) -> bool:
     """Return True if any file below a folder is of a volume; ordinary images are not opened."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    for _, _, names in os.walk(folder):
-        if any(name.lower().endswith(_volume_suffixes()) for name in names if not name.startswith(".")):
+    for _, names in walk_folders(folder):
+        if any(name.lower().endswith(_volume_suffixes()) for name in names):
             return True
     return any(
         is_listed(path) and kind_of(path) == "volume"
-        for here, _, names in os.walk(folder)
-        for path in (os.path.join(here, name) for name in names if not name.startswith("."))
+        for here, names in walk_folders(folder)
+        for path in (os.path.join(here, name) for name in names)
         if not os.path.splitext(path)[1].strip(".0123456789")
     )
 
@@ -177,22 +178,22 @@ def _by_name(
     With `joins` the files of a series are one volume, its folder.
     """
     found: dict[str, str] = {}
-    for here, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for path_here, names in walk_folders(folder):
+        here = str(path_here)
         groups, dropped = _gathered(here, names) if joins else ({}, [])
-        if len(groups) > 1 or (groups and here == str(folder)):
+        if len(groups) > 1 or (groups and path_here == folder):
             raise ValueError(
                 f"{here} holds the files of {len(groups)} series; expected a folder for each series, below {folder}"
             )
         if groups:
-            found[Path(here).relative_to(folder).as_posix()] = here
+            found[path_here.relative_to(folder).as_posix()] = here
         taken = {*dropped, *(path for files in groups.values() for path in files)}
-        for path in (os.path.join(here, name) for name in sorted(names) if not name.startswith(".")):
+        for path in (os.path.join(here, name) for name in names):
             is_known = path.lower().endswith(known) or (is_listed(path) and kind_of(path) == "volume")
             own = _without(os.path.basename(path), affix) if is_known and path not in taken else None
             if own is None or (any(skipped) and _without(os.path.basename(path), skipped) is not None):
                 continue
-            name = (Path(here).relative_to(folder) / own).as_posix()
+            name = (path_here.relative_to(folder) / own).as_posix()
             if name == ".":  # nothing is left of the name, and there is no folder to take its place
                 continue
             if found.setdefault(name, path) != path:

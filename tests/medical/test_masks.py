@@ -303,7 +303,9 @@ def test_a_suffix_that_is_the_whole_name_leaves_the_folder(tmp_path):
     wanted = re.escape(f"{tmp_path}/p2/image.nii.gz has no mask; expected {tmp_path}/p2/mask.nii.gz") + "$"
     with pytest.raises(ValueError, match=wanted):
         pair_images_and_masks(tmp_path, tmp_path, "image", "mask")
-    with pytest.raises(ValueError, match=r"holds no volumes whose names begin with 'x' and end in '_ct'; expected some"):
+    with pytest.raises(
+        ValueError, match=r"holds no volumes whose names begin with 'x' and end in '_ct'; expected some"
+    ):
         pair_images_and_masks(tmp_path, tmp_path, "_ct", "_seg", image_prefix="x")
     with pytest.raises(ValueError, match=r"holds no volumes whose names end in 'image'"):  # nothing names the pair
         pair_images_and_masks(tmp_path / "p1", tmp_path / "p1", "image", "mask")

@@ -98,6 +98,8 @@ class Record:
     @classmethod
     def of(cls, row: str, candidate: str, timing: Timing, memory: int | None = None, **others: Any) -> "Record":
         """Return the record of a result of `interleaved_timing` and `peak_memory`."""
+        if (device := torch.device(others.get("device", "cpu"))).type == "cuda":  # the card is what computed
+            others |= {"processor": torch.cuda.get_device_name(device), "instructions": "CUDA"}
         return cls(
             row,
             candidate,
@@ -208,7 +210,10 @@ def main(name: str, rows: Mapping[str, Row], description: str, argv: Sequence[st
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.rows) - set(rows):
         parser.error(f"unknown rows {', '.join(sorted(unknown))}: there are {', '.join(rows)}")
-    check_machine(arguments.device, arguments.threads)
+    try:
+        check_machine(arguments.device, arguments.threads)
+    except ValueError as error:
+        parser.error(str(error))
     options, status = Options(arguments.device, arguments.rounds, arguments.budget), 0
     for row in arguments.rows or rows:
         try:

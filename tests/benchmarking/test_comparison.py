@@ -271,6 +271,20 @@ def test_each_processor_and_each_card_has_a_folder_of_its_own(tmp_path, monkeypa
     assert file_of(tmp_path, "inference", "cuda:0") == tmp_path / "nvidia-h100-80gb-hbm3" / "inference.csv"
 
 
+def test_a_cards_record_names_the_card(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    record = record_of(device="cuda:0")
+    assert (record.processor, record.instructions) == ("NVIDIA H100 80GB HBM3", "CUDA")
+    assert record_of().processor == machine()["processor"]
+
+
+def test_an_unknown_device_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as exit_of:
+        main("inference", {}, "", ["--device", "nowhere"])
+    assert exit_of.value.code == 2
+    assert "--device is 'nowhere', which PyTorch cannot use" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("vendor", "family", "model", "name", "expected"),
     [

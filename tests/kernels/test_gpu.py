@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, record
+from benchmarks import gpu, machine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,7 +85,7 @@ def test_a_missing_gpu_is_one_line(capsys, monkeypatch):
 
 def test_rows_are_written_without_git_and_nvidia_smi(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert record._commit() == "not known"
+    assert machine._commit() == "not known"
     assert gpu._driver() == "not known"
 
 

@@ -34,7 +34,8 @@ def to_wgs84(polygons: Sequence[Any], crs: Any) -> list[Any]:
     import shapely
 
     transformer = pyproj.Transformer.from_crs(crs, WGS_84, always_xy=True)
-    rings, owners = shapely.get_rings(shapely.orient_polygons(list(polygons)), return_index=True)
+    oriented = shapely.orient_polygons(list(polygons), exterior_cw=_is_mirrored(crs))
+    rings, owners = shapely.get_rings(oriented, return_index=True)
     found = _Rings(rings, crs, transformer)
     first = np.flatnonzero(np.diff(owners, prepend=-1)).tolist()  # the exteriors
     if (found.signed_areas()[first] < 0).any():
@@ -102,6 +103,16 @@ class _Rings:
         return [self.degrees[self.starts[i] : ends[i]] for i in range(first, last)]
 
 
+def _is_mirrored(crs: Any) -> bool:
+    """Return True if the axes are those of a mirrored map, such as south and west of S-JTSK (Krovak)."""
+    east = {"east": 1, "west": -1}
+    north = {"north": 1, "south": -1}
+    first, second = (axis.direction for axis in crs.axis_info[:2])
+    if first in north and second in east:  # pyproj swaps north and east alone
+        return (first, second) != ("north", "east") and north[first] * east[second] > 0
+    return first in east and second in north and east[first] * north[second] < 0
+
+
 def _transformed(points: np.ndarray, transformer: Any) -> np.ndarray:
     degrees = np.stack(transformer.transform(points[:, 0], points[:, 1]), 1)
     if not np.isfinite(degrees).all():
@@ -114,19 +125,19 @@ def _bent(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Halve edges until they are nearly straight in degrees; an edge is halved in the same way from both sides."""
     for _ in range(_MOST_SPLITS):
-        is_edge = np.diff(indices) == 0
-        middles = (points[:-1] + points[1:]) / 2
+        at = np.flatnonzero(np.diff(indices) == 0)  # edges, not the steps from ring to ring
+        middles = ((points[:-1] + points[1:]) / 2)[at]
         exact = _transformed(middles, transformer)
         scale = np.stack([np.cos(np.radians(exact[:, 1])), np.ones(len(exact))], 1)
-        edges, bends = np.diff(degrees, axis=0), exact - degrees[:-1]
+        edges, bends = np.diff(degrees, axis=0)[at], exact - degrees[:-1][at]
         for each in (edges, bends):
             each[:, 0] -= 360 * np.round(each[:, 0] / 360)
         is_bent = np.hypot(*((bends - edges / 2) * scale).T) > _MOST_BENT * np.hypot(*(edges * scale).T)
-        places = np.flatnonzero(is_edge & is_bent)
-        if not len(places):
+        if not is_bent.any():
             break
-        points = np.insert(points, places + 1, middles[places], 0)
-        degrees = np.insert(degrees, places + 1, exact[places], 0)
+        places = at[is_bent]
+        points = np.insert(points, places + 1, middles[is_bent], 0)
+        degrees = np.insert(degrees, places + 1, exact[is_bent], 0)
         indices = np.insert(indices, places + 1, indices[places])
     return points, indices, degrees
 

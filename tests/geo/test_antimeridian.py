@@ -105,6 +105,28 @@ def test_small_polygons_get_no_further_vertices():
     assert shapely.get_num_coordinates(found) == 5
 
 
+def test_rings_in_lobes_of_an_interrupted_projection_are_apart():
+    crs = pyproj.CRS("+proj=igh")
+    to_plane = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True)
+    boxes = []
+    for longitude, latitude in ((-100, 60), (30, 60)):
+        x, y = to_plane.transform(longitude, latitude)
+        boxes.append(shapely.box(x - 500, y - 500, x + 500, y + 500))
+    for found, expected in zip(to_wgs84(boxes, crs), ((-100, 60), (30, 60)), strict=True):
+        assert found.centroid.distance(shapely.Point(expected)) < 1e-3
+
+
+@pytest.mark.parametrize("code", [5513, 2065])
+def test_a_mirrored_map_keeps_its_polygons(code):
+    crs = pyproj.CRS(code)
+    x, y = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(15, 50)
+    hole = shapely.box(x - 100, y - 100, x + 100, y + 100)
+    [found] = to_wgs84([shapely.box(x - 500, y - 500, x + 500, y + 500) - hole], crs)
+    assert found.exterior.is_ccw
+    assert found.covers(shapely.Point(15.004, 50.0)) or found.covers(shapely.Point(15.0, 50.003))
+    assert not found.covers(shapely.Point(15, 50))
+
+
 def test_places_beyond_the_globe_are_refused():
     with pytest.raises(ValueError, match="leaves WGS 84"):
         to_wgs84([shapely.box(0, 91, 10, 95)], DEGREES)

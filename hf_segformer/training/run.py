@@ -351,6 +351,12 @@ def build_network(kind: Any, table: dict[str, Any], labels: dict[str, Any]) -> A
     return model
 
 
+def scores_of(names: Sequence[str]) -> list[str]:
+    """Return the scores that every evaluation during training measures, for classes of these names."""
+    shown = ("background", *names) if len(names) == 1 else names
+    return [*COUNTED_SCORES, *(f"{kind}_{name}" for kind in ("iou", "accuracy") for name in shown)]
+
+
 def check_best_metric(arguments: TrainingArguments, names: Sequence[str]) -> None:
     """Check that evaluation measures the metric that chooses the best checkpoint.
 
@@ -359,10 +365,7 @@ def check_best_metric(arguments: TrainingArguments, names: Sequence[str]) -> Non
     """
     if arguments.metric_for_best_model is None:
         return
-    wanted = arguments.metric_for_best_model.removeprefix("eval_")
-    shown = ("background", *names) if len(names) == 1 else names
-    by_class = [f"{kind}_{name}" for kind in ("iou", "accuracy") for name in shown]
-    known = [*COUNTED_SCORES, *by_class]
+    wanted, known = arguments.metric_for_best_model.removeprefix("eval_"), scores_of(names)
     if wanted not in known:
         raise ValueError(f"trainer.metric_for_best_model is {wanted!r}; expected one of {', '.join(known)}")
 

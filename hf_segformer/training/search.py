@@ -17,14 +17,28 @@ from ..evaluation.metrics import LOWER_IS_BETTER
 from .distillation import load_teacher
 from .recipe import Recipe, parse_overrides
 from .recipe_trainer import RecipeTrainer
-from .run import build_model, build_trainer, prepare_data, train_samples, training_arguments, with_adapters
+from .run import (
+    build_model,
+    build_trainer,
+    prepare_data,
+    scores_of,
+    train_samples,
+    training_arguments,
+    with_adapters,
+)
 
 SEARCHED_TABLES = ("model", "loss", "optimizer", "augmentation", "trainer")
 
 Space = Mapping[str, Sequence[Any]]
 """`table.key` -> a tuple (low, high) or (low, high, "log"), or a list of values to choose from."""
 
-_FIXED = ("trainer.output_dir", "loss.class_weights", "augmentation.custom", "augmentation.class_balance")
+_FIXED = (
+    "trainer.output_dir",
+    "model.num_channels",
+    "loss.class_weights",
+    "augmentation.custom",
+    "augmentation.class_balance",
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,8 @@ def search(
         **study: keywords of `Trainer.hyperparameter_search`: `timeout`, `pruner`, `storage` and so on.
 
     Raises:
-        ValueError: if Optuna is missing, a key is not searched, or a range is impossible; see `run.fine_tune`.
+        ValueError: if Optuna is missing, a key is not searched, a range is impossible, or there is no such metric;
+            see `run.fine_tune`.
         OSError: see `run.fine_tune`.
 
     Examples:
@@ -67,6 +82,9 @@ def search(
     optuna = _optuna()
     check_space(space)
     trainer = build_search_trainer(recipe, space)
+    known = scores_of(list(trainer.model.config.id2label.values()))
+    if metric not in known:
+        raise ValueError(f"metric is {metric!r}; expected one of {', '.join(known)}")
     sampler = study.pop("sampler", None) or optuna.samplers.TPESampler(seed=seed)
     found = trainer.hyperparameter_search(
         hp_space=lambda trial: _trainer_values(suggest(trial, space)),
@@ -188,6 +206,8 @@ def _check_range(key: str, values: tuple) -> None:
     if not numbers or len(values) not in (2, 3) or values[2:] not in ((), ("log",)):
         raise ValueError(f"{key} is {values!r}; expected (low, high) or (low, high, 'log')")
     low, high = values[:2]
+    if not all(map(math.isfinite, (low, high))):
+        raise ValueError(f"{key} is {values!r}; expected finite bounds")
     if not low < high or (values[2:] and low <= 0):
         raise ValueError(f"{key} is {values!r}; expected low below high, and above 0 on a logarithmic scale")
 

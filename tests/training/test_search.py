@@ -58,11 +58,23 @@ def test_ranges_become_optunas_suggestions():
         ({"loss.dice": 1.0}, "or a list of values"),
         ({"loss.dicee": (0.0, 1.0)}, "did you mean 'loss.dice'"),
         ({"model.variant": [0, 1]}, "model.variant"),
+        ({"model.num_channels": [3, 4]}, "model.num_channels cannot be searched"),
+        ({"loss.dice": (0.0, math.inf)}, "expected finite bounds"),
     ],
 )
 def test_impossible_spaces_are_named(space, message):
     with pytest.raises(ValueError, match=message):
         check_space(space)
+
+
+def test_a_metric_that_evaluation_lacks_is_refused_before_a_trial(monkeypatch):
+    model = SimpleNamespace(config=SimpleNamespace(id2label={0: "road", 1: "sky"}))
+    monkeypatch.setattr("hf_segformer.training.search._optuna", lambda: None)
+    monkeypatch.setattr(
+        "hf_segformer.training.search.build_search_trainer", lambda *arguments: SimpleNamespace(model=model)
+    )
+    with pytest.raises(ValueError, match=r"^metric is 'dice'; expected one of mean_iou, .*iou_road"):
+        search(read_recipe("shapes_b0", SMALL), {"loss.dice": [0.0, 1.0]}, 2, metric="dice")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import ctypes
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names and numbers of glibc's malloc.h
-_LARGEST_BLOCK = 2**30  # bytes
+_LARGEST_BLOCKS = (2**30, 2**25)  # bytes; older versions of glibc take the second at most
 _LARGEST_INT = 2**31 - 1
 
 
@@ -24,7 +24,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # musl has none
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK) and mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT))
+    keeps_blocks = any(mallopt(_M_MMAP_THRESHOLD, size) for size in _LARGEST_BLOCKS)
+    return bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)) and keeps_blocks
 
 
 __all__ = ["keep_freed_memory"]

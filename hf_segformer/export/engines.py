@@ -25,7 +25,7 @@ from .targets import TARGETS
 from .verification import ParityReport
 
 CACHE = "HF_SEGFORMER_CACHE"  # environment variable: folder of the cache
-TOLERANCE = 1e-4  # of the largest logit, in float32
+TOLERANCE = 1e-4  # of the largest logit, in float32; in shorter types four steps of the type
 _SIZES = ((1, 64, 96), (2, 101, 67))  # images, height, width of the comparison
 
 
@@ -87,15 +87,15 @@ def _run(model: PreTrainedModel, path: Path, target: str, engine: str) -> Runtim
 @torch.inference_mode()
 def _verify(model: PreTrainedModel, runtime: Runtime, name: str) -> None:
     """Compare logits of random images with the model's; raise ValueError beyond the tolerance."""
-    generator = torch.Generator().manual_seed(0)
+    generator, tolerance = torch.Generator().manual_seed(0), max(TOLERANCE, 4 * torch.finfo(model.dtype).eps)
     for number, height, width in _SIZES:
         shape = (number, model.config.num_channels, height, width)
         pixels = torch.randn(shape, generator=generator).to(model.device, model.dtype)
         report = ParityReport.of_logits(shape, runtime(pixels).float(), model(pixels).logits.float(), (height, width))
-        if not report.relative_error <= TOLERANCE:
+        if not report.relative_error <= tolerance:
             raise ValueError(
                 f"{name} gives other logits than PyTorch, by {report.relative_error:.1e} of the largest; expected at "
-                f"most {TOLERANCE:.0e}: use the engine torch"
+                f"most {tolerance:.0e}: use the engine torch"
             )
 
 

@@ -53,7 +53,11 @@ def onnx_runtime(path: str | Path) -> Runtime:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own kinds have no base in common
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} is no model that ONNX Runtime can load: {reason}") from error
     name = session.get_inputs()[0].name
     return lambda inputs: torch.from_numpy(session.run(None, {name: inputs.numpy()})[0])
 

@@ -106,6 +106,7 @@ def test_each_member_of_an_ensemble_computes_by_the_engine(network):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # Inductor's imports
 def test_a_compiled_network_predicts_as_pytorch_and_training_mode_is_left_alone(network):
     network.train()
     compiled = with_engine(network, "compiled")

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json
+from ..files import read_json, write_json
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..modeling_segformer import SegFormerForSemanticSegmentation
 from .exportable import MIN_SIDE, resize_outside
@@ -32,6 +32,7 @@ def find_onnxruntime_web(given: Path | None = None) -> Path:
     for folder in places:
         if (folder / "dist" / _SCRIPT).is_file() and (folder / "package.json").is_file():
             _binary(folder)
+            read_json(folder / "package.json")
             return folder
     if given:
         raise ValueError(
@@ -87,7 +88,7 @@ def write_page(
     (folder / PACKAGE).mkdir()
     for file in (library / "dist" / _SCRIPT, _binary(library)):
         shutil.copyfile(file, folder / PACKAGE / file.name)
-    version = json.loads((library / "package.json").read_text(encoding="utf-8")).get("version", "of unknown version")
+    version = read_json(library / "package.json").get("version", "of unknown version")
     licenses = (page / "LICENSES.txt").read_text(encoding="utf-8").format(version=version)
     (folder / "LICENSES.txt").write_text(licenses, encoding="utf-8")
     description = {

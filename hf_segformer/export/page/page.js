@@ -248,7 +248,7 @@ function painted({ segmentation, height, width }, colors) {
   return canvas;
 }
 
-// Bytes (height, width, 3) of an image at a size; transparency is dropped.
+// Bytes (height, width, 3) of an image at a size; transparent pixels are drawn on black.
 function pixelsOf(bitmap, height, width) {
   const context = new OffscreenCanvas(width, height).getContext("2d", { alpha: false });
   context.imageSmoothingQuality = "high";

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from ..files import named
+from ..files import is_full, named
 
 CONTAINERS = {"mp4": "mp4", "mkv": "matroska", "mov": "mov"}
 # Visually lossless, and no reordered frames.
@@ -90,6 +90,18 @@ class _Frames:
         with suppress(av.FFmpegError, OSError):
             self._output.close()
 
+    def _open_encoder(self) -> None:
+        import av
+
+        size = f"{self._video.height}x{self._video.width}"
+        try:
+            self._video.codec_context.open()
+        except av.FFmpegError as error:
+            self.discard()
+            raise ValueError(
+                f"the encoder {self.codec} cannot be opened for frames of {size}: {error.strerror}"
+            ) from error
+
     def _mux(self, packets: Iterable[Any]) -> None:
         for packet in packets:
             packet.duration = self._durations.pop(packet.pts, 0) or packet.duration
@@ -117,8 +129,11 @@ class OverlayVideo(_Frames):
         timing: of the source.
         sounds: PyAV's streams of sound.
 
+    Attributes:
+        sound_dropped: packets of sound whose time does not follow that of the packet before, which are left out.
+
     Raises:
-        ValueError: if the container holds no sound of that kind.
+        ValueError: if the container holds no sound of that kind, or the encoder does not open.
         OSError: if it cannot be written.
     """
 
@@ -132,6 +147,10 @@ class OverlayVideo(_Frames):
         context = self._video.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED
+        self.sound_dropped = 0
+        self._last: dict[int, int] = {}  # by stream of sound
+        self._least_step = 0 if container == "mkv" else 1  # Matroska may round two packets to one millisecond
+        self._open_encoder()
         self._copy_header(container, sounds)
 
     def _copy_header(self, container: str, sounds: Sequence[Any]) -> None:
@@ -145,6 +164,9 @@ class OverlayVideo(_Frames):
             self._output.start_encoding()
         except (av.FFmpegError, ValueError) as error:
             self.discard()
+            if is_full(error) or not sounds:
+                with self._named():
+                    raise
             codecs = ", ".join(each.codec_context.name for each in sounds)
             raise ValueError(
                 f"the container {container} holds no sound of the kind {codecs} ({error}); expected mkv for it "
@@ -162,8 +184,13 @@ class OverlayVideo(_Frames):
         self.add(frame, pts, duration)
 
     def copy(self, packet: Any) -> None:
-        """Copy a packet of sound."""
-        packet.stream = self._sounds[packet.stream.index]
+        """Copy a packet of sound whose time follows; its time goes back where recordings were joined."""
+        stream = packet.stream.index
+        if packet.dts < self._last.get(stream, packet.dts - 1) + self._least_step:
+            self.sound_dropped += 1
+            return
+        self._last[stream] = packet.dts
+        packet.stream = self._sounds[stream]
         with self._named():
             self._output.mux(packet)
 
@@ -178,6 +205,7 @@ class MaskVideo(_Frames):
         dtype: uint8, or uint16 for more classes.
 
     Raises:
+        ValueError: if the encoder does not open.
         OSError: if it cannot be written.
     """
 
@@ -187,6 +215,7 @@ class MaskVideo(_Frames):
         self._format = "gray" if dtype == np.uint8 else "gray16le"
         super().__init__(path, "mkv", size, self._format, timing)
         self._video.codec_context.color_range = _FULL
+        self._open_encoder()
 
     def write(self, mask: np.ndarray, pts: int, duration: int) -> None:
         """Write a mask (H, W) of the number type."""

@@ -106,9 +106,9 @@ class VideoWriter(PngWriter):
                 )
             if self.options.plot_shares:
                 output.curve.draw(self._path(item.name, "shares.png"), self.names, self.palette, item.name)
-            extras = {"overlay": path.name, **summary.to_json()}
+            extras = {"overlay": path.name, **summary.to_json(), "sound_dropped": output.sound_dropped}
             self._note(item, (summary.height, summary.width), output.counts.tolist(), **extras)
-        _warn(video.name, summary)
+        _warn(video.name, summary, output.sound_dropped)
 
     def draw(self, frame: SegmentedFrame) -> np.ndarray:
         """Return the classes on a frame, uint8 (H, W, 3)."""
@@ -182,6 +182,11 @@ class _Files:
             mask = black_and_white(frame.segmentation) if is_binary else frame.segmentation
             self._masks.write(mask, frame.pts, frame.duration)
 
+    @property
+    def sound_dropped(self) -> int:
+        """Number of packets of sound that are left out; see `OverlayVideo`."""
+        return self._overlay.sound_dropped
+
     def add_sound(self, packet: Any) -> None:
         """See `segmentation.FrameOutput.add_sound`."""
         self._overlay.copy(packet)
@@ -198,8 +203,8 @@ class _Files:
                 getattr(file, "discard", file.close)()
 
 
-def _warn(name: str, summary: VideoSummary) -> None:
-    """Say which frames are missing or doubtful."""
+def _warn(name: str, summary: VideoSummary, sound_dropped: int) -> None:
+    """Say which frames and packets of sound are missing or doubtful."""
     problems = [
         f"{number} {text}"
         for number, text in (
@@ -211,6 +216,8 @@ def _warn(name: str, summary: VideoSummary) -> None:
     ]
     if problems:
         logger.warning(f"{name}: of {summary.frames + summary.dropped} frames {', '.join(problems)}")
+    if sound_dropped:
+        logger.warning(f"{name}: {sound_dropped} packets of sound are missing, whose time does not follow")
 
 
 def describe_videos(out: Path) -> list[str]:

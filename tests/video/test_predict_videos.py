@@ -238,6 +238,18 @@ def test_frames_that_cannot_be_decoded_are_counted(checkpoint, tmp_path, capfd):
     assert len(read_video(tmp_path / "out" / "film_overlay.mp4").frames) == line["frames"]
 
 
+def test_joined_recordings_lose_only_the_sound_whose_time_does_not_follow(checkpoint, tmp_path, caplog):
+    content = write_video(tmp_path / "part.ts", 5).read_bytes()
+    (tmp_path / "film.ts").write_bytes(2 * content)
+    assert run("predict", checkpoint, tmp_path / "film.ts", "-o", tmp_path / "out") == 0
+    line, part = line_of(tmp_path / "out"), read_video(tmp_path / "part.ts")
+    drawn = read_video(tmp_path / "out" / "film_overlay.mp4")
+    assert line["frames"] == len(drawn.frames) == 10
+    assert drawn.sound == [packet[7:] for packet in part.sound]  # without the header of a transport stream
+    assert line["sound_dropped"] == len(part.sound)
+    assert f"{len(part.sound)} packets of sound are missing, whose time does not follow" in caplog.text
+
+
 def test_a_run_is_resumed_and_one_bad_video_stops_no_other(checkpoint, tmp_path, capsys):
     folder, out = tmp_path / "films", tmp_path / "out"
     folder.mkdir()

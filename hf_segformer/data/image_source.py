@@ -11,7 +11,7 @@ from .labeled import SHUFFLE_BUFFER, collect_stream, spread_rows
 from .pairing import find_images, load_splits, require_own_files, undecoded
 from .pretraining_config import ImageDataConfig
 from .shapes import SPLITS, single_shapes_dataset
-from .splits import divide
+from .splits import check_disjoint, divide
 
 _EVALUATION_FOLDERS = ("val", "validation")
 
@@ -56,13 +56,13 @@ def open_images(config: ImageDataConfig, is_labeled: bool) -> Images:
         ('disc', 'triangle')
     """
     config.check_root()
-    train, evaluation, unused = _open_splits(config)
+    train, evaluation, unused = _open_splits(config, is_labeled)
     columns = ["image", "label"] if is_labeled else ["image"]
     names = _class_names(train, evaluation, config) if is_labeled else ()
     return Images(train.select_columns(columns), evaluation.select_columns(columns), names, unused)
 
 
-def _open_splits(config: ImageDataConfig) -> tuple[Any, datasets.Dataset, tuple[str, ...]]:
+def _open_splits(config: ImageDataConfig, is_labeled: bool) -> tuple[Any, datasets.Dataset, tuple[str, ...]]:
     """Training and evaluation rows with the columns `image` and, where there is one, `label`; and unused splits."""
     if config.source == "shapes":
         train, evaluation = (
@@ -71,7 +71,7 @@ def _open_splits(config: ImageDataConfig) -> tuple[Any, datasets.Dataset, tuple[
         )
         return train, evaluation, ()
     if config.source == "imagefolder":
-        return _open_folder(config)
+        return _open_folder(config, is_labeled)
     splits = _load_splits(config)
     unused = tuple(sorted(set(splits) - {config.train_split, "" if config.eval_share else config.eval_split_name}))
     train = _renamed(splits[config.train_split], config)
@@ -83,11 +83,14 @@ def _open_splits(config: ImageDataConfig) -> tuple[Any, datasets.Dataset, tuple[
         train = train.take(config.num_train) if config.num_train else train
         train = train.shuffle(seed=config.seed, buffer_size=SHUFFLE_BUFFER)
         return train, collect_stream(evaluation, config.num_eval), unused
+    _check_images_apart(train, evaluation, config)
     train = spread_rows(train, config.num_train, "num_train", config.train_split)
     return train, spread_rows(evaluation, config.num_eval, "num_eval", config.eval_split_name), unused
 
 
-def _open_folder(config: ImageDataConfig) -> tuple[datasets.Dataset, datasets.Dataset, tuple[str, ...]]:
+def _open_folder(
+    config: ImageDataConfig, is_labeled: bool
+) -> tuple[datasets.Dataset, datasets.Dataset, tuple[str, ...]]:
     """Images below the folders of the splits, each of the class that the first folder below its split names.
 
     `datasets` would sort files into splits by words in their names, and drop the others.
@@ -101,15 +104,53 @@ def _open_folder(config: ImageDataConfig) -> tuple[datasets.Dataset, datasets.Da
         used = [folder]
     else:
         used = [folder, _evaluation_folder(root, config)]
+        _check_folders_apart(*used)
         train, evaluation = map(_rows_below, used)
+    _check_images_apart(train, evaluation, config)
     unused = () if folder == root else tuple(sorted(each.name for each in root.iterdir() if each.is_dir()))
-    names = sorted({*train["label"], *evaluation["label"]} - {""})
-    if names and {*train["label"]} == set(names):  # else there are images outside of folders, or of evaluation alone
-        feature = datasets.ClassLabel(names=names)
-        train, evaluation = (rows.cast_column("label", feature) for rows in (train, evaluation))
+    if is_labeled:
+        train, evaluation = _with_classes(train, evaluation, config)
     train = spread_rows(train, config.num_train, "num_train", config.train_split)
     evaluation = spread_rows(evaluation, config.num_eval, "num_eval", used[-1].name)
     return train, evaluation, tuple(name for name in unused if root / name not in used)
+
+
+def _check_folders_apart(train: Path, evaluation: Path) -> None:
+    """Refuse folders of which one is the other or in it, by their real paths."""
+    real = [folder.resolve() for folder in (train, evaluation)]
+    if real[0].is_relative_to(real[1]) or real[1].is_relative_to(real[0]):
+        raise ValueError(
+            f"images of {evaluation} would be trained on, from {train}, and evaluated on; expected two folders, "
+            "neither in the other: set data.train_split and data.eval_split, or hold images out by data.eval_share=0.1"
+        )
+
+
+def _check_images_apart(train: datasets.Dataset, evaluation: datasets.Dataset, config: ImageDataConfig) -> None:
+    """Refuse image files that are in both splits, by their real paths."""
+    images = [rows.select_columns(["image"]) for rows in (train, evaluation)]
+    check_disjoint(images[0], images[1], bool(config.eval_share))
+
+
+def _with_classes(
+    train: datasets.Dataset, evaluation: datasets.Dataset, config: ImageDataConfig
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Number the classes of the column `label`, in order of their names."""
+    for rows in (train, evaluation):
+        if "" in (labels := rows["label"][:]):
+            raise ValueError(
+                f"{rows['image'][labels.index('')]} is in no class; expected a sub-folder for each class, the same in "
+                "each split. For images without classes set pretraining.method=masked_images"
+            )
+    names = set(train["label"])
+    if alone := sorted(set(evaluation["label"]) - names):
+        way_out = (
+            "add images of it, or set another data.seed" if config.eval_share else "add some, or remove its folder"
+        )
+        raise ValueError(
+            f"the class {alone[0]!r} of {config.root} has images to evaluate on and none to train on: {way_out}"
+        )
+    feature = datasets.ClassLabel(names=sorted(names))
+    return train.cast_column("label", feature), evaluation.cast_column("label", feature)
 
 
 def _evaluation_folder(root: Path, config: ImageDataConfig) -> Path:
@@ -174,7 +215,9 @@ def _class_names(train: Any, evaluation: datasets.Dataset, config: ImageDataConf
         if not isinstance(feature, datasets.ClassLabel):
             holds = f"which holds {getattr(feature, 'dtype', None) or type(feature).__name__}" if feature else "missing"
             raise ValueError(
-                f"{_described(config, holds)} For images without classes set pretraining.method=masked_images"
+                f"data.label_column is {config.label_column!r}, {holds} in {config.root}; expected a column of classes "
+                f"(ClassLabel), which dataset.class_encode_column({config.label_column!r}) makes. For images without "
+                "classes set pretraining.method=masked_images"
             )
         found.append(tuple(feature.names))
     if found[0] != found[1]:
@@ -183,15 +226,6 @@ def _class_names(train: Any, evaluation: datasets.Dataset, config: ImageDataConf
     if len(found[0]) < 2:
         raise ValueError(f"{config.root} has {len(found[0])} class; expected at least 2 to tell apart")
     return found[0]
-
-
-def _described(config: ImageDataConfig, holds: str) -> str:
-    if config.source == "imagefolder":
-        return f"images of {config.root} are in no class; expected a sub-folder for each class, the same in each split."
-    return (
-        f"data.label_column is {config.label_column!r}, {holds} in {config.root}; expected a column of classes "
-        f"(ClassLabel), which dataset.class_encode_column({config.label_column!r}) makes."
-    )
 
 
 __all__ = ["Images", "open_images"]

@@ -73,22 +73,30 @@ def image_paths(dataset: Any, column: str = "image") -> list[str | None]:
     return [None] * len(rows)
 
 
-def check_disjoint(train: datasets.Dataset, evaluation: datasets.Dataset) -> None:
+def check_disjoint(train: datasets.Dataset, evaluation: datasets.Dataset, is_held_out: bool = False) -> None:
     """Refuse files that are in both splits, by their paths; links are followed.
 
     Files that a data set holds in itself have no path: `data_checks.check_data` compares their pixels.
 
+    Args:
+        train: with the column `image` and, if there are masks, `label`.
+        evaluation: the same.
+        is_held_out: both are of one split, of which `data.eval_share` holds a part out.
+
     Raises:
         ValueError: if an image or a mask is in both.
     """
+    way_out = "from one, or hold images out by data.eval_share=0.1 in place of data.eval_split"
     for column, kind in (("image", "image"), ("label", "mask")):
+        if column not in train.column_names:
+            continue
         trained = set(_own_files(train, column))
         both = [file for file in _own_files(evaluation, column) if file in trained]
         if both:
             others = f", and {len(both) - 1} more," if len(both) > 1 else ""
             raise ValueError(
                 f"the {kind} {both[0][0]}{others} would be trained on and evaluated on; expected every {kind} in one "
-                "split: remove it from one, or hold images out by data.eval_share=0.1 in place of data.eval_split"
+                f"split: remove {'the links to it' if is_held_out else f'it {way_out}'}"
             )
 
 

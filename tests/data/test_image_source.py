@@ -52,7 +52,7 @@ def test_without_classes_only_images_are_kept(root, tmp_path):
         Image.new("RGB", (20, 20)).save(flat / f"{index}.png")
     images = open_images(config(flat, eval_share=0.25), is_labeled=False)
     assert (len(images.train), len(images.evaluation)) == (3, 1)
-    with pytest.raises(ValueError, match=r"are in no class; .*set pretraining\.method=masked_images"):
+    with pytest.raises(ValueError, match=r"flat/\d\.png is in no class; .*set pretraining\.method=masked_images"):
         open_images(config(flat, eval_share=0.25), is_labeled=True)
 
 
@@ -83,11 +83,59 @@ def test_a_folder_without_a_split_is_refused(root, tmp_path, missing):
         assert len(open_images(config(copy), is_labeled=True).evaluation) == 12
 
 
-def test_a_class_of_evaluation_alone_is_refused(root, tmp_path):
+def test_a_class_of_evaluation_alone_is_named(root, tmp_path):
     copy = shutil.copytree(root, tmp_path / "copy")
     (copy / "val" / "red").rename(copy / "val" / "pink")
-    with pytest.raises(ValueError, match="are in no class; expected a sub-folder for each class, the same in each"):
+    with pytest.raises(ValueError, match=r"the class 'pink' of .* none to train on: add some, or remove its folder"):
         open_images(config(copy), is_labeled=True)
+    assert len(open_images(config(copy), is_labeled=False).evaluation) == 12
+
+
+def test_a_class_whose_only_image_is_held_out_is_named(tmp_path):
+    for name in ("many/0.png", "many/1.png", "many/2.png", "one/0.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / name)
+    refused = 0
+    for seed in range(8):
+        half = config(tmp_path, eval_share=0.5, seed=seed)
+        if "one" in [Path(row["image"]).parent.name for row in open_images(half, is_labeled=False).evaluation]:
+            refused += 1
+            with pytest.raises(ValueError, match=r"the class 'one' of .*: add images of it, or set another data\.seed"):
+                open_images(half, is_labeled=True)
+        else:
+            assert open_images(half, is_labeled=True).names == ("many", "one")
+    assert 0 < refused < 8
+
+
+def test_one_image_outside_of_the_classes_is_named(root, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    for split in ("train", "val"):
+        loose = copy / split / "loose.png"
+        Image.new("RGB", (20, 20)).save(loose)
+        assert len(open_images(config(copy), is_labeled=False).train) == 12 + (split == "train")
+        with pytest.raises(ValueError, match=rf"{split}/loose\.png is in no class; expected a sub-folder"):
+            open_images(config(copy), is_labeled=True)
+        loose.unlink()
+
+
+@pytest.mark.parametrize("values", [{"train_split": "val"}, {"train_split": "."}, {"eval_split": "train/red"}])
+def test_a_folder_in_both_splits_is_refused(root, values):
+    with pytest.raises(ValueError, match=r"would be trained on, from .*neither in the other: .*data\.eval_share=0\.1"):
+        open_images(config(root, **values), is_labeled=False)
+
+
+def test_links_from_one_split_to_the_other_are_refused(root, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    shutil.rmtree(copy / "val" / "red")
+    (copy / "val" / "red").symlink_to("../train/red")
+    with pytest.raises(ValueError, match=r"the image .*train/red/red0\.png, and 3 more, would be trained on and eval"):
+        open_images(config(copy), is_labeled=True)
+    shutil.rmtree(copy / "val")
+    (copy / "val").symlink_to("train")
+    with pytest.raises(ValueError, match="expected two folders, neither in the other"):
+        open_images(config(copy), is_labeled=True)
+    with pytest.raises(ValueError, match="expected every image in one split: remove the links to it"):
+        open_images(config(copy, train_split=".", eval_share=0.5), is_labeled=False)
 
 
 def test_a_share_is_held_out_and_numbers_are_spread_over_the_classes(root):

@@ -34,11 +34,14 @@ _PROTOCOLS = {
     "udp": "udp",
 }
 CAMERAS = ("v4l2", "avfoundation", "dshow")  # of Linux, macOS and Windows
-_STREAM_SECONDS = 15  # without an answer
+STREAM_SECONDS = 15  # without an answer
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat version", b"v=0\r\n", b"v=0\n")
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _ASF = bytes.fromhex("3026b2758e66cf11")
-_IMAGE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"jxl ", b"jp2 ")
+_IMAGE_BRANDS = (
+    *(b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"miaf", b"msf1"),
+    *(b"jxl ", b"jp2 ", b"jpx ", b"crx "),
+)
 _BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"mfra", b"free", b"skip", b"wide", b"uuid", b"sidx", b"styp", b"meta")
 _PACKET = 188  # bytes of an MPEG transport stream
 
@@ -169,11 +172,11 @@ def open_stream(address: str) -> Any:
 
     kind, _, place = address.partition(":")
     if kind in CAMERAS:
-        return av.open(place, "r", format=kind, options={"protocol_whitelist": "file"}, timeout=_STREAM_SECONDS)
+        return av.open(place, "r", format=kind, options={"protocol_whitelist": "file"}, timeout=STREAM_SECONDS)
     options = {"protocol_whitelist": _PROTOCOLS[kind], "format_whitelist": _STREAM_FORMATS}
     if kind in ("rtsp", "rtsps"):
         options["rtsp_transport"] = "tcp"  # frames come over the one connection that was opened
-    return av.open(address, "r", options=options, timeout=_STREAM_SECONDS, metadata_errors="replace")
+    return av.open(address, "r", options=options, timeout=STREAM_SECONDS, metadata_errors="replace")
 
 
 def public_address(address: str) -> str:
@@ -194,6 +197,7 @@ __all__ = [
     "CAMERAS",
     "FORMATS",
     "INSTALL",
+    "STREAM_SECONDS",
     "SUFFIXES",
     "check_stream",
     "is_playlist",

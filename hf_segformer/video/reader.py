@@ -5,6 +5,7 @@ A video is read once, from its beginning, and one frame is in memory at a time. 
 
 import os
 import struct
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,9 +18,21 @@ from PIL import Image
 from ..data.readers import ImageSource, Kind, ReadOptions, Tile, choose_bands
 from ..files import is_full
 from ..image_io_segformer import DECODE_ERRORS, check_area
-from .containers import INSTALL, SUFFIXES, is_playlist, is_video, missing_bytes, open_file, open_stream, public_address
+from .containers import (
+    INSTALL,
+    STREAM_SECONDS,
+    SUFFIXES,
+    is_playlist,
+    is_video,
+    missing_bytes,
+    open_file,
+    open_stream,
+    public_address,
+)
 
 _FIXED = 1 << 16  # one, in the display matrix
+_LEAD = 5.0  # seconds by which a stream's sound may come before its frames
+_PATIENCE = 4  # times its seconds that a stream may be waited for
 
 
 class Frame(NamedTuple):
@@ -214,6 +227,10 @@ class VideoFile:
         if context is None:
             raise ValueError(f"{self.name} has a video of a codec that FFmpeg does not know here")
         self.height, self.width = context.height, context.width
+        if not self.height or not self.width:
+            raise ValueError(
+                f"{self.name} gave no picture while it was probed, a few seconds; expected one that begins there"
+            )
         check_area(self.height, self.width, self.name)
         stream.thread_type, stream.thread_count = "AUTO", min(4, os.cpu_count() or 1)
         context.options = {"max_pixels": str(2 * (Image.MAX_IMAGE_PIXELS or 1 << 30))}
@@ -229,12 +246,15 @@ class VideoFile:
 
     def _items(self) -> Iterator[Any]:
         """Yield PyAV's decoded frames, and `Sound`."""
-        for packet in self._container.demux(self._stream, *self.sounds):
+        for packet in self._packets():
             if packet.stream.index != self._stream.index:
                 if packet.dts is not None and packet.size:
                     yield Sound(packet)
                 continue
             yield from self._decoded(packet)
+
+    def _packets(self) -> Iterator[Any]:
+        return self._container.demux(self._stream, *self.sounds)
 
     def _decoded(self, packet: Any) -> list[Any]:
         import av
@@ -311,26 +331,47 @@ class StreamedVideo(VideoFile):
     Args:
         address: see `containers.check_stream`.
         options: see `VideoFile`.
-        seconds: after which it ends.
+        seconds: after which it ends, by the times of its frames; where none come, a little later by those of its
+            sound, or when it has been waited for during a few times as long.
+        clock: returns a time in seconds.
 
     Raises:
         ValueError: see `VideoFile`.
         OSError: if it does not answer.
     """
 
-    def __init__(self, address: str, options: ReadOptions, seconds: float):
-        self.options, self.name, self._seconds = options, public_address(address), seconds
+    def __init__(self, address: str, options: ReadOptions, seconds: float, clock: Callable[[], float] = time.monotonic):
+        self.options, self.name = options, public_address(address)
+        self._seconds, self._clock = seconds, clock
         self._start(lambda: open_stream(address))
 
     def events(self) -> Iterator[Frame | Sound]:
         """Yield frames and packets until the time is over; see `VideoFile.events`."""
-        first: int | None = None
+        first: Fraction | None = None
         for event in super().events():
-            if isinstance(event, Frame):
-                first = event.pts if first is None else first
-                if float((event.pts - first) * self.time_base) >= self._seconds:
+            is_frame = isinstance(event, Frame)
+            now = event.pts * self.time_base if isinstance(event, Frame) else _time_of(event.packet)
+            first = now if first is None and is_frame else first
+            if first is None or float(now - first) < self._seconds:
+                yield event
+            elif is_frame:
+                return
+
+    def _packets(self) -> Iterator[Any]:
+        """Yield packets until the time is over by those of sound, or by the clock; it stands while others work."""
+        packets, waited = super()._packets(), 0.0
+        first: Fraction | None = None
+        while waited < _PATIENCE * self._seconds + STREAM_SECONDS:
+            began = self._clock()
+            packet = next(packets, None)
+            waited += self._clock() - began
+            if packet is None:
+                return
+            if packet.stream.index != self._stream.index and packet.dts is not None:
+                first = _time_of(packet) if first is None else first
+                if float(_time_of(packet) - first) >= self._seconds + _LEAD:
                     return
-            yield event
+            yield packet
 
     def _reason(self, error: BaseException) -> str:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -358,6 +399,11 @@ def _ffmpeg_error() -> type[Exception]:
     import av
 
     return av.FFmpegError
+
+
+def _time_of(packet: Any) -> Fraction:
+    """Return the time of a packet in seconds."""
+    return packet.dts * packet.time_base
 
 
 def _plausible(rate: Fraction | None) -> Fraction | None:

@@ -59,8 +59,8 @@ class StreamSource:
         return public_address(self._address)
 
     def origin(self, item: InputItem) -> str:
-        """Return what `describe` does."""
-        return f"stream {public_address(self._address)}"
+        """Return what `describe` does, and the seconds."""
+        return f"stream {public_address(self._address)} for {self._seconds:g} s"
 
 
 __all__ = ["StreamSource"]

@@ -19,10 +19,10 @@ TIMING = Timing(Fraction(1, 12800), Fraction(25))
 
 def test_an_encoder_that_does_not_open_is_named_with_the_size(tmp_path):
     with pytest.raises(
-        ValueError, match="the encoder libx264 cannot be opened for frames of 20000x20000: Invalid argument$"
+        ValueError, match=r"the encoder libx264 cannot be opened for frames of 20000x20000: Invalid argument$"
     ):
         OverlayVideo(tmp_path / "a.mp4", "mp4", (20000, 20000), TIMING, ())
-    with pytest.raises(ValueError, match="the encoder ffv1 cannot be opened for frames of 0x64: Invalid argument$"):
+    with pytest.raises(ValueError, match=r"the encoder ffv1 cannot be opened for frames of 0x64: Invalid argument$"):
         MaskVideo(tmp_path / "a.mkv", (0, 64), TIMING, np.dtype(np.uint8))
 
 

@@ -45,6 +45,12 @@ def test_images_of_related_containers_are_no_videos(tmp_path):
     assert ".ts" not in image_suffixes()
 
 
+@pytest.mark.parametrize("brand", [b"hevc", b"hevx", b"mif2", b"miaf", b"crx ", b"jpx ", b"mif1"])
+def test_brands_of_images_are_no_videos(brand):
+    assert find_reader(ImageSource(b"\0\0\0\x18ftyp" + brand + b"\0" * 100, "a"))[1] == "image"
+    assert find_reader(ImageSource(b"\0\0\0\x18ftypisom" + b"\0" * 100, "a"))[1] == "video"
+
+
 @pytest.mark.parametrize(("a", "d", "swaps"), list(product((1, -1), (1, -1), (False, True))))
 def test_a_display_matrix_is_applied_pixel_by_pixel(a, d, swaps, tmp_path):
     """Against ISO/IEC 14496-12: the point (x, y) is displayed at (a x + c y, b x + d y), moved to be positive."""

@@ -1,8 +1,11 @@
 """Addresses are opened where a command names them, and nowhere else."""
 
 import threading
+from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from itertools import count
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -11,7 +14,9 @@ pytest.importorskip("av")
 import av
 
 from hf_segformer import SegFormerImageProcessor
+from hf_segformer.data.readers import ReadOptions
 from hf_segformer.video.containers import check_stream, open_file, public_address
+from hf_segformer.video.reader import Frame, Sound, StreamedVideo, VideoFile
 from tests.inference.test_predictor import lively
 from tests.support.commands import assert_one_line, run
 from tests.support.videos import read_video, write_video
@@ -92,6 +97,58 @@ def playlists(target):
         "list.asx": f'<asx version="3.0"><entry><ref href="{target}"/></entry></asx>',
         "list.strm": target,
     }
+
+
+def test_a_resumed_folder_takes_no_other_seconds(checkpoint, server, tmp_path, capsys):
+    arguments = ["predict", checkpoint, "--stream", address(server, "film.ts"), "-o", tmp_path / "out"]
+    assert run(*arguments, "--seconds", 0.2) == 0
+    assert run(*arguments, "--seconds", 0.2) == 0
+    capsys.readouterr()
+    assert run(*arguments, "--seconds", 0.4) == 1
+    assert_one_line(capsys.readouterr().err, "film.ts for 0.2 s", "film.ts for 0.4 s", "choose another output folder")
+
+
+class Packet(NamedTuple):
+    """A packet of a stream in which no frame can be decoded."""
+
+    stream: Any
+    dts: int
+    time_base: Fraction = Fraction(1, 10)
+    size: int = 1
+
+    def decode(self):
+        raise av.error.InvalidDataError(1, "damaged")
+
+
+def opened(server, seconds, **options):
+    return StreamedVideo(address(server, "film.ts"), ReadOptions(), seconds, **options)
+
+
+def test_a_stream_without_frames_ends_by_the_time_of_its_sound(server, monkeypatch):
+    with opened(server, 2) as video:
+        [sound] = video.sounds
+        packets = iter([Packet(sound, dts) for dts in range(50, 1000)])
+        monkeypatch.setattr(VideoFile, "_packets", lambda self: packets)
+        with pytest.raises(ValueError, match="no frame that can be decoded"):
+            list(video.events())
+        assert next(packets).dts == 50 + 70 + 1  # two seconds, and five by which sound may be early
+
+
+def test_a_stream_without_frames_or_sound_ends_by_the_clock(server, monkeypatch):
+    times = count()
+    with opened(server, 2, clock=lambda: float(next(times))) as video:
+        packets = iter([Packet(video._stream, dts) for dts in range(1000)])
+        monkeypatch.setattr(VideoFile, "_packets", lambda self: packets)
+        with pytest.raises(ValueError, match="no frame that can be decoded, its 23 packets are damaged"):
+            list(video.events())  # after four times two seconds, and fifteen
+
+
+def test_the_sound_of_a_stream_ends_with_its_seconds(server):
+    with opened(server, 0.4) as video:
+        events = list(video.events())
+    first = next(event.pts * video.time_base for event in events if isinstance(event, Frame))
+    times = [event.packet.dts * event.packet.time_base - first for event in events if isinstance(event, Sound)]
+    assert 0.3 < max(times) < 0.4
 
 
 @pytest.mark.parametrize("rename", [True, False])

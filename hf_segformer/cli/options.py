@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..cluster.options import is_address, shown_address
 from ..config import DTYPES, InferenceOptions
 
 
@@ -44,7 +45,13 @@ def add_device(parser: argparse.ArgumentParser, default: str | None = None) -> N
 
 def add_output_dir(parser: argparse.ArgumentParser, help: str, required: bool = False) -> None:
     """Add `--output-dir` / `-o`."""
-    parser.add_argument("-o", "--output-dir", type=Path, required=required, metavar="DIR", help=help)
+    parser.add_argument("-o", "--output-dir", type=_folder, required=required, metavar="DIR", help=help)
+
+
+def _folder(text: str) -> Path:
+    if is_address(text):
+        raise argparse.ArgumentTypeError(f"{shown_address(text)} is an address; expected a folder of this machine")
+    return Path(text)
 
 
 def color(text: str) -> list[int]:

@@ -56,12 +56,15 @@ class RayEngine:
         """See `Engine`.
 
         Raises:
-            ValueError: if the job is none of files to Parquet, the cluster lacks what the options ask for, the nodes
-                differ in versions or do not see the images, or a batch does not fit into memory.
+            ValueError: if the job is none of files to Parquet, the predictor has another engine than PyTorch, the cluster
+                lacks what the options ask for, the nodes differ in versions or do not see the images, or a batch does
+                not fit into memory.
             OSError: if the cluster cannot be reached, or a shard cannot be written.
         """
         if not isinstance(writer, ParquetWriter) or not isinstance(job.source, FileSource):
             raise ValueError("a cluster predicts files to Parquet; expected a FileSource and Outputs('parquet')")
+        if job.predictor.segmenter.network is not job.predictor.segmenter.model:
+            raise ValueError("the predictor has an engine of its own; expected one by PyTorch (engine='torch')")
         if job.context.num_processes > 1:
             raise ValueError(f"{job.context.num_processes} processes share this job; expected one, which starts actors")
         shards = writer.pending_shards()

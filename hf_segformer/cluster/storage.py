@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..data.readers import ImageSource, Kind, image_suffixes, kind_of, without_suffix
+from ..data.readers import ImageSource, Kind, image_suffixes, kind_of, suffixes_of, without_suffix
 from ..data.sources import FileSource, InputItem
 from .options import check_address, shown_address
 
@@ -29,11 +29,12 @@ class StorageSource(FileSource):
         window: see `FileSource`.
 
     Attributes:
-        skipped: number of objects of the folders that are no images, by suffix.
+        skipped: number of objects of the folders that are no images, videos among them, by suffix.
 
     Raises:
         OSError: if there is no such object or folder, or it cannot be listed.
-        ValueError: if an address is of another kind, holds no images, or two images have one name.
+        ValueError: if an address is of another kind or a video, holds no images, two images have one name, or two
+            addresses of one bucket differ in keys or options.
     """
 
     def __init__(
@@ -96,9 +97,13 @@ class StorageSource(FileSource):
             raise ValueError(f"{shown} cannot be parsed; expected {scheme}://BUCKET/PATH, percent-encoded") from None
         except OSError as error:
             raise OSError(f"{shown} cannot be opened: {_reason(error)}") from error
-        self._file_systems[f"{scheme}://{path.partition('/')[0]}"] = file_system
+        bucket = f"{scheme}://{path.partition('/')[0]}"
+        if not self._file_systems.setdefault(bucket, file_system).equals(file_system):
+            raise ValueError(f"{shown} has other keys or options than another address of {bucket}; expected the same")
         try:
             [info] = file_system.get_file_info([path])
+            if info.type == FileType.File and path.lower().endswith(suffixes_of("video")):
+                raise ValueError(f"{shown} is a video; expected images: predict it from a disk, without --engine ray")
             if info.type == FileType.File:
                 yield InputItem(posixpath.basename(without_suffix(path)), f"{scheme}://{path}")
                 return
@@ -114,7 +119,7 @@ class StorageSource(FileSource):
             below = each.path.removeprefix(path.rstrip("/") + "/")
             if each.type != FileType.File or any(part.startswith(".") for part in below.split("/")):
                 continue
-            if each.path.lower().endswith(image_suffixes()):
+            if each.path.lower().endswith(image_suffixes()) and not each.path.lower().endswith(suffixes_of("video")):
                 number += 1
                 yield InputItem(without_suffix(below), f"{scheme}://{each.path}")
             else:

@@ -72,6 +72,15 @@ def test_other_outputs_are_refused(work, tmp_path, monkeypatch):
         predict_batch(predictor(), source, tmp_path / "out", progress=False, engine=RayEngine())
 
 
+def test_a_predictor_with_an_engine_of_its_own_is_refused(work, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_segformer.cluster.engine.find_spec", lambda name: name)
+    other = predictor()
+    other.segmenter.network = torch.nn.Identity()
+    source = FileSource([str(tmp_path)], tmp_path / "out")
+    with pytest.raises(ValueError, match="the predictor has an engine of its own; expected one by PyTorch"):
+        predict_batch(other, source, tmp_path / "out", Outputs("parquet"), progress=False, engine=RayEngine())
+
+
 def test_without_ray_the_package_is_named(monkeypatch):
     monkeypatch.setattr("hf_segformer.cluster.engine.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"a cluster needs Ray Data: pip install 'hf-segformer\[ray\]'"):

@@ -102,6 +102,12 @@ def test_wrong_addresses_are_refused_without_their_keys(inputs, words, capsys, i
     assert_usage_error([*STORED, *inputs], capsys, words)
 
 
+@pytest.mark.parametrize("engine", ["ray", "torch"])
+def test_results_go_to_no_address(engine, capsys, installed):
+    arguments = ["predict", "model", "images", "--output-dir", "s3://KEY:SECRET@bucket/out", "--engine", engine]
+    assert_usage_error(arguments, capsys, "s3://bucket/out is an address; expected a folder of this machine")
+
+
 def test_one_process_reads_no_addresses(capsys):
     arguments = ["predict", "model", "s3://KEY:SECRET@bucket/a?region=x", "--output-dir", "out"]
     assert_usage_error(arguments, capsys, "s3://bucket/a is an address; expected files, folders or patterns")

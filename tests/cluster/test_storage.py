@@ -88,6 +88,32 @@ def test_two_objects_of_one_name_are_refused(storage):
     assert len(StorageSource([storage.format("day"), storage.format("day/0.png")]).items()) == 3
 
 
+def test_videos_of_storage_are_skipped_and_counted(storage_with_video):
+    source = StorageSource([storage_with_video.format("day")])
+    assert [item.name for item in source.items()] == ["0"]
+    assert source.skipped == {".mp4": 1}
+    with pytest.raises(ValueError, match=r"/day/film.MP4 is a video; expected images: predict it from a disk"):
+        StorageSource([storage_with_video.format("day/film.MP4")])
+
+
+@pytest.fixture
+def storage_with_video(tmp_path):
+    (tmp_path / "day").mkdir()
+    make_image(8, 8).save(tmp_path / "day" / "0.png")
+    (tmp_path / "day" / "film.MP4").write_bytes(b"")
+    return tmp_path.as_uri() + "/{}"
+
+
+def test_a_bucket_has_one_file_system(objects):
+    with object_storage.s3(objects) as pattern:
+        day, night = pattern.format("day"), pattern.format("night/0.png")
+        with pytest.raises(
+            ValueError, match=r"night/0.png has other keys or options than another address of s3://drives;"
+        ):
+            StorageSource([day, night.replace("SECRET", "OTHER")])
+        assert len(StorageSource([day, pattern.format("day/1.png")]).items()) == 3
+
+
 def test_a_folder_without_images_is_refused(storage, objects):
     with pytest.raises(ValueError, match=r"/noon holds no images \(.png, "):
         StorageSource([storage.format("day"), storage.format("noon")])

@@ -14,6 +14,7 @@ from .shapes import SPLITS, single_shapes_dataset
 from .splits import check_disjoint, divide
 
 _EVALUATION_FOLDERS = ("val", "validation")
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,14 @@ def _open_folder(
     folder = root / config.train_split
     if config.eval_share:
         folder = folder if folder.is_dir() else root
+        used = [folder]
         rows = _rows_below(folder)
         train, evaluation = divide(rows, SplitConfig(), config.eval_share, config.seed, config.root)
-        used = [folder]
     else:
         used = [folder, _evaluation_folder(root, config)]
         _check_folders_apart(*used)
         train, evaluation = map(_rows_below, used)
+    _check_no_metadata([root, *used])
     _check_images_apart(train, evaluation, config)
     unused = () if folder == root else tuple(sorted(each.name for each in root.iterdir() if each.is_dir()))
     if is_labeled:
@@ -113,6 +115,17 @@ def _open_folder(
     train = spread_rows(train, config.num_train, "num_train", config.train_split)
     evaluation = spread_rows(evaluation, config.num_eval, "num_eval", used[-1].name)
     return train, evaluation, tuple(name for name in unused if root / name not in used)
+
+
+def _check_no_metadata(folders: list[Path]) -> None:
+    """Refuse files that tell `datasets` what an imagefolder holds: masks beside the images, for example."""
+    patterns = [f"{depth}{name}" for name in _METADATA for depth in ("", "*/")]
+    found = [path for folder in folders for pattern in patterns for path in folder.glob(pattern)]
+    if found:
+        raise ValueError(
+            f"{found[0]} is not read by a pre-training's data.source=imagefolder, which takes all images, of the "
+            "classes that their folders name: set data.source=dataset, or remove the file"
+        )
 
 
 def _check_folders_apart(train: Path, evaluation: Path) -> None:

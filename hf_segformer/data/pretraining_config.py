@@ -89,6 +89,17 @@ class ImageDataConfig:
         for name in ("eval_share", "streaming"):
             if is_generated and getattr(self, name):
                 raise ValueError(f"data.{name} is set, but shapes are generated: leave it out")
+        for name in ("subset", "image_column", "label_column"):
+            if self.source == "imagefolder" and getattr(self, name) != getattr(ImageDataConfig, name):
+                raise ValueError(
+                    f"data.{name} is {getattr(self, name)!r}, which is for data.source=dataset, but data.source is "
+                    "imagefolder: leave it out"
+                )
+        if not is_generated and self.image_size != ImageDataConfig.image_size:
+            raise ValueError(
+                f"data.image_size is {self.image_size}, the side of generated shapes, but data.source is "
+                f"{self.source}: leave it out, or set augmentation.crop_size, the side of what the network sees"
+            )
         if self.streaming and self.source != "dataset":
             raise ValueError(f"data.streaming is set for {self.source}, whose files are read one by one: leave it out")
         if self.eval_share and self.streaming:
@@ -166,6 +177,11 @@ class ImageAugmentation:
                 f"augmentation.randaugment_operations is {self.randaugment_operations}; expected at least 1 "
                 "(augmentation.randaugment=0 is none)"
             )
+        if not self.randaugment and self.randaugment_operations != ImageAugmentation.randaugment_operations:
+            raise ValueError(
+                f"augmentation.randaugment_operations is {self.randaugment_operations}, but augmentation.randaugment "
+                "is 0, which is none: leave it out, or set augmentation.randaugment=9"
+            )
         for name in ("mixup", "cutmix"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(
@@ -237,6 +253,13 @@ class PretrainingConfig:
             raise ValueError(
                 f"augmentation.crop_size is {augmentation.crop_size}; expected a multiple of pretraining.mask_size, "
                 f"{self.mask_size}, and more than one patch"
+            )
+        number = (augmentation.crop_size // self.mask_size) ** 2
+        if math.ceil(number * self.mask_ratio) == number:
+            highest = math.floor(1000 * (number - 1) / number) / 1000
+            raise ValueError(
+                f"pretraining.mask_ratio is {self.mask_ratio}, which hides all {number} patches; expected at most "
+                f"{highest}, or a smaller pretraining.mask_size"
             )
 
 

@@ -118,6 +118,15 @@ def test_one_image_outside_of_the_classes_is_named(root, tmp_path):
         loose.unlink()
 
 
+@pytest.mark.parametrize("name", ["metadata.jsonl", "train/metadata.csv", "val/red/metadata.parquet"])
+@pytest.mark.parametrize("is_labeled", [True, False])
+def test_metadata_that_would_not_be_read_are_refused(root, tmp_path, name, is_labeled):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    (copy / name).write_text("")
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} is not read .*set data\.source=dataset, or remove"):
+        open_images(config(copy), is_labeled=is_labeled)
+
+
 @pytest.mark.parametrize("values", [{"train_split": "val"}, {"train_split": "."}, {"eval_split": "train/red"}])
 def test_a_folder_in_both_splits_is_refused(root, values):
     with pytest.raises(ValueError, match=r"would be trained on, from .*neither in the other: .*data\.eval_share=0\.1"):

@@ -23,6 +23,11 @@ from hf_segformer.data.pretraining_config import ImageAugmentation, ImageDataCon
         ({"source": "shapes", "num_train": 1, "num_eval": 1, "eval_share": 0.5}, "but shapes are generated"),
         ({"source": "shapes", "num_train": 1, "num_eval": 1, "streaming": True}, "but shapes are generated"),
         ({"source": "imagefolder", "root": "a", "streaming": True}, "data.streaming is set for imagefolder"),
+        ({"source": "imagefolder", "root": "a", "subset": "b"}, "data.subset is 'b', which is for data.source=dataset"),
+        ({"source": "imagefolder", "root": "a", "image_column": "b"}, "data.image_column is 'b'"),
+        ({"source": "imagefolder", "root": "a", "label_column": "b"}, "data.label_column is 'b'"),
+        ({"source": "imagefolder", "root": "a", "image_size": 32}, "data.image_size is 32, the side of generated"),
+        ({"source": "dataset", "root": "a", "image_size": 32}, "data.image_size is 32, the side of generated"),
     ],
 )
 def test_values_of_data_are_checked(values, message):
@@ -48,6 +53,7 @@ def test_a_folder_that_is_missing_is_named(tmp_path):
         ({"erasing": -0.1}, "augmentation.erasing is -0.1"),
         ({"randaugment": 11}, "augmentation.randaugment is 11; expected a magnitude from 0 to 10"),
         ({"randaugment_operations": 0}, "augmentation.randaugment_operations is 0"),
+        ({"randaugment_operations": 5}, "but augmentation.randaugment is 0, which is none"),
         ({"mixup": float("inf")}, "augmentation.mixup is inf"),
         ({"cutmix": -1.0}, "augmentation.cutmix is -1.0"),
     ],
@@ -92,3 +98,14 @@ def test_masked_images_need_patches_and_no_classes(augmentation, message):
     with pytest.raises(ValueError, match="augmentation") as caught:
         PretrainingConfig(method="masked_images").check_with(options)
     assert message in str(caught.value)
+
+
+def test_masked_images_show_at_least_one_patch():
+    four = ImageAugmentation(crop_size=64)  # patches of 32 x 32
+    with pytest.raises(ValueError, match=r"mask_ratio is 0\.76, which hides all 4 patches; expected at most 0\.75, or"):
+        PretrainingConfig(method="masked_images", mask_ratio=0.76).check_with(four)
+    PretrainingConfig(method="masked_images", mask_ratio=0.75).check_with(four)
+    nine = ImageAugmentation(crop_size=96)
+    with pytest.raises(ValueError, match=r"which hides all 9 patches; expected at most 0\.888, or"):
+        PretrainingConfig(method="masked_images", mask_ratio=0.889).check_with(nine)
+    PretrainingConfig(method="masked_images", mask_ratio=0.888).check_with(nine)

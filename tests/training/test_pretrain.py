@@ -125,7 +125,13 @@ def _network():
 
 class TestLearning:
     def test_classes_are_learned(self, root, tmp_path):
-        arguments = ["data.source=imagefolder", f"data.root={root}", "data.num_train=0", "data.num_eval=0"]
+        arguments = [
+            "data.source=imagefolder",
+            "data.image_size=64",
+            f"data.root={root}",
+            "data.num_train=0",
+            "data.num_eval=0",
+        ]
         schedule = ["trainer.max_steps=30", "trainer.learning_rate=1e-2", "trainer.per_device_train_batch_size=12"]
         assert pretrain(tmp_path / "run", *arguments, *schedule, "augmentation.mixup=0.2") == 0
         metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -135,7 +141,13 @@ class TestLearning:
 
     @pytest.mark.slow
     def test_hidden_patches_are_learned(self, root, tmp_path):
-        arguments = ["data.source=imagefolder", f"data.root={root}", "data.num_train=0", "data.num_eval=0"]
+        arguments = [
+            "data.source=imagefolder",
+            "data.image_size=64",
+            f"data.root={root}",
+            "data.num_train=0",
+            "data.num_eval=0",
+        ]
         schedule = ["trainer.max_steps=60", "trainer.learning_rate=1e-2", "trainer.per_device_train_batch_size=12"]
         assert pretrain(tmp_path / "run", *MASKED, *arguments, *schedule) == 0
         record = json.loads((tmp_path / "run" / "training.json").read_text())
@@ -168,7 +180,13 @@ class TestResume:
     @pytest.mark.slow
     @pytest.mark.parametrize("settings", [NOISY, MASKED], ids=["classification", "masked images"])
     def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(self, settings, root, tmp_path):
-        data = ["data.source=imagefolder", f"data.root={root}", "data.num_train=0", "data.num_eval=0"]
+        data = [
+            "data.source=imagefolder",
+            "data.image_size=64",
+            f"data.root={root}",
+            "data.num_train=0",
+            "data.num_eval=0",
+        ]
         steps = ["trainer.max_steps=40", "trainer.save_steps=5", "trainer.dataloader_num_workers=1"]
         arguments = [*settings, *data, *steps, "trainer.dataloader_persistent_workers=true"]
         assert pretrain(tmp_path / "whole", *arguments) == 0
@@ -188,7 +206,13 @@ class TestResume:
 class TestStream:
     @pytest.mark.slow
     def test_a_stream_trains_and_resumes(self, root, tmp_path):
-        data = ["data.source=dataset", f"data.root={root}", "data.num_train=0", "data.streaming=true"]
+        data = [
+            "data.source=dataset",
+            "data.image_size=64",
+            f"data.root={root}",
+            "data.num_train=0",
+            "data.streaming=true",
+        ]
         arguments = [*data, *NOISY, "trainer.max_steps=8", "trainer.save_steps=4"]
         assert pretrain(tmp_path / "whole", *arguments) == 0
         run = shutil.copytree(tmp_path / "whole", tmp_path / "run")

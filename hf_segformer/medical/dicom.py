@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.readers import ImageSource, Kind
+from ..files import printable
 from ..image_io_segformer import DECODE_ERRORS
 from ..inference.tiling import MaskLayout
 from .frames import Frame, decode, in_units, rescale, to_rgb, windowed
@@ -65,7 +66,7 @@ class DicomVolume(Volume):
     """Reader of DICOM images, single, multi-frame or the files of a series; see `Volume`."""
 
     suffixes = (".dcm", ".dicom", ".ima")
-    takes_values, keeps_identity = False, True
+    takes_values, keeps_identity, quotes_fields = False, True, True
     mask_suffix = ".dcm"
 
     @classmethod
@@ -143,14 +144,14 @@ class DicomVolume(Volume):
     def _check_image(self, name: str, header: Any) -> None:
         from pydicom.pixels import get_decoder
 
-        what = getattr(header.get("SOPClassUID"), "name", "of no stated kind")
+        what = printable(getattr(header.get("SOPClassUID"), "name", "of no stated kind"))
         if "Rows" not in header or "Columns" not in header or not header.get("PhotometricInterpretation"):
             raise ValueError(f"{name} holds no pixels ({what}); expected an image")
         colors = str(header.PhotometricInterpretation)
         if colors not in _GREYS + _COLORS or header.BitsAllocated not in (8, 16, 32):
             raise ValueError(
-                f"{name} has {header.BitsAllocated!s:.20} bits a pixel and colours {colors[:20]!r} ({what}); expected "
-                "grey or RGB of 8, 16 or 32 bits"
+                f"{name} has {printable(header.BitsAllocated):.20} bits a pixel and colours {colors[:20]!r} ({what}); "
+                "expected grey or RGB of 8, 16 or 32 bits"
             )
         if colors in _COLORS and colors != "PALETTE COLOR" and header.BitsAllocated != 8:
             raise ValueError(f"{name} has colours of {header.BitsAllocated} bits; expected 8")
@@ -174,8 +175,8 @@ class DicomVolume(Volume):
         for tag in names:
             if header.get(tag) != first.get(tag):
                 raise ValueError(
-                    f"{name} has {tag} {header.get(tag)!s:.80}; expected {first.get(tag)!s:.80}, that of the "
-                    "series: give the files of one volume as a folder of their own"
+                    f"{name} has {tag} {printable(header.get(tag)):.80}; expected {printable(first.get(tag)):.80}, "
+                    "that of the series: give the files of one volume as a folder of their own"
                 )
 
     def _place(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import printable
 from .volumes import to_bytes
 
 
@@ -102,7 +103,8 @@ def windowed(values: np.ndarray, frame: Frame, name: str) -> np.ndarray:
         center, width = center - 0.5, width - 1
     if function not in ("LINEAR", "LINEAR_EXACT") or width < 0 or (width == 0 and function != "LINEAR"):
         raise ValueError(
-            f"{name} states a window of function {function[:16]} and width {width:g}; expected a width above 0"
+            f"{name} states a window of function {printable(function[:16])} and width {width:g}; expected a width "
+            "above 0"
         )
     if width == 0:  # a step
         return np.where(values > center, 255, 0).astype(np.uint8)

@@ -22,7 +22,7 @@ from ..files import printable
 from .dicom import DicomVolume, read_header
 from .frames import frame_tag
 from .nifti import NiftiVolume
-from .volumes import Volume, decode_errors, describe, quiet
+from .volumes import Volume, decode_errors, quiet
 
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # of bits, and of segment numbers
 _MOST_OFF = 0.1  # of a voxel
@@ -58,10 +58,9 @@ def read_labels(
             return mask.oriented(_turn(mask, volume), index)
         return mask.read(volume, index, classes, outside)
     except decode_errors() as error:
-        text = describe(error)
-        if isinstance(error, OSError | ValueError) and text.startswith((source.name, volume.name)):
+        if isinstance(error, OSError | ValueError) and str(error).startswith((source.name, volume.name)):
             raise
-        raise OSError(f"{source.name} is cut short, damaged or unusual: {text:.300}") from error
+        raise OSError(f"{source.name} is cut short, damaged or unusual: {type(error).__name__}") from error
 
 
 @lru_cache(_MOST_OPEN)

@@ -39,10 +39,11 @@ class Volume:
         num_bands: number of bands of a slice.
         dtype: number type of the pixels.
         spacing: distance of slices, rows and columns in mm, None where it is not known.
+        quotes_fields: errors of the libraries may quote fields that name a person; only their kind is told.
     """
 
     kind: Kind = "volume"
-    states_window = True
+    states_window, quotes_fields = True, False
     mask_reader = "hf_segformer.medical.masks:read_labels"
     suffixes: tuple[str, ...] = ()
     name: str
@@ -155,9 +156,10 @@ class Volume:
             with quiet():
                 return read(*arguments)
         except decode_errors() as error:
-            text = describe(error)
-            if is_full(error) or (isinstance(error, OSError | ValueError) and text.startswith(self.name)):
+            names = (self.name, *map(str, self.source.files))
+            if is_full(error) or (isinstance(error, OSError | ValueError) and str(error).startswith(names)):
                 raise
+            text = type(error).__name__ if self.quotes_fields else describe(error)
             raise OSError(f"{self.name}{place} is cut short, damaged or unusual: {text:.300}") from error
 
 

@@ -235,6 +235,30 @@ def test_damaged_fields_give_short_messages(tmp_path):
     assert len(message(path, read=False)) < 300
 
 
+def overwrite(path, old, new):
+    content = path.read_bytes()
+    assert (content.count(old), len(old)) == (1, len(new))
+    path.write_bytes(content.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "place"), [("RescaleSlope", 1.234567, ", slice 1"), ("PixelSpacing", [0.765432, 0.5], "")]
+)
+def test_fields_that_a_name_has_overwritten_are_not_quoted(tmp_path, tag, value, place):
+    [path] = scans.ct_series(tmp_path, 1)
+    changed(path, **{tag: value})
+    overwrite(path, str(value if tag == "RescaleSlope" else value[0]).encode(), b"DOE^JOHN")
+    assert message(path) == f"{path}{place} is cut short, damaged or unusual: ValueError"
+
+
+def test_tags_are_shown_without_control_characters(tmp_path):
+    paths = scans.ct_series(tmp_path)
+    changed(paths[1], FrameOfReferenceUID="1.2.3.4567.89")
+    overwrite(paths[1], b"1.2.3.4567.89", b"1.2.3.\x1b[31m\n.")
+    expected = r"FrameOfReferenceUID 1.2.3.\x1b[31m\n.; expected "
+    assert message(*paths).startswith(f"{paths[1]} has {expected}")
+
+
 def test_errors_that_quote_the_bytes_of_a_file_are_named_by_their_kind():
     error = pydicom.errors.BytesLengthException("Instead received b'SECRETCOMMENT'")
     assert isinstance(error, decode_errors())

@@ -151,7 +151,9 @@ def _without_background(rows: Dataset, reader: RowReader, config: DataConfig) ->
     allowed = int(most / (1 - most) * others + 1e-9)
     dropped = set(np.random.default_rng(config.seed).permutation(empty)[allowed:].tolist())
     if len(dropped) == len(rows):
-        raise ValueError(f"all {len(rows)} training images show nothing but {reader.names[0]}; expected other classes")
+        first = reader.names[0] if len(reader.names) > 1 else "background"
+        others = "other classes" if len(reader.names) > 1 else f"some that show {reader.names[0]}"
+        raise ValueError(f"all {len(rows)} training images show nothing but {first}; expected {others}")
     return rows.select([index for index in range(len(rows)) if index not in dropped])
 
 

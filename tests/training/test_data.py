@@ -316,6 +316,17 @@ class TestCamVid:
             load_data(DataConfig("camvid", root=str(tmp_path)))
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [(("tumor",), "background; expected some that show tumor"), (("soil", "road"), "soil; expected other classes")],
+)
+def test_images_without_any_class_are_told_by_what_they_show(tmp_path, names, words):
+    """The label 0 is the background of a binary task, which has no name, and else the first class."""
+    paired_folders(tmp_path, num_values=1)
+    with pytest.raises(ValueError, match=f"training images show nothing but {words}$"):
+        folders(tmp_path, names=names, max_background=0)
+
+
 def test_shapes_are_what_is_drawn():
     data = load_data(DataConfig("shapes", image_size=32, num_train=2, num_eval=1, seed=3))
     image, labels = shapes.draw_sample(3, "train", 1, 32)

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..data.folder_names import parse_folder
 from ..files import write_json
 from ..hub.model_card import is_hub_id
 from ..version import __version__
@@ -19,6 +20,8 @@ from .plots import draw_curve, save_plot
 # Paths and credentials of the machine are left out of the record.
 _PRIVATE = ("root", "output_dir", "logging_dir", "hub_token", "push_to_hub", "hub_model_id", "report_to", "run_name")
 _SOURCES = ("checkpoint", "teacher")  # models: of the Hub, or in a folder of the machine, whose name is private
+# Of [data], below its root: kept where their words are usual ones, since other names of folders may be of people.
+_PLACES = ("image_folder", "mask_folder", "split_file", "annotation_file")
 _ARGUMENTS = ("learning_rate", "weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm", "seed")
 _SWITCHES = ("bf16", "fp16", "gradient_checkpointing", "torch_compile")
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets")
@@ -125,9 +128,17 @@ def without_private(recipe: dict[str, dict[str, Any]]) -> dict[str, dict[str, An
 
 def _is_local(key: str, value: Any) -> bool:
     """Return True if a value is a path on this machine; for a model also the bare name of a folder."""
+    if isinstance(value, str) and key in _PLACES and not all(map(_is_usual, value.split("/"))):
+        return True
     if not isinstance(value, str) or not (key in _SOURCES or "/" in value or "\\" in value):
         return False
     return not is_hub_id(value) or Path(value).exists()
+
+
+def _is_usual(part: str) -> bool:
+    """Return True for a part of a path that holds a placeholder, or a usual word for images, masks or a split."""
+    template, split, _ = parse_folder(part)
+    return part == "." or "{" in part or template.is_image or template.is_mask or split is not None
 
 
 def _arguments(trainer: Any) -> dict[str, Any]:

@@ -25,3 +25,13 @@ def test_other_values_without_a_path_are_kept(tmp_path, monkeypatch):
         "data": {"mask_folder": "masks"},
         "trainer": {"seed": 1},
     }
+
+
+@pytest.mark.parametrize("key", ["image_folder", "mask_folder", "split_file", "annotation_file"])
+def test_folders_that_may_name_a_person_are_left_out(key, tmp_path, monkeypatch):
+    """They lie below `data.root`, so that `owner/name` is a folder there, and no repository."""
+    monkeypatch.chdir(tmp_path)
+    for value in ("anna_schmidt/ct", "anna_schmidt", "anna_schmidt/images", "images/anna_schmidt", "/home/anna/images"):
+        assert without_private({"data": {key: value}}) == {}, value
+    for value in ("images/train", "JPEGImages", "valannot", "{split}_masks", "masks", "."):
+        assert without_private({"data": {key: value}}) == {"data": {key: value}}, value

@@ -29,9 +29,13 @@ def add_inspect(commands) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raise OSError if there is no such image."""
+    """Raise OSError if there is no such image, and ValueError for a video."""
+    from ..data.readers import note_on_videos
+
     if not Path(arguments.image).is_file():
         raise OSError(f"there is no image {arguments.image}")
+    if note := note_on_videos([arguments.image]):
+        raise ValueError(f"{arguments.image} is no image{note}")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -319,3 +319,9 @@ def test_evaluate_names_a_wrong_pattern_of_groups(weights, tmp_path, capsys):
     folders = ["--images", tmp_path, "--masks", tmp_path, "--output-dir", tmp_path / "out"]
     assert run("evaluate", weights, *folders, "--group", "([") == 2
     assert_one_line(capsys.readouterr().err, "--group", "regular expression")
+
+
+def test_inspect_says_that_a_video_is_none_of_its_images(tmp_path, capsys):
+    (tmp_path / "film.mp4").touch()
+    assert run("inspect", "nothing", tmp_path / "film.mp4") != 0
+    assert_one_line(capsys.readouterr().err, f"{tmp_path}/film.mp4 is a video, which segformer predict takes", "ffmpeg")

@@ -8,18 +8,19 @@ from typing import Any
 from tqdm import tqdm
 
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+_COUNTER = "{desc}: {n_fmt} {unit} [{elapsed}, {rate_noinv_fmt}]"
 _SECONDS = 60.0  # between the lines of a log
 
 
 class Progress:
-    """Progress of a job with a known number of steps.
+    """Progress of a job, by its number of steps where that is known.
 
     Carriage returns fill a log with copies of one bar, so that where stderr is no terminal a line is printed each
     minute, and none for jobs that are shorter.
 
     Args:
         task: name of the job, "predict" say.
-        total: number of steps.
+        total: number of steps; None if it is not known.
         unit: what a step is, in the plural: images, tiles.
         initial: steps that were done before.
         is_shown: False prints nothing.
@@ -32,16 +33,21 @@ class Progress:
         3
     """
 
-    def __init__(self, task: str, total: int, unit: str, initial: int = 0, is_shown: bool = True):
+    def __init__(self, task: str, total: int | None, unit: str, initial: int = 0, is_shown: bool = True):
         self.task, self.total, self.unit, self.done = task, total, unit, initial
         self._initial, self._is_shown = initial, is_shown
         self._bar: Any = None
 
     def __enter__(self) -> "Progress":
         self._began = self._printed = time.monotonic()
-        if self._is_shown and self.total and sys.stderr.isatty():
+        if self._is_shown and self.total != 0 and sys.stderr.isatty():
             self._bar = tqdm(
-                desc=self.task, total=self.total, initial=self.done, unit=self.unit, bar_format=_BAR, leave=False
+                desc=self.task,
+                total=self.total,
+                initial=self.done,
+                unit=self.unit,
+                bar_format=_COUNTER if self.total is None else _BAR,
+                leave=False,
             )
         return self
 
@@ -59,6 +65,8 @@ class Progress:
 
     def skip(self, steps: int = 1) -> None:
         """Take steps out of the job."""
+        if self.total is None:
+            return
         self.total -= steps
         if self._bar is not None:
             self._bar.total = self.total
@@ -67,9 +75,12 @@ class Progress:
     def _print(self) -> None:
         self._printed = time.monotonic()
         rate = (self.done - self._initial) / (self._printed - self._began)
-        left = f", {tqdm.format_interval((self.total - self.done) / rate)} left" if rate else ""
+        of, left = "", ""
+        if self.total is not None:
+            of = f" of {self.total}"
+            left = f", {tqdm.format_interval((self.total - self.done) / rate)} left" if rate else ""
         print(
-            f"{self.task}: {self.done} of {self.total} {self.unit}, {rate:.2f} {self.unit}/s{left}",
+            f"{self.task}: {self.done}{of} {self.unit}, {rate:.2f} {self.unit}/s{left}",
             file=sys.stderr,
             flush=True,
         )

@@ -4,6 +4,8 @@ import argparse
 import os
 from typing import Any
 
+from ..config import InferenceOptions
+
 _OPTIONS = ("frame_masks", "smoothing", "overlay_as", "plot_shares")
 
 
@@ -51,6 +53,7 @@ def check_video_options(arguments: argparse.Namespace) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("--stream is one video, which one process predicts; start a single one")
     _check_for_videos(arguments, "--stream")
+    _check_tiles(arguments, "--stream")
 
 
 def stream_source(arguments: argparse.Namespace, reading: dict[str, Any]) -> Any:
@@ -76,6 +79,8 @@ def choose_video_format(arguments: argparse.Namespace, source: Any) -> None:
             raise ValueError(f"{given[0]} is given without a video among the inputs; leave it out")
         return
     _check_for_videos(arguments, found)
+    if not arguments.stream and all(map(_is_video, items)):
+        _check_tiles(arguments, found)
     arguments.format = "video"
 
 
@@ -104,6 +109,17 @@ def _check_for_videos(arguments: argparse.Namespace, found: str) -> None:
         if value in values:
             option = "--" + names.get(name, name) + ("" if isinstance(value, bool | int) else f" {value}")
             raise ValueError(f"{option} is given with {found}, a video; {remedies.get(name, 'leave it out')}")
+
+
+def _check_tiles(arguments: argparse.Namespace, found: str) -> None:
+    """Raise ValueError for the options of tiles, which images beside videos may have."""
+    defaults = InferenceOptions()
+    for name in ("tile_size", "tile_overlap"):
+        if getattr(arguments, name) != getattr(defaults, name):
+            option = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{option} is given with {found}, a video, whose frames are not cut into tiles; leave it out"
+            )
 
 
 def _is_video(item: Any) -> bool:

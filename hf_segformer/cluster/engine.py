@@ -56,7 +56,7 @@ class RayEngine:
         """See `Engine`.
 
         Raises:
-            ValueError: if the job is none of files to Parquet, the predictor has another engine than PyTorch, the cluster
+            ValueError: if the job is none of files to Parquet, the predictor has an engine of its own, the cluster
                 lacks what the options ask for, the nodes differ in versions or do not see the images, or a batch does
                 not fit into memory.
             OSError: if the cluster cannot be reached, or a shard cannot be written.

@@ -230,7 +230,8 @@ def predict_items(job: Job, writer: Writer, number: int, pending: Sequence[Input
         for item, outcome in _outcomes(job, writer, pending):
             if outcome in _LARGE:
                 write = getattr(writer, f"write_{outcome}")
-                large.append((item, partial(write, item, partial(_LARGE[outcome], job, item))))
+                shown = {"progress": job.shows_progress} if outcome == "video" else {}
+                large.append((item, partial(write, item, partial(_LARGE[outcome], job, item), **shown)))
                 progress.skip()
                 continue
             if isinstance(outcome, Exception):

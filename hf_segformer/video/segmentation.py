@@ -121,7 +121,7 @@ def segment_video(
     output.start((height, width), Timing(video.time_base, rate, video.pixel_aspect), video.sounds)
     for sound in early:
         output.add_sound(sound.packet)
-    with Progress(f"predict {video.name}", video.num_frames, "frames", is_shown=progress) as bar:
+    with Progress(f"predict {video.name}", video.num_frames or None, "frames", is_shown=progress) as bar:
         for frame in _segmented(predictor, video, _chain(first, events), output, smoothing):
             output.add(frame)
             clock.add(frame)

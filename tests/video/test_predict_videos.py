@@ -21,6 +21,9 @@ import pyarrow.parquet as parquet
 from PIL import Image
 
 from hf_segformer import InferenceOptions, SegFormerImageProcessor, SegFormerPredictor
+from hf_segformer.data.sources import FileSource
+from hf_segformer.inference.batch import predict_batch
+from hf_segformer.inference.writers import Outputs
 from hf_segformer.video import segmentation
 from hf_segformer.video.reader import VideoFile
 from hf_segformer.visualization import overlay
@@ -323,6 +326,8 @@ def test_memory_holds_two_batches_of_frames(checkpoint, tmp_path, monkeypatch):
         (("--value-range", "window"), "--value-range window is given with"),
         (("--axis", 1), "--axis is given with"),
         (("--mosaic",), "--mosaic is given with"),
+        (("--tile-size", 512), "film.mp4, a video, whose frames are not cut into tiles; leave it out"),
+        (("--tile-overlap", 64), "--tile-overlap is given with"),
         (("--confidence",), "--confidence is given with"),
         (("--smoothing", 1), "--smoothing is 1.0; expected a number above 0 and below 1"),
         (("--smoothing", "nan"), "--smoothing is nan; expected a number above 0 and below 1"),
@@ -333,6 +338,33 @@ def test_memory_holds_two_batches_of_frames(checkpoint, tmp_path, monkeypatch):
 def test_options_that_a_video_does_not_have_are_refused_by_name(options, reason, checkpoint, film, tmp_path, capsys):
     assert run("predict", checkpoint, film, "-o", tmp_path / "out", *options) in (1, 2)
     assert_one_line(capsys.readouterr().err, reason)
+
+
+def test_tiles_are_for_images_beside_videos(checkpoint, film, tmp_path, capsys):
+    Image.fromarray(drawn_frames(1)[0]).save(tmp_path / "photo.png")
+    assert run("predict", checkpoint, film, tmp_path / "photo.png", "-o", tmp_path / "out", "--tile-size", 512) == 0
+    stream = ["--stream", "rtsp://host/live", "--seconds", 1]
+    capsys.readouterr()
+    assert run("predict", checkpoint, *stream, "-o", tmp_path / "b", "--tile-size", 512) == 2
+    assert_one_line(capsys.readouterr().err, "--tile-size is given with --stream, a video")
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_progress_of_a_video_is_that_of_the_job(shown, checkpoint, film, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hf_segformer.progress._SECONDS", 0.0)
+    predictor, source = SegFormerPredictor.from_pretrained(checkpoint), FileSource([str(film)], tmp_path / "out")
+    predict_batch(predictor, source, tmp_path / "out", Outputs("video"), progress=shown)
+    assert ("film.mp4: 10 of 10 frames" in capsys.readouterr().err) is shown
+
+
+def test_an_unknown_number_of_frames_is_not_shown(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hf_segformer.progress._SECONDS", 0.0)
+    film = write_video(tmp_path / "film.mkv", 3)  # which states none
+    assert run("predict", checkpoint, film, "-o", tmp_path / "out") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "film.mkv" in line]
+    assert [re.sub(r"[0-9.]+ frames/s", "N frames/s", line.rpartition("film.mkv")[2]) for line in lines] == [
+        f": {number} frames, N frames/s" for number in (1, 2, 3)
+    ]
 
 
 def test_options_of_videos_are_refused_without_one(checkpoint, tmp_path, capsys):

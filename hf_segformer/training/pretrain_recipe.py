@@ -75,6 +75,7 @@ def read_pretrain_recipe(source: str | Path, overrides: Iterable[str] = ()) -> P
     recipe.pretraining.check_with(recipe.augmentation)
     if recipe.data.streaming and recipe.trainer.get("max_steps", 0) <= 0:
         raise ValueError("data.streaming is set, but a stream has no length: set trainer.max_steps")
+    _check_batch(recipe)
     _check_best(recipe)
     return recipe
 
@@ -82,6 +83,16 @@ def read_pretrain_recipe(source: str | Path, overrides: Iterable[str] = ()) -> P
 def metric_names(recipe: PretrainRecipe) -> tuple[str, ...]:
     """Return the metrics of an evaluation, the one that chooses the best checkpoint first."""
     return ("loss",) if recipe.pretraining.is_masked else ("top1", "top5", "loss")
+
+
+def _check_batch(recipe: PretrainRecipe) -> None:
+    """Check that images which are mixed are not alone in their batch."""
+    for name in ("mixup", "cutmix"):
+        if getattr(recipe.augmentation, name) and recipe.trainer.get("per_device_train_batch_size") == 1:
+            raise ValueError(
+                f"augmentation.{name} mixes the images of a batch, but trainer.per_device_train_batch_size is 1: set "
+                f"it to at least 2, or augmentation.{name}=0"
+            )
 
 
 def _check_best(recipe: PretrainRecipe) -> None:

@@ -88,6 +88,7 @@ def test_a_written_recipe_reads_the_same(read, tmp_path):
         ("masked_b0", "pretraining.mask_rati=0.5", "did you mean 'pretraining.mask_ratio'"),
         ("masked_b0", "loss.dice=1", "unknown table 'loss'"),
         ("masked_b0", "augmentation.mixup=0.8", "augmentation.mixup is 0.8, which is for classification"),
+        ("imagenet_b0", "trainer.per_device_train_batch_size=1", "augmentation.mixup mixes the images of a batch"),
         ("masked_b0", "data.streaming=true", "data.streaming is set for imagefolder"),
         ("imagenet_b0", "trainer.metric_for_best_model=mean_iou", "expected one of top1, top5, loss"),
         ("masked_b0", "trainer.metric_for_best_model=top1", "expected one of loss"),

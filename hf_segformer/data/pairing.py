@@ -63,6 +63,12 @@ def pair_images_and_masks(
             not there.
         OSError: if there is no such folder.
     """
+    has_affixes = bool(image_prefix or image_suffix or mask_prefix or mask_suffix)
+    if images.is_dir() and not has_affixes and os.path.realpath(images) == os.path.realpath(masks):
+        raise ValueError(
+            f"{images} is the folder of images and of masks; expected one for each, or how their names differ: set "
+            "data.mask_suffix=_mask, or --mask-suffix _mask"
+        )
     names = [] if listed is None else read_split_file(listed)
     affixes = ((image_prefix, image_suffix), (mask_prefix, mask_suffix))
     volumes = pair_volumes(images, masks, *affixes, names, shared)

@@ -160,7 +160,7 @@ def divide(
     Raises:
         ValueError: if nothing would be left on one side, or a group is unknown.
     """
-    groups = dataset[GROUP_COLUMN] if GROUP_COLUMN in dataset.column_names else None
+    groups = dataset[GROUP_COLUMN] if GROUP_COLUMN in dataset.column_names else _files_of_pages(dataset)
     if split.hold_out:
         is_held_out = _are_named(list(groups or ()), split.hold_out, where)
     elif split.folds:
@@ -170,6 +170,12 @@ def divide(
     else:
         is_held_out = _draw_groups(list(groups), share, seed, where)
     return dataset.select(np.flatnonzero(~is_held_out)), dataset.select(np.flatnonzero(is_held_out))
+
+
+def _files_of_pages(dataset: datasets.Dataset) -> list[str] | None:
+    """The file of each page, since pages of one file are alike; None without pages, and where all are of one file."""
+    files = image_paths(dataset) if "page" in dataset.column_names else []
+    return [str(file) for file in files] if len(set(files)) > 1 else None
 
 
 def assign_folds(

@@ -297,3 +297,10 @@ def test_a_bad_model_folder_is_one_line(spoiled, content, words, folder, labelle
 def test_debug_shows_where_an_error_comes_from(folder, labelled, capsys):
     assert judge(folder, labelled, "--sliding-window", 3, "--debug") == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_one_folder_without_affixes_is_refused(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    with pytest.raises(ValueError, match="is the folder of images and of masks; expected one for each, or how"):
+        pair_images_and_masks(tmp_path, tmp_path / ".")

@@ -119,6 +119,16 @@ class TestFolds:
         images = [bytes(str(row["image"]), "utf-8") for row in whole.train]
         assert {bytes(str(row["image"]), "utf-8") for row in source.evaluation} < set(images)
 
+    def test_pages_of_a_file_stay_on_one_side(self):
+        files = [f"/data/{name}.tif" for name in "abcdefgh" for _ in range(10)]
+        rows = Dataset.from_dict({"image": files, "label": files, "page": list(range(10)) * 8})
+        train, held_out = divide(rows, SplitConfig(), 0.25, 0, "the data")
+        assert not set(train["image"]) & set(held_out["image"])
+        assert len(held_out) == 20
+        one = Dataset.from_dict({"image": files[:10], "label": files[:10], "page": list(range(10))})
+        train, held_out = divide(one, SplitConfig(), 0.2, 0, "the data")  # there is no other way
+        assert (len(train), len(held_out)) == (8, 2)
+
     def test_pages_of_a_file_share_a_fold(self):
         dataset = Dataset.from_dict({"image": [f"{n}.tif" for n in "aabbcc"], "label": ["m"] * 6, "page": [0, 1] * 3})
         divided = add_groups(dataset, SplitConfig(folds=3), ".", None)

@@ -39,7 +39,7 @@ class Volume:
         num_bands: number of bands of a slice.
         dtype: number type of the pixels.
         spacing: distance of slices, rows and columns in mm, None where it is not known.
-        quotes_fields: errors of the libraries may quote fields that name a person; only their kind is told.
+        quotes_fields: errors of the libraries may quote fields that name a person; messages name only their kind.
     """
 
     kind: Kind = "volume"

@@ -229,7 +229,7 @@ class VideoFile:
         self.height, self.width = context.height, context.width
         if not self.height or not self.width:
             raise ValueError(
-                f"{self.name} gave no picture while it was probed, a few seconds; expected one that begins there"
+                f"{self.name} showed no frame during the first seconds; expected a video that begins there"
             )
         check_area(self.height, self.width, self.name)
         stream.thread_type, stream.thread_count = "AUTO", min(4, os.cpu_count() or 1)

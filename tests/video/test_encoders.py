@@ -1,4 +1,4 @@
-"""Files of frames: errors of the encoder, the disk and the sound are told apart, and sound keeps its order."""
+"""Files of frames: errors of the encoder, the disk and the sound are distinct, and sound keeps its order."""
 
 import errno
 from fractions import Fraction

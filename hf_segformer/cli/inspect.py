@@ -35,7 +35,7 @@ def check(arguments: argparse.Namespace) -> None:
     if not Path(arguments.image).is_file():
         raise OSError(f"there is no image {arguments.image}")
     if note := note_on_videos([arguments.image]):
-        raise ValueError(f"{arguments.image} is no image{note}")
+        raise ValueError(note.removeprefix("; "))
 
 
 def run(arguments: argparse.Namespace) -> None:

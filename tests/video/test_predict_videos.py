@@ -416,8 +416,8 @@ def test_other_commands_refuse_a_video_in_one_line(checkpoint, tmp_path, capsys)
     assert run("train", tmp_path / "images", "--dry-run") != 0
     error = capsys.readouterr().err.splitlines()[-1]
     assert "film.mp4 is a video, which segformer predict takes" in error
-    assert run("inspect", checkpoint, film, "-o", tmp_path / "out") == 1
-    assert_one_line(capsys.readouterr().err, "film.mp4", "not an image in one of the formats that are read")
+    assert run("inspect", checkpoint, film, "-o", tmp_path / "out") == 2
+    assert_one_line(capsys.readouterr().err, "film.mp4 is a video, which segformer predict takes")
     suffixes = ("--image-suffix", ".mp4", "--mask-suffix", ".mp4")
     assert run("evaluate", checkpoint, "--images", tmp_path / "images", "--masks", tmp_path / "masks", *suffixes) == 1
     assert_one_line(capsys.readouterr().err, "film.mp4 is a video; expected an image", "frames/%06d.png")

@@ -152,8 +152,8 @@ def _without_background(rows: Dataset, reader: RowReader, config: DataConfig) ->
     dropped = set(np.random.default_rng(config.seed).permutation(empty)[allowed:].tolist())
     if len(dropped) == len(rows):
         first = reader.names[0] if len(reader.names) > 1 else "background"
-        others = "other classes" if len(reader.names) > 1 else f"some that show {reader.names[0]}"
-        raise ValueError(f"all {len(rows)} training images show nothing but {first}; expected {others}")
+        wanted = "other classes" if len(reader.names) > 1 else f"some that show {reader.names[0]}"
+        raise ValueError(f"all {len(rows)} training images show nothing but {first}; expected {wanted}")
     return rows.select([index for index in range(len(rows)) if index not in dropped])
 
 

@@ -175,7 +175,10 @@ def _section(found: dict[str, Any]) -> str:
         cells = [str(machines)]
         for kind, seconds in work.items():
             duration = hours(seconds, machines, cores)
-            cells += [f"{duration:,.1f}", f"{moved[kind] / duration / 3600 / 1e6:,.1f}"]
+            cells += [
+                f"{duration:,.1f}" if duration >= 0.1 else f"{duration:.2f}",
+                f"{moved[kind] / duration / 3600 / 1e6:,.1f}",
+            ]
         lines.append(cells)
     titles = ("machines", "1 M images, hours", "MB/s in and out", "raster, hours", "MB/s in")
     return "\n\n".join(
@@ -214,7 +217,7 @@ memory.
 ## What the tables assume
 
 - **Images are shared evenly**, with [torchrun](guides/predict.md#many-processes) or [Ray](guides/cluster.md). The last
-  process sets the end; with a million images that is less than a percent.
+  process sets the end.
 - **A raster is cut into parts first**, one for each process, for example virtual rasters by `gdal_translate -srcwin`,
   since one process predicts one raster. Let them overlap by at least the tiles' overlap.
 - **Storage keeps up**: the columns of MB/s say what it must deliver.

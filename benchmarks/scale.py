@@ -115,7 +115,7 @@ def measure(num_images: int = NUM_IMAGES, raster_side: int = RASTER_SIDE) -> dic
         folder = Path(name)
         predictor, paths, load = build_model(folder / "model"), folder_of("same", num_images), OtherLoad()
         images = measure_stages(predictor, paths, folder)
-        others = load.share()
+        others = load.share()  # from here on, processes of its own compute
         raster = measure_raster(raster_side, folder)
         rate = measure_two_processes(folder / "model", paths, folder)
     expected = 2 * 1000 / sum(images["milliseconds"].values())

@@ -216,6 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", action="store_true", help="write the page alone")
     arguments = parser.parse_args(argv)
     path = RESULTS / FILE
+    if arguments.page and not path.exists():
+        parser.error(f"{path} is not there; leave out --page to measure")
     found = read_json(path) if arguments.page else measure(path, arguments.missing)
     PAGE.write_text(render(found), encoding="utf-8")
     return 0

@@ -163,38 +163,31 @@ def render(found: dict[str, Any]) -> str:
         "show that an option works, on small clean images and after very short training, and are no advice for other",
         f"data. {noise}",
         "",
-        *_table(SCRATCH, runs),
-        *_table(FINE_TUNED, runs),
+        *_section(SCRATCH, runs),
+        *_section(FINE_TUNED, runs),
         *([f"Not measured so far (`--missing` measures them): {', '.join(absent)}.", ""] if absent else []),
         "The checkpoint, which is the teacher, too, was trained three times as long on shapes of another seed: mean",
         f"IoU {100 * found['checkpoint_mean_iou']:.1f} % on evaluation images of its own. Runs from it have a fifth of",
         "the learning rate. Early stopping has no row: it ends a training sooner, and changes nothing in it.",
         "",
         f"Recipe `{found['recipe']}` with `{' '.join(settings)}`. {found['processor']}, {found['threads']} thread,",
-        f"PyTorch {found['torch']}, {_commits(runs)}, {found['date']}.",
+        f"PyTorch {found['torch']}, {commits_of(runs)}, {found['date']}.",
         "",
     ]
     return "\n".join(lines)
 
 
-def _commits(runs: dict[str, Any]) -> str:
+def commits_of(runs: dict[str, Any]) -> str:
     """Commits of all runs, in the order of the rows."""
     found = list(dict.fromkeys(commit for row in runs.values() for commit in row["commits"]))
     return f"{'commit' if len(found) == 1 else 'commits'} {', '.join(found)}"
 
 
-def _table(start: str, runs: dict[str, Any]) -> list[str]:
-    """Rows of the variants that begin alike; the first of them is what the others are compared with."""
-    base, *others = (each.name for each in VARIANTS if each.start == start)
-    if base not in runs:
-        return []
-    lines = [
-        f"## Training {start}",
-        "",
-        "| option | mean IoU, % | each seed | against none, points | time |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for name in (base, *(other for other in others if other in runs)):
+def comparison_table(names: Sequence[str], runs: dict[str, Any]) -> list[str]:
+    """Rows of runs that have some; the first name is what the others are compared with, seed by seed."""
+    base = names[0]
+    lines = ["| option | mean IoU, % | each seed | difference, points | time |", "| --- | --- | --- | --- | --- |"]
+    for name in (name for name in names if name in runs):
         values, seconds = runs[name]["mean_iou"], statistics.mean(runs[name]["processor_seconds"])
         pairs = zip(values, runs[base]["mean_iou"], strict=False)  # of the seeds that both have
         gain = statistics.mean(value - without for value, without in pairs)
@@ -206,7 +199,13 @@ def _table(start: str, runs: dict[str, Any]) -> list[str]:
             f"{seconds / statistics.mean(runs[base]['processor_seconds']):.2f}x",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
+    return lines
+
+
+def _section(start: str, runs: dict[str, Any]) -> list[str]:
+    """Heading and table of the variants that begin alike."""
+    names = [each.name for each in VARIANTS if each.start == start]
+    return [f"## Training {start}", "", *comparison_table(names, runs), ""] if names[0] in runs else []
 
 
 def main(argv: Sequence[str] | None = None) -> int:

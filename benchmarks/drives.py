@@ -35,7 +35,7 @@ DRIVE = "^([^_]+)_"  # in the name of an image
 DRIVES = {"0001TP": "at dusk", "0006R0": "by day", "0016E5": "by day, the drive of val"}
 HELD_OUT = "0001TP"
 SETTINGS = (
-    "augmentation.crop_size=192",
+    "augmentation.crop_size=128",
     "trainer.max_steps=600",
     "trainer.warmup_steps=60",
     "trainer.eval_strategy=no",
@@ -46,6 +46,7 @@ SETTINGS = (
     "trainer.disable_tqdm=true",
 )
 PRETRAINING = (
+    "augmentation.crop_size=128",
     "trainer.max_steps=800",
     "trainer.per_device_train_batch_size=8",
     "trainer.eval_strategy=no",
@@ -88,12 +89,12 @@ def _single(setting: str) -> Part:
 
 PARTS = (
     Part("recipe"),
-    *(_single(setting) for setting in (*LIGHT, *CAMERA)),
-    Part("light: the first four", LIGHT),
-    Part("light and camera: all seven", (*LIGHT, *CAMERA)),
+    *(_single(setting) for setting in LIGHT),
+    Part("light: these four", LIGHT),
+    Part(f"camera: `{'`, `'.join(each.replace('=', ' = ') for each in CAMERA)}`", CAMERA),
+    Part("light and camera", (*LIGHT, *CAMERA)),
     _single("augmentation.distortion=0"),
     _single("augmentation.scale=[0.5, 2.0]"),
-    _single("augmentation.scale=[0.375, 1.5]"),
     _single("augmentation.cutmix=0.5"),
     _single("augmentation.classmix=0.5"),
     _single("augmentation.class_balance=0.5"),
@@ -101,8 +102,6 @@ PARTS = (
     _single("ema.decay=0.99"),
     _single("model.drop_path_rate=0"),
     _single("model.drop_path_rate=0.2"),
-    _single("augmentation.crop_size=256"),
-    _single("trainer.max_steps=1200"),
     Part("masked images before, 800 steps", is_pretrained=True),
 )
 

@@ -1,4 +1,4 @@
-"""What helps on a drive that was not trained on: docs/camvid-drives.md from camvid_drives.jsonl.
+"""Comparison of options on a drive that was not trained on: docs/camvid-drives.md from camvid_drives.jsonl.
 
 CamVid's training images come from three drives. One is held out, the recipe trains on the other two, once for every
 option alone and for as many steps, and the mean IoU is that of the drive held out. The images of val are not used: they

@@ -1,9 +1,9 @@
 """Fast paths of the encoder on a CPU: the numbers of the reference, in less time and memory.
 
 Moving the Mix-FFN's fourfold hidden tokens in and out of memory costs more time on a CPU than the arithmetic. So it
-runs in strips of rows that stay in the cache, with depthwise convolution and GELU in one pass; its gradient keeps
-nothing but the input and computes each strip once more. Keys and values come from one product, and residuals are added
-by the product that makes the branch.
+runs in strips of rows that stay in the cache, with depthwise convolution and GELU in one pass. Its gradient keeps
+nothing but the input and computes each strip once more, unless all of it is a single strip. Keys and values come from
+one product, and residuals are added by the product that makes the branch.
 
 Weights are read, and joined, in every call: they can change without notice.
 
@@ -54,6 +54,17 @@ class MixWeights(NamedTuple):
     kernel_bias: Tensor  # (E,)
     shrink: Tensor  # (C, E)
     shrink_bias: Tensor  # (C,)
+
+
+class Hidden(NamedTuple):
+    """Results of a strip that the gradient of Mix-FFN needs."""
+
+    normed: Tensor  # (B, H, W, C)
+    mean: Tensor  # (B, H, W, 1)
+    rstd: Tensor  # (B, H, W, 1)
+    expanded: Tensor  # (B, H, W, E)
+    convolved: Tensor  # (B, H, W, E)
+    active: Tensor  # (B, H, W, E)
 
 
 class Strip(NamedTuple):
@@ -134,12 +145,20 @@ def mix_forward(tokens: Tensor, height: int, width: int, weights: MixWeights, ep
     return join(pieces).view_as(tokens)
 
 
-class Mix(torch.autograd.Function):
-    """`mix_forward` with a gradient that keeps nothing but the input, which the residual keeps anyway.
+def mix_hidden(grid: Tensor, weights: MixWeights, eps: float, kept: slice) -> Hidden:
+    """Compute what the gradient of a strip needs, from its tokens (B, H, W, C) and those of its rows that are kept."""
+    normed, mean, rstd = torch.native_layer_norm(grid, (grid.shape[-1],), weights.norm, weights.norm_bias, eps)
+    expanded = linear(normed, weights.expand, weights.expand_bias)
+    convolved = convolve(expanded, weights.kernel, weights.kernel_bias)[:, kept]
+    return Hidden(normed, mean, rstd, expanded, convolved, F.gelu(convolved))
 
-    The hidden tokens of a strip are computed once more. The strip then returns the gradients that come from its own
-    rows' outputs, which reach one row beyond it; as everything before the convolution is the same for all rows, or adds
-    up over them, the contributions of neighbouring strips to a row between them are summed.
+
+class Mix(torch.autograd.Function):
+    """`mix_forward` with a gradient that keeps nothing but the input, which the residual keeps anyway, or one strip.
+
+    The hidden tokens of a strip are computed once more if there are several. The strip then returns the gradients that
+    come from its own rows' outputs, which reach one row beyond it; as everything before the convolution is the same for
+    all rows, or adds up over them, the contributions of neighbouring strips to a row between them are summed.
     """
 
     @staticmethod
@@ -149,25 +168,44 @@ class Mix(torch.autograd.Function):
         # changing one before the backward pass is no error.
         norm, norm_bias, *pairs = weights
         saved = [each.clone() if index % 2 else each for index, each in enumerate(pairs)]
-        ctx.save_for_backward(tokens, norm, norm_bias, *saved)
-        ctx.layout = height, width, eps, residual
-        return mix_forward(tokens, height, width, MixWeights(*weights), eps, residual)
+        ctx.layout, weights = (height, width, eps, residual), MixWeights(*weights)
+        if tokens.shape[:2].numel() * len(weights.expand) * tokens.element_size() > STRIP_BYTES:
+            ctx.save_for_backward(tokens, norm, norm_bias, *saved)
+            return mix_forward(tokens, height, width, weights, eps, residual)
+        train_allocator()
+        hidden = mix_hidden(tokens.unflatten(1, (height, width)), weights, eps, slice(None))
+        ctx.save_for_backward(tokens, norm, norm_bias, *saved, *hidden)
+        rows = tokens.flatten(0, 1) if residual else None
+        return linear(hidden.active.flatten(0, 2), weights.shrink, weights.shrink_bias, rows).view_as(tokens)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_mixed):
         """Return the gradients of the tokens and of each of `MixWeights`."""
-        tokens, *weights = ctx.saved_tensors
+        tokens, *saved = ctx.saved_tensors
         height, width, eps, residual = ctx.layout
-        grads = mix_backward(grad_mixed.contiguous(), tokens, height, width, MixWeights(*weights), eps)
+        num_weights = len(MixWeights._fields)
+        weights, hidden = MixWeights(*saved[:num_weights]), saved[num_weights:]
+        grads = mix_backward(
+            grad_mixed.contiguous(), tokens, height, width, weights, eps, Hidden(*hidden) if hidden else None
+        )
         grad_tokens = grads[0].add_(grad_mixed) if residual else grads[0]
         return grad_tokens, None, None, None, None, *grads[1]
 
 
 def mix_backward(
-    grad_mixed: Tensor, tokens: Tensor, height: int, width: int, weights: MixWeights, eps: float
+    grad_mixed: Tensor,
+    tokens: Tensor,
+    height: int,
+    width: int,
+    weights: MixWeights,
+    eps: float,
+    kept: Hidden | None = None,
 ) -> tuple[Tensor, MixWeights]:
-    """Differentiate `mix_forward` without residual: (B, N, C) -> gradients of the tokens (B, N, C) and the weights."""
+    """Differentiate `mix_forward` without residual: (B, N, C) -> gradients of the tokens (B, N, C) and the weights.
+
+    `kept` are the results of the forward pass if all of it was a single strip; without them they are computed again.
+    """
     batch, _, channels = tokens.shape
     num_hidden = len(weights.expand)
     grid, grad_out = (tensor.view(batch, height, width, channels) for tensor in (tokens, grad_mixed))
@@ -176,27 +214,24 @@ def mix_backward(
     grads.shrink_bias.copy_(grad_out.sum((0, 1, 2)))
     for strip in cut(batch, height, width * num_hidden * tokens.element_size(), STRIP_BYTES, halo=1):
         seen, rows = (strip.images, strip.seen), (strip.images, strip.rows)
-        normed, mean, rstd = torch.native_layer_norm(grid[seen], (channels,), weights.norm, weights.norm_bias, eps)
-        hidden = linear(normed, weights.expand, weights.expand_bias)
-        convolved = convolve(hidden, weights.kernel, weights.kernel_bias)[:, strip.kept]
+        hidden = kept or mix_hidden(grid[seen], weights, eps, strip.kept)
         grad_rows = grad_out[rows].reshape(-1, channels)
-        grads.shrink.add_(multiply_over_rows(grad_rows, F.gelu(convolved).view(-1, num_hidden)))
-        grad = linear(grad_rows, weights.shrink.t()).view_as(convolved)
-        grad = torch.ops.aten.gelu_backward.default(grad, convolved)
-        del convolved
+        grads.shrink.add_(multiply_over_rows(grad_rows, hidden.active.view(-1, num_hidden)))
+        grad = linear(grad_rows, weights.shrink.t()).view_as(hidden.convolved)
+        grad = torch.ops.aten.gelu_backward.default(grad, hidden.convolved)
         grad = F.pad(grad, (0, 0, 0, 0, *strip.missing)) if any(strip.missing) else grad
         grad, grad_kernel, grad_kernel_bias = torch.ops.aten.convolution_backward.default(
-            *(tensor.permute(0, 3, 1, 2) for tensor in (grad, hidden)),
+            *(tensor.permute(0, 3, 1, 2) for tensor in (grad, hidden.expanded)),
             *(weights.kernel, [num_hidden], [1, 1], [1, 1], [1, 1], False, [0, 0], num_hidden, [True] * 3),
         )
         grads.kernel.add_(grad_kernel)
         grads.kernel_bias.add_(grad_kernel_bias)
         grad = grad.permute(0, 2, 3, 1).reshape(-1, num_hidden)
-        grads.expand.add_(multiply_over_rows(grad, normed.view(-1, channels)))
+        grads.expand.add_(multiply_over_rows(grad, hidden.normed.view(-1, channels)))
         grads.expand_bias.add_(grad.sum(0))
         grad, grad_norm, grad_norm_bias = torch.ops.aten.native_layer_norm_backward.default(
-            linear(grad, weights.expand.t()).view_as(normed),
-            *(grid[seen], [channels], mean, rstd, weights.norm, weights.norm_bias, [True] * 3),
+            linear(grad, weights.expand.t()).view_as(hidden.normed),
+            *(grid[seen], [channels], hidden.mean, hidden.rstd, weights.norm, weights.norm_bias, [True] * 3),
         )
         grads.norm.add_(grad_norm)
         grads.norm_bias.add_(grad_norm_bias)

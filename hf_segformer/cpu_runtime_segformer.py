@@ -1,9 +1,9 @@
 """Runtime of the CPU's fast paths: matrix products by oneDNN, threads, and memory.
 
 PyTorch's own float32 products go to MKL, which uses half of what processors of other makers can do. oneDNN does not
-depend on the maker, adds a bias and a further tensor while the product is in registers, and takes either factor
-transposed. It is reached by the private operations that `torch.compile` emits; where they are missing, PyTorch's own
-call runs. oneDNN is a thousand times slower on columns of a wider matrix: callers copy them first.
+depend on the maker, and adds a bias and a further tensor while the product is in registers. It is reached by the
+private operations that `torch.compile` emits; where they are missing, PyTorch's own call runs. oneDNN is a thousand
+times slower on columns of a wider matrix: callers copy them first.
 """
 
 import os
@@ -25,6 +25,8 @@ logger = logging.get_logger(__name__)
 Item = TypeVar("Item")
 
 # Matrix products
+
+_LEAST_WIDTH = 16  # columns from which on MKL sums over rows faster than oneDNN
 
 
 def find_onednn(name: str, *tensors: Tensor) -> Any:
@@ -70,10 +72,17 @@ def linear(
 
 
 def multiply_over_rows(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply `left.T @ right`, which sums over the long dimension: (P, N) and (P, K) -> (N, K)."""
-    if left.shape[1] > right.shape[1]:  # oneDNN is faster, up to four times, with the smaller one first
-        return multiply_over_rows(right, left).t()
-    return linear(left.t(), right.t())
+    """Multiply `left.T @ right`, which sums over the long dimension: (P, N) and (P, K) -> (N, K).
+
+    oneDNN copies both factors to transpose them, which takes as long as the product; MKL does not, but is slow where a
+    side is very short.
+    """
+    narrow, wide = (left, right) if left.shape[1] <= right.shape[1] else (right, left)
+    if narrow.dtype == torch.float32 and narrow.shape[1] >= _LEAST_WIDTH:
+        product = torch.mm(wide.t(), narrow).t()
+    else:
+        product = linear(narrow.t(), wide.t())
+    return product if narrow is left else product.t()
 
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:

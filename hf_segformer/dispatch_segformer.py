@@ -338,7 +338,7 @@ def explain_fast_paths(model: Callable[..., Any], pixel_values: Tensor) -> dict[
         >>> from hf_segformer.dispatch_segformer import explain_fast_paths
         >>> model = SegFormerForSemanticSegmentation(SegFormerConfig.from_variant("b0")).eval()
         >>> with torch.no_grad():
-        ...     explain_fast_paths(model, torch.zeros(1, 3, 64, 96))["decode_head"]
+        ...     explain_fast_paths(model, torch.zeros(1, 3, 512, 512))["decode_head"]
         'cpu_bands'
     """
     buffers = list(model.buffers()) if isinstance(model, nn.Module) else []

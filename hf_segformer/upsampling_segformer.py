@@ -24,6 +24,7 @@ from .dispatch_segformer import implement, run_fast
 
 _BAND_SIZE = 1 << 20  # floats: much larger bands leave the cache, smaller ones spend their time in Python
 _ARGMAX_BAND_SIZE = 1 << 19  # a quarter less memory in the same time; half of it takes twice the time
+_SMALL_SIZE = 1 << 22  # floats at full size: up to here PyTorch's own cross entropy is faster
 _BAND_HEIGHT = 32  # rows at most: the product with the weights of S rows wastes work where S is large
 WINDOW_WIDTH = 32  # columns, for the same reason
 
@@ -315,7 +316,11 @@ def bind_cross_entropy(
     """Return the operands of `fused_cross_entropy`."""
     if logits.shape[1] < 2:
         return "there is one logit"  # at full size it is no larger than the labels
-    return (logits, labels, ignore_index, weight, label_smoothing) if labels.numel() else "there are no labels"
+    if not labels.numel():
+        return "there are no labels"
+    if labels.numel() * logits.shape[1] <= _SMALL_SIZE:
+        return "logits of this size are small"
+    return logits, labels, ignore_index, weight, label_smoothing
 
 
 class _CrossEntropy(torch.autograd.Function):

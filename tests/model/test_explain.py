@@ -138,3 +138,15 @@ def test_switched_off(model, images, monkeypatch):
     explained = explain(model, images)
     assert set(explained) == set(ALL_FAST)
     assert set(explained.values()) == {"reference: fast paths are switched off (set_fast_paths, HF_SEGFORMER_PLAIN)"}
+
+
+def test_small_images_are_left_to_pytorch(model, images, small_sizes, monkeypatch):
+    for module, size in small_sizes.items():
+        monkeypatch.setattr(module, "_SMALL_SIZE", size)
+    explained = explain(model, images)
+    assert explained["decode_head"] == "folded"
+    assert explained["upsample_cross_entropy"] == "reference: logits of this size are small"
+    assert explained["upsample_argmax"] == "cpu_bands"
+    sizes = {module.__name__.rpartition(".")[2]: size for module, size in small_sizes.items()}
+    assert sizes["cpu_decode_head_segformer"] < 4 * 128 * 128 * 256, "four crops of 512x512, B0"
+    assert sizes["upsampling_segformer"] < 4 * 512 * 512 * 150, "as many, 150 classes"

@@ -57,17 +57,12 @@ def calls(model, images, enabled=True):
     height=st.integers(8, 70),
     width=st.integers(8, 70),
     strip_bytes=st.sampled_from([1, 3000, 20000, 1 << 23]),
-    score_bytes=st.sampled_from([1, 1000, 1 << 22]),
-    few_scores=st.sampled_from([0, 1 << 16]),
 )
 @settings(max_examples=15, deadline=None)
-def test_fast_paths_equal_the_reference_forward_and_backward(
-    dtype, batch, height, width, strip_bytes, score_bytes, few_scores
-):
+def test_fast_paths_equal_the_reference_forward_and_backward(dtype, batch, height, width, strip_bytes):
     model, images = encoder(dtype).train(), torch.randn(batch, 3, height, width, dtype=dtype)
     expected_features, expected_gradients = gradients_of(model, images, False)
-    limits = {"STRIP_BYTES": strip_bytes, "SCORE_BYTES": score_bytes, "FEW_SCORES": few_scores}
-    with mock.patch.multiple(cpu_encoder_segformer, **limits):
+    with mock.patch.object(cpu_encoder_segformer, "STRIP_BYTES", strip_bytes):
         fast, gradients = gradients_of(model, images, True)
         with torch.no_grad():
             without_gradient = features_of(model, images, True)

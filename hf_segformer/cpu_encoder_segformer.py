@@ -12,7 +12,7 @@ A heads.
 """
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import torch
@@ -20,10 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from .cpu_runtime_segformer import find_onednn, linear, multiply_over_rows, once_differentiable, train_allocator
+from .cpu_runtime_segformer import (
+    find_onednn,
+    linear,
+    multiply_over_rows,
+    once_differentiable,
+    prefers_onednn,
+    train_allocator,
+)
 from .dispatch_segformer import NAMESPACE, altered, altered_dropout, implement, needs_gradient
 
 STRIP_BYTES = 1 << 23  # of hidden tokens, or of queries, at once; a quarter of it costs 10 to 30 % more time
+FEW_SCORES = 1 << 16  # of a head: below, PyTorch's attention of all heads at once is faster in any case
+SCORE_BYTES = 1 << 22  # of attention's scores at once, which fit into two cores' second-level caches
 
 _ExactGELU = type(ACT2FN["gelu"])
 
@@ -242,11 +251,65 @@ def split_heads(tokens: Tensor, head_dim: int) -> Tensor:
     return tokens.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
+def cut_scores(query: Tensor, keys: Tensor) -> Iterator[tuple[int, int, slice]]:
+    """Yield image, head and rows of the query whose scores stay in the cache."""
+    batch, num_heads, length, _ = query.shape
+    rows = max(SCORE_BYTES // (keys.shape[2] * keys.element_size()), 1)
+    for image, head, start in product(range(batch), range(num_heads), range(0, length, rows)):
+        yield image, head, slice(start, start + rows)
+
+
+def attention_maps(query: Tensor, keys: Tensor) -> Tensor:
+    """Compute the softmax of the scores: (n, C/A) and (M, C/A) -> (n, M)."""
+    scores = linear(query, keys)
+    return torch.softmax(scores, -1, out=scores)
+
+
+class Attention(torch.autograd.Function):
+    """Scaled query (B, A, N, C/A), keys and values (B, A, M, C/A) -> context (B, N, C).
+
+    The gradient keeps nothing but the arguments and computes the maps once more.
+    """
+
+    @staticmethod
+    def forward(ctx, query, keys, values):
+        """Compute the maps of a strip of rows at a time."""
+        ctx.save_for_backward(query, keys, values)
+        batch, num_heads, length, head_dim = query.shape
+        turned = values.transpose(2, 3).contiguous()
+        context = query.new_empty(batch, length, num_heads, head_dim)
+        for image, head, rows in cut_scores(query, keys):
+            maps = attention_maps(query[image, head, rows], keys[image, head])
+            context[image, rows, head] = linear(maps, turned[image, head])
+        return context.flatten(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        """Return the gradients of query, keys and values."""
+        query, keys, values = ctx.saved_tensors
+        gradient = split_heads(gradient, query.shape[-1]).contiguous()
+        turned = keys.transpose(2, 3).contiguous()
+        grads = torch.empty_like(query), torch.zeros_like(keys), torch.zeros_like(values)
+        for image, head, rows in cut_scores(query, keys):
+            here, grad_context = query[image, head, rows], gradient[image, head, rows]
+            maps = attention_maps(here, keys[image, head])
+            grads[2][image, head] += multiply_over_rows(maps, grad_context)
+            grad_scores = linear(grad_context, values[image, head])
+            grad_scores = torch._softmax_backward_data(grad_scores, maps, -1, maps.dtype)
+            grads[1][image, head] += multiply_over_rows(grad_scores, here)
+            grads[0][image, head, rows] = linear(grad_scores, turned[image, head])
+        return grads
+
+
 def context_of(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Scaled query (B, A, N, C/A), keys and values (B, A, M, C/A) -> context (B, N, C).
 
-    PyTorch's attention forms scores, softmax and context of a few rows at a time, in all heads at once.
+    PyTorch's attention forms scores, softmax and context of a few rows at a time, in all heads at once, by products of
+    MKL. Only where oneDNN's are far faster, and scores are many, are strips of scores.
     """
+    if prefers_onednn() and query.shape[2] * keys.shape[2] >= FEW_SCORES:
+        return Attention.apply(*(each.contiguous() for each in (query, keys, values)))
     return F.scaled_dot_product_attention(query, keys, values, scale=1.0).transpose(1, 2).flatten(2)
 
 

@@ -1,15 +1,17 @@
 """Runtime of the CPU's fast paths: matrix products by oneDNN, threads, and memory.
 
-PyTorch's own float32 products go to MKL, which uses half of what processors of other makers can do. oneDNN does not
-depend on the maker, and adds a bias and a further tensor while the product is in registers. It is reached by the
-private operations that `torch.compile` emits; where they are missing, PyTorch's own call runs. oneDNN is a thousand
-times slower on columns of a wider matrix: callers copy them first.
+PyTorch's own float32 products go to MKL. oneDNN adds a bias and a further tensor while the product is in registers, and
+is twice as fast on AMD's Zen 5, of whose vectors MKL uses half. It is reached by the private operations that
+`torch.compile` emits; where they are missing, PyTorch's own call runs. oneDNN is a thousand times slower on columns of
+a wider matrix: callers copy them first.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, wraps
+from pathlib import Path
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
@@ -26,7 +28,33 @@ Item = TypeVar("Item")
 
 # Matrix products
 
+_CPUINFO = Path("/proc/cpuinfo")
+_ZEN_5 = 26  # family, by CPUID
 _LEAST_WIDTH = 16  # columns from which on MKL sums over rows faster than oneDNN
+
+
+@cache
+def prefers_onednn() -> bool:
+    """Return True where oneDNN's products are so much faster than MKL's that everything else comes second.
+
+    That is on AMD's Zen 5 and later with AVX-512 (twice as fast; on Zen 3 and 4, and with AVX2, about as fast). A rule,
+    not a measurement, so that a processor gives the same bits in every run; HF_SEGFORMER_PRODUCTS, onednn or mkl, sets
+    it by hand.
+
+    Raises:
+        ValueError: if the variable has another value.
+    """
+    chosen = os.environ.get("HF_SEGFORMER_PRODUCTS", "")
+    if chosen not in ("", "onednn", "mkl"):
+        raise ValueError(f"HF_SEGFORMER_PRODUCTS is {chosen!r}; expected 'onednn' or 'mkl', or leave it unset")
+    if chosen or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return chosen == "onednn"
+    try:
+        text = _CPUINFO.read_text()
+    except OSError:  # not Linux
+        return False
+    fields = dict(re.findall(r"^([^\t:]+?)\s*: (.*)$", text.partition("\n\n")[0], re.MULTILINE))
+    return fields.get("vendor_id") == "AuthenticAMD" and int(fields.get("cpu family", 0)) >= _ZEN_5
 
 
 def find_onednn(name: str, *tensors: Tensor) -> Any:
@@ -74,11 +102,11 @@ def linear(
 def multiply_over_rows(left: Tensor, right: Tensor) -> Tensor:
     """Multiply `left.T @ right`, which sums over the long dimension: (P, N) and (P, K) -> (N, K).
 
-    oneDNN copies both factors to transpose them, which takes as long as the product; MKL does not, but is slow where a
+    oneDNN copies both factors to transpose them, which takes as long as the product. MKL does not, but is slow where a
     side is very short.
     """
     narrow, wide = (left, right) if left.shape[1] <= right.shape[1] else (right, left)
-    if narrow.dtype == torch.float32 and narrow.shape[1] >= _LEAST_WIDTH:
+    if narrow.dtype == torch.float32 and narrow.shape[1] >= _LEAST_WIDTH and not prefers_onednn():
         product = torch.mm(wide.t(), narrow).t()
     else:
         product = linear(narrow.t(), wide.t())
@@ -279,6 +307,7 @@ __all__ = [
     "multiply_over_rows",
     "once_differentiable",
     "parallel_for",
+    "prefers_onednn",
     "reference_linear",
     "train_allocator",
     "warn_of_slow_type",

@@ -52,17 +52,27 @@ def calls(model, images, enabled=True):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("is_onednn_faster", [True, False])
 @given(
     batch=st.integers(1, 3),
     height=st.integers(8, 70),
     width=st.integers(8, 70),
     strip_bytes=st.sampled_from([1, 3000, 20000, 1 << 23]),
+    score_bytes=st.sampled_from([1, 1000, 1 << 22]),
 )
-@settings(max_examples=15, deadline=None)
-def test_fast_paths_equal_the_reference_forward_and_backward(dtype, batch, height, width, strip_bytes):
+@settings(max_examples=10, deadline=None)
+def test_fast_paths_equal_the_reference_forward_and_backward(
+    dtype, is_onednn_faster, batch, height, width, strip_bytes, score_bytes
+):
     model, images = encoder(dtype).train(), torch.randn(batch, 3, height, width, dtype=dtype)
     expected_features, expected_gradients = gradients_of(model, images, False)
-    with mock.patch.object(cpu_encoder_segformer, "STRIP_BYTES", strip_bytes):
+    limits = {
+        "STRIP_BYTES": strip_bytes,
+        "SCORE_BYTES": score_bytes,
+        "FEW_SCORES": 0,
+        "prefers_onednn": lambda: is_onednn_faster,
+    }
+    with mock.patch.multiple(cpu_encoder_segformer, **limits):
         fast, gradients = gradients_of(model, images, True)
         with torch.no_grad():
             without_gradient = features_of(model, images, True)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_segformer import SegFormerForSemanticSegmentation, cpu_runtime_segformer
-from hf_segformer.cpu_runtime_segformer import find_onednn, linear, multiply_over_rows, parallel_for
+from hf_segformer.cpu_runtime_segformer import find_onednn, linear, multiply_over_rows, parallel_for, prefers_onednn
 from tests.support.fast_paths import assert_near
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}
@@ -53,11 +53,41 @@ def test_a_product_with_bias_and_addend(shape, dtype):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("is_onednn_faster", [True, False])
 @pytest.mark.usefixtures("library")
-def test_a_product_over_rows(shape, dtype):
+def test_a_product_over_rows(shape, dtype, is_onednn_faster, monkeypatch):
+    monkeypatch.setattr(cpu_runtime_segformer, "prefers_onednn", lambda: is_onednn_faster)
     tokens, _, _, added = samples(*shape, dtype)
     for left, right in ((tokens, added), (added, tokens)):
         assert_near(multiply_over_rows(left, right), left.t() @ right, TOLERANCE[dtype])
+
+
+CPUINFO = "processor\t: 0\nvendor_id\t: {}\ncpu family\t: {}\nmodel\t\t: 17\n\nprocessor\t: 1\n"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "instructions", "expected"),
+    [
+        ("AuthenticAMD", 26, "AVX512", True),
+        ("AuthenticAMD", 26, "AVX2", False),
+        ("AuthenticAMD", 25, "AVX512", False),
+        ("GenuineIntel", 26, "AVX512", False),
+    ],
+)
+def test_onednn_is_preferred_on_zen_5(vendor, family, instructions, expected, monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text(CPUINFO.format(vendor, family))
+    monkeypatch.delenv("HF_SEGFORMER_PRODUCTS", raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    monkeypatch.setattr(cpu_runtime_segformer, "_CPUINFO", tmp_path / "cpuinfo")
+    assert prefers_onednn.__wrapped__() is expected
+    (tmp_path / "cpuinfo").unlink()
+    assert prefers_onednn.__wrapped__() is False
+    for value in ("onednn", "mkl"):
+        monkeypatch.setenv("HF_SEGFORMER_PRODUCTS", value)
+        assert prefers_onednn.__wrapped__() is (value == "onednn")
+    monkeypatch.setenv("HF_SEGFORMER_PRODUCTS", "blas")
+    with pytest.raises(ValueError, match="HF_SEGFORMER_PRODUCTS is 'blas'; expected 'onednn' or 'mkl'"):
+        prefers_onednn.__wrapped__()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -25,7 +25,7 @@ from .upsampling_segformer import WINDOW_WIDTH, Band, Windows, apart, cut_into_b
 
 _BAND_HEIGHT = 16  # with less, lower stages are multiplied too often; with more, a band leaves the cache
 _BAND_SIZE = 1 << 21  # floats of the sum at most
-_SMALL_SIZE = 1 << 21  # floats of the sum up to which PyTorch's own operations on all of it are faster
+_SMALL_SIZE = 1 << 20  # floats of the sum up to which PyTorch's own operations are faster; in training twice as many
 
 
 class Plan(NamedTuple):
@@ -144,7 +144,8 @@ def bind_decode_head(head: nn.Module, features: Sequence[Tensor]) -> tuple | str
         return "batch_norm has one value for each channel"
     if classifier.kernel_size != (1, 1):
         return "classifier is not a 1x1 convolution"
-    if len(features[0]) * features[0].shape[2:].numel() * norm.num_features <= _SMALL_SIZE:
+    size = len(features[0]) * features[0].shape[2:].numel() * norm.num_features
+    if size <= (2 * _SMALL_SIZE if head.training else _SMALL_SIZE):
         return "the sum of the stages is small"
     return head, features, tuple(head.parameters())
 

@@ -2,8 +2,8 @@
 
 Moving the Mix-FFN's fourfold hidden tokens in and out of memory costs more time on a CPU than the arithmetic. So it
 runs in strips of rows that stay in the cache, with depthwise convolution and GELU in one pass. Its gradient keeps
-nothing but the input and computes each strip once more, unless all of it is a single strip. Keys and values come from
-one product, and residuals are added by the product that makes the branch.
+nothing but the input and computes each strip once more, except where little memory is enough to keep all results. Keys
+and values come from one product, and residuals are added by the product that makes the branch.
 
 Weights are read, and joined, in every call: they can change without notice.
 
@@ -31,6 +31,7 @@ from .cpu_runtime_segformer import (
 from .dispatch_segformer import NAMESPACE, altered, altered_dropout, implement, needs_gradient
 
 STRIP_BYTES = 1 << 23  # of hidden tokens, or of queries, at once; a quarter of it costs 10 to 30 % more time
+KEPT_BYTES = 1 << 22  # of hidden tokens up to which training keeps them, and two results of their size
 FEW_SCORES = 1 << 16  # of a head: below, PyTorch's attention of all heads at once is faster in any case
 SCORE_BYTES = 1 << 22  # of attention's scores at once, which fit into two cores' second-level caches
 
@@ -66,12 +67,12 @@ class MixWeights(NamedTuple):
 class Hidden(NamedTuple):
     """Results of a strip that the gradient of Mix-FFN needs."""
 
-    normed: Tensor  # (B, H, W, C)
-    mean: Tensor  # (B, H, W, 1)
-    rstd: Tensor  # (B, H, W, 1)
+    normed: Tensor  # (B, H, W, C), of the rows seen
+    mean: Tensor  # (B, H, W, 1), as the next two
+    rstd: Tensor
     expanded: Tensor  # (B, H, W, E)
-    convolved: Tensor  # (B, H, W, E)
-    active: Tensor  # (B, H, W, E)
+    convolved: Tensor  # (B, H, W, E), of the strip's own rows
+    active: Tensor  # (B, H, W, E), of these, too
 
 
 class Strip(NamedTuple):
@@ -152,20 +153,21 @@ def mix_forward(tokens: Tensor, height: int, width: int, weights: MixWeights, ep
     return join(pieces).view_as(tokens)
 
 
-def mix_hidden(grid: Tensor, weights: MixWeights, eps: float, kept: slice) -> Hidden:
-    """Compute what the gradient of a strip needs, from its tokens (B, H, W, C) and those of its rows that are kept."""
+def mix_hidden(grid: Tensor, weights: MixWeights, eps: float, own: slice) -> Hidden:
+    """Compute what the gradient of a strip needs, from its tokens (B, H, W, C), of which some rows are its own."""
     normed, mean, rstd = torch.native_layer_norm(grid, (grid.shape[-1],), weights.norm, weights.norm_bias, eps)
     expanded = linear(normed, weights.expand, weights.expand_bias)
-    convolved = convolve(expanded, weights.kernel, weights.kernel_bias)[:, kept]
+    convolved = convolve(expanded, weights.kernel, weights.kernel_bias)[:, own]
     return Hidden(normed, mean, rstd, expanded, convolved, F.gelu(convolved))
 
 
 class Mix(torch.autograd.Function):
-    """`mix_forward` with a gradient that keeps nothing but the input, which the residual keeps anyway, or one strip.
+    """`mix_forward` with a gradient that keeps nothing but the input, which the residual keeps anyway.
 
-    The hidden tokens of a strip are computed once more if there are several. The strip then returns the gradients that
-    come from its own rows' outputs, which reach one row beyond it; as everything before the convolution is the same for
-    all rows, or adds up over them, the contributions of neighbouring strips to a row between them are summed.
+    The hidden tokens of a strip are computed once more. The strip then returns the gradients that come from its own
+    rows' outputs, which reach one row beyond it; as everything before the convolution is the same for all rows, or adds
+    up over them, the contributions of neighbouring strips to a row between them are summed. Up to `KEPT_BYTES` there is
+    one strip, and its results are kept.
     """
 
     @staticmethod
@@ -175,8 +177,9 @@ class Mix(torch.autograd.Function):
         # changing one before the backward pass is no error.
         norm, norm_bias, *pairs = weights
         saved = [each.clone() if index % 2 else each for index, each in enumerate(pairs)]
-        ctx.layout, weights = (height, width, eps, residual), MixWeights(*weights)
-        if tokens.shape[:2].numel() * len(weights.expand) * tokens.element_size() > STRIP_BYTES:
+        ctx.layout = height, width, eps, residual
+        weights = MixWeights(*weights)
+        if tokens.shape[:2].numel() * len(weights.expand) * tokens.element_size() > min(KEPT_BYTES, STRIP_BYTES):
             ctx.save_for_backward(tokens, norm, norm_bias, *saved)
             return mix_forward(tokens, height, width, weights, eps, residual)
         train_allocator()
@@ -207,11 +210,11 @@ def mix_backward(
     width: int,
     weights: MixWeights,
     eps: float,
-    kept: Hidden | None = None,
+    saved: Hidden | None = None,
 ) -> tuple[Tensor, MixWeights]:
     """Differentiate `mix_forward` without residual: (B, N, C) -> gradients of the tokens (B, N, C) and the weights.
 
-    `kept` are the results of the forward pass if all of it was a single strip; without them they are computed again.
+    `saved` are the results of the forward pass if they were kept, of a single strip.
     """
     batch, _, channels = tokens.shape
     num_hidden = len(weights.expand)
@@ -221,24 +224,26 @@ def mix_backward(
     grads.shrink_bias.copy_(grad_out.sum((0, 1, 2)))
     for strip in cut(batch, height, width * num_hidden * tokens.element_size(), STRIP_BYTES, halo=1):
         seen, rows = (strip.images, strip.seen), (strip.images, strip.rows)
-        hidden = kept or mix_hidden(grid[seen], weights, eps, strip.kept)
+        normed, mean, rstd, expanded, convolved, active = saved or mix_hidden(grid[seen], weights, eps, strip.kept)
         grad_rows = grad_out[rows].reshape(-1, channels)
-        grads.shrink.add_(multiply_over_rows(grad_rows, hidden.active.view(-1, num_hidden)))
-        grad = linear(grad_rows, weights.shrink.t()).view_as(hidden.convolved)
-        grad = torch.ops.aten.gelu_backward.default(grad, hidden.convolved)
+        grads.shrink.add_(multiply_over_rows(grad_rows, active.view(-1, num_hidden)))
+        del active
+        grad = linear(grad_rows, weights.shrink.t()).view_as(convolved)
+        grad = torch.ops.aten.gelu_backward.default(grad, convolved)
+        del convolved
         grad = F.pad(grad, (0, 0, 0, 0, *strip.missing)) if any(strip.missing) else grad
         grad, grad_kernel, grad_kernel_bias = torch.ops.aten.convolution_backward.default(
-            *(tensor.permute(0, 3, 1, 2) for tensor in (grad, hidden.expanded)),
+            *(tensor.permute(0, 3, 1, 2) for tensor in (grad, expanded)),
             *(weights.kernel, [num_hidden], [1, 1], [1, 1], [1, 1], False, [0, 0], num_hidden, [True] * 3),
         )
         grads.kernel.add_(grad_kernel)
         grads.kernel_bias.add_(grad_kernel_bias)
         grad = grad.permute(0, 2, 3, 1).reshape(-1, num_hidden)
-        grads.expand.add_(multiply_over_rows(grad, hidden.normed.view(-1, channels)))
+        grads.expand.add_(multiply_over_rows(grad, normed.view(-1, channels)))
         grads.expand_bias.add_(grad.sum(0))
         grad, grad_norm, grad_norm_bias = torch.ops.aten.native_layer_norm_backward.default(
-            linear(grad, weights.expand.t()).view_as(hidden.normed),
-            *(grid[seen], [channels], hidden.mean, hidden.rstd, weights.norm, weights.norm_bias, [True] * 3),
+            linear(grad, weights.expand.t()).view_as(normed),
+            *(grid[seen], [channels], mean, rstd, weights.norm, weights.norm_bias, [True] * 3),
         )
         grads.norm.add_(grad_norm)
         grads.norm_bias.add_(grad_norm_bias)

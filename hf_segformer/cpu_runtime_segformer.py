@@ -35,11 +35,11 @@ _LEAST_WIDTH = 16  # columns from which on MKL sums over rows faster than oneDNN
 
 @cache
 def prefers_onednn() -> bool:
-    """Return True where oneDNN's products are so much faster than MKL's that everything else comes second.
+    """Return True where oneDNN's products are so much faster than MKL's that copies of their operands pay.
 
-    That is on AMD's Zen 5 and later with AVX-512 (twice as fast; on Zen 3 and 4, and with AVX2, about as fast). A rule,
-    not a measurement, so that a processor gives the same bits in every run; HF_SEGFORMER_PRODUCTS, onednn or mkl, sets
-    it by hand.
+    That is on AMD's Zen 5 and later under Linux, with AVX-512: twice as fast, where on Zen 3 and 4 both take about as
+    long. A rule, not a measurement, which could change the last bits of a resumed run. HF_SEGFORMER_PRODUCTS, onednn or
+    mkl, sets it by hand; it is read once a process.
 
     Raises:
         ValueError: if the variable has another value.
@@ -102,8 +102,8 @@ def linear(
 def multiply_over_rows(left: Tensor, right: Tensor) -> Tensor:
     """Multiply `left.T @ right`, which sums over the long dimension: (P, N) and (P, K) -> (N, K).
 
-    oneDNN copies both factors to transpose them, which takes as long as the product. MKL does not, but is slow where a
-    side is very short.
+    oneDNN copies both factors to transpose them, which takes as long as the product. So float32 goes to PyTorch's own
+    library, MKL as a rule, except where that is slow: a side shorter than 16, or Zen 5 (see `prefers_onednn`).
     """
     narrow, wide = (left, right) if left.shape[1] <= right.shape[1] else (right, left)
     if narrow.dtype == torch.float32 and narrow.shape[1] >= _LEAST_WIDTH and not prefers_onednn():

@@ -1,4 +1,4 @@
-"""Bilinear upsampling followed by cross entropy or argmax, without ever holding logits at full size.
+"""Bilinear upsampling followed by cross entropy or argmax, without holding large logits at full size.
 
 SegFormer's logits come at a quarter of the image's sides; loss and segmentation map are wanted at full size. Upsampled,
 150 classes take more memory, and more time, than the network. The fast paths here cut an image into bands of a few
@@ -24,7 +24,7 @@ from .dispatch_segformer import implement, run_fast
 
 _BAND_SIZE = 1 << 20  # floats: much larger bands leave the cache, smaller ones spend their time in Python
 _ARGMAX_BAND_SIZE = 1 << 19  # a quarter less memory in the same time; half of it takes twice the time
-_SMALL_SIZE = 1 << 22  # floats at full size: up to here PyTorch's own cross entropy is faster
+_SMALL_SIZE = 1 << 22  # floats at full size, up to which PyTorch's own cross entropy is faster on a CPU
 _BAND_HEIGHT = 32  # rows at most: the product with the weights of S rows wastes work where S is large
 WINDOW_WIDTH = 32  # columns, for the same reason
 
@@ -313,14 +313,19 @@ def _upsample_windows(rows: Tensor, band: Band, windows: Windows, chosen: Tensor
 def bind_cross_entropy(
     _: None, logits: Tensor, labels: Tensor, ignore_index: int, weight: Tensor | None, label_smoothing: float
 ) -> tuple | str:
-    """Return the operands of `fused_cross_entropy`."""
+    """Return the operands of a cross entropy that upsamples by itself."""
     if logits.shape[1] < 2:
         return "there is one logit"  # at full size it is no larger than the labels
-    if not labels.numel():
-        return "there are no labels"
+    return (logits, labels, ignore_index, weight, label_smoothing) if labels.numel() else "there are no labels"
+
+
+def bind_bands(
+    _: None, logits: Tensor, labels: Tensor, ignore_index: int, weight: Tensor | None, label_smoothing: float
+) -> tuple | str:
+    """Return the operands of `fused_cross_entropy`."""
     if labels.numel() * logits.shape[1] <= _SMALL_SIZE:
         return "logits of this size are small"
-    return logits, labels, ignore_index, weight, label_smoothing
+    return bind_cross_entropy(_, logits, labels, ignore_index, weight, label_smoothing)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -471,7 +476,7 @@ def multiply_windows(weights: Tensor, columns: Tensor, out: Tensor) -> None:
     torch.bmm(weights, columns.view(-1, num_old, num_classes), out=out.view(-1, num_new, num_classes))
 
 
-implement("upsample_cross_entropy", "cpu_bands", bind_cross_entropy, fused_cross_entropy)
+implement("upsample_cross_entropy", "cpu_bands", bind_bands, fused_cross_entropy)
 implement("upsample_argmax", "cpu_bands", bind_argmax, fused_argmax)
 
 __all__ = ["upsample_argmax", "upsample_cross_entropy"]

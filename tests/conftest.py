@@ -14,7 +14,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
+from hf_segformer import (
+    SegFormerConfig,
+    SegFormerForSemanticSegmentation,
+    cpu_decode_head_segformer,
+    upsampling_segformer,
+)
 from tests.support.tiny import TINY
 
 
@@ -26,6 +31,16 @@ def _seed():
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def small_sizes(monkeypatch):
+    """Let fast paths take the small images of tests, too; return the sizes up to which they leave them to PyTorch."""
+    modules = cpu_decode_head_segformer, upsampling_segformer
+    sizes = {module: module._SMALL_SIZE for module in modules}
+    for module in modules:
+        monkeypatch.setattr(module, "_SMALL_SIZE", 0)
+    return sizes
 
 
 @pytest.fixture

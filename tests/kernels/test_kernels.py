@@ -248,7 +248,8 @@ def _refusals():
     found.append(outcome(logits))
     set_fast_paths(True)
     with record_fast_paths() as calls:
-        run_fast("upsample_cross_entropy", None, logits, torch.zeros(1, 4, 4, dtype=torch.long), 255, None, 0.0)
+        labels = torch.zeros(1, 1500, 1500, dtype=torch.long)  # not a small image
+        run_fast("upsample_cross_entropy", None, torch.zeros(1, 2, 375, 375), labels, 255, None, 0.0)
     disable()
     return found, calls
 

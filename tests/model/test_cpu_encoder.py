@@ -59,17 +59,20 @@ def calls(model, images, enabled=True):
     width=st.integers(8, 70),
     strip_bytes=st.sampled_from([1, 3000, 20000, 1 << 23]),
     score_bytes=st.sampled_from([1, 1000, 1 << 22]),
+    few_scores=st.sampled_from([0, 1 << 16]),
+    kept_bytes=st.sampled_from([0, 1 << 22]),
 )
 @settings(max_examples=10, deadline=None)
 def test_fast_paths_equal_the_reference_forward_and_backward(
-    dtype, is_onednn_faster, batch, height, width, strip_bytes, score_bytes
+    dtype, is_onednn_faster, batch, height, width, strip_bytes, score_bytes, few_scores, kept_bytes
 ):
     model, images = encoder(dtype).train(), torch.randn(batch, 3, height, width, dtype=dtype)
     expected_features, expected_gradients = gradients_of(model, images, False)
     limits = {
         "STRIP_BYTES": strip_bytes,
         "SCORE_BYTES": score_bytes,
-        "FEW_SCORES": 0,
+        "FEW_SCORES": few_scores,
+        "KEPT_BYTES": kept_bytes,
         "prefers_onednn": lambda: is_onednn_faster,
     }
     with mock.patch.multiple(cpu_encoder_segformer, **limits):
@@ -266,3 +269,16 @@ def test_strips_cover_every_row_once(batch, height, limit, halo):
         assert strip.seen.start == max(strip.rows.start - halo, 0)
         assert strip.seen.stop == min(strip.rows.stop + halo, height)
     assert (seen == 1).all()
+
+
+@pytest.mark.parametrize(("kept_bytes", "is_kept"), [(0, False), (1 << 22, True)])
+def test_training_keeps_hidden_tokens_only_while_they_are_few(kept_bytes, is_kept, monkeypatch):
+    monkeypatch.setattr(cpu_encoder_segformer, "KEPT_BYTES", kept_bytes)
+    model, images = encoder(depths=[1, 1, 1, 1]).train(), torch.randn(2, 3, 64, 64)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor.shape) or tensor, lambda each: each
+    ):
+        features_of(model, images, True)
+    hidden = torch.Size([2, 16, 16, 4 * 8])  # of the first stage
+    assert saved.count(hidden) == (3 if is_kept else 0)

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from hf_segformer import SegFormerForImageClassification, SegFormerForSemanticSegmentation, set_fast_paths
+from hf_segformer import (
+    SegFormerForImageClassification,
+    SegFormerForSemanticSegmentation,
+    cpu_decode_head_segformer,
+    set_fast_paths,
+    upsampling_segformer,
+)
 from hf_segformer.dispatch_segformer import explain_fast_paths
 from tests.support.tiny import TWO_STAGES
 
@@ -147,6 +153,19 @@ def test_small_images_are_left_to_pytorch(model, images, small_sizes, monkeypatc
     assert explained["decode_head"] == "folded"
     assert explained["upsample_cross_entropy"] == "reference: logits of this size are small"
     assert explained["upsample_argmax"] == "cpu_bands"
-    sizes = {module.__name__.rpartition(".")[2]: size for module, size in small_sizes.items()}
-    assert sizes["cpu_decode_head_segformer"] < 4 * 128 * 128 * 256, "four crops of 512x512, B0"
-    assert sizes["upsampling_segformer"] < 4 * 512 * 512 * 150, "as many, 150 classes"
+
+
+def test_what_counts_as_small(model, images, monkeypatch):
+    [batch, _, height, width], dim = images.shape, model.config.decoder_hidden_size
+    grid = batch * -(-height // 4) * -(-width // 4)
+    size = grid * dim
+    for limit, training, implementation in (
+        *((size, False, "folded"), (size - 1, False, "cpu_bands")),
+        *((-(-size // 2), True, "folded"), (size // 2 - 1, True, "cpu_bands")),
+    ):
+        monkeypatch.setattr(cpu_decode_head_segformer, "_SMALL_SIZE", limit)
+        assert explain(model.train(training), images)["decode_head"] == implementation
+    size = images[:, 0].numel() * model.config.num_labels
+    for limit, implementation in ((size, "reference: logits of this size are small"), (size - 1, "cpu_bands")):
+        monkeypatch.setattr(upsampling_segformer, "_SMALL_SIZE", limit)
+        assert explain(model, images)["upsample_cross_entropy"] == implementation

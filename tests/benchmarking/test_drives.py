@@ -1,0 +1,67 @@
+"""The comparison on drives held out: its runs are recipes, and the page shows what was measured."""
+
+import pytest
+from PIL import Image
+
+from benchmarks import drives
+from hf_segformer.training.recipe import read_recipe
+
+
+def run_of(part, iou, seed=0, held_out="0001TP", **others):
+    return {
+        "part": part,
+        "held_out": held_out,
+        "seed": seed,
+        "mean_iou": iou,
+        "classes": {"sky": iou, "pole": None},
+        "processor_seconds": 10.0,
+        "commit": "one",
+        "processor": "a processor",
+        "torch": "2",
+        **others,
+    }
+
+
+def test_every_part_is_a_recipe_of_its_own(tmp_path):
+    seen = []
+    for part in drives.PARTS:
+        recipe = read_recipe(drives.RECIPE, [*drives.SETTINGS, *part.overrides, f"data.root={tmp_path}"])
+        recipe.check_trainable()
+        assert part.is_pretrained or recipe.tables not in seen, part.name
+        seen.append(recipe.tables)
+    assert len({part.name for part in drives.PARTS}) == len(drives.PARTS)
+
+
+def test_the_page_is_written_from_the_file():
+    assert drives.PAGE.read_text() == drives.render(drives.read_runs(drives.FILE))
+
+
+def test_a_table_for_each_drive_with_the_gain_over_the_recipe():
+    runs = [
+        run_of("recipe", 0.5),
+        run_of("recipe", 0.6, held_out="0006R0"),
+        run_of(drives.PARTS[1].name, 0.53, processor_seconds=15.0, commit="two"),
+        run_of("recipe", 0.52, seed=1),
+    ]
+    page = drives.render(runs)
+    assert "## Held out: 0001TP, at dusk" in page
+    assert "| recipe | 51.0 | 50.0, 52.0 |  | 1.00x |" in page
+    assert f"| {drives.PARTS[1].name} | 53.0 | 53.0 | +3.0 | 1.50x |" in page
+    assert f"| {drives.PARTS[1].name} | 53 |  |" in page
+    assert "| recipe | 60.0 | 60.0 |  | 1.00x |" in page
+    assert "differ by up to 2.0 points" in page
+    assert "commits one, two" in page
+
+
+def test_images_of_the_drive_held_out_are_not_pretrained_on(tmp_path):
+    (tmp_path / "train").mkdir()
+    for name in ("0001TP_1.png", "0006R0_1.png", "0016E5_1.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / "train" / name)
+    folder = drives.image_folder(tmp_path, "0001TP", tmp_path / "images")
+    assert [path.name for path in sorted(folder.iterdir())] == ["0006R0_1.png", "0016E5_1.png"]
+
+
+def test_an_unknown_part_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        drives.main(["no such part"])
+    assert "no part is called no such part" in capsys.readouterr().err

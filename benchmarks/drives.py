@@ -2,7 +2,8 @@
 
 CamVid's training images come from three drives. One is held out, the recipe trains on the other two, once for every
 option alone and for as many steps, and the mean IoU is that of the drive held out. The images of val are not used: they
-come from one of the drives that are trained on. Runs are independent; several processes may share the file.
+come from one of the drives that are trained on. Several processes may share the file if they measure different parts or
+seeds.
 """
 
 import argparse
@@ -81,6 +82,11 @@ class Part(NamedTuple):
     overrides: tuple[str, ...] = ()
     is_pretrained: bool = False
 
+    @property
+    def settings(self) -> list[str]:
+        """All that a run of this part depends on, but for drive and seed."""
+        return [*SETTINGS, *self.overrides, *(PRETRAINING if self.is_pretrained else ())]
+
 
 def _single(setting: str) -> Part:
     key, _, value = setting.partition("=")
@@ -144,13 +150,12 @@ def measure(part: Part, data: Path, held_out: str, seed: int, path: Path) -> Non
         metrics = train(part, data, held_out, seed, Path(folder))
     run = {
         "part": part.name,
-        "overrides": list(part.overrides),
         "held_out": held_out,
         "seed": seed,
         "mean_iou": round(metrics["mean_iou"], 4),
         "classes": {each["name"]: each["iou"] and round(each["iou"], 4) for each in metrics["classes"]},
         "processor_seconds": round(time.process_time() - began, 1),
-        "settings": [*SETTINGS, *(PRETRAINING if part.is_pretrained else ())],
+        "settings": part.settings,
         "date": datetime.date.today().isoformat(),
         **{name: machine()[name] for name in ("processor", "instructions", "torch", "commit")},
     }
@@ -160,19 +165,20 @@ def measure(part: Part, data: Path, held_out: str, seed: int, path: Path) -> Non
 
 
 def read_runs(path: Path) -> list[dict[str, Any]]:
-    """Runs on record, by seed; none if there is no file."""
-    if not path.exists():
-        return []
-    return sorted((json.loads(line) for line in path.read_text("utf-8").splitlines()), key=lambda run: run["seed"])
+    """Runs on record that have today's settings, by seed; none if there is no file."""
+    settings = {part.name: part.settings for part in PARTS}
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    runs = [run for run in map(json.loads, lines) if run["settings"] == settings.get(run["part"])]
+    return sorted(runs, key=lambda run: run["seed"])
 
 
 def render(runs: Sequence[dict[str, Any]]) -> str:
     """Write the page from what was measured."""
     tables: dict[str, dict[str, Any]] = {}
     for run in runs:
-        columns = {"mean_iou": [], "processor_seconds": [], "commits": []}
+        columns = {"seeds": [], "mean_iou": [], "processor_seconds": []}
         row = tables.setdefault(run["held_out"], {}).setdefault(run["part"], columns)
-        for column, key in (("mean_iou", "mean_iou"), ("processor_seconds",) * 2, ("commits", "commit")):
+        for column, key in zip(columns, ("seed", "mean_iou", "processor_seconds"), strict=True):
             row[column].append(run[key])
     spreads = [
         max(row["mean_iou"]) - min(row["mean_iou"])
@@ -181,10 +187,10 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
         if len(row["mean_iou"]) > 1
     ]
     noise = (
-        f"Seeds of one row differ by up to {100 * max(spreads, default=0):.1f} points: smaller differences are none."
+        f"Seeds of one row differ by up to {100 * max(spreads, default=0):.1f} points: smaller differences are noise."
     )
     lines = [
-        "# What helps on another drive",
+        "# Options on another drive",
         "",
         "`python -m benchmarks.drives --data DIR` measures this and writes the page; no number is written by hand.",
         "",
@@ -201,7 +207,7 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
             lines += [f"## Held out: {held_out}, {DRIVES[held_out]}", "", *comparison_table(names, rows), ""]
             lines += _classes([run for run in runs if run["held_out"] == held_out], names)
     processors = ", ".join(Counter(f"{run['processor']}, PyTorch {run['torch']}" for run in runs))
-    commits = commits_of({name: row for rows in tables.values() for name, row in rows.items()})
+    commits = commits_of(run["commit"] for run in runs)
     lines += [f"Recipe `{RECIPE}` with `{' '.join(SETTINGS)}`. {processors}, 1 thread,", f"{commits}.", ""]
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,8 +150,9 @@ def render(found: dict[str, Any]) -> str:
     noise = "Each row is one run so far: small effects are noise."
     if twice:
         spread = max(max(values) - min(values) for values in twice)
-        noise = f"Two seeds of one row differ by up to {100 * spread:.1f} points: smaller effects are none."
+        noise = f"Two seeds of one row differ by up to {100 * spread:.1f} points: smaller effects are noise."
     settings = [each for each in found["settings"] if "trainer.use" not in each]
+    commits = commits_of(commit for row in runs.values() for commit in row["commits"])
     absent = [each.name for each in VARIANTS if each.name not in runs]
     lines = [
         "# Effect of training options",
@@ -171,31 +172,37 @@ def render(found: dict[str, Any]) -> str:
         "the learning rate. Early stopping has no row: it ends a training sooner, and changes nothing in it.",
         "",
         f"Recipe `{found['recipe']}` with `{' '.join(settings)}`. {found['processor']}, {found['threads']} thread,",
-        f"PyTorch {found['torch']}, {commits_of(runs)}, {found['date']}.",
+        f"PyTorch {found['torch']}, {commits}, {found['date']}.",
         "",
     ]
     return "\n".join(lines)
 
 
-def commits_of(runs: dict[str, Any]) -> str:
-    """Commits of all runs, in the order of the rows."""
-    found = list(dict.fromkeys(commit for row in runs.values() for commit in row["commits"]))
+def commits_of(commits: Iterable[str]) -> str:
+    """Name commits, each once."""
+    found = list(dict.fromkeys(commits))
     return f"{'commit' if len(found) == 1 else 'commits'} {', '.join(found)}"
 
 
 def comparison_table(names: Sequence[str], runs: dict[str, Any]) -> list[str]:
-    """Rows of runs that have some; the first name is what the others are compared with, seed by seed."""
+    """Rows of runs that have some; the first name is what the others are compared with, seed by seed.
+
+    Args:
+        names: in the order of the rows.
+        runs: of each name, lists of equal length: `seeds`, `mean_iou` and `processor_seconds`.
+    """
     base = names[0]
+    without = dict(zip(runs[base]["seeds"], runs[base]["mean_iou"], strict=True))
     lines = ["| option | mean IoU, % | each seed | difference, points | time |", "| --- | --- | --- | --- | --- |"]
     for name in (name for name in names if name in runs):
         values, seconds = runs[name]["mean_iou"], statistics.mean(runs[name]["processor_seconds"])
-        pairs = zip(values, runs[base]["mean_iou"], strict=False)  # of the seeds that both have
-        gain = statistics.mean(value - without for value, without in pairs)
+        pairs = zip(runs[name]["seeds"], values, strict=True)
+        gains = [value - without[seed] for seed, value in pairs if seed in without]
         cells = (
             name,
             f"{100 * statistics.mean(values):.1f}",
             ", ".join(f"{100 * value:.1f}" for value in values),
-            "" if name == base else f"{100 * gain:+.1f}",
+            "" if name == base or not gains else f"{100 * statistics.mean(gains):+.1f}",
             f"{seconds / statistics.mean(runs[base]['processor_seconds']):.2f}x",
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -205,6 +212,7 @@ def comparison_table(names: Sequence[str], runs: dict[str, Any]) -> list[str]:
 def _section(start: str, runs: dict[str, Any]) -> list[str]:
     """Heading and table of the variants that begin alike."""
     names = [each.name for each in VARIANTS if each.start == start]
+    runs = {name: {**row, "seeds": SEEDS[: len(row["mean_iou"])]} for name, row in runs.items()}
     return [f"## Training {start}", "", *comparison_table(names, runs), ""] if names[0] in runs else []
 
 

@@ -84,7 +84,7 @@ class Part(NamedTuple):
 
     @property
     def settings(self) -> list[str]:
-        """All that a run of this part depends on, but for drive and seed."""
+        """All that a run of this part depends on, except drive and seed."""
         return [*SETTINGS, *self.overrides, *(PRETRAINING if self.is_pretrained else ())]
 
 

@@ -186,9 +186,9 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
         for row in rows.values()
         if len(row["mean_iou"]) > 1
     ]
-    noise = (
-        f"Seeds of one row differ by up to {100 * max(spreads, default=0):.1f} points: smaller differences are noise."
-    )
+    noise = "Each row is one run so far: small differences are noise."
+    if spreads:
+        noise = f"Seeds of one row differ by up to {100 * max(spreads):.1f} points: smaller differences are noise."
     lines = [
         "# Options on another drive",
         "",
@@ -198,7 +198,7 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
         "and the mean IoU is that of the drive held out: val comes from a drive that is trained on, and tells nothing",
         f"about another road or hour. Each option alone, from random weights, for {_steps()} steps of 8 images, where",
         "it says nothing else. That is a fifteenth of the whole recipe: what needs long training, such as strong",
-        f"augmentation against overfitting, shows less here than it may give. {noise if spreads else ''}".rstrip(),
+        f"augmentation against overfitting, shows less here than it may give. {noise}",
         "",
     ]
     for held_out, rows in tables.items():

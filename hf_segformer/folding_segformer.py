@@ -51,6 +51,9 @@ def fold(head: nn.Module) -> tuple[list[Tensor], Tensor]:
 def fuse_folded(head: nn.Module, features: Sequence[Tensor]) -> Tensor:
     """Project each stage's (B, C, H, W) by its matrix, upsample and add up -> (B, D, H, W) at the first one's size."""
     matrices, bias = fold(head)
+    if isinstance(head.batch_norm, nn.BatchNorm2d | nn.SyncBatchNorm) and head.batch_norm.training:
+        # Subtracting the mean removes the bias: its gradient is 0, not a rounding error that Adam would make a step of.
+        bias = bias.detach() + 0 * bias
     first, *others = [
         reference_linear(stage.permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
         for stage, matrix in zip(features, matrices, strict=True)

@@ -33,9 +33,12 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def small_sizes(monkeypatch):
-    """Let fast paths take the small images of tests, too; return the sizes up to which they leave them to PyTorch."""
+    """Let fast paths take the small images of a test, too; return the sizes up to which they leave them to PyTorch.
+
+    Not for runs that are compared with those of other processes or fixtures, which do not see the change.
+    """
     modules = cpu_decode_head_segformer, upsampling_segformer
     sizes = {module: module._SMALL_SIZE for module in modules}
     for module in modules:

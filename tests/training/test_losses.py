@@ -12,6 +12,7 @@ from hf_segformer.config import LOSS_TERMS
 from hf_segformer.training.losses import SegmentationLoss, class_weights
 from hf_segformer.upsampling_segformer import upsample, upsample_cross_entropy
 
+pytestmark = pytest.mark.usefixtures("small_sizes")
 WEIGHTS = {1: [0.5, 2.0], 4: [0.5, 2.0, 1.0, 3.0]}
 
 

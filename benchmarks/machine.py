@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from hf_segformer.cpu_runtime_segformer import first_processor
 
 ROOT = Path(__file__).resolve().parent.parent
 _RUNTIMES = ("onnxruntime", "openvino")
@@ -43,7 +44,7 @@ def instructions() -> str:
 
 def processor_of_cpuinfo(text: str) -> str:
     """Return a processor's name from the text of /proc/cpuinfo, with AMD's generation; "" if there is none."""
-    fields = dict(re.findall(r"^([^\t:]+?)\s*: (.*)$", text.partition("\n\n")[0], re.MULTILINE))
+    fields = first_processor(text)
     name = fields.get("model name", "").strip()
     if fields.get("vendor_id") != "AuthenticAMD":
         return name

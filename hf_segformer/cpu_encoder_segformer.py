@@ -68,8 +68,8 @@ class Hidden(NamedTuple):
     """Results of a strip that the gradient of Mix-FFN needs."""
 
     normed: Tensor  # (B, H, W, C), of the rows seen
-    mean: Tensor  # (B, H, W, 1), as the next two
-    rstd: Tensor
+    mean: Tensor  # (B, H, W, 1)
+    rstd: Tensor  # (B, H, W, 1)
     expanded: Tensor  # (B, H, W, E)
     convolved: Tensor  # (B, H, W, E), of the strip's own rows
     active: Tensor  # (B, H, W, E), of these, too

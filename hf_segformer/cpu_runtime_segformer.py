@@ -53,8 +53,13 @@ def prefers_onednn() -> bool:
         text = _CPUINFO.read_text()
     except OSError:  # not Linux
         return False
-    fields = dict(re.findall(r"^([^\t:]+?)\s*: (.*)$", text.partition("\n\n")[0], re.MULTILINE))
+    fields = first_processor(text)
     return fields.get("vendor_id") == "AuthenticAMD" and int(fields.get("cpu family", 0)) >= _ZEN_5
+
+
+def first_processor(cpuinfo: str) -> dict[str, str]:
+    """Return the fields of the first processor in the text of /proc/cpuinfo."""
+    return dict(re.findall(r"^([^\t:]+?)\s*: (.*)$", cpuinfo.partition("\n\n")[0], re.MULTILINE))
 
 
 def find_onednn(name: str, *tensors: Tensor) -> Any:
@@ -303,6 +308,7 @@ if hasattr(os, "register_at_fork"):  # none of the parent's calls runs in the ch
 
 __all__ = [
     "find_onednn",
+    "first_processor",
     "linear",
     "multiply_over_rows",
     "once_differentiable",

@@ -323,9 +323,9 @@ def bind_bands(
     _: None, logits: Tensor, labels: Tensor, ignore_index: int, weight: Tensor | None, label_smoothing: float
 ) -> tuple | str:
     """Return the operands of `fused_cross_entropy`."""
-    if labels.numel() * logits.shape[1] <= _SMALL_SIZE:
-        return "logits of this size are small"
-    return bind_cross_entropy(_, logits, labels, ignore_index, weight, label_smoothing)
+    operands = bind_cross_entropy(None, logits, labels, ignore_index, weight, label_smoothing)
+    is_small = labels.numel() * logits.shape[1] <= _SMALL_SIZE
+    return "logits of this size are small" if is_small and not isinstance(operands, str) else operands
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -48,10 +48,16 @@ def fold(head: nn.Module) -> tuple[list[Tensor], Tensor]:
     return matrices, sum(biases)
 
 
+def _subtracts_mean(norm: nn.Module) -> bool:
+    """Return True if the layer is a BatchNorm in training whose input nothing changes or sees before it."""
+    is_batch_norm = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
+    return is_batch_norm and norm.training and not altered("batch_norm", norm, type(norm))
+
+
 def fuse_folded(head: nn.Module, features: Sequence[Tensor]) -> Tensor:
     """Project each stage's (B, C, H, W) by its matrix, upsample and add up -> (B, D, H, W) at the first one's size."""
     matrices, bias = fold(head)
-    if isinstance(head.batch_norm, nn.BatchNorm2d | nn.SyncBatchNorm) and head.batch_norm.training:
+    if _subtracts_mean(head.batch_norm):
         # Subtracting the mean removes the bias: its gradient is 0, not a rounding error that Adam would make a step of.
         bias = bias.detach() + 0 * bias
     first, *others = [

@@ -35,10 +35,9 @@ RECIPE = "camvid_b0"
 DRIVE = "^([^_]+)_"  # in the name of an image
 DRIVES = {"0001TP": "at dusk", "0006R0": "by day", "0016E5": "by day, the drive of val"}
 HELD_OUT = "0001TP"
+SHORT = ("augmentation.crop_size=128", "trainer.max_steps=600", "trainer.warmup_steps=60")
+LONG = ("augmentation.crop_size=192", "trainer.max_steps=2000", "trainer.warmup_steps=200")
 SETTINGS = (
-    "augmentation.crop_size=128",
-    "trainer.max_steps=600",
-    "trainer.warmup_steps=60",
     "trainer.eval_strategy=no",
     "trainer.save_strategy=no",
     "trainer.dataloader_num_workers=0",
@@ -65,6 +64,8 @@ LIGHT = (
     "augmentation.shadow=0.6",
 )
 CAMERA = ("augmentation.blur=1.5", "augmentation.noise=10", "augmentation.jpeg=40")
+CUTMIX = "augmentation.cutmix=0.5"
+CLASS_BALANCE = "augmentation.class_balance=0.5"
 FILE = RESULTS / "camvid_drives.jsonl"
 PAGE = ROOT / "docs" / "camvid-drives.md"
 
@@ -76,16 +77,23 @@ class Part(NamedTuple):
         name: name in the table.
         overrides: of the recipe.
         is_pretrained: begin with an encoder pre-trained on the same images without masks.
+        budget: crop and steps; the first part of each budget is what its others are compared with.
     """
 
     name: str
     overrides: tuple[str, ...] = ()
     is_pretrained: bool = False
+    budget: tuple[str, ...] = SHORT
+
+    @property
+    def recipe_settings(self) -> list[str]:
+        """Overrides of the recipe."""
+        return [*self.budget, *SETTINGS, *self.overrides]
 
     @property
     def settings(self) -> list[str]:
         """All that a run of this part depends on, except drive and seed."""
-        return [*SETTINGS, *self.overrides, *(PRETRAINING if self.is_pretrained else ())]
+        return [*self.recipe_settings, *(PRETRAINING if self.is_pretrained else ())]
 
 
 def _single(setting: str) -> Part:
@@ -101,14 +109,18 @@ PARTS = (
     Part("light and camera", (*LIGHT, *CAMERA)),
     _single("augmentation.distortion=0"),
     _single("augmentation.scale=[0.5, 2.0]"),
-    _single("augmentation.cutmix=0.5"),
+    _single(CUTMIX),
     _single("augmentation.classmix=0.5"),
-    _single("augmentation.class_balance=0.5"),
+    _single(CLASS_BALANCE),
+    Part("CutMix and class balance", (CUTMIX, CLASS_BALANCE)),
     _single("loss.class_weights=log"),
     _single("ema.decay=0.99"),
     _single("model.drop_path_rate=0"),
     _single("model.drop_path_rate=0.2"),
     Part("masked images before, 800 steps", is_pretrained=True),
+    Part("recipe, longer", budget=LONG),
+    Part("CutMix and class balance, longer", (CUTMIX, CLASS_BALANCE), budget=LONG),
+    Part("CutMix, class balance, light and camera, longer", (CUTMIX, CLASS_BALANCE, *LIGHT, *CAMERA), budget=LONG),
 )
 
 
@@ -124,8 +136,7 @@ def image_folder(data: Path, held_out: str, folder: Path) -> Path:
 def train(part: Part, data: Path, held_out: str, seed: int, folder: Path) -> dict[str, Any]:
     """Train in a folder, without a drive, and return the metrics of that drive."""
     overrides = [
-        *SETTINGS,
-        *part.overrides,
+        *part.recipe_settings,
         f"split.group={DRIVE}",
         f'split.hold_out=["{held_out}"]',
         f"data.root={data}",
@@ -196,24 +207,27 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
         "",
         "CamVid's training images come from three drives. One is held out, `camvid_b0` is trained on the other two,",
         "and the mean IoU is that of the drive held out: val comes from a drive that is trained on, and tells nothing",
-        f"about another road or hour. Each option alone, from random weights, for {_steps()} steps of 8 images, where",
-        "it says nothing else. That is a fifteenth of the whole recipe: what needs long training, such as strong",
-        f"augmentation against overfitting, shows less here than it may give. {noise}",
+        "about another road or hour. Each option alone, where its row names no other, from random weights. The runs",
+        "are small parts of the whole recipe's training: what needs long training, such as strong augmentation",
+        f"against overfitting, shows less here than it may give. {noise}",
         "",
     ]
     for held_out, rows in tables.items():
-        names = [part.name for part in PARTS]
-        if names[0] in rows:
-            lines += [f"## Held out: {held_out}, {DRIVES[held_out]}", "", *comparison_table(names, rows), ""]
-            lines += _classes([run for run in runs if run["held_out"] == held_out], names)
+        for budget in (SHORT, LONG):
+            names = [part.name for part in PARTS if part.budget == budget]
+            if names[0] in rows:
+                lines += [f"## Held out: {held_out}, {DRIVES[held_out]}; {_words(budget)}", ""]
+                lines += [*comparison_table(names, rows), ""]
+                lines += _classes([run for run in runs if run["held_out"] == held_out], names)
     processors = ", ".join(Counter(f"{run['processor']}, PyTorch {run['torch']}" for run in runs))
     commits = commits_of(run["commit"] for run in runs)
     lines += [f"Recipe `{RECIPE}` with `{' '.join(SETTINGS)}`. {processors}, 1 thread,", f"{commits}.", ""]
     return "\n".join(lines)
 
 
-def _steps() -> str:
-    return next(each for each in SETTINGS if each.startswith("trainer.max_steps=")).partition("=")[2]
+def _words(budget: Sequence[str]) -> str:
+    crop, steps, warmup = (setting.partition("=")[2] for setting in budget)
+    return f"{int(steps):,} steps, {warmup} of them warm-up, of 8 crops of {crop} pixels"
 
 
 def _classes(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:

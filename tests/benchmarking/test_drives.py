@@ -25,7 +25,7 @@ def run_of(part, iou, seed=0, held_out="0001TP", **others):
 def test_every_part_is_a_recipe_of_its_own(tmp_path):
     seen = []
     for part in drives.PARTS:
-        recipe = read_recipe(drives.RECIPE, [*drives.SETTINGS, *part.overrides, f"data.root={tmp_path}"])
+        recipe = read_recipe(drives.RECIPE, [*part.recipe_settings, f"data.root={tmp_path}"])
         recipe.check_trainable()
         assert part.is_pretrained or recipe.tables not in seen, part.name
         seen.append(recipe.tables)
@@ -44,7 +44,7 @@ def test_a_table_for_each_drive_with_the_gain_over_the_recipe():
         run_of("recipe", 0.52, seed=1),
     ]
     page = drives.render(runs)
-    assert "## Held out: 0001TP, at dusk" in page
+    assert "## Held out: 0001TP, at dusk; 600 steps, 60 of them warm-up, of 8 crops of 128 pixels" in page
     assert "| recipe | 51.0 | 50.0, 52.0 |  | 1.00x |" in page
     assert f"| {drives.PARTS[1].name} | 53.0 | 53.0 | +3.0 | 1.50x |" in page
     assert f"| {drives.PARTS[1].name} | 53 |  |" in page

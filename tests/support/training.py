@@ -25,6 +25,7 @@ NETWORK = [
     "data.image_size=32",
     "data.num_train=24",
     "augmentation.crop_size=32",
+    "augmentation.class_balance=0",
     "trainer.per_device_train_batch_size=4",
     "trainer.warmup_steps=1",
     "trainer.logging_steps=1",

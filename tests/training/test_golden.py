@@ -29,6 +29,7 @@ def losses(folder):
         "augmentation.scale": [0.5, 2.0],
         "augmentation.max_class_share": 0.75,
         "augmentation.distortion": 1.0,
+        "augmentation.class_balance": 0.0,
         "loss.dice": 0.5,
         "optimizer.head_lr_multiplier": 10.0,
         "trainer.max_steps": 20,

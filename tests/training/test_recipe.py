@@ -126,7 +126,7 @@ def test_a_recipe_overrides_its_base(tmp_path):
     first.write_text(f'base = "{base.name}"\n[trainer]\nmax_steps = 5\nseed = 3\n')
     second.write_text('base = "first.toml"\n[trainer]\nseed = 4\n[loss]\ndice = 1.0\n')
     recipe = read_recipe(second)
-    assert (recipe.trainer["max_steps"], recipe.trainer["seed"], recipe.trainer["save_steps"]) == (5, 4, 300)
+    assert (recipe.trainer["max_steps"], recipe.trainer["seed"], recipe.trainer["save_steps"]) == (5, 4, 500)
     assert recipe.loss.dice == 1.0
     assert recipe.data == read_recipe(SHAPES).data
 

@@ -255,6 +255,7 @@ class TestOtherData:
             "data.source=dataset",
             f"data.root={root}",
             "data.streaming=true",
+            "augmentation.class_balance=0",  # a stream cannot be drawn from
             'data.names=["ground", "disc", "bar"]',
             "data.num_train=0",
             "data.num_eval=0",
@@ -406,7 +407,8 @@ class TestErrors:
         assert "nothing was trained" in error_of(capsys, tmp_path / "run", *arguments)
 
     def test_the_best_metric_must_be_one_that_is_measured(self, tmp_path, capsys):
-        arguments = ("trainer.load_best_model_at_end=true", "trainer.eval_strategy=steps", "trainer.save_steps=300")
+        steps = ("trainer.eval_strategy=steps", "trainer.eval_steps=6", "trainer.save_steps=6")
+        arguments = ("trainer.load_best_model_at_end=true", *steps)
         error = error_of(capsys, tmp_path / "run", *arguments, "trainer.metric_for_best_model=miou")
         assert "trainer.metric_for_best_model is 'miou'; expected one of mean_iou" in error
         assert "iou_star" in error

@@ -37,9 +37,10 @@ def machine() -> dict[str, Any]:
 
 
 def instructions() -> str:
-    """Widest instruction set that PyTorch uses here; ATEN_CPU_CAPABILITY limits it."""
+    """Widest instruction set that PyTorch uses here, "limited" if ATEN_CPU_CAPABILITY keeps it from wider ones."""
     found = torch.backends.cpu.get_cpu_capability()
-    return _INSTRUCTIONS.get(found, found)
+    limited = " limited" if os.environ.get("ATEN_CPU_CAPABILITY") else ""
+    return _INSTRUCTIONS.get(found, found) + limited
 
 
 def processor_of_cpuinfo(text: str) -> str:

@@ -10,7 +10,7 @@ from benchmarks import profile, report
 from benchmarks import record as records
 from benchmarks.comparisons import COMPARISONS, Comparison
 from benchmarks.goals import GOALS, Goal, goal_table, memory
-from benchmarks.machine import machine, processor_of_cpuinfo
+from benchmarks.machine import instructions, machine, processor_of_cpuinfo
 from benchmarks.record import Options, Record, file_of, main, read_records, replace_row
 from benchmarks.report import SCRIPTS, write_page
 from hf_segformer import SegFormerConfig
@@ -269,6 +269,14 @@ def test_each_processor_and_each_card_has_a_folder_of_its_own(tmp_path, monkeypa
     assert file_of(tmp_path, "inference", "cpu") == tmp_path / "amd-epyc-zen-5-avx2-2-cores" / "inference.csv"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     assert file_of(tmp_path, "inference", "cuda:0") == tmp_path / "nvidia-h100-80gb-hbm3" / "inference.csv"
+
+
+def test_instructions_that_were_limited_are_called_so(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    assert instructions() == "AVX2"
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    assert instructions() == "AVX2 limited"
 
 
 def test_a_cards_record_names_the_card(monkeypatch):

@@ -221,7 +221,7 @@ memory.
 - **A raster is cut into parts first**, one for each process, for example virtual rasters by `gdal_translate -srcwin`,
   since one process predicts one raster. Let them overlap by at least the tiles' overlap.
 - **Storage keeps up**: the columns of MB/s say what it must deliver.
-- **Another size or variant**: [`segformer bench`](guides/predict.md) times a network on your machine. Network time
+- **Another size or variant**: [`segformer bench`](reference/cli.md) times a network on your machine. Network time
   grows with the prepared size, reading and writing with the image's.
 """
 

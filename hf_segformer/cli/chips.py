@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     for reason, number in report["left_out"].items():
         if number:
             print(f"left out: {number} ({reason})")
-    print(f"chips in {arguments.output_dir}; train by data.source=folders data.root={arguments.output_dir}", flush=True)
+    print(f"chips in {arguments.output_dir}; train on them with: segformer train {arguments.output_dir}", flush=True)
 
 
 __all__ = ["add_chips"]

@@ -325,7 +325,7 @@ table for your own machine, model and sizes.
 This package against Transformers' SegFormer with the same weights, eager, 150 classes, float32, unless a line says
 otherwise. Memory is this package's peak as a share of the other's. Each processor has its own rows, none replaces
 another's, and `make bench` on a new one adds a column. A "limited" one has wider instructions, which PyTorch, oneDNN
-and MKL were told not to use; it stands in for processors that were not at hand. Measured on:
+and MKL were not allowed to use; it stands in for processors that were not at hand. Measured on:
 
 {processors}
 

@@ -191,15 +191,6 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
         row = tables.setdefault(run["held_out"], {}).setdefault(run["part"], columns)
         for column, key in zip(columns, ("seed", "mean_iou", "processor_seconds"), strict=True):
             row[column].append(run[key])
-    spreads = [
-        max(row["mean_iou"]) - min(row["mean_iou"])
-        for rows in tables.values()
-        for row in rows.values()
-        if len(row["mean_iou"]) > 1
-    ]
-    noise = "Each row is one run so far: small differences are noise."
-    if spreads:
-        noise = f"Seeds of one row differ by up to {100 * max(spreads):.1f} points: smaller differences are noise."
     lines = [
         "# Options on another drive",
         "",
@@ -209,25 +200,40 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
         "and the mean IoU is that of the drive held out: val comes from a drive that is trained on, and tells nothing",
         "about another road or hour. Each option alone, where its row names no other, from random weights. The runs",
         "are small parts of the whole recipe's training: what needs long training, such as strong augmentation",
-        f"against overfitting, shows less here than it may give. {noise}",
+        "against overfitting, shows less here than it may give. Differences and times are those of equal seeds.",
         "",
     ]
     for held_out, rows in tables.items():
         for budget in (SHORT, LONG):
             names = [part.name for part in PARTS if part.budget == budget]
-            if names[0] in rows:
+            found = {name: rows[name] for name in names if name in rows}
+            if found:
                 lines += [f"## Held out: {held_out}, {DRIVES[held_out]}; {_words(budget)}", ""]
-                lines += [*comparison_table(names, rows), ""]
+                lines += [*comparison_table(names, found), "", _noise(found), ""]
                 lines += _classes([run for run in runs if run["held_out"] == held_out], names)
     processors = ", ".join(Counter(f"{run['processor']}, PyTorch {run['torch']}" for run in runs))
-    commits = commits_of(run["commit"] for run in runs)
-    lines += [f"Recipe `{RECIPE}` with `{' '.join(SETTINGS)}`. {processors}, 1 thread,", f"{commits}.", ""]
-    return "\n".join(lines)
+    names_of: dict[str, list[str]] = {}
+    for run in runs:
+        names_of.setdefault(run["commit"], []).append(f"{run['part']} (seed {run['seed']})")
+    lines += [f"Recipe `{RECIPE}` with `{' '.join(SETTINGS)}`. {processors}, 1 thread.", ""]
+    lines += [f"- {commits_of([commit])}: {', '.join(names)}" for commit, names in names_of.items()]
+    return "\n".join([*lines, ""])
 
 
 def _words(budget: Sequence[str]) -> str:
+    """Steps and crops of a budget."""
     crop, steps, warmup = (setting.partition("=")[2] for setting in budget)
-    return f"{int(steps):,} steps, {warmup} of them warm-up, of 8 crops of {crop} pixels"
+    batch = read_recipe(RECIPE, [f"data.root={ROOT}"]).trainer["per_device_train_batch_size"]
+    return f"{int(steps):,} steps, {warmup} of them warm-up, of {batch} crops of {crop} pixels"
+
+
+def _noise(rows: dict[str, Any]) -> str:
+    """How far the runs of one row are apart."""
+    repeated = [row["mean_iou"] for row in rows.values() if len(row["mean_iou"]) > 1]
+    if not repeated:
+        return "Each row is one run, and what another seed would give was not measured."
+    spread = max(max(values) - min(values) for values in repeated)
+    return f"The seeds of one row are up to {100 * spread:.1f} points apart. Rows of one seed are one run."
 
 
 def _classes(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
@@ -247,12 +253,16 @@ def _classes(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is not on record, and write the page."""
     parser = argparse.ArgumentParser("python -m benchmarks.drives", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="words in the names of parts (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="names of parts, or words in them (default: all)")
     parser.add_argument("--data", type=Path, help="CamVid's folder; without it the page is written alone")
     parser.add_argument("--hold-out", choices=DRIVES, default=HELD_OUT, help=f"drive (default: {HELD_OUT})")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
     arguments = parser.parse_args(argv)
-    chosen = [part for part in PARTS if not arguments.parts or any(word in part.name for word in arguments.parts)]
+    names = {part.name for part in PARTS}
+    wanted = arguments.parts or [""]
+    chosen = [
+        part for part in PARTS if any(word == part.name or (word not in names and word in part.name) for word in wanted)
+    ]
     if not chosen:
         parser.error(f"no part is called {', '.join(arguments.parts)}; expected words of {[p.name for p in PARTS]}")
     if arguments.data:

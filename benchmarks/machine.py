@@ -37,10 +37,24 @@ def machine() -> dict[str, Any]:
 
 
 def instructions() -> str:
-    """Widest instruction set that PyTorch uses here, "limited" if ATEN_CPU_CAPABILITY keeps it from wider ones."""
+    """Widest instruction set that PyTorch uses here, "limited" if the environment keeps it from wider ones.
+
+    Raises:
+        ValueError: if it keeps PyTorch from them, but not oneDNN and MKL.
+    """
     found = torch.backends.cpu.get_cpu_capability()
-    limited = " limited" if os.environ.get("ATEN_CPU_CAPABILITY") else ""
-    return _INSTRUCTIONS.get(found, found) + limited
+    name = _INSTRUCTIONS.get(found, found)
+    if found == "AVX512" or "ATEN_CPU_CAPABILITY" not in os.environ or not _has_avx512():
+        return name
+    missing = [each for each in ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS") if each not in os.environ]
+    if missing:
+        raise ValueError(f"ATEN_CPU_CAPABILITY is set, but not {', '.join(missing)}: set all three, or none")
+    return f"{name} limited"
+
+
+def _has_avx512() -> bool:
+    path = Path("/proc/cpuinfo")
+    return path.exists() and "avx512f" in first_processor(path.read_text("utf-8")).get("flags", "").split()
 
 
 def processor_of_cpuinfo(text: str) -> str:

@@ -194,21 +194,27 @@ def comparison_table(names: Sequence[str], runs: dict[str, Any]) -> list[str]:
         runs: of each name, lists of equal length: `seeds`, `mean_iou` and `processor_seconds`.
     """
     base = names[0]
-    without = dict(zip(runs[base]["seeds"], runs[base]["mean_iou"], strict=True))
+    without = _by_seed(runs[base]) if base in runs else {}
     lines = ["| option | mean IoU, % | each seed | difference, points | time |", "| --- | --- | --- | --- | --- |"]
     for name in (name for name in names if name in runs):
-        values, seconds = runs[name]["mean_iou"], statistics.mean(runs[name]["processor_seconds"])
-        pairs = zip(runs[name]["seeds"], values, strict=True)
-        gains = [value - without[seed] for seed, value in pairs if seed in without]
+        values = runs[name]["mean_iou"]
+        pairs = [(run, without[seed]) for seed, run in _by_seed(runs[name]).items() if seed in without]
+        gains = [run[0] - other[0] for run, other in pairs]
+        times = [run[1] / other[1] for run, other in pairs]
         cells = (
             name,
             f"{100 * statistics.mean(values):.1f}",
             ", ".join(f"{100 * value:.1f}" for value in values),
-            "" if name == base or not gains else f"{100 * statistics.mean(gains):+.1f}",
-            f"{seconds / statistics.mean(runs[base]['processor_seconds']):.2f}x",
+            f"{100 * statistics.mean(gains):+.1f}" if gains and name != base else "",
+            f"{statistics.mean(times):.2f}x" if times else "",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _by_seed(row: dict[str, Any]) -> dict[int, tuple[float, float]]:
+    """Mean IoU and processor seconds of each seed's run."""
+    return dict(zip(row["seeds"], zip(row["mean_iou"], row["processor_seconds"], strict=True), strict=True))
 
 
 def _section(start: str, runs: dict[str, Any]) -> list[str]:

@@ -40,7 +40,7 @@ class Result:
     Attributes:
         stem: name of the upload without its suffix, for the names of downloads.
         size: (H, W) of the image.
-        mask_file: a PNG file whose values are classes, with the colours of the page; 16-bit grey for more than 256.
+        mask_file: a PNG file whose values are classes, with the colours of the page; 16-bit grey for more than 255.
         shown: the displayed image, at most 1280 pixels a side.
         shown_segmentation: classes of its pixels.
         pixels: number of pixels of each class that occurs, by class, the most frequent first.

@@ -132,7 +132,8 @@ class Draft:
     @property
     def is_short(self) -> bool:
         """Return True for training from scratch that sees each image rarely."""
-        return not self.is_pretrained and self.num_passes <= _SHORT_PASSES
+        most = math.ceil(_SHORT_PASSES * self.num_train / self.batch_size)  # the last step of a pass may be a small one
+        return not self.is_pretrained and self.num_steps <= most
 
 
 def estimated_seconds(draft: Draft) -> float:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as all_rows
+from benchmarks import machine as machine_module
 from benchmarks import profile, report
 from benchmarks import record as records
 from benchmarks.comparisons import COMPARISONS, Comparison
@@ -271,12 +272,22 @@ def test_each_processor_and_each_card_has_a_folder_of_its_own(tmp_path, monkeypa
     assert file_of(tmp_path, "inference", "cuda:0") == tmp_path / "nvidia-h100-80gb-hbm3" / "inference.csv"
 
 
-def test_instructions_that_were_limited_are_called_so(monkeypatch):
+@pytest.mark.parametrize(("can_more", "name"), [(False, "AVX2"), (True, "AVX2 limited")])
+def test_instructions_that_the_environment_limits_are_called_so(monkeypatch, can_more, name):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    monkeypatch.setattr(machine_module, "_has_avx512", lambda: can_more)
+    for variable in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"):
+        monkeypatch.delenv(variable, raising=False)
     assert instructions() == "AVX2"
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
-    assert instructions() == "AVX2 limited"
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    if can_more:
+        with pytest.raises(ValueError, match="but not MKL_ENABLE_INSTRUCTIONS: set all three, or none"):
+            instructions()
+    monkeypatch.setenv("MKL_ENABLE_INSTRUCTIONS", "AVX2")
+    assert instructions() == name
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert instructions() == "AVX-512"
 
 
 def test_a_cards_record_names_the_card(monkeypatch):

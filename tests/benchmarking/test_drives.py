@@ -49,8 +49,27 @@ def test_a_table_for_each_drive_with_the_gain_over_the_recipe():
     assert f"| {drives.PARTS[1].name} | 53.0 | 53.0 | +3.0 | 1.50x |" in page
     assert f"| {drives.PARTS[1].name} | 53 |  |" in page
     assert "| recipe | 60.0 | 60.0 |  | 1.00x |" in page
-    assert "differ by up to 2.0 points" in page
-    assert "commits one, two" in page
+    assert page.count("up to 2.0 points apart") == 1  # the other drive has one run
+    assert "what another seed would give was not measured" in page
+    assert "- commit one: recipe (seed 0), recipe (seed 0), recipe (seed 1)" in page
+    assert f"- commit two: {drives.PARTS[1].name} (seed 0)" in page
+
+
+def test_a_table_without_the_recipe_has_no_differences():
+    page = drives.render([run_of("CutMix and class balance, longer", 0.5)])
+    assert "2,000 steps, 200 of them warm-up, of 8 crops of 192 pixels" in page
+    assert "| CutMix and class balance, longer | 50.0 | 50.0 |  |  |" in page
+
+
+def test_the_name_of_a_part_chooses_no_longer_one(tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setattr(drives, "measure", lambda part, *others: measured.append(part.name))
+    monkeypatch.setattr(drives, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(drives, "read_runs", lambda path: [run_of("recipe", 0.5, seed=9)])
+    drives.main(["recipe", "--data", str(tmp_path)])
+    assert measured == ["recipe"]
+    drives.main(["longer", "--data", str(tmp_path)])
+    assert len(measured) == 4
 
 
 def test_images_of_the_drive_held_out_are_not_pretrained_on(tmp_path):

@@ -163,6 +163,9 @@ class TestGiven:
         assert values(found)["trainer.warmup_steps"] == 1
 
     def test_given_epochs(self):
+        for epochs, rate in ((20, 2.5e-3), (21, 1e-3)):  # 367 images: the last step of the epochs is a small one
+            found = plan(budget=Budget(), overrides=[f"trainer.num_train_epochs={epochs}"])
+            assert values(found)["trainer.learning_rate"] == rate
         found = plan(budget=Budget(), overrides=["trainer.num_train_epochs=100"])
         assert "trainer.max_steps" not in values(found)
         assert values(found)["trainer.warmup_steps"] == 200

@@ -228,7 +228,7 @@ def _words(budget: Sequence[str]) -> str:
 
 
 def _noise(rows: dict[str, Any]) -> str:
-    """How far the runs of one row are apart."""
+    """Say how far apart the runs of one row are."""
     repeated = [row["mean_iou"] for row in rows.values() if len(row["mean_iou"]) > 1]
     if not repeated:
         return "Each row is one run, and what another seed would give was not measured."

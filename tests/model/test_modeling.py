@@ -250,6 +250,16 @@ def test_the_folded_head_equals_the_reference_forward_and_backward(tiny_config):
         assert (folded - expected).abs().max() <= 1e-12 * largest
 
 
+@pytest.mark.parametrize("is_subtracted", [True, False])
+def test_biases_that_batch_norm_subtracts_have_no_gradient_in_the_folded_head(tiny_config, is_subtracted):
+    head = SegFormerForSemanticSegmentation(tiny_config(classifier_dropout_prob=0.0)).decode_head.train()
+    head.batch_norm.train(is_subtracted)  # running statistics do not subtract the bias
+    output = folded_decode_head(head, [torch.randn(2, c, 9, 13) for c in (8, 8, 16, 16)])
+    output.square().sum().backward()
+    for linear in head.linear_c:
+        assert (linear.proj.bias.grad.abs().max() == 0) == is_subtracted
+
+
 def test_a_hooked_layer_of_the_head_takes_the_reference(tiny_config):
     model = SegFormerForSemanticSegmentation(tiny_config()).eval()
     pixel_values = torch.randn(1, 3, 40, 56)

@@ -412,6 +412,9 @@ class AugmentationConfig:
 
     Args:
         crop_size: side S of the crop in pixels.
+        final_crop_size: side of the crop in the last passes over the images; 0 keeps `crop_size`. The network has no
+            position embedding that would fix its size (paper, 3.1).
+        final_share: share of the passes that are cropped to `final_crop_size`, rounded up to whole ones.
         base_size: shorter and longer side that an image is fitted into before the ratio is applied; empty: its own.
         scale: lowest and highest ratio of the random resize.
         max_class_share: share of the crop's counted pixels that one class may fill; up to ten draws try to keep to it.
@@ -444,6 +447,8 @@ class AugmentationConfig:
     """
 
     crop_size: int = 512
+    final_crop_size: int = 0
+    final_share: float = 0.2
     base_size: list[int] = field(default_factory=list)
     scale: list[float] = field(default_factory=lambda: [0.5, 2.0])
     max_class_share: float = 0.75
@@ -468,6 +473,10 @@ class AugmentationConfig:
     def __post_init__(self):
         if self.crop_size < 16:
             raise ValueError(f"augmentation.crop_size is {self.crop_size}; expected at least 16")
+        if self.final_crop_size and self.final_crop_size < 16:
+            raise ValueError(f"augmentation.final_crop_size is {self.final_crop_size}; expected 0, or at least 16")
+        if not 0 < self.final_share <= 1:
+            raise ValueError(f"augmentation.final_share is {self.final_share}; expected a share in (0, 1]")
         if self.base_size and (len(self.base_size) != 2 or not 0 < self.base_size[0] <= self.base_size[1]):
             raise ValueError(
                 f"augmentation.base_size is {self.base_size}; expected [shorter, longer] in pixels, or an empty list"

@@ -9,6 +9,7 @@ Axes: C bands, H W pixels of an image, S side of the crop.
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -109,7 +110,7 @@ class _Transform:
         if min(right, below) < 0:
             raise ValueError(
                 f"augmentation.custom {self.augmentation.custom} returned {pixels.shape[1]}x{pixels.shape[2]} pixels; "
-                f"expected at most augmentation.crop_size, {side}, either way"
+                f"expected at most the crop's {side} either way"
             )
         return {
             "pixel_values": F.pad(pixels, (0, right, 0, below)),
@@ -167,9 +168,12 @@ class TrainDataset(KeyedDataset):
         processor: whose value range, mean, standard deviation and `ignore_index` apply.
         seed: of the augmentation.
         balance: how often images and classes are drawn, for `augmentation.class_balance`.
+        final_epoch: first epoch whose crops have a side of `augmentation.final_crop_size`, and None without that
+            option. Samples of a plain index belong to none.
 
     Raises:
-        ValueError: if `augmentation.class_balance` is on without `balance`, or `augmentation.custom` names nothing.
+        ValueError: if `augmentation.class_balance` is on without `balance`, or `augmentation.final_crop_size` without
+            `final_epoch`, or `augmentation.custom` names nothing.
 
     Examples:
         >>> from PIL import Image
@@ -189,14 +193,23 @@ class TrainDataset(KeyedDataset):
         processor: SegFormerImageProcessor,
         seed: int = 0,
         balance: ClassBalance | None = None,
+        final_epoch: int | None = None,
     ):
         if augmentation.class_balance and balance is None:
             raise ValueError(
                 f"augmentation.class_balance is {augmentation.class_balance} without counts of the classes; expected "
                 "TrainDataset(..., balance=ClassBalance(counts, share))"
             )
-        self.dataset, self.balance = dataset, balance
-        self.transform = _Transform(augmentation, processor, seed)
+        if bool(augmentation.final_crop_size) != (final_epoch is not None):
+            raise ValueError(
+                f"augmentation.final_crop_size is {augmentation.final_crop_size} and final_epoch {final_epoch}; "
+                "expected a size and the first epoch that has it, or 0 and None"
+            )
+        self.dataset, self.balance, self.final_epoch = dataset, balance, final_epoch
+        self.transform = self.final_transform = _Transform(augmentation, processor, seed)
+        if final_epoch is not None:
+            final = replace(augmentation, crop_size=augmentation.final_crop_size)
+            self.final_transform = _Transform(final, processor, seed)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -205,16 +218,18 @@ class TrainDataset(KeyedDataset):
         """Return `pixel_values` (C, S, S) and `labels` (S, S)."""
         epoch, index = key[:2] if isinstance(key, tuple) else (int(torch.randint(2**31, ())), int(key))
         focus, place = (key.focus, (key.position + 1,)) if isinstance(key, SampleKey) else (None, ())
-        generator = self.transform.generator(epoch, index, *place)
+        is_final = isinstance(key, tuple) and self.final_epoch is not None and epoch >= self.final_epoch
+        transform = self.final_transform if is_final else self.transform
+        generator = transform.generator(epoch, index, *place)
 
         def prepare(number: int, focus: int | None = None) -> dict[str, Tensor]:
-            decoded = decode_row(self.dataset[number], self.transform.processor, f"image {number}")
-            return self.transform(decoded, generator, focus)
+            decoded = decode_row(self.dataset[number], transform.processor, f"image {number}")
+            return transform(decoded, generator, focus)
 
         sample = prepare(index, focus)
-        if self.transform.draws_mix(generator):
+        if transform.draws_mix(generator):
             other = prepare(int(torch.randint(len(self), (), generator=generator)))
-            sample = self.transform.mix(sample, other, generator)
+            sample = transform.mix(sample, other, generator)
         return sample
 
 
@@ -229,6 +244,9 @@ class TrainStream(KeyedStream):
         augmentation: see `TrainDataset`.
         processor: see `TrainDataset`.
         seed: of the augmentation.
+
+    Raises:
+        ValueError: if `augmentation.class_balance` or `augmentation.final_crop_size` is on.
     """
 
     def __init__(
@@ -238,6 +256,11 @@ class TrainStream(KeyedStream):
             raise ValueError(
                 f"augmentation.class_balance is {augmentation.class_balance} for a stream, whose images cannot be "
                 "drawn; expected 0, or data.streaming=false"
+            )
+        if augmentation.final_crop_size:
+            raise ValueError(
+                f"augmentation.final_crop_size is {augmentation.final_crop_size} for a stream, which has no last "
+                "passes; expected 0, or data.streaming=false"
             )
         super().__init__(dataset, ["image", "label"])
         self.transform = _Transform(augmentation, processor, seed)

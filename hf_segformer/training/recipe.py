@@ -253,6 +253,11 @@ def _checked(where: str, name: str, tables: dict[str, dict[str, Any]], text: str
             f"augmentation.class_balance is {recipe.augmentation.class_balance}, but images of a stream cannot be "
             "drawn: set data.streaming=false, or augmentation.class_balance=0"
         )
+    if recipe.data.streaming and recipe.augmentation.final_crop_size:
+        raise ValueError(
+            f"augmentation.final_crop_size is {recipe.augmentation.final_crop_size}, but a stream has no last passes: "
+            "set data.streaming=false, or augmentation.final_crop_size=0"
+        )
     return recipe
 
 

@@ -1,6 +1,7 @@
 """A training run, from a recipe to a folder with a model that was loaded again and checked."""
 
 import errno
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from transformers import (
     set_seed,
 )
 
-from ..config import EarlyStoppingConfig, LoraConfig
+from ..config import AugmentationConfig, EarlyStoppingConfig, LoraConfig
 from ..configuration_segformer import VARIANTS, SegFormerConfig, default_ignore_index
 from ..data.sampling import ClassBalance
 from ..data.splits import format_division, write_division
@@ -434,17 +435,55 @@ def with_adapters(model: SegFormerForSemanticSegmentation, recipe: LoraConfig):
     )
 
 
-def train_samples(data: Data, recipe: Recipe) -> TrainDataset | TrainStream:
+def train_samples(data: Data, recipe: Recipe, arguments: TrainingArguments | None = None) -> TrainDataset | TrainStream:
     """Training samples with the recipe's augmentation.
 
+    Args:
+        data: images and masks.
+        recipe: description of the run.
+        arguments: of the training, whose last passes are cropped to `augmentation.final_crop_size`; without them no
+            pass is.
+
     Raises:
-        ValueError: if a file names code to run that nobody allowed, or classes are to be balanced and were not counted.
+        ValueError: if a file names code to run that nobody allowed, classes are to be balanced and were not counted, or
+            the training has too few passes.
     """
     recipe.check_code()
-    seed = recipe.trainer.get("data_seed", recipe.data.seed)
+    augmentation, seed = recipe.augmentation, recipe.trainer.get("data_seed", recipe.data.seed)
     if data.is_stream:
-        return TrainStream(data.train, recipe.augmentation, data.processor, seed)
-    return TrainDataset(data.train, recipe.augmentation, data.processor, seed, data.balance)
+        return TrainStream(data.train, augmentation, data.processor, seed)
+    if arguments is None:
+        augmentation = replace(augmentation, final_crop_size=0)
+        return TrainDataset(data.train, augmentation, data.processor, seed, data.balance)
+    final = final_epoch(augmentation, arguments, len(data.train))
+    return TrainDataset(data.train, augmentation, data.processor, seed, data.balance, final)
+
+
+def final_epoch(augmentation: AugmentationConfig, arguments: TrainingArguments, num_images: int) -> int | None:
+    """Return the first pass that is cropped to `augmentation.final_crop_size`; None without that option.
+
+    Args:
+        augmentation: options of the augmentation.
+        arguments: of the training.
+        num_images: number of training images.
+
+    Raises:
+        ValueError: if a share below 1 of the passes is all of them.
+    """
+    if not augmentation.final_crop_size:
+        return None
+    passes = arguments.num_train_epochs
+    if arguments.max_steps > 0:  # counted as the Trainer does
+        batches = math.ceil(num_images / (arguments.train_batch_size * arguments.world_size))
+        passes = arguments.max_steps / math.ceil(batches / arguments.gradient_accumulation_steps)
+    first = math.ceil(passes) - math.ceil(passes * augmentation.final_share)
+    if first == 0 and augmentation.final_share < 1:
+        raise ValueError(
+            f"augmentation.final_share is {augmentation.final_share:g}, but the training makes {passes:.2g} passes "
+            "over the images, and crops change their size between passes: train for longer, or set "
+            "augmentation.final_share=1 or augmentation.final_crop_size=0"
+        )
+    return first
 
 
 def first_samples(data: Data, recipe: Recipe, number: int) -> list[dict[str, torch.Tensor]]:
@@ -470,7 +509,7 @@ def build_trainer(
         with_adapters(model, recipe.lora) if recipe.lora.rank else model,
         arguments,
         data,
-        train_samples(data, recipe),
+        train_samples(data, recipe, arguments),
         recipe,
         teacher,
     )
@@ -518,6 +557,7 @@ __all__ = [
     "check_best_metric",
     "check_resumable",
     "check_saved",
+    "final_epoch",
     "fine_tune",
     "finish",
     "first_samples",

@@ -11,12 +11,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from hf_segformer.config import DataConfig
+from hf_segformer.config import AugmentationConfig, DataConfig
 from hf_segformer.data.sampling import ClassBalance, SampleKey
+from hf_segformer.data.torch_datasets import TrainDataset, TrainStream
+from hf_segformer.image_processing_segformer import SegFormerImageProcessor
 from hf_segformer.training.data import load_data
 from hf_segformer.training.data_checks import check_data
 from hf_segformer.training.recipe import parse_recipe, read_recipe
-from hf_segformer.training.run import first_samples, inspect_data, train_samples
+from hf_segformer.training.recipe_trainer import RecipeTrainer
+from hf_segformer.training.run import final_epoch, first_samples, inspect_data, train_samples, training_arguments
 from tests.support.training import error_of, train
 
 EVERYTHING = (
@@ -119,6 +122,84 @@ def test_streams_are_not_balanced(tmp_path):
     overrides = ["data.source=imagefolder", f"data.root={tmp_path}", "data.streaming=true", "trainer.max_steps=3"]
     with pytest.raises(ValueError, match=message):
         read_recipe("shapes_b0", [*overrides, "augmentation.class_balance=0.5"])
+
+
+# --- Crops of the last passes -----------------------------------------------------------------------------------------
+
+FINAL = ("augmentation.crop_size=32", "augmentation.final_crop_size=48", "augmentation.final_share=0.5")
+
+
+def arguments_of(*overrides):
+    recipe = read_recipe("shapes_b0", [*FINAL, *overrides, "trainer.use_cpu=true", "trainer.output_dir=unused"])
+    return recipe.augmentation, training_arguments(recipe)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num_images", "first"),
+    [
+        (["trainer.max_steps=30", "trainer.per_device_train_batch_size=4"], 12, 5),  # 10 passes
+        (["trainer.max_steps=9", "trainer.per_device_train_batch_size=4"], 13, 1),  # 2 1/4 of 4 steps: the last two
+        (["trainer.max_steps=9", "trainer.gradient_accumulation_steps=2"], 64, 2),  # 4 1/2 of 2 steps
+        (["trainer.max_steps=-1", "trainer.num_train_epochs=5"], 12, 2),
+        (["trainer.max_steps=3", "augmentation.final_share=1.0"], 640, 0),
+        (["trainer.max_steps=30", "augmentation.final_crop_size=0"], 12, None),
+    ],
+)
+def test_the_last_passes_are_a_share_rounded_up(overrides, num_images, first):
+    batch = ["trainer.per_device_train_batch_size=16"]
+    assert final_epoch(*arguments_of(*batch, *overrides), num_images) == first
+
+
+def test_too_few_passes_are_refused():
+    message = r"final_share is 0.5, but the training makes 0.75 passes over .*: train for longer, or set .*_share=1 or"
+    with pytest.raises(ValueError, match=message):
+        final_epoch(*arguments_of("trainer.max_steps=3", "trainer.per_device_train_batch_size=4"), 16)
+
+
+def test_streams_have_no_last_passes(tmp_path):
+    overrides = ["data.source=imagefolder", f"data.root={tmp_path}", "data.streaming=true", "trainer.max_steps=3"]
+    message = r"final_crop_size is 48, but a stream has no last passes: .* augmentation.final_crop_size=0"
+    with pytest.raises(ValueError, match=message):
+        read_recipe("shapes_b0", [*overrides, "augmentation.class_balance=0", *FINAL])
+
+
+def test_a_data_set_needs_the_first_of_the_last_passes():
+    message = r"final_crop_size is 48 and final_epoch None; expected a size and the first epoch that has it"
+    with pytest.raises(ValueError, match=message):
+        TrainDataset([], AugmentationConfig(final_crop_size=48), SegFormerImageProcessor())
+    with pytest.raises(ValueError, match=r"final_crop_size is 0 and final_epoch 3"):
+        TrainDataset([], AugmentationConfig(), SegFormerImageProcessor(), final_epoch=3)
+    with pytest.raises(ValueError, match=r"final_crop_size is 48 for a stream, which has no last passes"):
+        TrainStream([], AugmentationConfig(final_crop_size=48), SegFormerImageProcessor())
+
+
+class SeenSizes:
+    """Sides of what the network is trained on, by step."""
+
+    def __init__(self, monkeypatch):
+        self.sides = []
+        step = RecipeTrainer.training_step
+
+        def recorded(trainer, model, inputs, *rest):
+            assert inputs["pixel_values"].shape[-2:] == inputs["labels"].shape[-2:]
+            self.sides.append(inputs["pixel_values"].shape[-1])
+            return step(trainer, model, inputs, *rest)
+
+        monkeypatch.setattr(RecipeTrainer, "training_step", recorded)
+
+
+def test_a_run_crops_its_last_passes_larger_and_resumes_bit_equal(tmp_path, monkeypatch):
+    """Two steps a pass: three passes, of which the last two; the run is cut off in the third."""
+    options = (*FINAL, "data.num_train=8", "trainer.per_device_train_batch_size=4", "augmentation.cutmix=0.5")
+    seen, folder = SeenSizes(monkeypatch), tmp_path / "run"
+    assert train(folder, *options, "trainer.max_steps=6", "trainer.save_steps=5") == 0
+    assert seen.sides == [32, 32, 48, 48, 48, 48]
+    cut = shutil.copytree(folder, tmp_path / "cut")
+    shutil.rmtree(cut / "checkpoint-6")
+    assert train(cut, *options, "trainer.max_steps=6", "trainer.save_steps=5", "--resume") == 0
+    assert seen.sides[6:] == [48]
+    expected, found = (load_file(each / "model.safetensors") for each in (folder, cut))
+    assert all(torch.equal(found[name], weights) for name, weights in expected.items())
 
 
 def test_show_batch_draws_balanced_and_mixed_samples(tmp_path):

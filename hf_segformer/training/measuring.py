@@ -6,6 +6,7 @@ import re
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, count, islice, pairwise, repeat
 from pathlib import Path
 from typing import Any
@@ -237,15 +238,27 @@ def _free_memory(device: torch.device) -> int:
 
 
 def _as_recipe(tables: Tables) -> Recipe:
-    filled = {**tables, "trainer": {"output_dir": "outputs/trial", **tables.get("trainer", {})}}
-    return parse_recipe(format_recipe(filled), "the plan", "trial")
+    """Recipe of a trial: with the largest crops, and without options that change no step but need more than a trial.
+
+    A plan's values are the user's own or decided here, so that code which they name is trusted.
+    """
+    augmentation = dict(tables.get("augmentation", {}))
+    largest = max(augmentation.get("crop_size", 512), augmentation.pop("final_crop_size", 0))
+    filled = {
+        **tables,
+        "augmentation": {**augmentation, "crop_size": largest, "class_balance": 0.0},
+        "early_stopping": {},
+        "trainer": {"output_dir": "outputs/trial", **tables.get("trainer", {})},
+    }
+    recipe = parse_recipe(format_recipe(filled), "the plan", "trial")
+    return replace(recipe, trusted_code=augmentation.get("custom", ""))
 
 
 def _key(tables: Tables) -> str:
     """Values that a cost depends on: decisions that come later in a plan change nothing."""
     trainer, model, augmentation = (tables.get(name, {}) for name in ("trainer", "model", "augmentation"))
     network = {name: value for name, value in model.items() if not name.endswith(("_rate", "_prob"))}
-    size = [augmentation.get(name) for name in ("crop_size", "base_size")]
+    size = [augmentation.get(name) for name in ("crop_size", "final_crop_size", "base_size")]
     step = [trainer.get("per_device_train_batch_size"), bool(trainer.get("bf16"))]
     return json.dumps([tables.get("data"), network, size, tables.get("loss"), tables.get("evaluation"), step])
 

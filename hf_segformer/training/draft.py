@@ -13,6 +13,7 @@ _EVALUATION_SHARE = 0.1  # of the time
 _MOST_EVALUATIONS = 10
 _SPARE = 0.05  # of the time, for what was not measured
 _START_SECONDS = 5.0  # of building, saving and loading the model
+CUTMIX = 0.5  # of a long run from scratch: reading a sample takes half as long again
 _SHORT_PASSES = 20  # over the images, at most; shapes_b0 makes 20, camvid_b0 196
 
 
@@ -70,6 +71,7 @@ class Draft:
         """
         defaults = {} if self["model.checkpoint"] else {"model.variant": self.get("model.variant", "b0")}
         defaults["augmentation.crop_size"] = self.get("augmentation.crop_size", 512)
+        defaults["augmentation.cutmix"] = self.get("augmentation.cutmix", CUTMIX if self.may_mix else 0.0)
         changed = defaults | dict(changes or {}) | {"trainer.per_device_train_batch_size": batch_size}
         trial = deepcopy(self._tables)
         for key, value in changed.items():
@@ -85,6 +87,11 @@ class Draft:
     def is_pretrained(self) -> bool:
         """Return True if training starts from a checkpoint."""
         return bool(self["model.checkpoint"])
+
+    @property
+    def may_mix(self) -> bool:
+        """Return True if samples are mixed in a long run: from scratch, unless the user mixes them otherwise."""
+        return not self.is_pretrained and not self["augmentation.classmix"]
 
     @property
     def holds_out_share(self) -> float:
@@ -244,6 +251,7 @@ def passes_in_time(draft: Draft, name: str) -> float:
 
 
 __all__ = [
+    "CUTMIX",
     "Draft",
     "estimated_seconds",
     "evaluation_seconds",

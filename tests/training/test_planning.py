@@ -89,6 +89,8 @@ LIKE_CAMVID = (
     *(
         "augmentation.scale",
         "augmentation.crop_size",
+        "augmentation.cutmix",
+        "augmentation.class_balance",
         "loss.cross_entropy",
         "loss.dice",
         "optimizer.head_lr_multiplier",
@@ -120,7 +122,26 @@ class TestRecipes:
         found = plan(budget=Budget(steps=900), num_train=1200, class_shares=(0.5, 0.3, 0.2))
         assert {key: values(found)[key] for key in LIKE_SHAPES} == of_recipe("shapes_b0", *LIKE_SHAPES)
         assert values(found)["trainer.warmup_steps"] == 90  # a share of 0.1 there
-        assert "loss.dice" not in values(found)
+        assert not {"loss.dice", "augmentation.cutmix", "augmentation.class_balance"} & values(found).keys()
+
+    def test_reading_is_timed_with_the_mixing_that_a_long_run_gets(self):
+        for overrides, pretrained, share in (
+            ((), None, 0.5),
+            (["augmentation.cutmix=0.1"], None, 0.1),
+            (["augmentation.classmix=0.7"], None, 0.0),
+            (["model.checkpoint=owner/b0"], B0, 0.0),
+        ):
+            bench = Bench()
+            found = plan(overrides=overrides, pretrained=pretrained, on=machine(bench=bench))
+            assert {trial["augmentation"]["cutmix"] for trial in bench.trials} == {share}
+            assert values(found).get("augmentation.cutmix", 0.0) == share
+
+    def test_a_long_run_without_rare_classes_or_of_a_stream_draws_no_class(self):
+        frequent = values(plan(class_shares=(0.5, 0.3, 0.2)))
+        stream = values(plan(overrides=["data.streaming=true"]))
+        assert frequent["augmentation.cutmix"] == stream["augmentation.cutmix"] == 0.5
+        assert "augmentation.class_balance" not in frequent
+        assert "augmentation.class_balance" not in stream
 
     def test_from_a_pretrained_encoder_as_the_paper(self):
         on = machine("cuda", bench=Bench(speed=100), processors=16)
@@ -133,7 +154,7 @@ class TestRecipes:
             sizes=((512, 683), (600, 512), (512, 700)),
         )
         assert {key: values(found)[key] for key in LIKE_ADE20K} == of_recipe("ade20k_b0", *LIKE_ADE20K)
-        assert "model.variant" not in values(found)
+        assert not {"model.variant", "augmentation.cutmix", "augmentation.class_balance"} & values(found).keys()
         assert reasons(found)["model.checkpoint"] == "given: SegFormer B0, licence: other"
 
     def test_one_class_as_binary_b0(self):

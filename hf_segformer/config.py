@@ -412,9 +412,6 @@ class AugmentationConfig:
 
     Args:
         crop_size: side S of the crop in pixels.
-        final_crop_size: side of the crop in the last passes over the images; 0 keeps `crop_size`. The network has no
-            position embedding that would fix its size (paper, 3.1).
-        final_share: share of the passes that are cropped to `final_crop_size`, rounded up to whole ones.
         base_size: shorter and longer side that an image is fitted into before the ratio is applied; empty: its own.
         scale: lowest and highest ratio of the random resize.
         max_class_share: share of the crop's counted pixels that one class may fill; up to ten draws try to keep to it.
@@ -434,6 +431,9 @@ class AugmentationConfig:
         cutmix: probability that a box of another training sample is pasted into a sample (Yun et al. 2019).
         classmix: probability that half of the classes of another one are (Olsson et al. 2021).
         class_balance: share of the samples that are drawn so that rare classes appear, by `data.sampling.ClassBalance`.
+        final_crop_size: side of the crop in the last passes over the images; 0 keeps `crop_size`. The network has no
+            position embedding that would fix its size (paper, 3.1).
+        final_share: share of the passes that are cropped to `final_crop_size`, rounded up to whole ones.
         custom: the user's own augmentation, `"module:function"`, which is called last. A recipe's file may name one
             only together with `--allow-code`.
 
@@ -447,8 +447,6 @@ class AugmentationConfig:
     """
 
     crop_size: int = 512
-    final_crop_size: int = 0
-    final_share: float = 0.2
     base_size: list[int] = field(default_factory=list)
     scale: list[float] = field(default_factory=lambda: [0.5, 2.0])
     max_class_share: float = 0.75
@@ -468,6 +466,8 @@ class AugmentationConfig:
     cutmix: float = 0.0
     classmix: float = 0.0
     class_balance: float = 0.0
+    final_crop_size: int = 0
+    final_share: float = 0.2
     custom: str = ""
 
     def __post_init__(self):

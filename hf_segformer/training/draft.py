@@ -71,7 +71,6 @@ class Draft:
         """
         defaults = {} if self["model.checkpoint"] else {"model.variant": self.get("model.variant", "b0")}
         defaults["augmentation.crop_size"] = self.get("augmentation.crop_size", 512)
-        defaults["augmentation.cutmix"] = self.get("augmentation.cutmix", CUTMIX if self.may_mix else 0.0)
         changed = defaults | dict(changes or {}) | {"trainer.per_device_train_batch_size": batch_size}
         trial = deepcopy(self._tables)
         for key, value in changed.items():
@@ -92,6 +91,13 @@ class Draft:
     def may_mix(self) -> bool:
         """Return True if samples are mixed in a long run: from scratch, unless the user mixes them otherwise."""
         return not self.is_pretrained and not self["augmentation.classmix"]
+
+    @property
+    def mixed_share(self) -> float:
+        """Share of the samples that another one is read for; that of a long run until the length is known."""
+        is_known = self["trainer.max_steps"] or self.is_given("trainer.num_train_epochs")
+        planned = CUTMIX if self.may_mix and not (is_known and self.is_short) else 0.0
+        return self.get("augmentation.cutmix", planned) + self.get("augmentation.classmix", 0.0)
 
     @property
     def holds_out_share(self) -> float:
@@ -169,6 +175,8 @@ def memory(draft: Draft) -> float:
 def largest_batch(draft: Draft, changes: Mapping[str, Any] | None = None) -> int:
     """Images in a step of one process: the share of the target, halved until it fits into memory."""
     batch = max(1, target_batch(draft) // draft.machine.processes)
+    if final := draft["augmentation.final_crop_size"]:
+        changes = {**(changes or {}), "augmentation.crop_size": max(final, draft.get("augmentation.crop_size", 512))}
     needed = image_bytes(draft, changes)
     while batch > 1 and batch * needed > memory(draft):
         batch = (batch + 1) // 2
@@ -181,13 +189,22 @@ def planned_cost(draft: Draft) -> Cost:
 
 
 def step_seconds(draft: Draft) -> float:
-    """Seconds of an optimizer step, reading included.
+    """Seconds of an optimizer step, reading included, in the mean over a run with larger crops at its end."""
+    seconds = _seconds_with_crops(draft, draft.get("augmentation.crop_size", 512))
+    if final := draft["augmentation.final_crop_size"]:
+        seconds += draft.get("augmentation.final_share", 0.2) * (_seconds_with_crops(draft, final) - seconds)
+    return seconds
+
+
+def _seconds_with_crops(draft: Draft, side: int) -> float:
+    """Seconds of an optimizer step with crops of one size.
 
     On a CPU workers take processor time from the network; an accelerator waits for the slower of the two.
     """
     batch = draft["trainer.per_device_train_batch_size"]
-    cost, workers = draft.cost(batch), draft.get("trainer.dataloader_num_workers", 0)
-    reading = cost.reading_seconds * batch
+    cost = draft.cost(batch, {"augmentation.crop_size": side})
+    workers = draft.get("trainer.dataloader_num_workers", 0)
+    reading = cost.reading_seconds * batch * (1 + draft.mixed_share)
     if not workers:
         seconds = cost.step_seconds + reading
     elif draft.machine.is_cpu:

@@ -26,6 +26,7 @@ from .run import build_model, first_samples, fresh_config, train_samples
 
 _WARM_UP, _MOST_STEPS, _SECONDS = 2, 8, 3.0  # of timed steps
 _NUM_READ = 8
+_NOT_TRIED = ("class_balance", "cutmix", "classmix", "final_crop_size", "final_share")
 _SAVED_TO_PEAK = 2.0  # peak memory of a step by what it saves: 1.6 to 2.3, B0 with crops of 256 and 512
 _RATES = (1e-6, 1e-1)  # of the range test
 _RANGE_STEPS, _SMOOTHING, _DIVERGED = 100, 0.9, 4.0
@@ -238,15 +239,14 @@ def _free_memory(device: torch.device) -> int:
 
 
 def _as_recipe(tables: Tables) -> Recipe:
-    """Recipe of a trial: with the largest crops, and without options that change no step but need more than a trial.
+    """Recipe of a trial, without options that need more than a trial, or that `draft.step_seconds` accounts for.
 
-    A plan's values are the user's own or decided here, so that code which they name is trusted.
+    A plan's values are the user's own or decided by its rules, so that code which they name is trusted.
     """
-    augmentation = dict(tables.get("augmentation", {}))
-    largest = max(augmentation.get("crop_size", 512), augmentation.pop("final_crop_size", 0))
+    augmentation = {name: value for name, value in tables.get("augmentation", {}).items() if name not in _NOT_TRIED}
     filled = {
         **tables,
-        "augmentation": {**augmentation, "crop_size": largest, "class_balance": 0.0},
+        "augmentation": augmentation,
         "early_stopping": {},
         "trainer": {"output_dir": "outputs/trial", **tables.get("trainer", {})},
     }
@@ -258,7 +258,7 @@ def _key(tables: Tables) -> str:
     """Values that a cost depends on: decisions that come later in a plan change nothing."""
     trainer, model, augmentation = (tables.get(name, {}) for name in ("trainer", "model", "augmentation"))
     network = {name: value for name, value in model.items() if not name.endswith(("_rate", "_prob"))}
-    size = [augmentation.get(name) for name in ("crop_size", "final_crop_size", "base_size")]
+    size = [augmentation.get(name) for name in ("crop_size", "base_size")]
     step = [trainer.get("per_device_train_batch_size"), bool(trainer.get("bf16"))]
     return json.dumps([tables.get("data"), network, size, tables.get("loss"), tables.get("evaluation"), step])
 

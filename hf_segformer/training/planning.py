@@ -301,7 +301,7 @@ def num_workers(draft: Draft) -> tuple[int, str]:
     """
     free = draft.machine.processors // draft.machine.processes - 1
     cost, batch = planned_cost(draft), draft["trainer.per_device_train_batch_size"]
-    reading = cost.reading_seconds * batch
+    reading = cost.reading_seconds * batch * (1 + draft.mixed_share)
     measured = f"reading a batch takes {reading:.2g} s, computing it {cost.step_seconds:.2g} s"
     if free < 1:
         return 0, "there is one processor"
@@ -359,6 +359,11 @@ def save_steps(draft: Draft) -> tuple[int, str]:
     """Write a checkpoint every ten minutes: no more is lost when a run is killed."""
     steps = max(1, round(600 / step_seconds(draft)))
     return min(draft.num_steps, steps), "a checkpoint every ten minutes, and at the end"
+
+
+def save_strategy(draft: Draft) -> tuple[str, str] | None:
+    """Keep the best checkpoint where the user stops a run by its evaluations."""
+    return ("best", "early_stopping.patience restores the best") if draft["early_stopping.patience"] else None
 
 
 def logging_steps(draft: Draft) -> tuple[int, str]:
@@ -489,6 +494,7 @@ RULES: tuple[tuple[str, Callable[[Draft], tuple[Any, str] | None]], ...] = (
     ("trainer.eval_strategy", eval_strategy),
     ("trainer.eval_steps", eval_steps),
     ("trainer.save_steps", save_steps),
+    ("trainer.save_strategy", save_strategy),
     ("trainer.save_total_limit", save_total_limit),
     ("trainer.logging_steps", logging_steps),
     ("augmentation.scale", scale),

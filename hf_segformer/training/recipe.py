@@ -258,6 +258,11 @@ def _checked(where: str, name: str, tables: dict[str, dict[str, Any]], text: str
             f"augmentation.final_crop_size is {recipe.augmentation.final_crop_size}, but a stream has no last passes: "
             "set data.streaming=false, or augmentation.final_crop_size=0"
         )
+    if recipe.trainer.get("auto_find_batch_size") and recipe.augmentation.final_crop_size:
+        raise ValueError(
+            f"augmentation.final_crop_size is {recipe.augmentation.final_crop_size}, but trainer.auto_find_batch_size "
+            "changes how many passes there are: set trainer.per_device_train_batch_size instead"
+        )
     return recipe
 
 

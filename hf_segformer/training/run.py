@@ -105,6 +105,8 @@ def prepare_data(recipe: Recipe, arguments: TrainingArguments, checkpoint: Path 
     is_main = arguments.process_index == 0
     config, loss = fresh_config(recipe.model), recipe.loss
     data = load_data(recipe.data, config.num_channels, recipe.split)
+    if not data.is_stream:
+        final_epoch(recipe.augmentation, arguments, len(data.train))
     if is_main and (division := format_division(data.train, data.evaluation)):
         print(division, end="\n\n")
     if recipe.model.get("checkpoint") and (remark := check_classes(data.names, config.id2label)) and is_main:
@@ -116,7 +118,9 @@ def prepare_data(recipe: Recipe, arguments: TrainingArguments, checkpoint: Path 
         if isinstance(loss.class_weights, str):
             loss = replace(loss, class_weights=class_weights(counts[0, :-1].tolist(), loss.class_weights))
     if not data.is_stream:  # a stream would fetch a thousand rows for one
-        first_samples(data, recipe, 1)
+        first_samples(data, recipe, 1, arguments)
+        if last := final_epoch(recipe.augmentation, arguments, len(data.train)):
+            first_samples(data, recipe, 1, arguments, last)
     check_best_metric(arguments, data.names)
     return data, loss
 
@@ -152,7 +156,8 @@ def inspect_data(recipe: Recipe, check: bool, figure: Path | None) -> None:
         if check:
             print(format_counts(counts, data.names))
     if figure is not None:
-        batch = first_samples(data, recipe, training_arguments(recipe).train_batch_size)
+        arguments = training_arguments(recipe)
+        batch = first_samples(data, recipe, arguments.train_batch_size, arguments)
         show_batch(batch, data.names, data.palette, data.processor, figure)
         print(f"{figure}  the model's input in the first step")
 
@@ -472,26 +477,36 @@ def final_epoch(augmentation: AugmentationConfig, arguments: TrainingArguments, 
     """
     if not augmentation.final_crop_size:
         return None
-    passes = arguments.num_train_epochs
+    passes = float(arguments.num_train_epochs)
     if arguments.max_steps > 0:  # counted as the Trainer does
-        batches = math.ceil(num_images / (arguments.train_batch_size * arguments.world_size))
-        passes = arguments.max_steps / math.ceil(batches / arguments.gradient_accumulation_steps)
-    first = math.ceil(passes) - math.ceil(passes * augmentation.final_share)
+        batches = num_images / (arguments.train_batch_size * arguments.world_size)
+        batches = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
+        passes = arguments.max_steps / max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
+    first = math.ceil(passes) - math.ceil(round(passes * augmentation.final_share, 6))
     if first == 0 and augmentation.final_share < 1:
         raise ValueError(
-            f"augmentation.final_share is {augmentation.final_share:g}, but the training makes {passes:.2g} passes "
-            "over the images, and crops change their size between passes: train for longer, or set "
-            "augmentation.final_share=1 or augmentation.final_crop_size=0"
+            f"augmentation.final_share is {augmentation.final_share:g} of {passes:.4g} passes over the images, rounded "
+            "up all of them: train for longer, or set a smaller share, or augmentation.final_crop_size=0"
         )
     return first
 
 
-def first_samples(data: Data, recipe: Recipe, number: int) -> list[dict[str, torch.Tensor]]:
-    """Up to `number` samples, as an epoch might begin."""
-    samples = train_samples(data, recipe)
+def first_samples(
+    data: Data, recipe: Recipe, number: int, arguments: TrainingArguments | None = None, epoch: int = 0
+) -> list[dict[str, torch.Tensor]]:
+    """Up to `number` samples, as a pass might begin; a stream has its first pass alone.
+
+    Args:
+        data: images and masks.
+        recipe: description of the run.
+        number: of samples.
+        arguments: see `train_samples`.
+        epoch: number of the pass.
+    """
+    samples = train_samples(data, recipe, arguments)
     if isinstance(samples, TrainStream):
         return list(islice(samples, number))
-    sampler = EpochSampler(len(samples), recipe.data.seed, lambda: 0, samples.balance)
+    sampler = EpochSampler(len(samples), recipe.data.seed, lambda: epoch, samples.balance)
     return [samples[key] for key in islice(sampler, number)]
 
 

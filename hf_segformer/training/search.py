@@ -160,7 +160,8 @@ def build_search_trainer(recipe: Recipe, space: Space) -> RecipeTrainer:
 
     def model_init(trial: Any) -> Any:
         tried = recipe if trial is None else recipe.with_values(_as_tables(suggest(trial, space)))
-        trainer.optimizer_config, trainer.train_dataset = tried.optimizer, train_samples(data, tried, trainer.args)
+        trainer.optimizer_config = tried.optimizer
+        trainer.train_dataset = train_samples(data, tried, training_arguments(tried))
         model = build_model(tried.model, data.names)
         model.config.palette = [list(color) for color in data.palette]
         model.loss_function = _with_weights(tried.loss, loss.class_weights)

@@ -140,6 +140,8 @@ def arguments_of(*overrides):
         (["trainer.max_steps=30", "trainer.per_device_train_batch_size=4"], 12, 5),  # 10 passes
         (["trainer.max_steps=9", "trainer.per_device_train_batch_size=4"], 13, 1),  # 2 1/4 of 4 steps: the last two
         (["trainer.max_steps=9", "trainer.gradient_accumulation_steps=2"], 64, 2),  # 4 1/2 of 2 steps
+        (["trainer.max_steps=10", "trainer.dataloader_drop_last=true"], 31, 5),  # 10 of 1 step
+        (["trainer.max_steps=100", "augmentation.final_share=0.07"], 16, 93),  # 0.07 * 100 > 7
         (["trainer.max_steps=-1", "trainer.num_train_epochs=5"], 12, 2),
         (["trainer.max_steps=3", "augmentation.final_share=1.0"], 640, 0),
         (["trainer.max_steps=30", "augmentation.final_crop_size=0"], 12, None),
@@ -151,7 +153,7 @@ def test_the_last_passes_are_a_share_rounded_up(overrides, num_images, first):
 
 
 def test_too_few_passes_are_refused():
-    message = r"final_share is 0.5, but the training makes 0.75 passes over .*: train for longer, or set .*_share=1 or"
+    message = r"final_share is 0.5 of 0.75 passes over the images, rounded up all of them: train for longer, or set a"
     with pytest.raises(ValueError, match=message):
         final_epoch(*arguments_of("trainer.max_steps=3", "trainer.per_device_train_batch_size=4"), 16)
 
@@ -171,6 +173,38 @@ def test_a_data_set_needs_the_first_of_the_last_passes():
         TrainDataset([], AugmentationConfig(), SegFormerImageProcessor(), final_epoch=3)
     with pytest.raises(ValueError, match=r"final_crop_size is 48 for a stream, which has no last passes"):
         TrainStream([], AugmentationConfig(final_crop_size=48), SegFormerImageProcessor())
+
+
+def test_too_few_passes_move_no_earlier_run(tmp_path, capsys):
+    assert train(tmp_path / "run", "trainer.max_steps=1", "trainer.save_strategy=no") == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    error = error_of(capsys, tmp_path / "run", *FINAL, "trainer.max_steps=1", "--overwrite")
+    assert "final_share is 0.5 of 0.1667 passes" in error  # 24 images, 4 a step
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_batch_that_changes_its_size_changes_the_passes():
+    with pytest.raises(ValueError, match=r"but trainer.auto_find_batch_size changes how many passes there are: set"):
+        read_recipe("shapes_b0", [*FINAL, "trainer.auto_find_batch_size=true"])
+
+
+def test_show_batch_draws_the_size_of_the_first_pass(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr("hf_segformer.training.run.show_batch", lambda batch, *others: sizes.append(batch))
+    for share in ("0.5", "1.0"):
+        options = (*FINAL, f"augmentation.final_share={share}", "trainer.max_steps=12")
+        assert train(tmp_path / "run", *options, "--show-batch", str(tmp_path / "batch.png")) == 0
+    assert [{sample["labels"].shape for sample in batch} for batch in sizes] == [{(32, 32)}, {(48, 48)}]
+
+
+def test_an_augmentation_that_fails_on_the_last_crops_fails_before_the_training(module, tmp_path):
+    code = MODULE.replace("return (", "assert mask.shape[0] < 40\n    return (")
+    (tmp_path / "users_augmentation.py").write_text(code)
+    options = (*FINAL, "data.image_size=64", "trainer.max_steps=12", f"augmentation.custom={module}")
+    with pytest.raises(AssertionError):
+        train(tmp_path / "run", *options)
+    assert not (tmp_path / "run" / "recipe.toml").exists()
 
 
 class SeenSizes:

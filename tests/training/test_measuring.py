@@ -49,27 +49,12 @@ class TestCost:
         later["augmentation"]["scale"] = [0.5, 2.0]
         assert probe.measure(later) is cost
 
-    def test_the_largest_crops_are_measured(self, probe):
-        seen = []
-        trial = tables()
-        trial["augmentation"]["final_crop_size"] = 64
-        step = probe._step
-
-        def recorded(model, loss, optimizer, batch, recipe):
-            seen.append(batch["pixel_values"].shape)
-            return step(model, loss, optimizer, batch, recipe)
-
-        with mock.patch.object(probe, "_step", recorded):
-            cost = probe.measure(trial)
-        assert set(seen) == {(2, 3, 64, 64)}
-        assert cost.image_bytes > 2 * probe.measure(tables()).image_bytes
-
     def test_values_that_a_trial_cannot_have_stop_no_plan(self, probe, tmp_path, monkeypatch):
         """Classes are not counted yet, there is no evaluation, and the user's own code is what the user asked for."""
         (tmp_path / "mine.py").write_text("def augment(image, mask):\n    return image, mask\n")
         monkeypatch.syspath_prepend(tmp_path)
         trial = tables(batch_size=3)
-        trial["augmentation"] |= {"class_balance": 0.5, "custom": "mine:augment"}
+        trial["augmentation"] |= {"class_balance": 0.5, "custom": "mine:augment", "final_crop_size": 48, "cutmix": 0.5}
         trial["early_stopping"] = {"patience": 2}
         assert probe.measure(trial).reading_seconds > 0
 

@@ -149,3 +149,13 @@ def test_trials_train_the_recipe_with_their_values(tmp_path, monkeypatch):
     assert found.recipe.trainer["learning_rate"] == rate
     assert found.recipe.optimizer.head_lr_multiplier == head
     json.dumps(found.overrides)
+
+
+def test_a_trial_crops_the_last_passes_of_its_own_length(tmp_path):
+    """Six steps a pass: the recipe's four passes, and the trial's two."""
+    final = ("augmentation.final_crop_size=48", "augmentation.final_share=0.5", "trainer.max_steps=24")
+    recipe = read_recipe("shapes_b0", [*SMALL, *final, f"trainer.output_dir={tmp_path}"])
+    trainer = build_search_trainer(recipe, {"trainer.max_steps": (12, 48)})
+    assert trainer.train_dataset.final_epoch == 2
+    trainer.model_init(Trial())
+    assert trainer.train_dataset.final_epoch == 1

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..config import SplitConfig
+from ..config import AugmentationConfig, SplitConfig
 from ..data.description import DataDescription
 from .draft import (
     CUTMIX,
@@ -91,6 +91,7 @@ def plan_run(
         is_replaced = key == "eval_split" and _holds_out(draft)
         if not draft.is_given(f"data.{key}") and f"data.{key}" not in ruled and not is_replaced:
             draft.decide(f"data.{key}", value, _source_of(key, description))
+    AugmentationConfig(**draft.given["augmentation"])  # a trial's crops are not always those that the user named
     for key, rule in RULES:
         if draft.is_given(key):
             draft.decide(key, draft[key], _given_reason(key, pretrained))

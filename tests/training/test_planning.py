@@ -159,6 +159,12 @@ class TestRecipes:
         assert values(narrow)["trainer.per_device_train_batch_size"] == 4  # 0.42 GB each in 80 % of 4 GB
         assert plan(overrides=final).seconds - plan().seconds == pytest.approx(9000 * 0.75, rel=0.05)
 
+    def test_wrong_crops_are_named_as_they_were_given(self):
+        bench = Bench()
+        with pytest.raises(ValueError, match=r"augmentation.final_crop_size is 8; expected 0, or at least 16"):
+            plan(overrides=["augmentation.final_crop_size=8"], on=machine(bench=bench))
+        assert not bench.trials
+
     def test_a_run_that_stops_early_keeps_its_best_checkpoint(self):
         found = plan(overrides=["early_stopping.patience=2"])
         assert values(found)["trainer.save_strategy"] == "best"

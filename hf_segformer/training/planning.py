@@ -82,7 +82,7 @@ def plan_run(
         >>> machine = Machine("cpu", 8 * 2**30, 2, False, lambda tables: Cost(1.0, 0.01, 0.1, 40 * 2**20))
         >>> plan = plan_run(description, Budget(seconds=7200), machine, ["trainer.seed=3"])
         >>> {each.key: each.value for each in plan.decisions}["trainer.max_steps"]
-        6458
+        6337
     """
     output_dir = output_dir or default_output_dir(description.tables.get("root", ""))
     draft = Draft(description, budget, machine, parse_overrides(overrides), pretrained, output_dir)

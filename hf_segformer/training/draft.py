@@ -13,7 +13,6 @@ _EVALUATION_SHARE = 0.1  # of the time
 _MOST_EVALUATIONS = 10
 _SPARE = 0.05  # of the time, for what was not measured
 _START_SECONDS = 5.0  # of building, saving and loading the model
-CUTMIX = 0.5  # of a long run from scratch: reading a sample takes half as long again
 _SHORT_PASSES = 20  # over the images, at most; shapes_b0 makes 20, camvid_b0 196
 
 
@@ -88,16 +87,9 @@ class Draft:
         return bool(self["model.checkpoint"])
 
     @property
-    def may_mix(self) -> bool:
-        """Return True if samples are mixed in a long run: from scratch, unless the user mixes them otherwise."""
-        return not self.is_pretrained and not self["augmentation.classmix"]
-
-    @property
     def mixed_share(self) -> float:
-        """Share of the samples that another one is read for; that of a long run until the length is known."""
-        is_known = self["trainer.max_steps"] or self.is_given("trainer.num_train_epochs")
-        planned = CUTMIX if self.may_mix and not (is_known and self.is_short) else 0.0
-        return self.get("augmentation.cutmix", planned) + self.get("augmentation.classmix", 0.0)
+        """Share of the samples that another one is read for."""
+        return self.get("augmentation.cutmix", 0.0) + self.get("augmentation.classmix", 0.0)
 
     @property
     def holds_out_share(self) -> float:
@@ -268,7 +260,6 @@ def passes_in_time(draft: Draft, name: str) -> float:
 
 
 __all__ = [
-    "CUTMIX",
     "Draft",
     "estimated_seconds",
     "evaluation_seconds",

@@ -14,7 +14,6 @@ from typing import Any
 from ..config import AugmentationConfig, SplitConfig
 from ..data.description import DataDescription
 from .draft import (
-    CUTMIX,
     Draft,
     estimated_seconds,
     evaluation_seconds,
@@ -82,7 +81,7 @@ def plan_run(
         >>> machine = Machine("cpu", 8 * 2**30, 2, False, lambda tables: Cost(1.0, 0.01, 0.1, 40 * 2**20))
         >>> plan = plan_run(description, Budget(seconds=7200), machine, ["trainer.seed=3"])
         >>> {each.key: each.value for each in plan.decisions}["trainer.max_steps"]
-        6337
+        6458
     """
     output_dir = output_dir or default_output_dir(description.tables.get("root", ""))
     draft = Draft(description, budget, machine, parse_overrides(overrides), pretrained, output_dir)
@@ -384,19 +383,6 @@ def scale(draft: Draft) -> tuple[list[float], str]:
     return [0.5, 1.75], "from scratch, recipe camvid_b0"
 
 
-def cutmix(draft: Draft) -> tuple[float, str] | None:
-    """Paste a box of another sample into half of the samples in a long run from scratch (camvid_b0)."""
-    return (CUTMIX, "from scratch, recipe camvid_b0") if draft.may_mix and not draft.is_short else None
-
-
-def class_balance(draft: Draft) -> tuple[float, str] | None:
-    """Draw half of the samples by class in a long run from scratch, where a class has under 2 % of the pixels."""
-    name, share = _rarest(draft)
-    if draft.is_short or draft.is_pretrained or draft["data.streaming"] or share >= _RARE:
-        return None
-    return 0.5, f"{name} has {100 * share:.2g} % of the pixels, below {100 * _RARE:g} %; recipe camvid_b0"
-
-
 def distortion(draft: Draft) -> tuple[float, str]:
     """Change colours as in the paper's code, little in a short run (shapes_b0); bands in their own units not at all."""
     is_byte = draft.description.image_dtype == "uint8" and draft.get("model.num_channels", 3) == 3
@@ -499,8 +485,6 @@ RULES: tuple[tuple[str, Callable[[Draft], tuple[Any, str] | None]], ...] = (
     ("trainer.save_total_limit", save_total_limit),
     ("trainer.logging_steps", logging_steps),
     ("augmentation.scale", scale),
-    ("augmentation.cutmix", cutmix),
-    ("augmentation.class_balance", class_balance),
     ("augmentation.distortion", distortion),
     ("model.drop_path_rate", drop_path_rate),
     ("model.classifier_dropout_prob", classifier_dropout),

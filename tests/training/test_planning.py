@@ -89,8 +89,6 @@ LIKE_CAMVID = (
     *(
         "augmentation.scale",
         "augmentation.crop_size",
-        "augmentation.cutmix",
-        "augmentation.class_balance",
         "loss.cross_entropy",
         "loss.dice",
         "optimizer.head_lr_multiplier",
@@ -122,33 +120,20 @@ class TestRecipes:
         found = plan(budget=Budget(steps=900), num_train=1200, class_shares=(0.5, 0.3, 0.2))
         assert {key: values(found)[key] for key in LIKE_SHAPES} == of_recipe("shapes_b0", *LIKE_SHAPES)
         assert values(found)["trainer.warmup_steps"] == 90  # a share of 0.1 there
-        assert not {"loss.dice", "augmentation.cutmix"} & values(found).keys()
+        assert "loss.dice" not in values(found)
 
     @pytest.mark.parametrize(
-        ("overrides", "pretrained", "seconds"),
+        ("overrides", "seconds"),
         [
-            ((), None, 12),  # a worker reads 8 samples and 4 others to paste
-            (["augmentation.cutmix=0.25"], None, 10),
-            (["augmentation.classmix=0.75"], None, 14),
-            (["augmentation.classmix=0.75", "augmentation.cutmix=0.25"], None, 16),
-            (["model.checkpoint=owner/b0"], B0, 8),
+            ((), 8),  # a worker reads 8 samples
+            (["augmentation.cutmix=0.25"], 10),  # and 2 others to paste
+            (["augmentation.classmix=0.75"], 14),
+            (["augmentation.classmix=0.75", "augmentation.cutmix=0.25"], 16),
         ],
     )
-    def test_the_time_of_a_step_holds_the_samples_that_are_pasted(self, overrides, pretrained, seconds):
-        found = plan(overrides=overrides, pretrained=pretrained, on=machine(bench=Bench(reading=1.0)))
+    def test_the_time_of_a_step_holds_the_samples_that_are_pasted(self, overrides, seconds):
+        found = plan(overrides=overrides, on=machine(bench=Bench(reading=1.0)))
         assert f"{seconds} s a step" in reasons(found)["trainer.max_steps"]
-
-    def test_the_users_own_mixing_takes_the_place_of_a_plans(self):
-        assert "augmentation.cutmix" not in values(plan(overrides=["augmentation.classmix=0.7"]))
-
-    def test_the_estimate_of_a_short_run_holds_no_pasted_samples(self):
-        shares = {"num_train": 1200, "class_shares": (0.5, 0.49, 0.01)}
-        short, mixed = (
-            plan(budget=Budget(steps=900), on=machine(bench=Bench(reading=1.0)), overrides=overrides, **shares)
-            for overrides in ((), ["augmentation.cutmix=0.5"])
-        )
-        assert not {"augmentation.cutmix", "augmentation.class_balance"} & values(short).keys()
-        assert mixed.seconds - short.seconds == pytest.approx(900 * 4, rel=0.05)
 
     def test_larger_crops_at_the_end_take_their_share_of_time_and_all_of_the_memory(self):
         final = ["augmentation.final_crop_size=512", "augmentation.final_share=0.25"]
@@ -170,13 +155,6 @@ class TestRecipes:
         assert values(found)["trainer.save_strategy"] == "best"
         assert found.to_recipe("plan").early_stopping.patience == 2
 
-    def test_a_long_run_without_rare_classes_or_of_a_stream_draws_no_class(self):
-        frequent = values(plan(class_shares=(0.5, 0.3, 0.2)))
-        stream = values(plan(overrides=["data.streaming=true"]))
-        assert frequent["augmentation.cutmix"] == stream["augmentation.cutmix"] == 0.5
-        assert "augmentation.class_balance" not in frequent
-        assert "augmentation.class_balance" not in stream
-
     def test_from_a_pretrained_encoder_as_the_paper(self):
         on = machine("cuda", bench=Bench(speed=100), processors=16)
         found = plan(
@@ -188,7 +166,7 @@ class TestRecipes:
             sizes=((512, 683), (600, 512), (512, 700)),
         )
         assert {key: values(found)[key] for key in LIKE_ADE20K} == of_recipe("ade20k_b0", *LIKE_ADE20K)
-        assert not {"model.variant", "augmentation.cutmix", "augmentation.class_balance"} & values(found).keys()
+        assert "model.variant" not in values(found)
         assert reasons(found)["model.checkpoint"] == "given: SegFormer B0, licence: other"
 
     def test_one_class_as_binary_b0(self):
@@ -256,7 +234,7 @@ class TestTime:
     def test_the_estimate_is_the_sum(self):
         found = plan(budget=Budget(steps=1000))
         during = 1000 // values(found)["trainer.eval_steps"]
-        assert found.seconds == pytest.approx(1000 * 1.06 + (during + 1) * 10.1 + 4.68 + 2 + 5)
+        assert found.seconds == pytest.approx(1000 * 1.04 + (during + 1) * 10.1 + 4.68 + 2 + 5)
 
     def test_too_short_a_time_names_one_that_suffices(self):
         with pytest.raises(ValueError, match=r"--time is 10 s; expected at least 25 s: 22 s for checks and evaluation"):
@@ -281,7 +259,7 @@ class TestTime:
         )
 
     def test_checkpoints_come_every_ten_minutes(self):
-        assert values(plan())["trainer.save_steps"] == round(600 / 1.06)
+        assert values(plan())["trainer.save_steps"] == round(600 / 1.04)
 
     def test_a_range_test_runs_with_the_network_that_is_trained(self):
         tested = []
@@ -328,10 +306,10 @@ class TestMachine:
 
     @pytest.mark.parametrize(
         ("device", "processors", "reading", "workers"),
-        [("cpu", 1, 0.01, 0), ("cpu", 8, 0.01, 1), ("cuda", 16, 0.01, 1), ("cuda", 16, 0.5, 3), ("cuda", 4, 9.0, 3)],
+        [("cpu", 1, 0.01, 0), ("cpu", 8, 0.01, 1), ("cuda", 16, 0.01, 1), ("cuda", 16, 0.5, 2), ("cuda", 4, 9.0, 3)],
     )
     def test_workers_read_as_fast_as_the_network_computes(self, device, processors, reading, workers):
-        """On an accelerator 16 crops of 512x512 take 8 s; reading them 8 s, and 4 s what is pasted: 1.5 workers."""
+        """On an accelerator 16 crops of 512x512 take 8 s; reading 16 x 0.5 s keeps one and a half workers busy."""
         found = plan(on=machine(device, processors=processors, bench=Bench(reading=reading)), sizes=((600, 800),))
         assert values(found)["trainer.dataloader_num_workers"] == workers
 

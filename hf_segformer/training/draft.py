@@ -1,7 +1,7 @@
 """A plan in the making, and the figures that its rules need: batch, steps and seconds, from measured costs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -158,6 +158,12 @@ def image_bytes(draft: Draft, changes: Mapping[str, Any] | None = None) -> int:
     return draft.cost(2, {**(changes or {}), "trainer.bf16": False}).image_bytes
 
 
+def largest_image_bytes(draft: Draft, changes: Mapping[str, Any] | None = None) -> int:
+    """Bytes that one more image takes with the largest crops of the run."""
+    side = max(draft.get("augmentation.crop_size", 512), draft.get("augmentation.final_crop_size", 0))
+    return image_bytes(draft, {**(changes or {}), "augmentation.crop_size": side})
+
+
 def memory(draft: Draft) -> float:
     """Bytes for a training step of one process."""
     shared = draft.machine.processes if draft.machine.is_cpu else 1
@@ -167,9 +173,7 @@ def memory(draft: Draft) -> float:
 def largest_batch(draft: Draft, changes: Mapping[str, Any] | None = None) -> int:
     """Images in a step of one process: the share of the target, halved until it fits into memory."""
     batch = max(1, target_batch(draft) // draft.machine.processes)
-    if final := draft["augmentation.final_crop_size"]:
-        changes = {**(changes or {}), "augmentation.crop_size": max(final, draft.get("augmentation.crop_size", 512))}
-    needed = image_bytes(draft, changes)
+    needed = largest_image_bytes(draft, changes)
     while batch > 1 and batch * needed > memory(draft):
         batch = (batch + 1) // 2
     return batch
@@ -181,11 +185,20 @@ def planned_cost(draft: Draft) -> Cost:
 
 
 def step_seconds(draft: Draft) -> float:
-    """Seconds of an optimizer step, reading included, in the mean over a run with larger crops at its end."""
-    seconds = _seconds_with_crops(draft, draft.get("augmentation.crop_size", 512))
-    if final := draft["augmentation.final_crop_size"]:
-        seconds += draft.get("augmentation.final_share", 0.2) * (_seconds_with_crops(draft, final) - seconds)
-    return seconds
+    """Seconds of an optimizer step, reading included, in the mean over the run."""
+    return _mean_over_crops(draft, lambda side: _seconds_with_crops(draft, side))
+
+
+def _mean_over_crops(draft: Draft, seconds: Callable[[int], float]) -> float:
+    """Mean over a run with larger crops at its end, by the share that is planned until the passes are known."""
+    mean, final = seconds(draft.get("augmentation.crop_size", 512)), draft["augmentation.final_crop_size"]
+    if not final:
+        return mean
+    share = draft.get("augmentation.final_share", 0.2)
+    if draft["trainer.max_steps"] and draft["trainer.per_device_train_batch_size"]:
+        passes = math.ceil(draft.num_passes)
+        share = math.ceil(round(passes * share, 6)) / passes
+    return mean + share * (seconds(final) - mean)
 
 
 def _seconds_with_crops(draft: Draft, side: int) -> float:
@@ -255,7 +268,10 @@ def passes_in_time(draft: Draft, name: str) -> float:
         return math.inf
     changes = {"model.variant": name}
     batch = largest_batch(draft, changes)
-    images = draft.machine.processes * batch / draft.cost(batch, changes).step_seconds
+    step = _mean_over_crops(
+        draft, lambda side: draft.cost(batch, {**changes, "augmentation.crop_size": side}).step_seconds
+    )
+    images = draft.machine.processes * batch / step
     return (1 - _SPARE - _EVALUATION_SHARE) * draft.budget.seconds * images / draft.num_train
 
 
@@ -265,6 +281,7 @@ __all__ = [
     "evaluation_seconds",
     "image_bytes",
     "largest_batch",
+    "largest_image_bytes",
     "memory",
     "num_evaluations",
     "passes_in_time",

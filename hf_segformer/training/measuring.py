@@ -26,7 +26,8 @@ from .run import build_model, first_samples, fresh_config, train_samples
 
 _WARM_UP, _MOST_STEPS, _SECONDS = 2, 8, 3.0  # of timed steps
 _NUM_READ = 8
-_NOT_TRIED = ("class_balance", "cutmix", "classmix", "final_crop_size", "final_share")
+_NOT_TRIED = ("class_balance", "final_crop_size", "final_share")
+_MIXING = ("cutmix", "classmix")  # `draft.step_seconds` accounts for what it reads
 _SAVED_TO_PEAK = 2.0  # peak memory of a step by what it saves: 1.6 to 2.3, B0 with crops of 256 and 512
 _RATES = (1e-6, 1e-1)  # of the range test
 _RANGE_STEPS, _SMOOTHING, _DIVERGED = 100, 0.9, 4.0
@@ -54,7 +55,7 @@ class Probe:
         """
         key = _key(tables)
         if key not in self._costs:
-            self._costs[key] = self._measure(_as_recipe(tables))
+            self._costs[key] = self._measure(_as_recipe(tables, (*_NOT_TRIED, *_MIXING)))
         return self._costs[key]
 
     def find_learning_rate(self, tables: Tables) -> float:
@@ -62,7 +63,7 @@ class Probe:
 
         100 steps from 1e-6 to 1e-1 (Smith 2017, arXiv:1506.01186), or until the smoothed loss is four times its least.
         """
-        recipe = _as_recipe(tables)
+        recipe = _as_recipe(tables, _NOT_TRIED)
         data = self._load(recipe)
         model, loss = self._build(recipe, data)
         groups = parameter_groups(model, 1.0, recipe.trainer.get("weight_decay", 0.01), recipe.optimizer)
@@ -238,12 +239,16 @@ def _free_memory(device: torch.device) -> int:
     return max(free, 0)
 
 
-def _as_recipe(tables: Tables) -> Recipe:
-    """Recipe of a trial, without options that need more than a trial, or that `draft.step_seconds` accounts for.
+def _as_recipe(tables: Tables, dropped: Sequence[str]) -> Recipe:
+    """Recipe of a trial, without early stopping, for which it has no evaluations.
 
     A plan's values are the user's own or decided by its rules, so that code which they name is trusted.
+
+    Args:
+        tables: of the plan so far.
+        dropped: options of `[augmentation]` that are left out.
     """
-    augmentation = {name: value for name, value in tables.get("augmentation", {}).items() if name not in _NOT_TRIED}
+    augmentation = {name: value for name, value in tables.get("augmentation", {}).items() if name not in dropped}
     filled = {
         **tables,
         "augmentation": augmentation,

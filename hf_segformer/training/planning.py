@@ -19,6 +19,7 @@ from .draft import (
     evaluation_seconds,
     image_bytes,
     largest_batch,
+    largest_image_bytes,
     memory,
     num_evaluations,
     passes_in_time,
@@ -282,7 +283,7 @@ def variant(draft: Draft) -> tuple[str, str] | None:
 
 def per_device_batch(draft: Draft) -> tuple[int, str]:
     """Take as many images as an optimizer step needs, or as fit into 80 % of the free memory, by a measured step."""
-    batch, bytes_needed = largest_batch(draft), image_bytes(draft)
+    batch, bytes_needed = largest_batch(draft), largest_image_bytes(draft)
     fits = f"{_in_bytes(batch * bytes_needed)} of {_in_bytes(draft.machine.memory)} free memory"
     return batch, f"{_target_reason(draft)}; {fits}"
 
@@ -355,15 +356,17 @@ def eval_steps(draft: Draft) -> tuple[int, str] | None:
     return draft.num_steps // (num_evaluations(draft) + 1) + 1, "evenly spread"
 
 
-def save_steps(draft: Draft) -> tuple[int, str]:
-    """Write a checkpoint every ten minutes: no more is lost when a run is killed."""
-    steps = max(1, round(600 / step_seconds(draft)))
-    return min(draft.num_steps, steps), "a checkpoint every ten minutes, and at the end"
-
-
 def save_strategy(draft: Draft) -> tuple[str, str] | None:
     """Keep the best checkpoint where the user stops a run by its evaluations."""
     return ("best", "early_stopping.patience restores the best") if draft["early_stopping.patience"] else None
+
+
+def save_steps(draft: Draft) -> tuple[int, str] | None:
+    """Write a checkpoint every ten minutes: no more is lost when a run is killed."""
+    if draft["trainer.save_strategy"] == "best":
+        return None
+    steps = max(1, round(600 / step_seconds(draft)))
+    return min(draft.num_steps, steps), "a checkpoint every ten minutes, and at the end"
 
 
 def logging_steps(draft: Draft) -> tuple[int, str]:
@@ -480,8 +483,8 @@ RULES: tuple[tuple[str, Callable[[Draft], tuple[Any, str] | None]], ...] = (
     ("trainer.max_steps", max_steps),
     ("trainer.eval_strategy", eval_strategy),
     ("trainer.eval_steps", eval_steps),
-    ("trainer.save_steps", save_steps),
     ("trainer.save_strategy", save_strategy),
+    ("trainer.save_steps", save_steps),
     ("trainer.save_total_limit", save_total_limit),
     ("trainer.logging_steps", logging_steps),
     ("augmentation.scale", scale),

@@ -485,8 +485,9 @@ def final_epoch(augmentation: AugmentationConfig, arguments: TrainingArguments, 
     first = math.ceil(passes) - math.ceil(round(passes * augmentation.final_share, 6))
     if first == 0 and augmentation.final_share < 1:
         raise ValueError(
-            f"augmentation.final_share is {augmentation.final_share:g} of {passes:.4g} passes over the images, rounded "
-            "up all of them: train for longer, or set a smaller share, or augmentation.final_crop_size=0"
+            f"augmentation.final_share is {augmentation.final_share:g}, which of {passes:.4g} passes over the images, "
+            "rounded up to whole ones, is all: train for longer, or set augmentation.final_share=1 to crop all of them "
+            "alike, or augmentation.final_crop_size=0"
         )
     return first
 

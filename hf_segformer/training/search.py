@@ -41,6 +41,14 @@ _FIXED = (
 )
 
 
+_LENGTHS = (
+    "trainer.max_steps",
+    "trainer.num_train_epochs",
+    "trainer.per_device_train_batch_size",
+    "trainer.gradient_accumulation_steps",
+)
+
+
 @dataclass(frozen=True)
 class SearchResult:
     """The best trial of a search.
@@ -152,6 +160,12 @@ def build_search_trainer(recipe: Recipe, space: Space) -> RecipeTrainer:
         OSError: see `search`.
     """
     recipe.check_trainable()
+    lengths = [key for key in space if key in _LENGTHS]
+    if lengths and (recipe.augmentation.final_crop_size or "augmentation.final_crop_size" in space):
+        raise ValueError(
+            f"{lengths[0]} is searched together with augmentation.final_crop_size, whose passes are counted from the "
+            "end; expected one of the two"
+        )
     arguments = training_arguments(recipe)
     data, loss = prepare_data(recipe, arguments, None)
     teacher = load_teacher(recipe.distill, data.names, data.processor) if recipe.distill.teacher else None

@@ -142,7 +142,19 @@ class TestRecipes:
         assert "1.8 s a step" in reasons(roomy)["trainer.max_steps"]  # 1 s, and 4 s in a quarter of the steps
         assert values(roomy)["trainer.per_device_train_batch_size"] == 8
         assert values(narrow)["trainer.per_device_train_batch_size"] == 4  # 0.42 GB each in 80 % of 4 GB
+        assert "1.7 GB of 4 GB free memory" in reasons(narrow)["trainer.per_device_train_batch_size"]
         assert plan(overrides=final).seconds - plan().seconds == pytest.approx(9000 * 0.75, rel=0.05)
+
+    def test_few_passes_have_a_larger_share_of_large_crops(self):
+        """Six passes: a fifth of them is two, rounded up."""
+        few = {"num_train": 1200, "budget": Budget(steps=900)}
+        plain, larger = (plan(overrides=overrides, **few) for overrides in ((), ["augmentation.final_crop_size=512"]))
+        assert larger.seconds - plain.seconds == pytest.approx(900 / 3 * 3, rel=0.05)
+
+    def test_the_variant_is_chosen_by_the_time_of_both_crops(self):
+        hours = {"num_train": 2000, "budget": Budget(seconds=10 * 3600), "on": machine(processors=8)}
+        assert values(plan(**hours))["model.variant"] == "b1"  # 12,500 steps of 2.2 s
+        assert values(plan(overrides=["augmentation.final_crop_size=512"], **hours))["model.variant"] == "b0"
 
     def test_wrong_crops_are_named_as_they_were_given(self):
         bench = Bench()
@@ -153,6 +165,7 @@ class TestRecipes:
     def test_a_run_that_stops_early_keeps_its_best_checkpoint(self):
         found = plan(overrides=["early_stopping.patience=2"])
         assert values(found)["trainer.save_strategy"] == "best"
+        assert "trainer.save_steps" not in values(found)  # the Trainer does not use it then
         assert found.to_recipe("plan").early_stopping.patience == 2
 
     def test_from_a_pretrained_encoder_as_the_paper(self):

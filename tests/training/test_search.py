@@ -151,11 +151,21 @@ def test_trials_train_the_recipe_with_their_values(tmp_path, monkeypatch):
     json.dumps(found.overrides)
 
 
-def test_a_trial_crops_the_last_passes_of_its_own_length(tmp_path):
-    """Six steps a pass: the recipe's four passes, and the trial's two."""
-    final = ("augmentation.final_crop_size=48", "augmentation.final_share=0.5", "trainer.max_steps=24")
-    recipe = read_recipe("shapes_b0", [*SMALL, *final, f"trainer.output_dir={tmp_path}"])
-    trainer = build_search_trainer(recipe, {"trainer.max_steps": (12, 48)})
+FINAL = ("augmentation.final_crop_size=48", "augmentation.final_share=0.5", "trainer.max_steps=24")
+
+
+def test_a_trial_crops_its_last_passes_larger(tmp_path):
+    """Six steps a pass, four passes: the last two of the recipe, and the last one of the trial."""
+    recipe = read_recipe("shapes_b0", [*SMALL, *FINAL, f"trainer.output_dir={tmp_path}"])
+    trainer = build_search_trainer(recipe, {"augmentation.final_share": (0.25, 0.75)})
     assert trainer.train_dataset.final_epoch == 2
     trainer.model_init(Trial())
-    assert trainer.train_dataset.final_epoch == 1
+    assert trainer.train_dataset.final_epoch == 3
+
+
+@pytest.mark.parametrize("settings", [FINAL, ()])
+def test_the_length_is_not_searched_together_with_the_last_passes(tmp_path, settings):
+    recipe = read_recipe("shapes_b0", [*SMALL, *settings, f"trainer.output_dir={tmp_path}"])
+    space = {"trainer.max_steps": (12, 48), **({} if settings else {"augmentation.final_crop_size": (32, 48)})}
+    with pytest.raises(ValueError, match=r"trainer.max_steps is searched together with augmentation.final_crop_size"):
+        build_search_trainer(recipe, space)

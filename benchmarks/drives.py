@@ -37,6 +37,7 @@ DRIVES = {"0001TP": "at dusk", "0006R0": "by day", "0016E5": "by day, the drive 
 HELD_OUT = "0001TP"
 SHORT = ("augmentation.crop_size=128", "trainer.max_steps=600", "trainer.warmup_steps=60")
 LONG = ("augmentation.crop_size=192", "trainer.max_steps=2000", "trainer.warmup_steps=200")
+HALF = ("augmentation.crop_size=256", "trainer.max_steps=4500", "trainer.warmup_steps=200")  # of the recipe's steps
 SETTINGS = (
     "trainer.eval_strategy=no",
     "trainer.save_strategy=no",
@@ -123,6 +124,8 @@ PARTS = (
     Part("recipe, longer", budget=LONG),
     Part("CutMix and class balance, longer", (CUTMIX, CLASS_BALANCE), budget=LONG),
     Part("CutMix, class balance, light and camera, longer", (CUTMIX, CLASS_BALANCE, *LIGHT, *CAMERA), budget=LONG),
+    Part("recipe, half of the whole length", budget=HALF),
+    Part("CutMix and class balance, half of the whole length", (CUTMIX, CLASS_BALANCE), budget=HALF),
 )
 
 
@@ -206,7 +209,7 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
         "",
     ]
     for held_out, rows in tables.items():
-        for budget in (SHORT, LONG):
+        for budget in (SHORT, LONG, HALF):
             names = [part.name for part in PARTS if part.budget == budget]
             found = {name: rows[name] for name in names if name in rows}
             if found:

@@ -67,6 +67,8 @@ LIGHT = (
 CAMERA = ("augmentation.blur=1.5", "augmentation.noise=10", "augmentation.jpeg=40")
 CUTMIX = "augmentation.cutmix=0.5"
 CLASS_BALANCE = "augmentation.class_balance=0.5"
+CLASS_WEIGHTS = "loss.class_weights=inverse_sqrt"
+LARGER_IMAGES = ("data.eval_size=540", "augmentation.scale=[0.75, 2.625]")  # 1.5 times the recipe's
 FILE = RESULTS / "camvid_drives.jsonl"
 PAGE = ROOT / "docs" / "camvid-drives.md"
 WHOLE = {"recipe": "camvid_b0", "CutMix and class balance": "camvid_b0_cutmix"}  # runs in docs/results
@@ -98,16 +100,19 @@ class Part(NamedTuple):
         return [*self.recipe_settings, *(PRETRAINING if self.is_pretrained else ())]
 
 
+def _name(*settings: str) -> str:
+    return ", ".join(f"`{setting.replace('=', ' = ')}`" for setting in settings)
+
+
 def _single(setting: str) -> Part:
-    key, _, value = setting.partition("=")
-    return Part(f"`{key} = {value}`", (setting,))
+    return Part(_name(setting), (setting,))
 
 
 PARTS = (
     Part("recipe"),
     *(_single(setting) for setting in LIGHT),
     Part("light: these four", LIGHT),
-    Part(f"camera: `{'`, `'.join(each.replace('=', ' = ') for each in CAMERA)}`", CAMERA),
+    Part(f"camera: {_name(*CAMERA)}", CAMERA),
     Part("light and camera", (*LIGHT, *CAMERA)),
     _single("augmentation.distortion=0"),
     _single("augmentation.scale=[0.5, 2.0]"),
@@ -124,6 +129,8 @@ PARTS = (
     Part("recipe, longer", budget=LONG),
     Part("CutMix and class balance, longer", (CUTMIX, CLASS_BALANCE), budget=LONG),
     Part("CutMix, class balance, light and camera, longer", (CUTMIX, CLASS_BALANCE, *LIGHT, *CAMERA), budget=LONG),
+    Part(f"{_name(CLASS_WEIGHTS)}, longer", (CLASS_WEIGHTS,), budget=LONG),
+    Part("images 1.5 times as large, longer", LARGER_IMAGES, budget=LONG),
     Part("recipe, half of the whole length", budget=HALF),
     Part("CutMix and class balance, half of the whole length", (CUTMIX, CLASS_BALANCE), budget=HALF),
 )

@@ -105,8 +105,7 @@ def prepare_data(recipe: Recipe, arguments: TrainingArguments, checkpoint: Path 
     is_main = arguments.process_index == 0
     config, loss = fresh_config(recipe.model), recipe.loss
     data = load_data(recipe.data, config.num_channels, recipe.split)
-    if not data.is_stream:
-        final_epoch(recipe.augmentation, arguments, len(data.train))
+    last = None if data.is_stream else final_epoch(recipe.augmentation, arguments, len(data.train))
     if is_main and (division := format_division(data.train, data.evaluation)):
         print(division, end="\n\n")
     if recipe.model.get("checkpoint") and (remark := check_classes(data.names, config.id2label)) and is_main:
@@ -119,7 +118,7 @@ def prepare_data(recipe: Recipe, arguments: TrainingArguments, checkpoint: Path 
             loss = replace(loss, class_weights=class_weights(counts[0, :-1].tolist(), loss.class_weights))
     if not data.is_stream:  # a stream would fetch a thousand rows for one
         first_samples(data, recipe, 1, arguments)
-        if last := final_epoch(recipe.augmentation, arguments, len(data.train)):
+        if last:
             first_samples(data, recipe, 1, arguments, last)
     check_best_metric(arguments, data.names)
     return data, loss

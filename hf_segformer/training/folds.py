@@ -89,7 +89,7 @@ def train_repeatedly(recipe: Recipe, kind: str, number: int, resume: bool = Fals
     from ..data.labeled import open_source
     from .recipe_writer import write_recipe
     from .resume import list_checkpoints
-    from .run import fine_tune
+    from .run import final_epoch, fine_tune, training_arguments
     from .run_folder import RunFolder
 
     runs, folder = repeated_recipes(recipe, kind, number), Path(recipe.trainer["output_dir"])
@@ -98,7 +98,9 @@ def train_repeatedly(recipe: Recipe, kind: str, number: int, resume: bool = Fals
         if is_main and not resume:
             owner.check_free(overwrite)
             first = next(iter(runs.values()))
-            open_source(first.data, first.split)  # before an earlier run is moved
+            source = open_source(first.data, first.split)  # before an earlier run is moved
+            if not first.data.streaming:
+                final_epoch(first.augmentation, training_arguments(first), len(source.train))
             if archive := owner.archive_previous_run():
                 print(f"{folder} held an earlier run, which is now {archive} (--resume would have continued it)")
         if is_main:

@@ -186,6 +186,15 @@ def test_too_few_passes_move_no_earlier_run(tmp_path, capsys):
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
+def test_too_few_passes_of_folds_move_no_earlier_runs(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    error = error_of(capsys, tmp_path / "run", *FINAL, "trainer.max_steps=1", "--folds", "3", "--overwrite")
+    assert "final_share is 0.5, which of 0.25 passes" in error  # 16 of 24 images, 4 a step
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
 def test_a_batch_that_changes_its_size_changes_the_passes():
     with pytest.raises(ValueError, match=r"but trainer.auto_find_batch_size changes how many passes there are: set"):
         read_recipe("shapes_b0", [*FINAL, "trainer.auto_find_batch_size=true"])

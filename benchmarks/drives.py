@@ -131,6 +131,11 @@ PARTS = (
     Part("CutMix, class balance, light and camera, longer", (CUTMIX, CLASS_BALANCE, *LIGHT, *CAMERA), budget=LONG),
     Part(f"{_name(CLASS_WEIGHTS)}, longer", (CLASS_WEIGHTS,), budget=LONG),
     Part("images 1.5 times as large, longer", LARGER_IMAGES, budget=LONG),
+    Part(
+        "CutMix, class balance, class weights, larger images and gamma, longer",
+        (CUTMIX, CLASS_BALANCE, CLASS_WEIGHTS, *LARGER_IMAGES, LIGHT[2]),
+        budget=LONG,
+    ),
     Part("recipe, half of the whole length", budget=HALF),
     Part("CutMix and class balance, half of the whole length", (CUTMIX, CLASS_BALANCE), budget=HALF),
 )

@@ -69,7 +69,7 @@ def test_the_name_of_a_part_chooses_no_longer_one(tmp_path, monkeypatch):
     drives.main(["recipe", "--data", str(tmp_path)])
     assert measured == ["recipe"]
     drives.main(["longer", "--data", str(tmp_path)])
-    assert len(measured) == 6
+    assert len(measured) == 7
 
 
 def test_images_of_the_drive_held_out_are_not_pretrained_on(tmp_path):

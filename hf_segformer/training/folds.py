@@ -87,9 +87,10 @@ def train_repeatedly(recipe: Recipe, kind: str, number: int, resume: bool = Fals
         KeyboardInterrupt: if it was stopped.
     """
     from ..data.labeled import open_source
+    from .building import final_epoch, training_arguments
     from .recipe_writer import write_recipe
     from .resume import list_checkpoints
-    from .run import final_epoch, fine_tune, training_arguments
+    from .run import fine_tune
     from .run_folder import RunFolder
 
     runs, folder = repeated_recipes(recipe, kind, number), Path(recipe.trainer["output_dir"])

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from ..data.torch_datasets import EpochSampler, collate
 from ..inference.segmenter import Segmenter
+from .building import build_model, first_samples, fresh_config, train_samples
 from .data import Data, load_data
 from .losses import SegmentationLoss
 from .optimization import freeze, parameter_groups
 from .plan import Cost, Machine, Tables
 from .recipe import Recipe, parse_recipe
 from .recipe_writer import format_recipe
-from .run import build_model, first_samples, fresh_config, train_samples
 
 _WARM_UP, _MOST_STEPS, _SECONDS = 2, 8, 3.0  # of timed steps
 _NUM_READ = 8

@@ -14,22 +14,14 @@ from ..data.pretraining_datasets import ImageTransform, PretrainDataset, Pretrai
 from ..files import write_json
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..modeling_segformer import SegFormerForImageClassification
+from .building import build_arguments, build_network, fresh_config
 from .data import measure_bands
 from .masked_images import SegFormerForMaskedImages
 from .pretrain_recipe import PretrainRecipe, metric_names
 from .pretrain_trainer import PretrainTrainer
 from .recipe_writer import write_recipe
 from .resume import newest_whole_checkpoint
-from .run import (
-    build_arguments,
-    build_network,
-    check_resumable,
-    fresh_config,
-    is_finished,
-    restore_finished_run,
-    train,
-    translate_disk_full,
-)
+from .run import check_resumable, is_finished, restore_finished_run, train, translate_disk_full
 from .run_folder import RunFolder
 from .run_record import build_run_record, write_run_record
 

@@ -7,8 +7,8 @@ from huggingface_hub import hf_hub_download, metadata_load
 
 from ..configuration_segformer import VARIANTS, SegFormerConfig
 from ..files import printable
+from .building import locate_checkpoint
 from .plan import Pretrained
-from .run import locate_checkpoint
 
 _LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "LICENCE.md", "LICENCE.txt")
 

@@ -14,18 +14,11 @@ from typing import Any
 from transformers import set_seed
 
 from ..evaluation.metrics import LOWER_IS_BETTER
+from .building import build_model, build_trainer, train_samples, training_arguments, with_adapters
 from .distillation import load_teacher
 from .recipe import Recipe, parse_overrides
 from .recipe_trainer import RecipeTrainer
-from .run import (
-    build_model,
-    build_trainer,
-    prepare_data,
-    scores_of,
-    train_samples,
-    training_arguments,
-    with_adapters,
-)
+from .run import prepare_data, scores_of
 
 SEARCHED_TABLES = ("model", "loss", "optimizer", "augmentation", "trainer")
 

@@ -15,11 +15,12 @@ from hf_segformer.config import AugmentationConfig, DataConfig
 from hf_segformer.data.sampling import ClassBalance, SampleKey
 from hf_segformer.data.torch_datasets import TrainDataset, TrainStream
 from hf_segformer.image_processing_segformer import SegFormerImageProcessor
+from hf_segformer.training.building import final_epoch, first_samples, train_samples, training_arguments
 from hf_segformer.training.data import load_data
 from hf_segformer.training.data_checks import check_data
 from hf_segformer.training.recipe import parse_recipe, read_recipe
 from hf_segformer.training.recipe_trainer import RecipeTrainer
-from hf_segformer.training.run import final_epoch, first_samples, inspect_data, train_samples, training_arguments
+from hf_segformer.training.run import inspect_data
 from tests.support.training import error_of, train
 
 EVERYTHING = (

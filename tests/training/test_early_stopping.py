@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from hf_segformer.training import recipe_trainer
+from hf_segformer.training.building import training_arguments
 from hf_segformer.training.recipe import read_recipe
-from hf_segformer.training.run import training_arguments
 from tests.support.distributed import tiny_trainer
 from tests.support.training import SMALL, assert_same_weights, train
 

@@ -20,10 +20,10 @@ from hf_segformer.cli.main import main
 from hf_segformer.config import EmaConfig
 from hf_segformer.data.pretraining_config import ImageAugmentation, PretrainingConfig
 from hf_segformer.data.pretraining_datasets import ImageTransform
+from hf_segformer.training.building import build_model
 from hf_segformer.training.pretrain_recipe import read_pretrain_recipe
 from hf_segformer.training.pretrain_trainer import PretrainTrainer, class_loss, rank_of_class, top_accuracies
 from hf_segformer.training.pretrained import inspect_pretrained
-from hf_segformer.training.run import build_model
 from tests.support.classes import CLASSES, MASKED, NETWORK, NOISY, image_classes, pretrain
 from tests.support.tiny import TINY
 from tests.support.training import ENVIRONMENT, ROOT, assert_same_weights, paired_folders, train

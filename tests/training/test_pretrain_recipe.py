@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from hf_segformer import SegFormerForImageClassification
+from hf_segformer.training.building import fresh_config
 from hf_segformer.training.pretrain import pretraining_arguments
 from hf_segformer.training.pretrain_recipe import read_pretrain_recipe
 from hf_segformer.training.recipe import list_recipes, read_recipe, recipe_folder
 from hf_segformer.training.recipe_writer import write_recipe
-from hf_segformer.training.run import fresh_config
 
 NAMES = ["imagenet_b0", "masked_b0", "single_shapes_b0"]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from hf_segformer import SegFormerForSemanticSegmentation
+from hf_segformer.training.building import fresh_config, training_arguments
 from hf_segformer.training.optimization import poly_lr_with_warmup
 from hf_segformer.training.recipe import read_recipe
-from hf_segformer.training.run import fresh_config, training_arguments
 
 FILES = sorted((Path(__file__).parents[2] / "configuration").glob("*.toml"))
 VARIANTS = ["b0", "b1", "b2", "b3", "b4", "b5"]

@@ -22,11 +22,11 @@ from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegF
 from hf_segformer.config import DataConfig
 from hf_segformer.data.torch_datasets import TrainDataset
 from hf_segformer.evaluation.mean_iou import MeanIoU
+from hf_segformer.training.building import build_model
 from hf_segformer.training.data import load_data
 from hf_segformer.training.evaluation import evaluate_recipe
 from hf_segformer.training.recipe import read_recipe
 from hf_segformer.training.resume import find_defect, newest_whole_checkpoint
-from hf_segformer.training.run import build_model
 from hf_segformer.training.tracking import LogPredictions
 from tests.support.tiny import TINY
 from tests.support.training import error_of, train

@@ -27,7 +27,7 @@ from hf_segformer.data.readers import ImageSource, Tile, open_raster
 from hf_segformer.data.sources import DatasetSource, FileSource, find_inputs
 from hf_segformer.hub.push import checked_files
 from hf_segformer.inference.batch import Report
-from hf_segformer.inference.writers import RECORD, PngWriter
+from hf_segformer.inference.png_writer import RECORD, PngWriter
 from tests.support.tiny import TINY
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,8 +21,9 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.sources import FileSource, InputItem
 from ..inference.batch import Job
+from ..inference.parquet_writer import ParquetWriter
 from ..inference.predictor import SegFormerPredictor, find_device
-from ..inference.writers import ParquetWriter, Writer
+from ..inference.writers import Writer
 from ..progress import Progress
 from ..version import __version__
 from .options import INSTALL, ClusterOptions

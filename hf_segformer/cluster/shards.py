@@ -14,8 +14,9 @@ from typing import NamedTuple
 from ..data.sources import FileSource, InputItem
 from ..inference.batch import Job, predict_items
 from ..inference.distributed import DistributedContext
+from ..inference.parquet_writer import ParquetWriter
 from ..inference.predictor import SegFormerPredictor
-from ..inference.writers import Outputs, ParquetWriter, WriterArguments
+from ..inference.writers import Outputs, WriterArguments
 
 _MOST, _SHARDS = 1000, 128  # images in a shard, and shards that a folder is divided into if it is small
 REMEDY = "predict it by --engine torch and --format png"

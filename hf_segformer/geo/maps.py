@@ -16,10 +16,11 @@ from ..data.sources import InputItem
 from ..files import atomic_write, resolve_inside
 from ..inference.large_image import SegmentedRaster
 from ..inference.pipeline import Prepared
+from ..inference.png_writer import PngWriter
 from ..inference.predictor import Prediction
 from ..inference.spool import rows_of
 from ..inference.tiling import MaskLayout
-from ..inference.writers import PngWriter, WriterArguments
+from ..inference.writers import WriterArguments
 from .areas import AreaMeasure
 from .geotiff import GeoRaster
 from .polygons import trace_regions

@@ -15,8 +15,9 @@ from transformers.utils import logging
 
 from ..data.sources import InputItem
 from ..files import atomic_write, resolve_inside
+from ..inference.png_writer import RECORD, PngWriter
 from ..inference.volumes import black_and_white
-from ..inference.writers import RECORD, PngWriter, WriterArguments
+from ..inference.writers import WriterArguments
 from ..visualization import Stretch, displayable, overlay
 from .encoders import CONTAINERS, MaskVideo, OverlayVideo, Timing
 from .frame_table import FrameTable

@@ -35,7 +35,7 @@ def test_shards_are_the_files_of_one_process(images, tmp_path, monkeypatch):
     predictor, out = small_predictor(batch_size=2), tmp_path / "out"
     (images / "5.png").write_text("no image")
     source = FileSource([str(images)], out)
-    monkeypatch.setattr("hf_segformer.inference.writers._SHARD_SIZE", 4)
+    monkeypatch.setattr("hf_segformer.inference.parquet_writer._SHARD_SIZE", 4)
     report = predict_batch(predictor, source, out, Outputs("parquet"), progress=False)
     identity = {name: metadata_of(out)[name.encode()].decode() for name in ("weights", "run")}
     job = ShardJob(predictor, source.without_items(), Outputs("parquet"), identity)
@@ -51,7 +51,7 @@ def metadata_of(out):
 
 
 def test_metadata_name_classes_weights_and_run(images, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_segformer.inference.writers._SHARD_SIZE", 4)
+    monkeypatch.setattr("hf_segformer.inference.parquet_writer._SHARD_SIZE", 4)
     predictor, out = small_predictor(), tmp_path / "out"
     predict_batch(predictor, FileSource([str(images)], out), out, Outputs("parquet"), progress=False)
     held, settings = metadata_of(out), json.loads((out / "settings.json").read_text())

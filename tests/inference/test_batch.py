@@ -27,8 +27,9 @@ from hf_segformer.data.sources import DatasetSource, FileSource, InputItem, find
 from hf_segformer.files import atomic_write
 from hf_segformer.inference.batch import predict_batch
 from hf_segformer.inference.large_image import segment_raster
+from hf_segformer.inference.png_writer import PngWriter
 from hf_segformer.inference.segmenter import predict
-from hf_segformer.inference.writers import Outputs, PngWriter, segmentation_to_png
+from hf_segformer.inference.writers import Outputs, segmentation_to_png
 from hf_segformer.locks import LOCK, locked_folder
 from hf_segformer.progress import Progress
 from hf_segformer.visualization import default_palette
@@ -503,7 +504,7 @@ def test_parquet_shards_hold_the_same_masks(checkpoint, images, out, tmp_path, m
 
     (images / BAD).write_text("no image")
     assert run(checkpoint, images, "--output-dir", tmp_path / "png") == 1
-    monkeypatch.setattr("hf_segformer.inference.writers._SHARD_SIZE", 2)
+    monkeypatch.setattr("hf_segformer.inference.parquet_writer._SHARD_SIZE", 2)
     assert run(checkpoint, images, "--output-dir", out, "--format", "parquet") == 1
     assert BAD in capsys.readouterr().err
     rows = rows_of(out)
@@ -751,7 +752,7 @@ def test_two_killed_processes_resume_and_match_one_process(checkpoint, tmp_path)
 @pytest.mark.slow
 def test_two_processes_finish_shards_of_one(checkpoint, tmp_path, monkeypatch):
     images, out = many(tmp_path / "images"), tmp_path / "out"
-    monkeypatch.setattr("hf_segformer.inference.writers._SHARD_SIZE", 3)
+    monkeypatch.setattr("hf_segformer.inference.parquet_writer._SHARD_SIZE", 3)
     own = SegFormerPredictor.predict
 
     def interrupt(self, batch, **others):

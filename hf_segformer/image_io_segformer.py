@@ -13,6 +13,7 @@ Axes: C bands, H height, W width. Sizes are (height, width).
 import io
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from functools import cache
@@ -55,6 +56,7 @@ DECODE_ERRORS = (
     struct.error,
     zlib.error,
 )
+_GREY = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as Pillow has it
 _ORIENTATION = ExifTags.Base.Orientation
 _UNDO = {  # the operation that turns an upright image back into the stored one, by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -113,7 +115,8 @@ def open_image_file(
     ignore_exif: bool = False,
     check_size: Callable[[int, int], None] | None = None,
     keeps_values: bool = False,
-) -> Image.Image:
+    num_channels: int = 0,
+) -> Image.Image | np.ndarray:
     """Decode a file of one of `IMAGE_FORMATS`, recognized by its content.
 
     Args:
@@ -124,9 +127,11 @@ def open_image_file(
         check_size: called with height and width before pixels are decoded.
         keeps_values: return the stored values of PGM and PPM files of less than 8 bits, which stand for 0 to 255
             otherwise. Those of more than 8 bits are always kept.
+        num_channels: for colours of 16 bits: 1 makes them grey, 3 leaves out an alpha band, 0 keeps all bands.
 
     Returns:
-        the decoded image, upright unless `ignore_exif` is set.
+        the decoded image, upright unless `ignore_exif` is set; colours of 16 bits, which Pillow has no mode for, as
+        uint16 (H, W, C) or (H, W), and so is grey that has an alpha band.
 
     Raises:
         ValueError: if it is too large, holds several images, or values that Pillow cannot keep.
@@ -150,8 +155,11 @@ def open_image_file(
                 check_area(file.height, file.width, name)
             if file.format == "TIFF" and _orientation(file) in (5, 6, 7, 8):
                 file.filename = ""  # Pillow maps uncompressed files by name, with the sides swapped (Pillow 12.3)
-            maxval = _maxval(file)
+            maxval, raw_mode = _maxval(file), _raw_mode(file)
             image = _as_stored(file) if ignore_exif else ImageOps.exif_transpose(file)
+            if _low_bytes(raw_mode):
+                rest = _decode_low_bytes(source, frames[page or 0], ignore_exif)
+                return _join_bytes(np.asarray(image), np.asarray(rest), raw_mode, num_channels)
             if maxval is not None:
                 image = _with_stored_values(image, maxval, keeps_values, name)
             image.format = file.format
@@ -189,6 +197,48 @@ def _as_stored(file: Image.Image) -> Image.Image:
     for key in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):
         image.info.pop(key, None)
     return image
+
+
+def _raw_mode(file: Image.Image) -> str:
+    """Return how a file that is not decoded yet stores its pixels, by Pillow's name; empty if that is not known."""
+    tiles = getattr(file, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
+    found = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return found if isinstance(found, str) else ""
+
+
+def _low_bytes(raw_mode: str) -> str:
+    """Return the raw mode that reads the bytes which Pillow leaves out of colours of 16 bits; empty for others."""
+    if raw_mode == "LA;16B":
+        return "RGBA"  # all four bytes of a pixel
+    bands, _, order = raw_mode.partition(";16")
+    order = sys.byteorder[0].upper() if order == "N" else order
+    other = {"B": "L", "L": "B"}.get(order)
+    return f"{bands};16{other}" if other and bands in ("RGB", "RGBA", "RGBX") else ""
+
+
+def _decode_low_bytes(source: Any, frame: int, ignore_exif: bool) -> Image.Image:
+    """Decode a file of 16-bit colours once more, for the bytes that Pillow leaves out."""
+    with Image.open(source, formats=_formats()) as file:
+        if frame:
+            file.seek(frame)
+        file.filename = ""  # see `open_image_file`
+        tiles = []
+        for codec, box, offset, arguments in file.tile:
+            swapped = _low_bytes(_raw_mode(file))
+            tiles.append((codec, box, offset, (swapped, *arguments[1:]) if isinstance(arguments, tuple) else swapped))
+        file.tile = [type(file.tile[0])(*each) for each in tiles]
+        return _as_stored(file) if ignore_exif else ImageOps.exif_transpose(file)
+
+
+def _join_bytes(high: np.ndarray, low: np.ndarray, raw_mode: str, num_channels: int) -> np.ndarray:
+    """Join two decodings of a file of 16-bit colours to uint16; see `open_image_file`."""
+    if raw_mode == "LA;16B":
+        return low[..., 0].astype(np.uint16) << 8 | low[..., 1]
+    joined = high.astype(np.uint16) << 8 | low
+    if num_channels == 1:
+        return np.rint(joined[..., :3] @ np.array(_GREY)).astype(np.uint16)
+    return joined[..., :3] if num_channels == 3 else joined
 
 
 def _maxval(file: Image.Image) -> int | None:
@@ -426,7 +476,7 @@ def read_image(
         OSError: if a file cannot be opened, or is truncated.
     """
     name = image_name(source, name)
-    image = _load(source, name, keeps_values=any_range, **options)
+    image = _load(source, name, keeps_values=any_range, num_channels=num_channels, **options)
     if isinstance(image, Image.Image):
         check_area(image.height, image.width, name)
         mode = {1: "L", 3: "RGB"}.get(num_channels)

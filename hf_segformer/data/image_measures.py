@@ -67,8 +67,8 @@ def measure_image(value: Any, dtype: str | None, page: int | None = None, ignore
             return _measure(pixels, name, (opened.height, opened.width), opened.num_bands)
     if source.head.startswith(NUMPY_MAGIC):
         return _measure_array(read_array_file(source), name)
-    image = open_image_file(source.file, name, page, ignore_exif)
-    return _measure_image(image, name)
+    image = open_image_file(source.file, name, page, ignore_exif, num_channels=3)
+    return _measure_image(image, name) if isinstance(image, Image.Image) else _measure_array(image, name)
 
 
 def _measure_image(image: Image.Image, name: str) -> ImageMeasure:

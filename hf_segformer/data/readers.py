@@ -249,6 +249,7 @@ class ImageFile:
                     options.page,
                     options.ignore_exif,
                     keeps_values=options.any_range,
+                    num_channels=0 if options.bands is not None else options.num_channels,
                 )
             if options.bands is not None:
                 decoded = choose_bands(decoded, options.bands, self.name)
@@ -578,9 +579,11 @@ def read_color_mask(source: Any, name: str = "", page: int | None = None, ignore
     source = source if isinstance(source, ImageSource) else ImageSource(source, name)
     if find_reader(source)[0] is ImageFile and not source.head.startswith(NUMPY_MAGIC):
         image = open_image_file(source.file, source.name, page, ignore_exif)
-        if image.format == "JPEG":
+        if isinstance(image, Image.Image) and image.format == "JPEG":
             raise ValueError(f"{source.name} is a JPEG file, whose compression changes colours; expected PNG or TIFF")
-        pixels: Any = image.convert("RGB") if image.mode in _COLOR_MODES else image
+        pixels: Any = image
+        if isinstance(image, Image.Image) and image.mode in _COLOR_MODES:
+            pixels = image.convert("RGB")
     else:
         pixels = read_whole_image(source, 3, page=page, ignore_exif=ignore_exif)
     array = np.asanyarray(pixels)

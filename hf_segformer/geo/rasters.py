@@ -29,7 +29,7 @@ HFA_MAGIC = b"EHFA_HEADER_TAG"
 GEOREFERENCE = (33550, 33922, 34264, 34735, 50844)  # TIFF tags: scale, tie points, matrix, keys, RPCs
 NODATA = 42113  # GDAL's TIFF tag
 ORIENTATION = 274  # TIFF tag, as in EXIF
-_EXTRA_SAMPLES = 338
+_BITS, _SAMPLES, _PLANES, _EXTRA_SAMPLES = 258, 277, 284, 338  # TIFF tags
 _MOST_FLOAT32 = 3.4e38  # beyond it a value for no data means the largest float32, however many digits it is written in
 INSTALL = "pip install 'hf-segformer[geo]'"
 
@@ -39,8 +39,8 @@ def raster_kind(source: ImageSource) -> Kind | None:
 
     A raster is a TIFF or JPEG 2000 file with a georeference, with more pixels than Pillow opens without a warning, or
     with bands that Pillow has no mode for, and GDAL's virtual and Erdas rasters. A TIFF that says where it holds no
-    data, by a value or an alpha band, is an image, to be read by a raster reader. Neither rasterio nor tifffile is
-    needed to tell.
+    data, by a value or an alpha band, or of which Pillow would leave out bands, is an image, to be read by a raster
+    reader. Neither rasterio nor tifffile is needed to tell.
     """
     if source.suffix == ".vrt" and source.head.lstrip().startswith(b"<VRTDataset"):
         return "raster"
@@ -56,13 +56,20 @@ def raster_kind(source: ImageSource) -> Kind | None:
             tags = getattr(image, "tag_v2", {})
             if is_large or any(tag in tags for tag in GEOREFERENCE) or len(image.getbands()) not in (1, 3, 4):
                 return "raster"
-            if NODATA in tags:
+            if NODATA in tags or (is_tiff and _loses_bands(image)):
                 return "image"
             extra = tags.get(_EXTRA_SAMPLES) or ()
             has_alpha = (extra if isinstance(extra, tuple) else (extra,))[-1:] in ((1,), (2,))
             return "image" if has_alpha and (is_installed("tifffile") or is_installed("rasterio")) else None
     except (*DECODE_ERRORS, Warning):  # a warning is raised where a filter asks for it
         return "raster"
+
+
+def _loses_bands(image: TiffImageFile) -> bool:
+    """Return True if Pillow leaves out bands of a TIFF, or cannot read them where each is stored apart."""
+    tags = image.tag_v2
+    samples, bits = tags.get(_SAMPLES, 1), tags.get(_BITS, (1,))
+    return samples != len(image.getbands()) or (tags.get(_PLANES) == 2 and samples > 1 and max(bits) > 8)
 
 
 def tiff_orientation(source: ImageSource, page: int) -> int:

@@ -1,0 +1,131 @@
+"""Colours of 16 bits, which Pillow has no mode for, and TIFF files of which it would leave out bands."""
+
+import struct
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_segformer import SegFormerImageProcessor
+from hf_segformer.data.image_measures import measure_image
+from hf_segformer.data.readers import read_color_mask, read_whole_image, read_whole_mask
+
+tifffile = pytest.importorskip("tifffile")
+HEIGHT, WIDTH = 6, 9
+
+
+def values(bands):
+    return np.random.default_rng(bands).integers(0, 4096, (HEIGHT, WIDTH, bands)).astype(np.uint16)
+
+
+def png(array, chunk=b""):
+    """A PNG file of 16 bits, (H, W, C), which Pillow cannot write."""
+
+    def part(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, bands = array.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[bands], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    parts = (
+        part(b"IHDR", head),
+        chunk and part(b"eXIf", chunk),
+        part(b"IDAT", zlib.compress(rows)),
+        part(b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def exif(orientation):
+    return b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + struct.pack(">HHI", orientation, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("bands", "num_channels"), [(1, 1), (1, 3), (2, 1), (2, 3), (3, 3), (4, 3), (4, 4)], ids=lambda number: str(number)
+)
+def test_png_keeps_all_bits(tmp_path, bands, num_channels):
+    array = values(bands)
+    path = tmp_path / "a.png"
+    path.write_bytes(png(array))
+    read = read_whole_image(path, num_channels)
+    expected = array[..., [0] * num_channels] if bands < 3 else array[..., :num_channels]
+    np.testing.assert_array_equal(read, np.moveaxis(expected, -1, 0))
+    np.testing.assert_array_equal(read_whole_image({"bytes": png(array), "path": "a.png"}, num_channels), read)
+
+
+def test_colors_turn_grey_as_those_of_8_bits(tmp_path):
+    array = values(3)
+    (tmp_path / "a.png").write_bytes(png(array))
+    [grey] = read_whole_image(tmp_path / "a.png", 1)
+    expected = np.asarray(Image.fromarray((array >> 4).astype(np.uint8)).convert("L"))
+    assert np.abs(grey / 16 - expected).max() < 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_all_bits(tmp_path, orientation):
+    array = values(3)
+    (tmp_path / "a.png").write_bytes(png(array, exif(orientation)))
+    Image.fromarray((array >> 4).astype(np.uint8)).save(tmp_path / "b.png", exif=exif(orientation))
+    expected = np.asarray(read_whole_image(tmp_path / "b.png", 3))
+    np.testing.assert_array_equal(np.moveaxis(read_whole_image(tmp_path / "a.png", 3), 0, -1) >> 4, expected)
+    stored = read_whole_image(tmp_path / "a.png", 3, ignore_exif=True)
+    np.testing.assert_array_equal(np.moveaxis(stored, 0, -1), array)
+
+
+def test_the_processor_sees_what_it_sees_of_an_array():
+    array = values(3)
+    processor = SegFormerImageProcessor(do_resize=False, value_range=(0, 4095))
+    for source in (BytesIO(png(array)), array):
+        pixels = processor(source, return_tensors="np").pixel_values
+        assert len(np.unique(pixels)) > 100
+        np.testing.assert_allclose(pixels, processor(array, return_tensors="np").pixel_values)
+
+
+def test_a_measure_says_uint16(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(values(4)))
+    measure = measure_image(str(tmp_path / "a.png"), None)
+    assert (measure.num_bands, measure.dtype) == (3, "uint16")
+    assert measure.high == values(4)[..., :3].max()
+
+
+def test_chosen_bands_keep_all_bits(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(values(4)))
+    read = read_whole_image(tmp_path / "a.png", 2, bands=(4, 1))
+    np.testing.assert_array_equal(read, np.moveaxis(values(4)[..., [3, 0]], -1, 0))
+
+
+def test_masks_of_16_bit_colors_are_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(values(3)))
+    with pytest.raises(ValueError, match=r"a.png has shape \(6, 9, 3\); expected a mask \(H, W\)"):
+        read_whole_mask(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a.png has no 8-bit colours"):
+        read_color_mask(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "deflate"])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize("photometric", ["rgb", "minisblack"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_tiff_keeps_all_bits_and_bands(tmp_path, dtype, photometric, planes, compression, byteorder):
+    for bands in (3, 4):
+        array = (values(bands) // (1 if dtype != "uint8" else 16)).astype(dtype)
+        stored = array if planes == "contig" else np.moveaxis(array, -1, 0)
+        options = {"photometric": photometric, "planarconfig": planes, "compression": compression}
+        extra = {"extrasamples": ["unspecified"]} if bands == 4 and photometric == "rgb" else {}
+        tifffile.imwrite(tmp_path / "a.tif", stored, byteorder=byteorder, **options, **extra)
+        read = read_whole_image(tmp_path / "a.tif", bands, any_range=True)
+        read = np.asarray(read) if isinstance(read, np.ndarray) else np.moveaxis(np.asarray(read), -1, 0)
+        np.testing.assert_array_equal(read, np.moveaxis(array, -1, 0))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_band_that_is_no_alpha_is_not_left_out(tmp_path, dtype):
+    array = (values(4) >> 4).astype(dtype)  # red, green, blue and near infrared
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", extrasamples=["unspecified"])
+    with pytest.raises(ValueError, match=r"a.tif has 4 bands; expected 3, .*: choose bands by their numbers"):
+        read_whole_image(tmp_path / "a.tif", 3)
+    read = read_whole_image(tmp_path / "a.tif", 3, bands=(4, 1, 2), any_range=True)
+    np.testing.assert_array_equal(read, np.moveaxis(array[..., [3, 0, 1]], -1, 0))

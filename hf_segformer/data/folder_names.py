@@ -115,7 +115,9 @@ def list_images(root: Path) -> dict[str, list[str]]:
     return found
 
 
-def walk_folders(root: Path, most_levels: int | None = None) -> Iterator[tuple[Path, list[str]]]:
+def walk_folders(
+    root: Path, most_levels: int | None = None, without: Path | None = None
+) -> Iterator[tuple[Path, list[str]]]:
     """Yield a folder and those below it, each with the names of its files, in order and hidden ones apart.
 
     Links to folders are followed, except to a folder that the path of the link leads through.
@@ -123,16 +125,25 @@ def walk_folders(root: Path, most_levels: int | None = None) -> Iterator[tuple[P
     Args:
         root: the folder.
         most_levels: number of levels below it to go down; None for all.
+        without: a folder that is left out.
+
+    Raises:
+        OSError: if a folder cannot be read.
     """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    left_out = os.path.realpath(without) if without is not None else None
     chains: dict[str, tuple[str, ...]] = {
         str(root): (os.path.realpath(root),)
     }  # real paths of a folder, and of those that lead to it
-    for here, below, names in os.walk(root, followlinks=True):
+    for here, below, names in os.walk(root, onerror=refuse, followlinks=True):
         chain, entered = chains.pop(here), []
         for name in sorted(below) if most_levels is None or len(chain) <= most_levels else ():
             path = os.path.join(here, name)
             real = os.path.realpath(path)
-            if not name.startswith(".") and real not in chain:
+            if not name.startswith(".") and real not in chain and real != left_out:
                 chains[path] = (*chain, real)
                 entered.append(name)
         below[:] = entered

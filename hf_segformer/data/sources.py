@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..files import resolve_inside
+from .folder_names import walk_folders
 from .readers import (
     ImageSource,
     Kind,
@@ -54,9 +55,9 @@ def find_inputs(
     """Find the images that inputs name, in an order that depends on the inputs alone.
 
     Args:
-        inputs: files; folders, which are searched with all below them for files of image suffixes, except hidden
-            ones; patterns such as `drives/*/left/*.png`, where ** stands for any folders; and @FILE, a text file with
-            the path of an image on each line.
+        inputs: files; folders, which are searched with all below them, links to folders too, for files of image
+            suffixes, except hidden ones; patterns such as `drives/*/left/*.png`, where ** stands for any folders; and
+            @FILE, a text file with the path of an image on each line.
         out: folder of the results; files in it are skipped.
         pages: take each image of a file with several as an image of its own, named NAME_p001, NAME_p002, ...
         skipped: counts the files of folders that are no images, by suffix.
@@ -190,20 +191,12 @@ def _files(given: str, out: Path, skipped: Counter[str]) -> Iterator[tuple[str, 
 
 
 def _walk(folder: str, out: Path, skipped: Counter[str]) -> Iterator[str]:
-    inside = os.path.realpath(out)
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for here, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [
-            name for name in folders if name[0] != "." and os.path.realpath(os.path.join(here, name)) != inside
-        ]
-        for name in names:
-            if name[0] != "." and is_listed(os.path.join(here, name)):
-                yield os.path.join(here, name)
-            elif name[0] != ".":
-                skipped[os.path.splitext(name)[1].lower()] += 1
+    for here, names in walk_folders(Path(folder), without=out):
+        for path in (os.path.join(here, name) for name in names):
+            if is_listed(path):
+                yield path
+            else:
+                skipped[os.path.splitext(path)[1].lower()] += 1
 
 
 def _listed(path: Path) -> Iterator[tuple[str, str]]:

@@ -1,5 +1,7 @@
 """The walk through the folder of a data set: what is below, by name, with links to folders and without circles."""
 
+import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ from PIL import Image
 
 from hf_segformer.data.folder_names import list_images, walk_folders
 from hf_segformer.data.pairing import find_images, pair_images_and_masks
+from hf_segformer.data.sources import find_inputs
 
 
 @pytest.fixture
@@ -61,3 +64,22 @@ def test_images_of_a_linked_folder_are_paired(tmp_path, monkeypatch):
     rows = pair_images_and_masks(Path("images"), Path("masks"))
     assert list(rows["image"]) == ["images/linked/y.png", "images/own/x.png"]
     assert list(rows["label"]) == ["masks/linked/y.png", "masks/own/x.png"]
+
+
+def test_prediction_finds_what_training_finds(tree, tmp_path):
+    skipped = Counter()
+    (tree / "notes.txt").write_text("")
+    (tree / "out").mkdir()
+    Image.new("L", (8, 6)).save(tree / "out" / "result.png")
+    (tree / "away_out").symlink_to("out")
+    found = find_inputs([str(tree)], tree / "out", skipped=skipped)
+    assert [item.name for item in found] == ["a/c", "b", "linked/deep/back/c", "linked/deep/e"]
+    assert skipped == {".txt": 1}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
+def test_a_folder_that_cannot_be_read_is_named(tree):
+    (tree / "a").chmod(0)
+    with pytest.raises(OSError, match="data/a"):
+        list_images(tree)
+    (tree / "a").chmod(0o700)

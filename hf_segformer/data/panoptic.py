@@ -16,7 +16,7 @@ import datasets
 import numpy as np
 
 from ..files import printable, resolve_inside
-from .polygons import category_numbers, read_annotations, refuse_missing
+from .polygons import category_numbers, check_files, read_annotations
 from .readers import read_color_mask
 
 VOID = -1
@@ -56,7 +56,7 @@ def open_panoptic(path: Path, images: Path, masks: Path) -> tuple[datasets.Datas
         rows["image"].append(str(resolve_inside(images, str(each.get("file_name")))))
         mask = str(resolve_inside(masks, str(annotation.get("file_name"))))
         rows["label"].append({"path": mask, "segments": json.dumps(segments)})
-    refuse_missing(path, [*rows["image"], *(label["path"] for label in rows["label"])])
+    check_files(path, [*rows["image"], *(label["path"] for label in rows["label"])])
     if annotations:
         raise ValueError(f"{path} has an annotation of image {next(iter(annotations))}, which is not one of its images")
     features = {"image": datasets.Value("string"), "label": {"path": datasets.Value("string")}}

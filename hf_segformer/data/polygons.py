@@ -9,6 +9,7 @@ Axes: H W pixels, N points of a polygon.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def open_coco(path: Path, images: Path) -> tuple[datasets.Dataset, tuple[str, ..
         the file's images; and the names of its categories in order of their ids.
 
     Raises:
-        ValueError: if the file is not of this format, an image is missing, or a name leads out of the folder.
+        ValueError: if the file is not of this format, an image is missing or listed twice, or a name leads out of the
+            folder.
         OSError: if it cannot be read.
     """
     content = read_annotations(path)
@@ -58,7 +60,7 @@ def open_coco(path: Path, images: Path) -> tuple[datasets.Dataset, tuple[str, ..
         polygons = {name: each.get(name) for name in ("height", "width")} | {"annotations": drawn.pop(each["id"], [])}
         rows["image"].append(str(file))
         rows["label"].append({"path": f"{path}, image {each['id']}", "polygons": json.dumps(polygons)})
-    refuse_missing(path, rows["image"])
+    check_files(path, rows["image"])
     if drawn:
         raise ValueError(f"{path} has annotations of image {next(iter(drawn))}, which is not one of its images")
     features = {"image": datasets.Value("string"), "label": {"path": datasets.Value("string")}}
@@ -111,12 +113,18 @@ def category_numbers(path: Path, categories: Sequence[dict[str, Any]]) -> dict[i
     return {category: number for number, category in enumerate(sorted(each["id"] for each in categories), 1)}
 
 
-def refuse_missing(path: Path, files: Sequence[str]) -> None:
-    """Raise ValueError if files that a JSON file names are not there."""
+def check_files(path: Path, files: Sequence[str]) -> None:
+    """Raise ValueError if files that a JSON file names are not there, or one is named twice."""
     missing = [file for file in files if not Path(file).is_file()]
     if missing:
         rest = f" and {len(missing) - _NUM_SHOWN} more" if len(missing) > _NUM_SHOWN else ""
         raise ValueError(f"{path} names images that are not there: {', '.join(missing[:_NUM_SHOWN])}{rest}")
+    file, number = Counter(files).most_common(1)[0]
+    if number > 1:
+        raise ValueError(
+            f"{path} names {file} {number} times; expected each file once: give all its annotations the id of one "
+            "entry, and remove the others"
+        )
 
 
 def draw_polygons(polygons: str, name: str) -> np.ndarray:
@@ -295,10 +303,10 @@ def _decompress(text: str) -> Iterator[int]:
 
 __all__ = [
     "category_numbers",
+    "check_files",
     "decode_runs",
     "draw_polygons",
     "open_coco",
     "polygon_mask",
     "read_annotations",
-    "refuse_missing",
 ]

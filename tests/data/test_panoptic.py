@@ -130,6 +130,11 @@ def test_an_unlisted_segment_is_named(tmp_path):
         (lambda c: c["annotations"][0]["segments_info"][0].update(category_id=9), "segment 1: category_id is 9"),
         (lambda c: c["annotations"][0].update(file_name="x.png"), "names images that are not there: .*x.png"),
         (lambda c: c["annotations"][0].update(file_name="../a.png"), "leads outside"),
+        (lambda c: c["images"][0].update(file_name="b.jpg"), "b.jpg 2 times; expected each file once"),
+        (
+            lambda c: c["annotations"][0].update(file_name=c["annotations"][1]["file_name"]),
+            ".png 2 times; expected each file once",
+        ),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, spoil, message):

@@ -198,6 +198,10 @@ def test_rows_are_images_with_polygons_and_names_are_in_order_of_ids(tmp_path):
             {"images": [{"id": 5, "file_name": "b.jpg", "height": 12, "width": 20}]},
             "images that are not there: .*b.jpg",
         ),
+        (
+            {"images": [{"id": n, "file_name": "a.jpg", "height": 12, "width": 20} for n in (5, 6)]},
+            "a.jpg 2 times; expected each file once: give all its annotations the id of one entry",
+        ),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, changes, message):

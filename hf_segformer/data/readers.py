@@ -607,15 +607,16 @@ def is_turned_alone(image: Any, mask: Any) -> bool:
 
     Args:
         image: a path or a stored file, `{"bytes": ..., "path": ...}`; others have no EXIF.
-        mask: the same.
+        mask: the same; polygons have no EXIF either.
     """
-    turns = []
-    for each in (image, mask):
+
+    def is_turned(each: Any) -> bool:
         try:
-            turns.append(exif_orientation(ImageSource(each).file) if isinstance(each, str | dict) else 1)
-        except (OSError, ValueError):
+            return isinstance(each, str | dict) and exif_orientation(ImageSource(each).file) != 1
+        except (OSError, ValueError):  # polygons are no file, and others are refused where they are read
             return False
-    return turns[0] != 1 and turns[1] == 1
+
+    return is_turned(image) and not is_turned(mask)
 
 
 __all__ = [

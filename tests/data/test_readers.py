@@ -365,6 +365,8 @@ def test_an_image_turned_beside_an_unturned_mask_is_found(tmp_path):
     assert is_turned_alone(str(tmp_path / "turned.jpg"), str(tmp_path / "mask.png"))
     assert not is_turned_alone(str(tmp_path / "mask.png"), str(tmp_path / "mask.png"))
     assert is_turned_alone({"bytes": (tmp_path / "turned.jpg").read_bytes(), "path": None}, str(tmp_path / "mask.png"))
+    assert is_turned_alone(str(tmp_path / "turned.jpg"), {"path": "annotations.json, image 1", "polygons": "{}"})
+    assert not is_turned_alone(str(tmp_path / "missing.jpg"), str(tmp_path / "mask.png"))
     exif[0x0112] = 6
     Image.new("RGB", (9, 6)).save(tmp_path / "turned.jpg", exif=exif)
     row = {"image": [str(tmp_path / "turned.jpg")], "label": [str(tmp_path / "mask.png")]}

@@ -24,7 +24,7 @@ from .volume_pairs import is_volume
 SPLIT_FILE = "split.csv"
 GROUP_COLUMN = "group"
 
-_HEADER = ("image", "side", "group")
+_HEADER = ("image", "page", "side", "group")
 _NUM_LISTED = 12
 
 
@@ -240,7 +240,7 @@ def count_division(train: datasets.Dataset, evaluation: datasets.Dataset) -> dic
 
 
 def write_division(folder: Path, train: datasets.Dataset, evaluation: datasets.Dataset) -> None:
-    """Write split.csv, with side and group of each image, if the images are files.
+    """Write split.csv, with page, side and group of each image, if the images are files.
 
     It stays on the machine: `segformer push` leaves it out.
 
@@ -251,9 +251,9 @@ def write_division(folder: Path, train: datasets.Dataset, evaluation: datasets.D
     for side, rows in (("train", train), ("evaluation", evaluation)):
         has_groups = GROUP_COLUMN in rows.column_names
         groups = rows.with_format(None)[GROUP_COLUMN] if has_groups else [""] * len(rows)
-        for path, group in zip(image_paths(rows), groups, strict=True):
+        for path, page, group in zip(image_paths(rows), _pages(rows), groups, strict=True):
             if path and os.path.exists(path):
-                lines.append((os.path.realpath(path), side, group))
+                lines.append((os.path.realpath(path), page, side, group))
     if not lines:  # generated images, or those of a data set's own files
         return
     with (
@@ -274,10 +274,24 @@ def seen_images(folders: Iterable[Path], dataset: Any) -> list[str]:
         OSError: if a file cannot be read.
         ValueError: if a file is no table of text.
     """
-    trained_on = {row["image"] for folder in folders for row in _read_division(folder) if row["side"] == "train"}
+    trained_on: dict[str, set[str]] = {}
+    for row in (row for folder in folders for row in _read_division(folder) if row["side"] == "train"):
+        trained_on.setdefault(row["image"], set()).add(row["page"])
     if not trained_on or not isinstance(dataset, datasets.Dataset):
         return []
-    return [path for path in image_paths(dataset) if path and os.path.realpath(path) in trained_on]
+    seen = []
+    for path, page in zip(image_paths(dataset), _pages(dataset), strict=True):
+        pages = trained_on.get(os.path.realpath(path)) if path else None
+        if path and pages and (page in pages or not page or "" in pages):  # without a page the whole file is meant
+            seen.append(path)
+    return seen
+
+
+def _pages(dataset: datasets.Dataset) -> list[str]:
+    """Return the page of each row's file, from 1, as text; empty for a file's only image."""
+    if "page" not in dataset.column_names:
+        return [""] * len(dataset)
+    return ["" if page is None else str(page + 1) for page in dataset.with_format(None)["page"]]
 
 
 def held_out_groups(folder: Path) -> list[str]:
@@ -298,7 +312,7 @@ def _read_division(folder: Path) -> list[dict[str, str]]:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             return [{name: row.get(name) or "" for name in _HEADER} for row in csv.DictReader(file)]
     except csv.Error as error:
-        raise ValueError(f"{path} is no table of image, side and group ({error}): remove it") from error
+        raise ValueError(f"{path} is no table of image, page, side and group ({error}): remove it") from error
 
 
 def _are_slices(dataset: datasets.Dataset) -> bool:

@@ -306,6 +306,21 @@ class TestSeenImages:
         other = open_source(DataConfig("camvid", root=str(link)), SplitConfig(folds=2, group=BY_DRIVE))
         assert len(seen_images([run], other.train)) == len(source.train)
 
+    def test_pages_of_one_file_are_told_apart(self, tmp_path):
+        for name in ("images", "masks"):
+            (tmp_path / "data" / name).mkdir(parents=True)
+            first, *others = [Image.new("L", (8, 6), page) for page in range(6)]
+            first.save(tmp_path / "data" / name / "stack.tif", save_all=True, append_images=others)
+        config = DataConfig("folders", root=str(tmp_path / "data"), eval_share=0.3, pages=True)
+        source = open_source(config)
+        write_division(tmp_path, source.train, source.evaluation)
+        assert seen_images([tmp_path], source.evaluation) == []
+        assert seen_images([tmp_path], source.train) == image_paths(source.train)
+        whole = Dataset.from_dict({"image": image_paths(source.train)[:1]})
+        assert len(seen_images([tmp_path], whole)) == 1
+        (tmp_path / "split.csv").write_text(f"image,side,group\n{image_paths(whole)[0]},train,\n")  # an earlier form
+        assert len(seen_images([tmp_path], source.evaluation)) == len(source.evaluation)
+
     def test_folders_without_the_file_tell_nothing(self, drives, tmp_path):
         source = open_source(DataConfig("camvid", root=str(drives)))
         assert seen_images([tmp_path / "none"], source.train) == []

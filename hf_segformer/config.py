@@ -6,6 +6,7 @@ Each class checks its values at construction; its messages name a value as a rec
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -384,7 +385,7 @@ class SplitConfig:
 
 def check_unique(name: str, values: Sequence) -> None:
     """Raise ValueError if a value occurs twice; `name` is what the message calls the list."""
-    twice = sorted({value for value in values if values.count(value) > 1})
+    twice = sorted(value for value, number in Counter(values).items() if number > 1)
     if twice:
         raise ValueError(f"{name} has {', '.join(map(str, twice))} more than once")
 

@@ -6,11 +6,12 @@ A path such as `train_masks` or `masks/train` becomes a template with `{split}` 
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from ..config import check_unique
 from ..files import IMAGE_SUFFIXES
 
 TRAIN_SPLITS = ("train", "training")
@@ -115,6 +116,45 @@ def list_images(root: Path) -> dict[str, list[str]]:
     return found
 
 
+def choose_listed(path: Path, files: Mapping[str, str | Path], folder: Path, kind: str) -> list[str]:
+    """Return the names that a text file lists, one a line, as Pascal VOC has them.
+
+    A line is the name by which images and masks are paired, or a file's name below the folder; other words may follow.
+
+    Args:
+        path: the text file.
+        files: files of the folder, by their names.
+        folder: the folder.
+        kind: what messages call a file.
+
+    Raises:
+        ValueError: if it lists none, one twice or one that is not there, or is no text.
+        OSError: if it cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows marks UTF-8
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file; expected the name of an {kind} in each line") from error
+    names_of = {Path(file).relative_to(folder).as_posix(): name for name, file in files.items()} | {
+        name: name for name in files
+    }
+    chosen: list[str] = []
+    missing: list[str] = []
+    for line in (line.strip() for line in lines if line.strip()):
+        first = line.split()[0]
+        name = names_of.get(line, names_of.get(first))
+        chosen.append(name or first)
+        if name is None:
+            missing.append(first)
+    if missing:
+        rest = f" ({len(missing)} such lines)" if len(missing) > 1 else ""
+        raise ValueError(f"{path} lists {missing[0]}, which is no {kind} in {folder}{rest}")
+    if not chosen:
+        raise ValueError(f"{path} names no {kind}; expected one in each line")
+    check_unique(str(path), chosen)
+    return chosen
+
+
 def walk_folders(
     root: Path, most_levels: int | None = None, without: Path | None = None
 ) -> Iterator[tuple[Path, list[str]]]:
@@ -156,6 +196,7 @@ __all__ = [
     "MASK_WORDS",
     "TRAIN_SPLITS",
     "Template",
+    "choose_listed",
     "is_train",
     "list_images",
     "parse_folder",

@@ -14,10 +14,9 @@ import pyarrow.compute
 import yaml
 from huggingface_hub import DatasetCard, constants
 
-from ..config import check_unique
 from ..files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_json, resolve_inside
 from .decoding import RowReader, array_dtype
-from .folder_names import walk_folders
+from .folder_names import choose_listed, walk_folders
 from .label_mapping import build_mapping
 from .name_parts import explain_difference
 from .readers import count_pages, is_hub_file, note_on_videos
@@ -48,8 +47,7 @@ def pair_images_and_masks(
         mask_suffix: the same for masks.
         pages: take each image of a file with several as an image of its own, beside the mask file's image of the same
             number.
-        listed: a text file with the names of the images to take, one a line and without suffix, as Pascal VOC has it;
-            by default all.
+        listed: a text file with the names of the images to take, see `folder_names.choose_listed`; by default all.
         image_prefix: how the names of images begin, without their folders.
         mask_prefix: the same for masks.
         shared: `"images"` or `"masks"` for a folder that holds files of other splits too, those without a partner.
@@ -69,9 +67,8 @@ def pair_images_and_masks(
             f"{images} is the folder of images and of masks; expected one for each, or how their names differ: set "
             "data.mask_suffix=_mask, or --mask-suffix _mask"
         )
-    names = [] if listed is None else read_split_file(listed)
     affixes = ((image_prefix, image_suffix), (mask_prefix, mask_suffix))
-    volumes = pair_volumes(images, masks, *affixes, names, shared)
+    volumes = pair_volumes(images, masks, *affixes, listed, shared)
     if volumes is not None:
         if pages:
             raise ValueError(
@@ -82,7 +79,7 @@ def pair_images_and_masks(
         NamePattern(image_prefix, image_suffix, IMAGE_SUFFIXES),
         NamePattern(mask_prefix, mask_suffix, MASK_SUFFIXES),
     )
-    pairs = _pairs((images, masks), patterns, names or None, shared)
+    pairs = _pairs((images, masks), patterns, listed, shared)
     columns: dict[str, list] = {"image": [str(image) for image, _ in pairs], "label": [str(mask) for _, mask in pairs]}
     if pages:
         rows = [(*pair, page) for pair in zip(*columns.values(), strict=True) for page in range(_num_pages(*pair))]
@@ -95,24 +92,6 @@ def _num_pages(image: str, mask: str) -> int:
     if numbers[0] != numbers[1]:
         raise ValueError(f"{image} holds {numbers[0]} images and {mask} {numbers[1]}; expected as many masks as images")
     return numbers[0]
-
-
-def read_split_file(path: Path) -> list[str]:
-    """Read the names of a split's images, one a line; a line of several words has the name first.
-
-    Raises:
-        ValueError: if it holds none, one twice, or anything but text.
-        OSError: if it cannot be read.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file; expected the name of an image in each line") from error
-    names = [line.split()[0] for line in lines if line.strip()]
-    if not names:
-        raise ValueError(f"{path} names no image; expected one in each line")
-    check_unique(str(path), names)
-    return names
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -410,7 +389,7 @@ class NamePattern(NamedTuple):
 def _pairs(
     folders: tuple[Path, Path],
     names: tuple[NamePattern, NamePattern],
-    listed: Sequence[str] | None = None,
+    listed: Path | None = None,
     shared: str = "",
 ) -> list[tuple[Path, Path]]:
     """Images and masks that share folder and name between prefix and suffix, in order of names, all or the listed."""
@@ -422,10 +401,8 @@ def _pairs(
     if not images:
         raise _no_images(folders[0], names[0].endings)
     if listed is not None:
-        missing = [name for name in listed if name not in images]
-        if missing:
-            raise ValueError(f"{folders[0] / missing[0]} is listed, but there is no such image{_others(missing[1:])}")
-        images, masks = ({name: files[name] for name in listed if name in files} for files in (images, masks))
+        chosen = choose_listed(listed, images, folders[0], "image")
+        images, masks = ({name: files[name] for name in chosen if name in files} for files in (images, masks))
     if shared:
         own = masks if shared == "images" else images
         images, masks = ({stem: path for stem, path in files.items() if stem in own} for files in (images, masks))
@@ -564,7 +541,6 @@ __all__ = [
     "open_split",
     "pair_images_and_masks",
     "pair_in_image_folders",
-    "read_split_file",
     "two_columns",
     "undecoded",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..files import IMAGE_SUFFIXES, MASK_SUFFIXES
-from .folder_names import walk_folders
+from .folder_names import choose_listed, walk_folders
 from .readers import (
     ImageSource,
     ReadOptions,
@@ -36,7 +36,7 @@ def pair_volumes(
     masks: Path,
     image_affix: tuple[str, str] = ("", ""),
     mask_affix: tuple[str, str] = ("", ""),
-    listed: Sequence[str] = (),
+    listed: Path | None = None,
     shared: str = "",
 ) -> dict[str, list[Any]] | None:
     """Pair volumes with masks that share folder and name, or the folder alone, and list their slices.
@@ -46,7 +46,7 @@ def pair_volumes(
         masks: folder of the masks; may be the same.
         image_affix: how the names of volumes begin and end: with `"_ct.nii.gz"`, or `"_ct"` before any known ending.
         mask_affix: the same for masks.
-        listed: names, without these, of the volumes to take; all by default.
+        listed: see `pairing.pair_images_and_masks`.
         shared: see `pairing.pair_images_and_masks`.
 
     Returns:
@@ -67,11 +67,9 @@ def pair_volumes(
             f"{images} holds volumes, and images such as {others[0]}; expected one kind: give each a folder of its own"
         )
     found = _by_name(masks, mask_affix, image_affix if is_one and any(mask_affix) else ("", ""), MASK_SUFFIXES, False)
-    missing = [name for name in listed if name not in volumes]
-    if missing:
-        raise ValueError(f"{images / missing[0]} is listed, but there is no such volume")
-    if listed:
-        volumes, found = ({name: files[name] for name in listed if name in files} for files in (volumes, found))
+    if listed is not None:
+        chosen = choose_listed(listed, volumes, images, "volume")
+        volumes, found = ({name: files[name] for name in chosen if name in files} for files in (volumes, found))
     if not volumes:
         raise ValueError(
             f"{images} holds no volumes whose names {_said(image_affix, mask_affix)}; expected some, each with a part "

@@ -83,3 +83,43 @@ def test_a_folder_that_cannot_be_read_is_named(tree):
     with pytest.raises(OSError, match="data/a"):
         list_images(tree)
     (tree / "a").chmod(0o700)
+
+
+class TestSplitLists:
+    @pytest.fixture
+    def folders(self, tmp_path):
+        for folder, suffix in (("images", ".jpg"), ("masks", ".png")):
+            (tmp_path / folder / "drive").mkdir(parents=True)
+            for name in ("a", "b", "im 0", "im 1", "drive/c"):
+                Image.new("L", (8, 6)).save(tmp_path / folder / f"{name}{suffix}")
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("content", "names"),
+        [
+            (b"a\nb\n", ["a", "b"]),
+            (b"\xef\xbb\xbfa\r\nb\r\n\r\n", ["a", "b"]),  # as Windows writes it
+            (b"a.jpg\ndrive/c.jpg\n", ["a", "drive/c"]),
+            (b"a 1\nb -1\n", ["a", "b"]),
+            (b"im 0\nim 1\n", ["im 0", "im 1"]),
+        ],
+    )
+    def test_a_line_is_a_name_or_a_file(self, folders, content, names):
+        (folders / "train.txt").write_bytes(content)
+        pairs = pair_images_and_masks(folders / "images", folders / "masks", listed=folders / "train.txt")
+        assert pairs["image"] == [str(folders / "images" / f"{name}.jpg") for name in names]
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"a\nx\ny.jpg\n", r"train.txt lists x, which is no image in .*images \(2 such lines\)"),
+            (b"a\nimages/a.jpg\n", r"train.txt lists images/a.jpg, which is no image in .*images$"),
+            (b"a\na.jpg\n", "train.txt has a more than once"),
+            (b"\n", "train.txt names no image; expected one in each line"),
+            (b"\xff\xfe", "train.txt is not a text file"),
+        ],
+    )
+    def test_what_is_not_there_is_named(self, folders, content, message):
+        (folders / "train.txt").write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            pair_images_and_masks(folders / "images", folders / "masks", listed=folders / "train.txt")

@@ -37,6 +37,9 @@ _LARGEST = {
 _GENERATED, _COCO, _DATASETS = ("shapes",), ("coco", "panoptic"), ("imagefolder", "dataset")
 
 
+VALUE_SETTINGS = ("label_values", "ignore_values", "reduce_labels")  # of `DataConfig`, for masks of integers
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The source of images and masks, and the meaning of the masks' labels.
@@ -62,8 +65,8 @@ class DataConfig:
             are taken that have a partner. `{image}` stands for the name of each image's own folder.
         mask_folder: the masks' folder, by the same rules; for `panoptic` that of the PNG files.
         annotation_file: for `coco` and `panoptic`, the JSON file below `root`; `{split}` stands for the split's name.
-        split_file: for `folders`, a text file below `root` that names the images of `{split}`, one a line and without
-            suffix. Image and mask folder then hold all splits, and others than the named images are left out.
+        split_file: for `folders`, a text file below `root` that names the images of `{split}`, one a line, with or
+            without suffix. Image and mask folder then hold all splits, and others than the named images are left out.
         image_suffix: ending of the images' names, `"_leftImg8bit.png"` say; empty is any known suffix. What is between
             prefix and suffix pairs an image with its mask.
         mask_suffix: ending of the masks' names.
@@ -280,7 +283,7 @@ class DataConfig:
         both = [color for color in self.ignore_colors if color in self.mask_colors]
         if both:
             raise ValueError(f"data.ignore_colors has {both[0]}, which data.mask_colors has too: it has one meaning")
-        for name in ("label_values", "ignore_values", "reduce_labels"):
+        for name in VALUE_SETTINGS:
             if self.mask_colors and getattr(self, name):
                 raise ValueError(
                     f"data.{name} and data.mask_colors are both set, for masks of integers and of colours: leave one "
@@ -848,6 +851,7 @@ __all__ = [
     "PHOTOMETRIC",
     "SHAPES_DIFFICULTIES",
     "TILE_STEP",
+    "VALUE_SETTINGS",
     "AugmentationConfig",
     "DataConfig",
     "DistillationConfig",

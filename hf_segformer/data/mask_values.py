@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..config import VALUE_SETTINGS
 from ..files import IGNORE_INDEX
 from .class_lists import ClassList
 from .label_mapping import unpack_color
@@ -197,10 +198,14 @@ def _explain_grey(values: list[int], names: Sequence[str], source: str, tables: 
     """Read grey colours as the values of a mask, and give them as colours."""
     meaning = explain_values(values, names, source, tables)
     number = max(len(meaning.names), 2)
-    classes = meaning.tables.get("label_values", list(range(number)))
+    first = 1 if tables.get("reduce_labels") else 0
+    given = tables.get("label_values") or meaning.tables.get("label_values")
+    classes = given or list(range(first, first + number))
     ignored = [value for value in values if value not in classes]
     own: dict[str, Any] = {"mask_colors": [[value] * 3 for value in classes]}
     own |= {"ignore_colors": [[value] * 3 for value in ignored]} if ignored else {}
+    # What is set for values is said in colours now.
+    own |= {key: type(tables[key])() for key in VALUE_SETTINGS if tables.get(key)}
     notes = ("Masks are stored as colours, but hold grey alone: its values are the labels.", *meaning.notes)
     return meaning._replace(tables=own, notes=notes)
 

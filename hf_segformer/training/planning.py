@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..config import AugmentationConfig, SplitConfig
+from ..config import VALUE_SETTINGS, AugmentationConfig, SplitConfig
 from ..data.description import DataDescription
 from .draft import (
     Draft,
@@ -89,7 +89,10 @@ def plan_run(
     ruled = {key for key, _ in RULES}
     for key, value in description.tables.items():
         is_replaced = key == "eval_split" and _holds_out(draft)
-        if not draft.is_given(f"data.{key}") and f"data.{key}" not in ruled and not is_replaced:
+        if draft.is_given(f"data.{key}"):
+            if key in VALUE_SETTINGS and draft[f"data.{key}"] != value:
+                draft.decide(f"data.{key}", value, "the masks hold colours: what was given is said in data.mask_colors")
+        elif f"data.{key}" not in ruled and not is_replaced:
             draft.decide(f"data.{key}", value, _source_of(key, description))
     AugmentationConfig(**draft.given["augmentation"])  # a trial's crops are not always those that the user named
     for key, rule in RULES:

@@ -10,8 +10,11 @@ from hf_segformer.cli.main import main
 from hf_segformer.config import DataConfig
 from hf_segformer.data.decoding import RowReader
 from hf_segformer.data.label_mapping import build_mapping, pack_color, unpack_color
+from hf_segformer.data.mask_values import explain_colors
 from hf_segformer.data.readers import read_color_mask
 from hf_segformer.training.data import load_data
+from hf_segformer.training.folder_run import plan_data
+from hf_segformer.training.plan import Budget
 from tests.support.folders import SIZE, mask, pairs
 
 COLORS = [[128, 64, 128], [0, 0, 142], [70, 70, 70]]
@@ -132,3 +135,32 @@ def test_training_and_evaluation_read_colours(tmp_path, tiny_config, capsys):
     main([*command, str(integers / "masks")])
     assert by_colors == capsys.readouterr().out
     assert "road" in by_colors
+
+
+@pytest.mark.parametrize(
+    ("given", "colors", "ignored"),
+    [
+        ({"reduce_labels": True}, (1, 2, 3), (0,)),
+        ({"ignore_values": [3]}, (0, 1, 2), (3,)),
+        ({"label_values": [1, 2, 3]}, (1, 2, 3), (0,)),
+    ],
+)
+def test_remedies_for_values_hold_for_grey_that_is_stored_as_colours(tmp_path, given, colors, ignored):
+    shares = {pack_color([value] * 3): 0.25 for value in range(4)}
+    with pytest.raises(ValueError, match=r"set data.reduce_labels=true .* set data.ignore_values=\[3\]"):
+        explain_colors(shares, None, ("a", "b", "c"), "classes.json", {})
+    meaning = explain_colors(shares, None, ("a", "b", "c"), "classes.json", given)
+    assert meaning.tables["mask_colors"] == [[value] * 3 for value in colors]
+    assert meaning.tables["ignore_colors"] == [[value] * 3 for value in ignored]
+    DataConfig("folders", str(tmp_path), **(given | meaning.tables))  # they do not contradict each other
+
+
+def test_a_plan_says_in_colours_what_was_given_in_values(tmp_path):
+    for index in range(4):
+        for folder, values in (("images", index), ("masks", np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % 4)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            grey = np.broadcast_to(np.asarray(values, np.uint8), SIZE)
+            Image.fromarray(np.stack([grey] * 3, axis=-1)).save(tmp_path / folder / f"{index}.png")
+    plan = plan_data(str(tmp_path), Budget(steps=2), ['data.names=["a", "b", "c"]', "data.reduce_labels=true"])
+    data = plan.to_recipe("run").data
+    assert (data.reduce_labels, data.mask_colors, data.ignore_colors) == (False, [[1] * 3, [2] * 3, [3] * 3], [[0] * 3])

@@ -235,13 +235,14 @@ def displayable(image: Image.Image | np.ndarray, stretch: Stretch) -> Image.Imag
 
 
 def displayed_as_fed(image: Image.Image | np.ndarray, processor: Any) -> Image.Image:
-    """8-bit image for display, with the value range of a processor: what the network is fed is what is seen.
+    """8-bit image for display, with the value range of a processor, or that of 16-bit colours: as the network sees it.
 
     Args:
         image: a Pillow image or an array (C, H, W).
         processor: of the model.
     """
-    if processor.value_range is not None:
+    is_16_bit = isinstance(image, np.ndarray) and image.dtype == np.uint16 and len(processor.image_mean) == 3
+    if processor.value_range is not None or is_16_bit:
         data_format = "channels_first" if isinstance(image, np.ndarray) else None
         image = np.ma.filled(processor.apply_range(image, data_format=data_format), 0).round().astype(np.uint8)
     if isinstance(image, np.ndarray) and len(image) == 1 and len(processor.image_mean) == 3:

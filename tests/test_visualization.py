@@ -13,6 +13,7 @@ from hf_segformer.visualization import (
     colorize,
     default_palette,
     displayable,
+    displayed_as_fed,
     figure,
     land_cover_palette,
     overlay,
@@ -163,6 +164,13 @@ def test_one_stretch_displays_a_whole_set():
     assert np.asarray(displayable(np.full((4, 2, 3), 500.0), stretch)).tolist() == [[[128] * 3] * 3] * 2
     whole = np.full((3, 2, 3), 77, np.uint8)
     assert (np.asarray(displayable(whole, stretch)) == 77).all()  # bytes of three channels are an image
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_colours_of_16_bits_are_displayed_as_they_are_fed(bands):
+    image = np.arange(0, 65536, 257, dtype=np.uint16).reshape(1, 16, 16).repeat(bands, axis=0)
+    shown = np.asarray(displayed_as_fed(image, SegFormerImageProcessor()))
+    assert (shown == np.arange(256).reshape(16, 16, 1)).all()
 
 
 def test_shares_of_a_legend_are_those_of_the_classified_pixels(monkeypatch):

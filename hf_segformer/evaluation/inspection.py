@@ -6,6 +6,7 @@ so the maps of all N x M pairs are never held, and images of any size can be ins
 Axes: A heads, C channels, H W the image's sides, h w a stage's grid, N = h*w tokens, M reduced tokens, K classes.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..data.readers import read_whole_image
 from ..image_io_segformer import read_image
 from ..inference.segmenter import Segmenter, inference_mode_of
 from ..visualization import Color, colorize, displayed_as_fed, overlay, with_legend
@@ -34,7 +36,7 @@ class Inspection:
         image: the image, RGB.
         point: row and column of the chosen pixel.
         prediction: int64 (H, W) class ids.
-        runner_up: int64 (H, W), the second most probable class.
+        runner_up: int64 (H, W), the second most probable class, of a binary model the other one.
         uncertainty: float32 (H, W), entropy of the classes' probabilities as a share of the largest, log K.
         attention: of each stage, float32 (h, w): weights that the last block's heads give in the mean to each place
             for the chosen pixel; tokens that were reduced into one share its weight.
@@ -75,7 +77,11 @@ def inspect_image(model: Any, processor: Any, image: Any, point: Sequence[int] |
         >>> [attention.shape for attention in inspection.attention]
         [(16, 16), (8, 8), (4, 4), (2, 2)]
     """
-    pixels = read_image(image, model.config.num_channels, None, "the image")
+    num_channels, any_range = model.config.num_channels, processor.value_range is not None
+    if isinstance(image, str | os.PathLike):
+        pixels = read_whole_image(image, num_channels, any_range=any_range)
+    else:
+        pixels = read_image(image, num_channels, None, "the image", any_range)
     is_array = isinstance(pixels, np.ndarray)
     height, width = pixels.shape[-2:] if isinstance(pixels, np.ndarray) else pixels.size[::-1]
     row, column = _checked_point(point, height, width)
@@ -87,6 +93,9 @@ def inspect_image(model: Any, processor: Any, image: Any, point: Sequence[int] |
         outputs = model(view, output_hidden_states=True)
     probabilities = _probabilities(outputs.logits, (height, width))
     prediction, runner_up = probabilities.topk(2, dim=0).indices.cpu().numpy()
+    if model.config.num_labels == 1:
+        prediction = (probabilities[1] > processor.binary_threshold).long().cpu().numpy()
+        runner_up = 1 - prediction
     return Inspection(
         image=displayed_as_fed(pixels, processor).convert("RGB"),
         point=(row, column),

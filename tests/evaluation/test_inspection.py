@@ -6,7 +6,12 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segformer import (
+    SegFormerConfig,
+    SegFormerForSemanticSegmentation,
+    SegFormerImageProcessor,
+    SegFormerPredictor,
+)
 from hf_segformer.evaluation.inspection import (
     draw_inspection,
     inspect_image,
@@ -15,6 +20,7 @@ from hf_segformer.evaluation.inspection import (
 )
 from hf_segformer.inference.segmenter import Segmenter
 from hf_segformer.visualization import default_palette
+from tests.support.tiny import TINY
 
 
 @pytest.fixture
@@ -56,6 +62,28 @@ def test_prediction_is_that_of_the_segmenter(model, image, processor):
     assert found.point == (25, 45)
     expected = stats.entropy(probabilities.numpy(), axis=0) / np.log(5)
     np.testing.assert_allclose(found.uncertainty, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
+def test_a_binary_model_keeps_to_its_threshold(image, threshold):
+    config = SegFormerConfig(**TINY, num_labels=1)
+    torch.manual_seed(0)
+    model = SegFormerForSemanticSegmentation(config).eval()
+    model.decode_head.classifier.weight.data *= 30
+    processor = SegFormerImageProcessor(do_resize=False, binary_threshold=threshold)
+    found = inspect_image(model, processor, image)
+    expected = SegFormerPredictor(model, processor)(image).segmentation
+    assert 0.02 < expected.mean() < 0.98
+    assert (found.prediction == expected).mean() > 0.999  # ties of rounding apart
+    np.testing.assert_array_equal(found.runner_up, 1 - found.prediction)
+
+
+def test_files_are_read_as_for_prediction(model, tmp_path):
+    values = np.random.default_rng(0).integers(0, 4000, (50, 90, 3)).astype(np.uint16)
+    np.save(tmp_path / "a.npy", values)
+    processor = SegFormerImageProcessor(do_resize=False, value_range=(0, 4095))
+    found = inspect_image(model, processor, str(tmp_path / "a.npy"))
+    assert (found.prediction == SegFormerPredictor(model, processor)(values).segmentation).mean() > 0.999
 
 
 def test_the_model_is_left_as_it_was(model, image, processor):

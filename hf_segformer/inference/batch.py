@@ -383,8 +383,9 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
                 f"{path.parent} holds masks without the {SETTINGS} that records how they were made: choose another "
                 "output folder"
             )
-        for folder in path.parent.glob(SPOOLS):  # rows of unknown settings
-            shutil.rmtree(folder)
+        for folder in path.parent.glob(SPOOLS):  # rows of unknown settings, if not those of a job below
+            if not any((above / SETTINGS).exists() for above in folder.parents if above.is_relative_to(path.parent)):
+                shutil.rmtree(folder)
         write_json(settings, path)
         return settings
     held = read_json(path)

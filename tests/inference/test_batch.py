@@ -290,6 +290,16 @@ def test_results_of_other_options_are_not_mixed(checkpoint, images, out, argumen
     assert stamps(out) == before
 
 
+def test_rows_of_a_job_in_a_folder_below_are_kept(checkpoint, images, out):
+    spool = ".0123456789abcdef.tiles"
+    for folder in ("site/deep", "unknown"):
+        (out / folder / spool).mkdir(parents=True)
+    (out / "site" / "settings.json").write_text("{}")
+    assert run(checkpoint, images, "--output-dir", out) == 0
+    assert (out / "site" / "deep" / spool).is_dir()
+    assert not (out / "unknown" / spool).exists()
+
+
 def test_results_of_another_model_are_not_mixed(checkpoint, images, out, tmp_path, capsys):
     assert run(checkpoint, images, "--output-dir", out) == 0
     model = lively()
@@ -682,7 +692,7 @@ def test_predict_batch_from_python(images, out):
 PROGRAM = """
 import os, signal, sys
 from hf_segformer.cli import main as cli
-from hf_segformer.inference import writers
+from hf_segformer.inference import parquet_writer, png_writer
 
 class Half:
     def save(self, file, kind):
@@ -693,10 +703,10 @@ def segmentation_to_png(*arguments):
     number.append(1)
     return Half() if len(number) == 5 else own(*arguments)
 
-own, number = writers.segmentation_to_png, []
-writers._SHARD_SIZE = 3
+own, number = png_writer.segmentation_to_png, []
+parquet_writer._SHARD_SIZE = 3
 if sys.argv[1] == "dies":
-    writers.segmentation_to_png = segmentation_to_png
+    parquet_writer.segmentation_to_png = png_writer.segmentation_to_png = segmentation_to_png
 sys.exit(cli.main(["predict", *sys.argv[2:]]))
 """
 

@@ -95,6 +95,11 @@ def transformers_processor(processor: SegFormerImageProcessor) -> dict[str, Any]
             f"binary_threshold is {processor.binary_threshold}, which Transformers' own processor does not have: "
             "compare the sigmoid of its logits with that number"
         )
+    if processor.value_range is not None:
+        logger.warning(
+            f"value_range is {processor.value_range}, which Transformers' own processor does not have: scale images "
+            "from that range to 0 to 255 before it"
+        )
     values = {key: value for key, value in processor.to_dict().items() if key in _PROCESSOR_FIELDS}
     return {**values, "image_processor_type": "SegformerImageProcessor"}
 

@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..dispatch_segformer import altered
 from ..folding_segformer import fold, unfoldable
-from ..image_processing_segformer import SegFormerImageProcessor
+from ..image_processing_segformer import SegFormerImageProcessor, range_limits
 from ..modeling_segformer import SegFormerDecodeHead, SegFormerForSemanticSegmentation
 from ..upsampling_segformer import upsample
 
@@ -112,19 +112,26 @@ def require_plain(model: nn.Module) -> None:
 class SegFormerWithProcessing(nn.Module):
     """Network with its pre- and post-processing: images -> segmentation maps of their size.
 
-    Images are uint8 (B, H, W, 3), as decoders give them; with another number of channels they are float32 in the
-    channels' own units. The graph contains rescaling, normalisation and, where the processor squashes images to one
-    size by PIL's bilinear filter, resizing; see `resize_outside` for other processors.
+    Images are uint8 (B, H, W, 3), as decoders give them; with another number of channels, or a value range that is not
+    one of bytes, they are float32 in their own units. The graph contains a fixed value range, rescaling, normalisation
+    and, where the processor squashes images to one size by PIL's bilinear filter, resizing; see `resize_outside` for
+    other processors.
 
     Args:
         deployed: the network.
         processor: its image processor.
+
+    Raises:
+        ValueError: if the value range depends on the image, or is applied before a resize outside the graph.
     """
 
     def __init__(self, deployed: DeployedSegFormer, processor: SegFormerImageProcessor):
         super().__init__()
+        require_fixed_range(processor)
         self.deployed = deployed
         self.num_channels = len(processor.image_mean)
+        self.limits = range_limits(processor.value_range)
+        self.takes_bytes = takes_bytes(processor)
         self.size = None if resize_outside(processor) or not processor.do_resize else target_size(processor)
         self.binary_logit = processor.binary_logit
         self.factor = processor.rescale_factor if processor.do_rescale else 1.0
@@ -133,21 +140,41 @@ class SegFormerWithProcessing(nn.Module):
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
-    @property
-    def takes_bytes(self) -> bool:
-        """Return True if images are uint8."""
-        return self.num_channels == 3
-
     def forward(self, images: Tensor) -> Tensor:
         """(B, H, W, C) -> int32 (B, H, W)."""
         height, width = images.shape[1:3]
         pixels = images.permute(0, 3, 1, 2).float()
+        if self.limits is not None:
+            low, high = self.limits
+            pixels = ((pixels - low) * 255 / (high - low)).clamp(0, 255)
         if self.size is not None:
-            pixels = resize(pixels, self.size, self.takes_bytes)
+            pixels = resize(pixels, self.size, as_bytes=self.takes_bytes and self.limits is None)
         logits = self.deployed((pixels * self.factor - self.mean) / self.std)
         logits = upsample(logits, (height, width))
         segmentation = (logits[:, 0] > self.binary_logit) if logits.shape[1] == 1 else logits.argmax(dim=1)
         return segmentation.int()
+
+
+def takes_bytes(processor: SegFormerImageProcessor) -> bool:
+    """Return True if the graph's images are uint8: in colour, any value range one of bytes, not of floats up to 1."""
+    low, high = range_limits(processor.value_range) or (0, 255)
+    return len(processor.image_mean) == 3 and low >= 0 and 1 < high <= 255
+
+
+def require_fixed_range(processor: SegFormerImageProcessor) -> None:
+    """Raise ValueError if the processor's value range cannot be part of a graph."""
+    if processor.value_range is None:
+        return
+    if range_limits(processor.value_range) is None:
+        raise ValueError(
+            f"value_range is {processor.value_range}, a range of each image; expected a fixed one, [low, high], for "
+            "processing in the graph: set it in preprocessor_config.json, or export the network alone"
+        )
+    if reason := resize_outside(processor):
+        raise ValueError(
+            f"value_range is {processor.value_range}, which applies before images are resized, and the graph cannot "
+            f"resize them ({reason}): export the network alone, without its processing"
+        )
 
 
 def resize_outside(processor: SegFormerImageProcessor) -> str:
@@ -228,10 +255,12 @@ __all__ = [
     "bounded_axes",
     "dynamic_axes",
     "merged_head",
+    "require_fixed_range",
     "require_plain",
     "resize",
     "resize_outside",
     "resize_weights",
+    "takes_bytes",
     "target_size",
     "trace",
 ]

@@ -35,7 +35,7 @@ from .quantization import KINDS, to_float16, to_int8
 from .runtimes import RuntimeModel, require
 from .targets import TARGETS, Target
 from .transformers_js import FLOAT16, INT8, require_several_labels, write_configurations
-from .verification import ReferenceOutputs, read_if_path, summarise
+from .verification import ReferenceOutputs, summarise
 from .web import find_onnxruntime_web, require_page, write_page
 
 TOLERANCE = 1e-4  # of the largest logit, in float32
@@ -158,7 +158,7 @@ def export_model(
         require_several_labels(model)
     library = None
     if config.target == "web":
-        require_page(model)
+        require_page(model, processor)
         library = find_onnxruntime_web(config.onnxruntime_web)
     deployed = DeployedSegFormer(model)
     network = SegFormerWithProcessing(deployed, processor) if config.has_processing else deployed
@@ -210,8 +210,7 @@ def _write_short_types(
         figures[FLOAT16] = _compared(path.with_name(FLOAT16), target, reference, config)
         figures[FLOAT16]["half_arithmetic"] = in_half(deployed, reference, config)
     if config.int8:
-        images = (read_if_path(each, reference.model.config.num_channels) for each in config.calibration)
-        inputs = (reference.inputs(each) for each in images)
+        inputs = (reference.inputs(reference.read(each)) for each in config.calibration)
         to_int8(path, path.with_name(INT8), inputs if config.int8 == "static" else None)
         figures[INT8] = {"kind": config.int8, **_compared(path.with_name(INT8), target, reference, config)}
 

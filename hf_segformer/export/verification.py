@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.readers import read_whole_image
-from ..image_processing_segformer import SegFormerImageProcessor
+from ..image_io_segformer import read_image
+from ..image_processing_segformer import SegFormerImageProcessor, range_limits
 from ..modeling_segformer import SegFormerForSemanticSegmentation
 from ..upsampling_segformer import upsample, upsample_argmax
-from .exportable import MIN_SIDE, DeployedSegFormer, SegFormerWithProcessing, target_size
+from .exportable import MIN_SIDE, DeployedSegFormer, SegFormerWithProcessing, takes_bytes, target_size
 from .runtimes import Runtime
 
 _SIZES = ((1, 64, 96), (2, 101, 67), (3, 96, 131))  # images, height, width
@@ -128,6 +129,7 @@ class ReferenceOutputs:
     ):
         self.model, self.processor = model, processor
         self.has_processing = isinstance(network, SegFormerWithProcessing)
+        self.takes_bytes = self.has_processing and takes_bytes(processor)
         self.resizes = isinstance(network, SegFormerWithProcessing) and network.size is not None
         native = target_size(processor) if "height" in processor.size else (256, 320)
         self._native = (max(native[0], MIN_SIDE), max(native[1], MIN_SIDE))
@@ -147,15 +149,14 @@ class ReferenceOutputs:
             ValueError: if a given image does not fit the model, or is too small for a graph.
             OSError: if a file cannot be read.
         """
-        num_channels = self.model.config.num_channels
         for seed, (num, height, width) in enumerate(_SIZES):
             largest = self._max_size or (height, width)
-            images = smooth_images(num, min(height, largest[0]), min(width, largest[1]), num_channels, seed)
+            images = self._random(num, min(height, largest[0]), min(width, largest[1]), seed)
             yield self._case(images, at_own_size=not self.resizes)
-        last = smooth_images(1, *(self._max_size or self._native), num_channels, len(_SIZES))
+        last = self._random(1, *(self._max_size or self._native), len(_SIZES))
         yield self._case(last, at_own_size=self._max_size is not None and not self.resizes)
         for image in given:
-            inputs, logits = self._case([read_if_path(image, num_channels)])
+            inputs, logits = self._case([self.read(image)])
             height, width = inputs.shape[1:3] if self.has_processing else inputs.shape[2:]
             if min(height, width) < MIN_SIDE:
                 name = image if isinstance(image, str | os.PathLike) else "an image to compare on"
@@ -163,6 +164,24 @@ class ReferenceOutputs:
                     f"{name} enters the graph at {height}x{width} pixels; expected sides of {MIN_SIDE} or more"
                 )
             yield inputs, logits
+
+    def read(self, image: Any) -> Any:
+        """Read an image from a file of any kind that batch inference reads; return anything else as it is."""
+        if not isinstance(image, str | os.PathLike):
+            return image
+        any_range = self.processor.value_range is not None
+        return read_whole_image(os.fspath(image), self.model.config.num_channels, any_range=any_range)
+
+    def _random(self, num: int, height: int, width: int, seed: int) -> list[Any]:
+        """Generate random images whose values exceed a fixed value range at both ends."""
+        images = smooth_images(num, height, width, self.model.config.num_channels, seed)
+        limits = range_limits(self.processor.value_range)
+        if limits is None:
+            return images
+        low, high = limits
+        shares = [1.2 * np.asarray(image, np.float32) / 255 - 0.1 for image in images]
+        arrays = [low + share * (high - low) for share in shares]
+        return [array.round().clip(0, 255).astype(np.uint8) for array in arrays] if self.takes_bytes else arrays
 
     @torch.no_grad()
     def _case(self, images: Sequence[Any], at_own_size: bool = False) -> tuple[Tensor, Tensor]:
@@ -178,12 +197,29 @@ class ReferenceOutputs:
         return self.processor(image, return_tensors="pt").pixel_values
 
     def _raw(self, images: Sequence[Any], resized: dict[str, bool]) -> Tensor:
-        """Images (B, H, W, C) for a graph with processing, resized only where the graph does not resize."""
-        if self.resizes:
-            resized = {"do_resize": False}
-        raw = self.processor(images, return_tensors="pt", do_rescale=False, do_normalize=False, **resized)
-        pixels = raw.pixel_values.permute(0, 2, 3, 1)
-        return pixels.byte() if len(self.processor.image_mean) == 3 else pixels
+        """Images (B, H, W, C) for a graph with processing, resized only where the graph does not resize.
+
+        Raises:
+            ValueError: if an image has pixels without data, or is no image of bytes where the graph takes bytes.
+        """
+        if any(np.ma.is_masked(image) for image in images):
+            raise ValueError(
+                "an image has pixels without data, which a graph with processing cannot know; leave it out"
+            )
+        if self.processor.value_range is not None:  # which is in the graph, and so is any resizing
+            num_channels = len(self.processor.image_mean)
+            read = [read_image(image, num_channels, None, "an image", any_range=True) for image in images]
+            arrays = [each if isinstance(each, Image.Image) else np.moveaxis(each, 0, -1) for each in read]
+            pixels = torch.from_numpy(np.stack([np.atleast_3d(np.asarray(each, np.float32)) for each in arrays]))
+        else:
+            resized = {"do_resize": False} if self.resizes else resized
+            raw = self.processor(images, return_tensors="pt", do_rescale=False, do_normalize=False, **resized)
+            pixels = raw.pixel_values.permute(0, 2, 3, 1)
+        if self.takes_bytes and not torch.equal(pixels, pixels.byte().float()):
+            raise ValueError(
+                "an image has values that are not whole numbers from 0 to 255; expected bytes for the graph"
+            )
+        return pixels.byte() if self.takes_bytes else pixels
 
     def compare(self, runtime: Runtime, inputs: Tensor, logits: Tensor) -> ParityReport:
         """Compare a runtime's outputs for these inputs with PyTorch's logits."""
@@ -194,9 +230,4 @@ class ReferenceOutputs:
         return ParityReport.of_logits(inputs.shape, found, logits, inputs.shape[2:])
 
 
-def read_if_path(image: Any, num_channels: int) -> Any:
-    """Read an image from a file of any kind that batch inference reads; return anything else as it is."""
-    return read_whole_image(os.fspath(image), num_channels) if isinstance(image, str | os.PathLike) else image
-
-
-__all__ = ["ParityReport", "ReferenceOutputs", "read_if_path", "smooth_images", "summarise"]
+__all__ = ["ParityReport", "ReferenceOutputs", "smooth_images", "summarise"]

@@ -15,7 +15,7 @@ from typing import Any
 from ..files import read_json, write_json
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..modeling_segformer import SegFormerForSemanticSegmentation
-from .exportable import MIN_SIDE, resize_outside
+from .exportable import MIN_SIDE, require_fixed_range, resize_outside, takes_bytes
 
 PACKAGE = "onnxruntime-web"
 _SCRIPT = "ort.webgpu.bundle.min.mjs"  # WebGPU and WebAssembly
@@ -58,14 +58,20 @@ def _binary(package: Path) -> Path:
     return found[0]
 
 
-def require_page(model: SegFormerForSemanticSegmentation) -> None:
-    """Raise ValueError for a model that a page cannot show."""
+def require_page(model: SegFormerForSemanticSegmentation, processor: SegFormerImageProcessor) -> None:
+    """Raise ValueError for a model, or the value range of its processor, that a page cannot show."""
     if model.config.num_channels != 3:
         raise ValueError(
             f"the model takes {model.config.num_channels} bands; expected 3 for a page, whose images are in colour"
         )
     if model.config.num_labels > _MAX_CLASSES:
         raise ValueError(f"the model has {model.config.num_labels} labels; expected at most {_MAX_CLASSES} for a page")
+    require_fixed_range(processor)
+    if not takes_bytes(processor):
+        raise ValueError(
+            f"value_range is {processor.value_range}; expected one within 0 to 255 for a page, as browsers decode "
+            "images to bytes"
+        )
 
 
 def write_page(

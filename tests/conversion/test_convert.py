@@ -632,8 +632,10 @@ def test_a_model_that_keeps_tokens_still_goes_to_transformers(tmp_path):
 
 
 def test_options_that_transformers_processor_lacks_are_warned_of(tmp_path, caplog):
-    to_transformers(filled(), tmp_path, SegFormerImageProcessor(size=64, keep_ratio=True, size_divisor=32))
+    processor = SegFormerImageProcessor(size=64, keep_ratio=True, size_divisor=32, value_range=[0, 100])
+    to_transformers(filled(), tmp_path, processor)
     assert "keep_ratio is True and size_divisor 32" in caplog.text
+    assert "value_range is [0, 100], which Transformers' own processor does not have" in caplog.text
     assert "keep_ratio" not in (tmp_path / "preprocessor_config.json").read_text()
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor, SegFormerPredictor
 from hf_segformer.cli.main import main
 from hf_segformer.data.pairing import decode_dataset, find_images, pair_images_and_masks
 from hf_segformer.evaluation.evaluate import evaluate
@@ -35,6 +35,7 @@ from hf_segformer.export.quantization import to_int8
 from hf_segformer.export.runtimes import RuntimeModel, onnx_runtime, open_vino, torch_program
 from hf_segformer.export.targets import TARGETS
 from hf_segformer.export.verification import ParityReport, ReferenceOutputs, smooth_images
+from hf_segformer.image_processing_segformer import range_limits
 from hf_segformer.upsampling_segformer import upsample
 from tests.support.tiny import TINY, assert_same, logits_of
 
@@ -233,6 +234,89 @@ def test_processing_in_the_graph_equals_post_processing(model, processor):
     found = SegFormerWithProcessing(DeployedSegFormer(model), processor)(torch.from_numpy(np.array(image))[None])
     assert found.shape == (1, 150, 200)
     assert (found[0] == expected).double().mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("keywords", "dtype"),
+    [
+        ({"size": {"height": 64, "width": 96}, "value_range": [0, 100]}, torch.uint8),
+        ({"do_resize": False, "value_range": {"center": 120, "width": 90}}, torch.uint8),
+        ({"size": {"height": 64, "width": 96}, "value_range": [300, 2000]}, torch.float32),
+        (
+            {"do_resize": False, "value_range": {"center": 40, "width": 400}, "image_mean": [0.5], "image_std": [0.3]},
+            None,
+        ),
+    ],
+)
+def test_a_fixed_value_range_is_in_the_graph(keywords, dtype):
+    processor = SegFormerImageProcessor(**keywords)
+    bands = len(processor.image_mean)
+    model = build(num_channels=bands)
+    low, high = range_limits(processor.value_range)
+    images = [low + np.array(each) / 255 * 1.2 * (high - low) for each in smooth_images(2, 100, 150, bands, seed=3)]
+    images = [each.clip(0, 255).astype(np.uint8) if dtype == torch.uint8 else each for each in images]
+    network = SegFormerWithProcessing(DeployedSegFormer(model), processor)
+    reference = ReferenceOutputs(model, processor, network)
+    for inputs, logits in reference.cases(images):
+        assert inputs.dtype == (dtype or torch.float32)
+        agreement = reference.compare(network, inputs, logits)
+        assert agreement.relative_error < 1e-5
+        assert agreement.pixel_agreement > 0.999
+    expected = SegFormerPredictor(model, processor)(images[0]).segmentation
+    raw = torch.from_numpy(images[0])[None]
+    found = network(raw if dtype == torch.uint8 else raw.float())[0]
+    assert len(found.unique()) > 1
+    assert (found.numpy() == np.asarray(expected)).mean() > 0.999
+
+
+def test_verification_notices_a_graph_without_the_value_range(model):
+    keywords = {"size": {"height": 64, "width": 96}}
+    network = SegFormerWithProcessing(DeployedSegFormer(model), SegFormerImageProcessor(**keywords))
+    ranged = SegFormerImageProcessor(**keywords, value_range=[0, 100])
+    reference = ReferenceOutputs(model, ranged, network)
+    assert max(reference.compare(network, *case).relative_error for case in reference.cases([])) > 2e-2
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        (
+            {"value_range": {"percentiles": [2, 98]}},
+            r"'percentiles': \[2, 98\]\}, a range of each image; expected a fixed",
+        ),
+        (
+            {"value_range": [0, 100], "size": {"shortest_edge": 64}, "keep_ratio": True},
+            r"value_range is \[0, 100\], which applies before .*\(the processor keeps the aspect ratio",
+        ),
+    ],
+)
+def test_a_value_range_that_no_graph_can_contain_is_refused(keywords, words, model):
+    processor, deployed = SegFormerImageProcessor(**keywords), DeployedSegFormer(model)
+    with pytest.raises(ValueError, match=words):
+        SegFormerWithProcessing(deployed, processor)
+    ReferenceOutputs(model, processor, deployed)  # outside the graph it is
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.full((64, 96, 3), 300, np.uint16), "not whole numbers from 0 to 255"),
+        (np.ma.masked_less(np.arange(64 * 96 * 3).reshape(64, 96, 3) % 251, 9), "pixels without data"),
+    ],
+)
+@pytest.mark.parametrize("value_range", [None, [0, 100]])
+def test_an_image_that_a_graph_of_bytes_cannot_take_is_refused(value_range, image, words, model):
+    processor = SegFormerImageProcessor(size={"height": 64, "width": 96}, value_range=value_range)
+    reference = ReferenceOutputs(model, processor, SegFormerWithProcessing(DeployedSegFormer(model), processor))
+    with pytest.raises(ValueError, match=words):
+        reference.inputs(image)
+
+
+def test_files_of_a_wide_range_are_read_for_a_value_range(model, tmp_path):
+    Image.fromarray(np.full((70, 90), 70000, np.int32)).save(tmp_path / "wide.tif")
+    processor = SegFormerImageProcessor(size=64, value_range=[0, 100_000])
+    image = ReferenceOutputs(model, processor, DeployedSegFormer(model)).read(tmp_path / "wide.tif")
+    assert np.asarray(image).max() == 70000
 
 
 # --- Each runtime -----------------------------------------------------------------------------------------------------

@@ -108,9 +108,22 @@ def test_a_library_that_is_missing_or_incomplete_is_refused(library, tmp_path, m
         ({"num_labels": 300}, "the model has 300 labels; expected at most 256 for a page"),
     ],
 )
-def test_a_model_that_a_page_cannot_show_is_refused(keywords, words):
+def test_a_model_that_a_page_cannot_show_is_refused(keywords, words, processor):
     with pytest.raises(ValueError, match=words):
-        require_page(SegFormerForSemanticSegmentation(SegFormerConfig(**TWO_STAGES, **keywords)))
+        require_page(SegFormerForSemanticSegmentation(SegFormerConfig(**TWO_STAGES, **keywords)), processor)
+
+
+@pytest.mark.parametrize(
+    ("value_range", "words"),
+    [
+        ([0, 4095], r"value_range is \[0, 4095\]; expected one within 0 to 255 for a page"),
+        ({"percentiles": [2, 98]}, "a range of each image; expected a fixed one"),
+    ],
+)
+def test_a_value_range_that_a_page_cannot_apply_is_refused(value_range, words, model):
+    require_page(model, SegFormerImageProcessor(value_range=[0, 100]))
+    with pytest.raises(ValueError, match=words):
+        require_page(model, SegFormerImageProcessor(value_range=value_range))
 
 
 @pytest.mark.parametrize(

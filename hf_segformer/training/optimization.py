@@ -4,11 +4,13 @@ import re
 from typing import Any
 
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from ..config import OptimizerConfig
 
 _ENCODER_LAYER = re.compile(r"encoder\.(patch_embeddings|block|layer_norm)\.(\d+)\.(\d+)?")
 _WARMUP_START = 1e-6
+_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")  # of a group; what else it holds may be state
 
 
 def poly_lr_with_warmup(step: int, num_steps: int, num_warmup_steps: int, power: float) -> float:
@@ -68,6 +70,32 @@ def _lr_multiplier(name: str, depths: list[int], config: OptimizerConfig) -> flo
     return config.layer_lr_decay ** (sum(depths) - layer)
 
 
+def group_settings(optimizer: Any) -> list[dict[str, Any]]:
+    """Return the learning rate, weight decay and constants of each group, as an optimizer was built with them."""
+    return [{name: group[name] for name in _SETTINGS if name in group} for group in optimizer.param_groups]
+
+
+def apply_settings(optimizer: Any, scheduler: Any, settings: list[dict[str, Any]]) -> None:
+    """Give a restored optimizer and its schedule the settings of their own run, which PyTorch replaces by saved ones.
+
+    Where no setting has changed, every rate stays what it was, to the bit. The rate of a schedule that is not a
+    function of the step (ReduceLROnPlateau) stays the saved one.
+
+    Args:
+        optimizer: with the groups of a checkpoint.
+        scheduler: its schedule, restored as well.
+        settings: of `group_settings`, from before it was restored.
+    """
+    groups = optimizer.param_groups
+    for group, own in zip(groups, settings, strict=True):
+        group.update(own)
+    if isinstance(scheduler, LambdaLR):
+        scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        for group, rate, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+            group["lr"] = rate * factor(scheduler.last_epoch)
+        scheduler._last_lr = [group["lr"] for group in groups]
+
+
 def freeze(model: nn.Module, config: OptimizerConfig) -> None:
     """Freeze the encoder, or its first stages, as the configuration says.
 
@@ -90,4 +118,4 @@ def freeze(model: nn.Module, config: OptimizerConfig) -> None:
             parameter.requires_grad_(False)
 
 
-__all__ = ["freeze", "parameter_groups", "poly_lr_with_warmup"]
+__all__ = ["apply_settings", "freeze", "group_settings", "parameter_groups", "poly_lr_with_warmup"]

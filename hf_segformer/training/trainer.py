@@ -22,7 +22,7 @@ from .callbacks import Stopwatch
 from .collect import Collector
 from .distillation import Teacher
 from .ema import WeightAverage, synchronize_buffers
-from .optimization import freeze, parameter_groups, poly_lr_with_warmup
+from .optimization import apply_settings, freeze, group_settings, parameter_groups, poly_lr_with_warmup
 from .resume import TRAINING_WEIGHTS, saved_attributes
 from .run_folder import RunFolder
 from .run_record import build_run_record, write_run_record
@@ -45,7 +45,8 @@ class SegFormerTrainer(Trainer):
       weights; checkpoints hold both.
     - With a `teacher`, its predictions are a second target. The logged loss is the sum; evaluation measures the model's
       own.
-    - An `EarlyStoppingCallback` of a resumed run goes on counting where the run was.
+    - An `EarlyStoppingCallback` of a resumed run goes on counting where the run was. A changed learning rate or weight
+      decay applies from there on.
     - One run at a time trains in `output_dir`.
 
     Args:
@@ -385,6 +386,23 @@ class SegFormerTrainer(Trainer):
             )
         if self.ema.decay:
             self._average = WeightAverage.resume(self.model, self.ema, path.parent)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        settings = group_settings(self.optimizer)
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            if "parameter group" not in str(error):
+                raise
+            raise ValueError(
+                f"{checkpoint} holds parameters in other groups of equal learning rate and weight decay; expected "
+                "[optimizer] and trainer.weight_decay of its run: a changed value is taken over where parameters with "
+                "equal ones still have equal ones"
+            ) from error
+        apply_settings(self.optimizer, self.lr_scheduler, settings)
 
     def _load_best_model(self) -> None:
         if self._average is not None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from hf_segformer import SegFormerForImageClassification, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.config import AugmentationConfig, OptimizerConfig
@@ -124,6 +124,37 @@ def test_another_schedule_is_transformers_own(model, tmp_path):
     trainer.optimizer.step()
     trainer.lr_scheduler.step()
     assert sorted({group["lr"] for group in trainer.optimizer.param_groups}) == pytest.approx([6e-5, 6e-4])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_resumed_run_takes_over_changed_rates_and_weight_decay(model, tmp_path, schedule):
+    def rates(**changed):
+        """Settings of the optimizer at each step."""
+        found = {}
+
+        class Record(TrainerCallback):
+            def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+                names = ("lr", "weight_decay", "betas")
+                found[state.global_step] = [[group[name] for name in names] for group in optimizer.param_groups]
+
+        values = {"learning_rate": 1e-3, "max_steps": 4, "save_steps": 2, "lr_scheduler_type": schedule, **changed}
+        head = values.pop("head", 10.0)
+        run = evaluating_trainer(model, tmp_path, [], optimizer=OptimizerConfig(head_lr_multiplier=head), **values)
+        run.add_callback(Record())
+        run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2") if changed else None)
+        return found
+
+    before = rates()
+    assert list(before) == [0, 1, 2, 3]
+    assert rates(save_steps=9) == {step: before[step] for step in (2, 3)}
+    after = rates(save_steps=9, learning_rate=1e-6, weight_decay=0.5, adam_beta2=0.9, head=20.0)
+    for step in (2, 3):
+        for (old_rate, old_decay, _), (rate, decay, betas) in zip(before[step], after[step], strict=True):
+            assert rate == pytest.approx(old_rate * (2e-3 if old_rate == before[step][0][0] else 1e-3))
+            assert decay == (0.5 if old_decay else 0)
+            assert betas == (0.9, 0.9)
+    with pytest.raises(ValueError, match=r"checkpoint-2 holds parameters in other groups .* trainer\.weight_decay of"):
+        rates(weight_decay=0.0)
 
 
 def test_a_frozen_encoder_gets_no_optimiser(model, tmp_path):

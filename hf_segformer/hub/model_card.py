@@ -465,6 +465,8 @@ def _teacher(teacher: dict) -> str:
 
 def _evaluated(results: dict) -> str:
     data, method = results.get("dataset") or {}, results.get("method") or {}
+    if isinstance(method, str):  # of a pre-training, which evaluates whole images: its name
+        method = {}
     title, split = in_markdown(data.get("title") or ""), in_markdown(data.get("split") or "")
     images = f"{_number(data['images'])} images" if data.get("images") else ""
     where = " of ".join(part for part in (images, title) if part) + (f" (split {split})" if split else "")

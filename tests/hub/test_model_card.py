@@ -344,6 +344,12 @@ def test_a_rendered_card_follows_the_numbers_and_an_edited_one_is_kept(measured)
     assert write_card(measured).read_text() == edited
 
 
+def test_the_name_of_a_pre_trainings_method_is_no_setting(folder):
+    values = {"loss": 0.5, "method": "masked", "dataset": {"title": "streets", "images": 7}}
+    (folder / "metrics.json").write_text(json.dumps(values))
+    assert "# SegFormer\n" in card_of(folder).text
+
+
 @pytest.mark.parametrize(
     "values",
     [

@@ -20,6 +20,7 @@ from hf_segformer.cli.main import main
 from hf_segformer.config import EmaConfig
 from hf_segformer.data.pretraining_config import ImageAugmentation, PretrainingConfig
 from hf_segformer.data.pretraining_datasets import ImageTransform
+from hf_segformer.hub.model_card import card_text
 from hf_segformer.training.building import build_model
 from hf_segformer.training.pretrain_recipe import read_pretrain_recipe
 from hf_segformer.training.pretrain_trainer import PretrainTrainer, class_loss, rank_of_class, top_accuracies
@@ -72,6 +73,7 @@ class TestResult:
         assert {"top1", "top5", "loss"} < set(metrics)
         record = json.loads((classifier / "training.json").read_text())
         assert record["steps"] == 8
+        assert "it predicts one of 6 classes for an image" in card_text(classifier, repo_id="me/classifier")
         assert read_pretrain_recipe(classifier / "recipe.toml").augmentation.mixup == 0.8
 
     def test_transformers_own_class_takes_the_classifier(self, classifier, images):
@@ -87,6 +89,7 @@ class TestResult:
         model, found = AutoModel.from_pretrained(masked, output_loading_info=True)
         assert not any(found.values())
         assert type(model).__name__ == "SegFormerModel"
+        assert "without a head" in card_text(masked, repo_id="me/masked")
         assert set(json.loads((masked / "metrics.json").read_text())) == {"loss", "method", "dataset"}
         theirs, found = transformers.SegformerModel.from_pretrained(masked, output_loading_info=True)
         assert not any(found.values())

@@ -46,20 +46,23 @@ def run(arguments: argparse.Namespace) -> None:
         print("load the ensemble, with the package installed:")
         print(f'  SegFormerPredictor.from_pretrained("{commit.repo_url.repo_id}")')
     else:
-        _print_model(commit)
+        _print_model(commit, arguments.folder)
     if space is not None:
         print(f"the Space is {space.repo_url}")
         if needs_token:
             print("  it needs a secret HF_TOKEN (in its settings) that may read the model")
 
 
-def _print_model(commit) -> None:
+def _print_model(commit, folder: Path) -> None:
+    from ..hub.model_card import loading_classes, model_kind
+
+    own_class, auto_class = loading_classes(model_kind(folder))
     pinned = f'"{commit.repo_url.repo_id}", revision="{commit.oid}"'
     print(f"published as {commit.commit_url}")
     print("load exactly this revision:")
-    print(f"  SegFormerForSemanticSegmentation.from_pretrained({pinned})")
+    print(f"  {own_class}.from_pretrained({pinned})")
     print("or, without the package installed:")
-    print(f"  AutoModelForSemanticSegmentation.from_pretrained({pinned},")
+    print(f"  {auto_class}.from_pretrained({pinned},")
     print(f'      code_revision="{commit.oid}", trust_remote_code=True)')
 
 

@@ -215,7 +215,7 @@ def card_values(
     config, (parameters, dtype) = read_config(folder), read_weights(folder)
     metrics = read_optional(folder, "metrics.json") if metrics is None else metrics
     training = read_optional(folder, "training.json") if training is None else training
-    kind, variant = _kind(folder), _variant(config)
+    kind, variant = model_kind(folder), _variant(config)
     names = [] if kind == "encoder" else [config.id2label[index] for index in range(config.num_labels)]
     data, results = training.get("dataset") or {}, _results(metrics, training)
     own_title = " ".join(["SegFormer", variant, *_on(data.get("title"))]).strip() + title_end
@@ -255,7 +255,8 @@ def card_values(
     }
 
 
-def _kind(folder: Path) -> str:
+def model_kind(folder: Path) -> str:
+    """Return what a folder's model is: "segmentation", "classification" or "encoder"."""
     architectures = read_model_config(folder).get("architectures") or [""]
     return next((kind for end, kind in _KINDS.items() if str(architectures[0]).endswith(end)), "encoder")
 
@@ -546,9 +547,14 @@ _RESULTS = {
 }
 
 
+def loading_classes(kind: str) -> tuple[str, str]:
+    """Return the names of the classes that load a kind of model, this package's and Transformers'."""
+    return f"SegFormer{_CLASSES[kind]}", f"AutoModel{_CLASSES[kind].removeprefix('Model')}"
+
+
 def _usage(kind: str, source: str, dtype: str) -> str:
     """Write the Python lines that load the model and use it on an image."""
-    name, where = f"SegFormer{_CLASSES[kind]}", json.dumps(source, ensure_ascii=False)
+    name, where = loading_classes(kind)[0], json.dumps(source, ensure_ascii=False)
     options = ", dtype=torch.float32" if dtype in _HALF else ""
     lines = [
         *(["import torch"] if dtype in _HALF else []),
@@ -564,7 +570,7 @@ def _usage(kind: str, source: str, dtype: str) -> str:
 
 def _remote_usage(kind: str, source: str, dtype: str, on_hub: bool) -> str:
     """Write the same lines for the code beside the weights, without the package."""
-    name, where = f"AutoModel{_CLASSES[kind].removeprefix('Model')}", json.dumps(source, ensure_ascii=False)
+    name, where = loading_classes(kind)[1], json.dumps(source, ensure_ascii=False)
     pins = ', "revision": "COMMIT", "code_revision": "COMMIT"' if on_hub else ""
     number_type = ", dtype=torch.float32" if dtype in _HALF else ""
     lines = [
@@ -587,6 +593,8 @@ __all__ = [
     "in_code",
     "in_markdown",
     "is_hub_id",
+    "loading_classes",
+    "model_kind",
     "read_model_config",
     "read_optional",
     "read_weights",

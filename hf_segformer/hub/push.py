@@ -22,7 +22,7 @@ from ..files import read_json, resolve_inside
 from .endpoint import HANDLER_FILES, handler_files, is_own
 from .ensemble_card import RECORDS, ensemble_card_text
 from .examples import find_example_images
-from .model_card import IMAGES, card_text, read_model_config, read_weights, weight_files
+from .model_card import IMAGES, card_text, model_kind, read_model_config, read_weights, weight_files
 
 _MEASURED = ("metrics.json", "training.json", *IMAGES)
 _OF_RUNS = re.compile(r"(fold|seed)_[0-9]+/")  # members of an ensemble that `segformer train` has written
@@ -41,10 +41,10 @@ def push_folder(
 
     Published are the weights, config.json, preprocessor_config.json, the code that they name, the card, and if present
     metrics.json, training.json, their images and the page's example images; training checkpoints, optimizer states and
-    logs are not. By handler.py, with its requirements.txt, the model answers as an Inference Endpoint. Of an ensemble
-    its members are published, each in a folder of its own without a card or handler, and ensemble.json, the scores of
-    all runs and one card. Everything is checked before anything is created on the Hub, and what was created is deleted
-    again if the commit fails.
+    logs are not. By handler.py, with its requirements.txt, a segmentation model answers as an Inference Endpoint. Of an
+    ensemble its members are published, each in a folder of its own without a card or handler, and ensemble.json, the
+    scores of all runs and one card. Everything is checked before anything is created on the Hub, and what was created
+    is deleted again if the commit fails.
 
     Args:
         folder: of `save_pretrained`, model and processor.
@@ -52,7 +52,8 @@ def push_folder(
         private: create the repository as a private one; no effect on one that exists.
         revision: branch to publish on; created if it does not exist.
         token: with the right to write; by default the one that is signed in.
-        with_handler: publish `handler.py`, unless it is an ensemble; False leaves one that is published as it is.
+        with_handler: publish `handler.py` for a segmentation model, and delete that of an earlier one for any other
+            model or an ensemble; False leaves one that is published as it is.
 
     Returns:
         the commit; a string that is its URL, with `oid` and `repo_url`.
@@ -64,7 +65,7 @@ def push_folder(
     """
     folder = Path(folder)
     files = checked_files(folder, repo_id, token)
-    if with_handler and not is_ensemble(folder):
+    if with_handler and not is_ensemble(folder) and model_kind(folder) == "segmentation":
         files |= handler_files()
     api = HfApi(token=token)
     with one_line_errors(repo_id):
@@ -217,8 +218,9 @@ def _outdated(known: list[str], files: dict[str, bytes | str], handler: Sequence
     outdated += [name for name in known if name.startswith("model") and name.endswith(".safetensors")]
     outdated += [name for name in known if name.startswith("examples/") or _OF_RUNS.match(name)]
     outdated += [name for name in known if name in (ENSEMBLE_FILE, *RECORDS)]
+    outdated += [name for name in known if name in handler]
     if ENSEMBLE_FILE in files:  # a single model's would be taken for the whole
-        outdated += [name for name in known if name in ("config.json", "preprocessor_config.json", *handler)]
+        outdated += [name for name in known if name in ("config.json", "preprocessor_config.json")]
     return sorted(set(outdated) - files.keys())
 
 

@@ -15,6 +15,8 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from packaging.requirements import Requirement
 
+from ..conversion.ensembles import is_ensemble
+from .model_card import model_kind
 from .push import checked_files, one_line_errors, push_folder
 
 _PACKAGE = "hf_segformer"
@@ -69,10 +71,15 @@ def push_folder_with_space(
         is private or gated.
 
     Raises:
-        ValueError: see `push_folder`; or a Space of that name holds something else.
+        ValueError: see `push_folder`; or the model is not one for segmentation, or a Space of that name holds something
+            else.
         OSError: see `push_folder`; or a package that the Space needs is not installed here.
     """
     checked_files(Path(folder), repo_id, token)
+    if not is_ensemble(Path(folder)) and (kind := model_kind(Path(folder))) != "segmentation":
+        raise ValueError(
+            f"{folder} holds a model of the kind {kind}; expected segmentation for a Space: leave out --with-space"
+        )
     space_files(repo_id, "")
     api = HfApi(token=token)
     with one_line_errors(repo_id):

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from hf_segformer.hub.endpoint import HANDLER_FILES
-from tests.support.hub import CODE, NEEDS_AUTO_IMAGE_PROCESSOR, SEGMENTATION, assert_refused, run_command
+from tests.support.hub import CODE, NEEDS_AUTO_IMAGE_PROCESSOR, SEGMENTATION, WITH_SPACE, assert_refused, run_command
 from tests.support.hub_server import Blob, Repository
 from tests.support.remote_code import LABELS, Client, load, save
 
@@ -340,6 +340,28 @@ def test_the_command_says_where_it_is_and_how_to_load_just_this(hub, author, fol
     assert f'from_pretrained("me/command", revision="{oid}"' in out
     assert f'code_revision="{oid}"' in out
     assert hub.repositories["me/command"].private
+
+
+@pytest.mark.parametrize(
+    ("auto_class", "own_class"),
+    [
+        ("AutoModel", "SegFormerModel"),
+        ("AutoModelForImageClassification", "SegFormerForImageClassification"),
+    ],
+)
+def test_a_model_without_a_segmentation_head_has_its_own_class_and_no_handler(
+    hub, author, folder, tmp_path, auto_class, own_class
+):
+    other, repo_id = str(tmp_path / "other"), f"me/{own_class}"
+    author(save, auto_class, other)
+    author(push, folder, repo_id)
+    assert_refused(author, other, repo_id, "expected segmentation for a Space", options=(WITH_SPACE,))
+    assert set(HANDLER_FILES) <= hub.repositories[repo_id].files().keys()
+    status, out, _ = author(run_command, other, repo_id)
+    assert status == 0
+    assert not set(HANDLER_FILES) & hub.repositories[repo_id].files().keys()
+    assert f"  {own_class}.from_pretrained(" in out
+    assert f"  {auto_class}.from_pretrained(" in out
 
 
 @NEEDS_AUTO_IMAGE_PROCESSOR

@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import IterableDataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+from transformers.utils import PushInProgress
 
 from ..config import EmaConfig, OptimizerConfig
 from ..data.torch_datasets import EpochSampler, EvalDataset, KeyedDataset, KeyedStream
@@ -26,6 +27,7 @@ from .optimization import apply_settings, freeze, group_settings, parameter_grou
 from .resume import TRAINING_WEIGHTS, saved_attributes
 from .run_folder import RunFolder
 from .run_record import build_run_record, write_run_record
+from .uploads import upload_checkpoint, upload_model
 
 _STATE = "SegFormerTrainer"  # key of our part of trainer_state.json, beside the callbacks' states
 
@@ -71,6 +73,7 @@ class SegFormerTrainer(Trainer):
 
     optimizer: torch.optim.Optimizer | None
     lr_scheduler: Any
+    push_in_progress: PushInProgress | None
 
     def __init__(
         self,
@@ -210,6 +213,65 @@ class SegFormerTrainer(Trainer):
         with self.accelerator.autocast():
             loss = loss + self.teacher.loss(outputs["logits"], inputs["pixel_values"], labels, ignore_index)
         return (loss, outputs) if return_outputs else loss
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Publish model, image processor, code and card, as `Trainer.push_to_hub` does, and no other file.
+
+        Args:
+            commit_message: of the commit.
+            blocking: return when the files are uploaded, else a future.
+            token: with the right to write; by default `hub_token`.
+            revision: branch; by default `hub_revision`.
+            **kwargs: `private` for a repository that does not exist yet, others are those of `create_model_card`.
+
+        Returns:
+            the commit, or a future of it; None in other processes than the first.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = self.args.hub_token if token is None else token
+        creation = {"private": kwargs.pop("private")} if "private" in kwargs else {}
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, **creation)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**{"model_name": self.hub_model_id.split("/")[-1], **kwargs})
+        self._finish_current_push()
+        return upload_model(
+            self.args.output_dir,
+            self.hub_model_id,
+            commit_message=commit_message,
+            token=token,
+            revision=self.args.hub_revision if revision is None else revision,
+            run_as_future=not blocking,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        strategy = self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        running = self.push_in_progress
+        earlier = [] if running is None or running.is_done() else running.jobs
+        if earlier and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        names = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name}
+        jobs = upload_checkpoint(
+            Path(checkpoint_folder),
+            self.hub_model_id,
+            names.get(strategy, ""),
+            commit_message=f"Training in progress, step {self.state.global_step}",
+            token=self.args.hub_token,
+            revision=self.args.hub_revision,
+        )
+        self.push_in_progress = PushInProgress([*earlier, *jobs])
 
     def create_model_card(
         self,

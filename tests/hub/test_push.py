@@ -41,7 +41,7 @@ def push(folder, repo_id, **options):
     return commit.oid, str(commit)
 
 
-def train_and_push(folder, repo_id):
+def train_and_push(folder, repo_id, **arguments):
     """Train for two steps and publish by `Trainer.push_to_hub`; returns the model's answer."""
     import numpy
     from datasets import Dataset
@@ -90,6 +90,7 @@ def train_and_push(folder, repo_id):
             remove_unused_columns=False,
             dataloader_pin_memory=False,
             hub_model_id=repo_id,
+            **arguments,
         ),
         train_dataset=TrainDataset(data, AugmentationConfig(crop_size=32), processor, seed=0),
         eval_dataset=EvalDataset(data, processor),
@@ -376,14 +377,28 @@ def test_a_trainer_publishes_model_processor_code_and_our_card(hub, author, stra
         "training.json",
         "curve.png",
     }
-    assert files.keys() >= belongs | CODE
-    assert not [name for name in files if name.startswith("checkpoint-")]
+    assert files.keys() == belongs | CODE | {".gitattributes"}
     card = ModelCard(files["README.md"].content.decode())
     assert {result.metric_type for result in card.data.eval_results} >= {"mean_iou", "overall_accuracy"}
     assert 'from_pretrained("me/trained")' in card.text
     assert "| disc |" in card.text
     _, answer = stranger(load, SEGMENTATION, "me/trained", trust_remote_code=True)
     np.testing.assert_allclose(answer, expected, atol=1e-6)  # sums of another order
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])
+def test_a_trainer_that_pushes_while_it_trains_publishes_no_token_user_or_host(hub, author, tmp_path, strategy):
+    repo_id, token = f"me/{strategy}", "hf_me"
+    arguments = {"push_to_hub": True, "hub_strategy": strategy, "hub_token": token, "hub_always_push": True}
+    author(train_and_push, str(tmp_path / "run"), repo_id, **arguments)
+    repository = hub.repositories[repo_id]
+    assert len(repository.commits) > 3
+    for files in repository.commits.values():
+        assert not [name for name in files if Path(name).name.startswith((".segformer", ".run", "training_args"))]
+        assert not [name for name, blob in files.items() if token.encode() in blob.content]
+    kept = {name for name in repository.files() if name.startswith("last-checkpoint/")}
+    resumed = {f"last-checkpoint/{name}" for name in ("optimizer.pt", "trainer_state.json", "model.safetensors")}
+    assert kept >= resumed if strategy == "checkpoint" else not kept
 
 
 def run_guide(folder):

@@ -411,6 +411,10 @@ class SegFormerTrainer(Trainer):
         samples = [dataset[index % len(dataset)] for index in range(size * rank, size * (rank + 1))]
         return self._get_collator_with_removed_columns(self.data_collator, "evaluation")(samples[: len(dataset)])
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Keep the checkpoint that a callback asked for, which `save_strategy="best"` takes back (Transformers 5)."""
+        return super()._determine_best_metric(metrics, trial) or self.control.should_save
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         pending = self.accelerator.gather(self._tr_loss.detach()).mean().item()
         self.state.stateful_callbacks[_STATE] = {

@@ -1,7 +1,9 @@
 """Early stopping: when a run ends, which weights it restores, and a resume that goes on waiting."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 
@@ -9,7 +11,7 @@ from hf_segformer.training import recipe_trainer
 from hf_segformer.training.building import training_arguments
 from hf_segformer.training.recipe import read_recipe
 from tests.support.distributed import tiny_trainer
-from tests.support.training import SMALL, assert_same_weights, train
+from tests.support.training import SMALL, assert_same_weights, train, with_sender
 
 STOPPING = (
     "early_stopping.patience=2",
@@ -131,3 +133,22 @@ def test_the_best_calibration_error_is_the_lowest(metric, higher):
 def test_the_highest_error_is_not_the_best(tmp_path):
     with pytest.raises(ValueError, match="expected greater_is_better=False"):
         tiny_trainer(tmp_path, False, metric_for_best_model="eval_calibration_error", greater_is_better=True)
+
+
+def test_a_signal_leaves_a_checkpoint_where_only_better_ones_are_saved(scored, tmp_path):
+    made = scored([0.0, 0.5, 0.4, 0.3, 0.2])
+    folder = tmp_path / "run"
+    arguments = (
+        "trainer.eval_strategy=steps",
+        "trainer.eval_steps=1",
+        "trainer.save_strategy=best",
+        "trainer.load_best_model_at_end=true",
+        "trainer.max_steps=4",
+    )
+    with with_sender(lambda: os.kill(os.getpid(), signal.SIGTERM), 1):
+        assert train(folder, *arguments) == 130
+    assert made == [1, 2]
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    assert train(folder, *arguments, "--resume") == 0
+    assert made == [1, 2, 3, 4]
+    assert_same_weights(folder, folder / "checkpoint-1", 0)

@@ -24,12 +24,13 @@ class StopAfterStep(TrainerCallback):
 
     def __init__(self, trainer: Trainer):
         self.accelerator, self.stopped = trainer.accelerator, False
+        self._handlers: dict[signal.Signals, Any] = {}  # those of before the training
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Install signal handlers; only a process's main thread can."""
-        if threading.current_thread() is threading.main_thread():
+        """Install signal handlers, unless a trial with a larger batch did; only a process's main thread can."""
+        if threading.current_thread() is threading.main_thread() and not self._handlers:
             signals = (signal.SIGINT, signal.SIGTERM)
-            self.handlers = {number: signal.signal(number, self._request_stop) for number in signals}
+            self._handlers = {number: signal.signal(number, self._request_stop) for number in signals}
 
     def _request_stop(self, number: int, frame: Any) -> None:
         if get_worker_info() is not None:  # a loader's worker gets Ctrl-C too, and must serve until the step is done
@@ -50,7 +51,8 @@ class StopAfterStep(TrainerCallback):
 
     def restore_handlers(self) -> None:
         """Restore the signal handlers; to be called after an error too, which has no `on_train_end`."""
-        for number, handler in self.__dict__.pop("handlers", {}).items():
+        handlers, self._handlers = self._handlers, {}
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 

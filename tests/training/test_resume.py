@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForSemanticSegmentation
 
 from hf_segformer.cli.main import main
+from hf_segformer.training.callbacks import StopAfterStep
 from hf_segformer.training.resume import find_defect, list_checkpoints, newest_whole_checkpoint
 from tests.support.training import LONG, ROOT, assert_same_weights, train, train_command, with_sender
 
@@ -121,6 +123,17 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, capsys):
         assert program(folder) == 130
     resume_command(capsys.readouterr().err, folder, 4)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_training_that_begins_again_restores_the_handlers_of_before(tmp_path):
+    """With trainer.auto_find_batch_size it begins again after it ran out of memory, without an end."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop = StopAfterStep(SimpleNamespace(accelerator=None))
+    for _ in range(2):
+        stop.on_train_begin(None, None, None)
+        assert signal.getsignal(signal.SIGINT) == stop._request_stop
+    stop.on_train_end(None, None, None)
+    assert {number: signal.getsignal(number) for number in before} == before
 
 
 def test_a_checkpoint_cut_off_anywhere_is_skipped(uninterrupted, tmp_path, capsys):

@@ -210,7 +210,7 @@ def final_epoch(augmentation: AugmentationConfig, arguments: TrainingArguments, 
 def first_samples(
     data: Data, recipe: Recipe, number: int, arguments: TrainingArguments | None = None, epoch: int = 0
 ) -> list[dict[str, torch.Tensor]]:
-    """Up to `number` samples, as a pass might begin; a stream has its first pass alone.
+    """Up to `number` samples, as the Trainer begins a pass; a stream has its first pass alone.
 
     Args:
         data: images and masks.
@@ -222,7 +222,8 @@ def first_samples(
     samples = train_samples(data, recipe, arguments)
     if isinstance(samples, TrainStream):
         return list(islice(samples, number))
-    sampler = EpochSampler(len(samples), recipe.data.seed, lambda: epoch, samples.balance)
+    seed = recipe.trainer.get("data_seed", recipe.trainer.get("seed", TrainingArguments.seed))
+    sampler = EpochSampler(len(samples), seed, lambda: epoch, samples.balance)
     return [samples[key] for key in islice(sampler, number)]
 
 

@@ -22,14 +22,15 @@ from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegF
 from hf_segformer.config import DataConfig
 from hf_segformer.data.torch_datasets import TrainDataset
 from hf_segformer.evaluation.mean_iou import MeanIoU
-from hf_segformer.training.building import build_model
+from hf_segformer.training.building import build_model, build_trainer, first_samples, training_arguments
 from hf_segformer.training.data import load_data
 from hf_segformer.training.evaluation import evaluate_recipe
 from hf_segformer.training.recipe import read_recipe
 from hf_segformer.training.resume import find_defect, newest_whole_checkpoint
+from hf_segformer.training.run import prepare_data
 from hf_segformer.training.tracking import LogPredictions
 from tests.support.tiny import TINY
-from tests.support.training import error_of, train
+from tests.support.training import SMALL, error_of, train
 
 NAMES = ("ground", "disc", "bar")
 
@@ -202,6 +203,15 @@ class TestData:
         with Image.open(tmp_path / "batch.png") as image:
             assert image.width > 300
         assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("seeds", [(), ("trainer.seed=3",), ("trainer.seed=3", "trainer.data_seed=5")])
+    def test_the_batch_that_is_shown_is_the_trainers_first(self, tmp_path, seeds):
+        recipe = read_recipe("shapes_b0", [*SMALL, f"trainer.output_dir={tmp_path / 'run'}", *seeds])
+        arguments = training_arguments(recipe)
+        data, loss = prepare_data(recipe, arguments, None)
+        trainer = build_trainer(build_model(recipe.model, data.names), arguments, recipe, loss, data)
+        shown = [sample["pixel_values"] for sample in first_samples(data, recipe, 4, arguments)]
+        assert torch.equal(next(iter(trainer.get_train_dataloader()))["pixel_values"], torch.stack(shown))
 
     def test_faults_of_the_data_are_reported_before_training(self, tmp_path, capsys):
         root = road_scenes(tmp_path / "data")

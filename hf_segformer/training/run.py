@@ -292,10 +292,20 @@ def is_finished(checkpoint: Path, arguments: TrainingArguments, early_stopping: 
 
 
 def restore_finished_run(trainer: SegFormerTrainer, checkpoint: Path) -> None:
-    """Load weights and log of a finished run into the trainer."""
+    """Load weights and log of a finished run into the trainer; its folder may have been moved.
+
+    Raises:
+        ValueError: if the run ends with its best weights, and their checkpoint is gone.
+    """
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-    trainer._load_from_checkpoint(best if best and Path(best).is_dir() else str(checkpoint))
+    source = checkpoint.with_name(Path(best).name) if best else checkpoint
+    if not source.is_dir():
+        raise ValueError(
+            f"{source}, the best checkpoint of the finished run, is missing; expected it beside {checkpoint}: bring it "
+            "back, or set trainer.load_best_model_at_end=false for the last weights"
+        )
+    trainer._load_from_checkpoint(str(source))
 
 
 def announce(model, data: Data, arguments: TrainingArguments, checkpoint: Path | None) -> None:

@@ -484,6 +484,12 @@ class SegFormerTrainer(Trainer):
             self._globalstep_last_logged = saved["last_logged_step"]
             self._total_loss_scalar -= saved["pending_loss"]  # train_loss is the mean of this call's steps alone
 
+    def _restore_best_checkpoint(self) -> None:
+        """Find the best checkpoint of a run whose folder was moved, which the Trainer looks for at its old place."""
+        best = Path(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
+        if self.state.best_model_checkpoint is None and best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+
     def _restore_early_stopping(self) -> None:
         """Restore how long a resumed run has waited, which the Trainer saves and does not read."""
         for callback in self.callback_handler.callbacks:
@@ -519,6 +525,7 @@ class _StartOfRun(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Restore, then evaluate one batch without a trace in weights or random numbers."""
         self.trainer._restore_pending_loss()
+        self.trainer._restore_best_checkpoint()
         self.trainer._restore_early_stopping()
         if args.eval_strategy != "no":
             model.eval()

@@ -11,7 +11,7 @@ from hf_segformer.training import recipe_trainer
 from hf_segformer.training.building import training_arguments
 from hf_segformer.training.recipe import read_recipe
 from tests.support.distributed import tiny_trainer
-from tests.support.training import SMALL, assert_same_weights, train, with_sender
+from tests.support.training import SMALL, assert_same_weights, error_of, train, with_sender
 
 STOPPING = (
     "early_stopping.patience=2",
@@ -152,3 +152,39 @@ def test_a_signal_leaves_a_checkpoint_where_only_better_ones_are_saved(scored, t
     assert train(folder, *arguments, "--resume") == 0
     assert made == [1, 2, 3, 4]
     assert_same_weights(folder, folder / "checkpoint-1", 0)
+
+
+def test_an_unfinished_run_that_was_moved_ends_with_its_best_weights(scored, tmp_path):
+    scored([0.0, 0.5, 0.4, 0.3])
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+    arguments = (
+        "trainer.eval_strategy=steps",
+        "trainer.eval_steps=1",
+        "trainer.save_strategy=best",
+        "trainer.load_best_model_at_end=true",
+        "trainer.max_steps=3",
+    )
+    with with_sender(lambda: os.kill(os.getpid(), signal.SIGTERM), 1):
+        assert train(folder, *arguments) == 130
+    folder.rename(moved)
+    assert train(moved, *arguments, "--resume") == 0
+    assert_same_weights(moved, moved / "checkpoint-1", 0)
+
+
+def test_a_finished_run_that_was_moved_ends_with_its_best_weights(scored, tmp_path, capsys):
+    scored([0.0, 0.5, 0.4])
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+    arguments = (
+        "trainer.eval_strategy=steps",
+        "trainer.eval_steps=1",
+        "trainer.save_steps=1",
+        "trainer.load_best_model_at_end=true",
+        "trainer.max_steps=2",
+    )
+    assert train(folder, *arguments) == 0
+    folder.rename(moved)
+    assert train(moved, *arguments, "--resume") == 0
+    assert_same_weights(moved, moved / "checkpoint-1", 0)
+    shutil.rmtree(moved / "checkpoint-1")
+    error = error_of(capsys, moved, *arguments, "--resume")
+    assert f"{moved / 'checkpoint-1'}, the best checkpoint of the finished run, is missing" in error

@@ -74,6 +74,37 @@ def partial_path(path: Path) -> Path:
     return path.with_name(name)
 
 
+def with_suffix_added(folder: Path, suffix: str) -> Path:
+    """Return the path beside a folder that has its name and a suffix; `.` and `..` are named by what they stand for.
+
+    Examples:
+        >>> from hf_segformer.files import with_suffix_added
+        >>> with_suffix_added(Path("outputs/run.a"), ".1").as_posix()
+        'outputs/run.a.1'
+    """
+    named = folder.resolve() if folder.name in ("", "..") else folder
+    return named.with_name(f"{named.name}{suffix}")
+
+
+def toml_value(value: Any) -> str:
+    """Return a text, number, truth value, list or inline table of these as TOML, on one line.
+
+    JSON is TOML for these types, except for inline tables, the character DEL, and floats such as NaN.
+
+    Examples:
+        >>> from hf_segformer.files import toml_value
+        >>> print(toml_value({"min_lr_rate": 0.01}))
+        { "min_lr_rate" = 0.01 }
+    """
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{toml_value(key)} = {toml_value(each)}' for key, each in value.items())} }}"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def remove_stale_partials(folder: str | Path) -> None:
     """Remove the files below a folder that killed processes of this host left incomplete."""
     for path in Path(folder).rglob(".*.partial"):
@@ -307,5 +338,7 @@ __all__ = [
     "read_json",
     "remove_stale_partials",
     "resolve_inside",
+    "toml_value",
+    "with_suffix_added",
     "write_json",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..configuration_segformer import VARIANTS, SegFormerConfig
 from ..conversion.checkpoints import read_config, read_shards_of
-from ..files import read_json, resolve_inside
+from ..files import read_json, resolve_inside, toml_value
 
 IMAGES = ("prediction.png", "confusion.png", "reliability.png", "curve.png")
 MODEL_TYPES = ("hf_segformer", "segformer")
@@ -512,11 +512,11 @@ def _settings(training: dict) -> str:
 
 
 def _toml(values: dict[str, Any]) -> str:
-    return "\n".join(f"{_toml_key(key)} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
+    return "\n".join(f"{_toml_key(key)} = {toml_value(value)}" for key, value in values.items() if value is not None)
 
 
 def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[\w-]+", key) else json.dumps(key, ensure_ascii=False)  # on one line in any case
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
 
 
 def _environment(training: dict) -> list[tuple[str, str]]:

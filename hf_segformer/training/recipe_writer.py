@@ -1,13 +1,12 @@
 """Recipes as TOML text, and the recipe that every run leaves in its folder."""
 
-import json
 import textwrap
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_write
+from ..files import atomic_write, toml_value
 from .pretrain_recipe import PretrainRecipe
 from .recipe import Recipe
 
@@ -39,7 +38,7 @@ def format_recipe(
         for key, value in values.items():
             if comment := (comments or {}).get(f"{table}.{key}"):
                 lines.append(_comment(comment))
-            lines.append(f"{key} = {_value(value)}")
+            lines.append(f"{key} = {toml_value(value)}")
         if values:
             parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
@@ -62,17 +61,6 @@ def write_recipe(recipe: Recipe | PretrainRecipe, folder: Path) -> Path:
 def _comment(text: str) -> str:
     lines = textwrap.wrap(" ".join(text.split()), _WIDTH - 2, break_long_words=False)
     return "\n".join(f"# {''.join(char if char.isprintable() else '?' for char in line)}" for line in lines)
-
-
-def _value(value: Any) -> str:
-    """JSON is TOML for these types, except for the character DEL and for floats such as NaN."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_value, value))}]"
-    if isinstance(value, dict):  # an inline table
-        return f"{{ {', '.join(f'{_value(key)} = {_value(each)}' for key, each in value.items())} }}"
-    if isinstance(value, float):
-        return repr(value)
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 __all__ = ["RECIPE_FILE", "format_recipe", "write_recipe"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -371,6 +372,16 @@ def test_metrics_of_strange_values_are_refused(values, folder):
     (folder / "metrics.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=re.escape(str(folder))):
         write_card(folder)
+
+
+@pytest.mark.parametrize("part", ["recipe", "arguments"])
+def test_the_settings_of_a_card_are_toml(part, folder):
+    kwargs = {"min_lr_rate": 0.01, "names": ["a\x7f", "b"]}
+    values = {"lr_scheduler_kwargs": kwargs, "learning_rate": 1e-05, "gr\u00f6sse": True}
+    tables = {"trainer": values} if part == "recipe" else {**values, "not_set": None}
+    write_run_record(folder, {"steps": 3, part: tables})
+    [settings] = re.findall(r"^```toml\n(.*?)^```", card_of(folder).text, re.M | re.S)
+    assert tomllib.loads(settings) == ({"trainer": values} if part == "recipe" else values)
 
 
 def test_a_recipe_cannot_leave_its_code_block(folder):

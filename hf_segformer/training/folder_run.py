@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 
 from ..data.description import describe_data
-from ..files import atomic_write
+from ..files import atomic_write, with_suffix_added
 from ..inference.distributed import DistributedContext
 from .measuring import this_machine
 from .plan import Budget, Plan, default_output_dir
@@ -67,10 +67,10 @@ def write_plan(plan: Plan, output_dir: str, overwrite: bool = False) -> Path:
         OSError: if it cannot be written.
     """
     folder, text, number = Path(output_dir), plan.to_toml(), 0
-    path = folder.with_name(f"{folder.name}.toml")
+    path = with_suffix_added(folder, ".toml")
     while not overwrite and path.exists() and path.read_text(encoding="utf-8") != text:
         number += 1
-        path = folder.with_name(f"{folder.name}.{number}.toml")
+        path = with_suffix_added(folder, f".{number}.toml")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from ..conversion.ensembles import ENSEMBLE_FILE
-from ..files import write_json
+from ..files import with_suffix_added, write_json
 from ..locks import LOCK, locked_folder
 from .recipe_writer import RECIPE_FILE
 from .resume import list_checkpoints, read_json_or_empty, read_run_id
@@ -98,13 +98,19 @@ class RunFolder:
         """Check that a new run may take the folder's place.
 
         Raises:
-            ValueError: if the folder holds a finished run and `overwrite` is not set, or something else than a run.
+            ValueError: if the folder holds a finished run and `overwrite` is not set, something else than a run, or a
+                run and is the working folder, which cannot be moved.
         """
         if not self._content():
             return
         is_finished = any((self.folder / name).is_file() for name in ("config.json", ENSEMBLE_FILE))
         if not is_finished and not (list_checkpoints(self.folder) or _has_runs(self.folder)):
             raise ValueError(f"{self.folder} holds files, but no earlier run; expected another trainer.output_dir")
+        if Path.cwd().is_relative_to(self.folder.resolve()):
+            raise ValueError(
+                f"{self.folder} holds an earlier run and is the working folder, or contains it, and cannot be moved; "
+                "expected another trainer.output_dir, or --resume"
+            )
         if is_finished and not overwrite:
             raise ValueError(
                 f"{self.folder} holds a finished run; expected another trainer.output_dir, or --overwrite, which moves "
@@ -136,8 +142,7 @@ def _has_runs(folder: Path) -> bool:
 
 
 def _free_name(folder: Path) -> Path:
-    names = (folder.with_name(f"{folder.name}.{number}") for number in count(1))
-    return next(name for name in names if not name.exists())
+    return next(name for number in count(1) if not (name := with_suffix_added(folder, f".{number}")).exists())
 
 
 __all__ = ["RunFolder"]

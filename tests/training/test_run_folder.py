@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_segformer.files import with_suffix_added
 from hf_segformer.locks import LOCK
 from hf_segformer.training.run_folder import RunFolder
 from tests.support.training import ENVIRONMENT, ROOT, error_of, train
@@ -131,3 +132,20 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.txt").touch()
     assert "holds files, but no earlier run" in error_of(capsys, tmp_path, "--overwrite")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_may_have_the_working_folder_which_is_never_moved(tmp_path, monkeypatch):
+    (tmp_path / "run" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run" / "below")
+    for place in (".", "..", tmp_path / "run"):
+        with RunFolder(place) as run:
+            if place == ".":
+                run.check_free(overwrite=False)
+                assert run.archive_previous_run() is None
+                run.keep_identity()
+            else:
+                with pytest.raises(ValueError, match=r"holds an earlier run and is the working folder, or contains it"):
+                    run.check_free(overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert with_suffix_added(Path(), ".toml") == tmp_path / "run" / "below.toml"
+    assert with_suffix_added(Path(".."), ".1") == tmp_path / "run.1"

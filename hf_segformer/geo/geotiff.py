@@ -76,14 +76,15 @@ class GeoRaster(Raster):
     def count(cls, source: ImageSource) -> int:
         """See `data.readers.Reader.count`."""
         with ExitStack() as stack:
-            return _num_pages(_open(source, None, stack))
+            return len(_directories(_open(source, None, stack)))
 
     def _open(self) -> Any:
         with ExitStack() as stack:
             file = _open(self.source, None, stack)
-            page = self.choose_page(_num_pages(file))
-            if page:
-                file = _open(self.source, page, stack)
+            directories = _directories(file)
+            self.directory = directories[self.choose_page(len(directories))]
+            if self.directory != 1:
+                file = _open(self.source, self.directory, stack)
             self.stack = stack.pop_all()
         return file
 
@@ -138,7 +139,7 @@ class GeoRaster(Raster):
         return pixels, inside if valid is None else inside & valid
 
     def _orientation(self) -> int:
-        return tiff_orientation(self.source, self.options.page or 0)
+        return tiff_orientation(self.source, self.directory)
 
     def _read(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
         import rasterio
@@ -229,8 +230,8 @@ def open_all_bands(path: str | Path, bands: Sequence[int] | None, num_rows: int)
     return GeoRaster(source, ReadOptions(number, bands=None if bands is None else tuple(bands), num_rows=num_rows))
 
 
-def _open(source: ImageSource, page: int | None, stack: ExitStack) -> Any:
-    """Open a file, or one page of it, by the drivers of its content.
+def _open(source: ImageSource, directory: int | None, stack: ExitStack) -> Any:
+    """Open a file, or one directory of a TIFF, by the drivers of its content.
 
     Raises:
         ValueError: if rasterio is not installed, or the file refers to others outside its folder.
@@ -250,8 +251,8 @@ def _open(source: ImageSource, page: int | None, stack: ExitStack) -> Any:
         if source.path is None:
             raise OSError(f"{source.name} is a virtual raster in memory; expected a file")
         place, driver = checked_vrt(source.path), "VRT"
-    if page is not None:
-        place = f"GTIFF_DIR:{page + 1}:{place}"
+    if directory is not None:
+        place = f"GTIFF_DIR:{directory}:{place}"
     with warnings.catch_warnings(), rasterio.Env(**_SAFE):
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         file = rasterio.open(place, driver=driver)
@@ -259,9 +260,10 @@ def _open(source: ImageSource, page: int | None, stack: ExitStack) -> Any:
     return file
 
 
-def _num_pages(file: Any) -> int:
-    """Return the number of a TIFF's pages that are images of their own."""
-    return len(file.subdatasets) or 1 if file.driver == "GTiff" else 1
+def _directories(file: Any) -> list[int]:
+    """Return the directories, from 1, of a TIFF's pages: masks and overviews have some in between."""
+    names = file.subdatasets if file.driver == "GTiff" else []
+    return [int(name.split(":")[1]) for name in names] or [1]
 
 
 def _colored(pixels: np.ndarray, colors: np.ndarray) -> np.ndarray:

@@ -72,16 +72,16 @@ def _loses_bands(image: TiffImageFile) -> bool:
     return samples != len(image.getbands()) or (tags.get(_PLANES) == 2 and samples > 1 and max(bits) > 8)
 
 
-def tiff_orientation(source: ImageSource, page: int) -> int:
-    """Return the orientation of a page of a TIFF file by its tag, 1 for other files and without one."""
+def tiff_orientation(source: ImageSource, directory: int) -> int:
+    """Return the orientation of a directory, from 1, of a TIFF file by its tag, 1 for other files and without one."""
     if not source.head.startswith(TIFF_MAGIC):
         return 1
     with source.path.open("rb") if source.path is not None else BytesIO(source.content or b"") as file:
-        directory = ImageFileDirectory_v2(file.read(16 if source.head[2:4] in (b"+\0", b"\0+") else 8))
-        for _ in range(page + 1):
-            file.seek(directory.next)
-            directory.load(file)
-    return directory.get(ORIENTATION, 1)
+        tags = ImageFileDirectory_v2(file.read(16 if source.head[2:4] in (b"+\0", b"\0+") else 8))
+        for _ in range(directory):
+            file.seek(tags.next)
+            tags.load(file)
+    return tags.get(ORIENTATION, 1)
 
 
 def is_installed(name: str) -> bool:

@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.config import InferenceOptions
-from hf_segformer.data.readers import Tile, kind_of, open_raster, read_whole_image
+from hf_segformer.data.readers import Tile, count_pages, kind_of, open_raster, read_whole_image
 from hf_segformer.files import is_full
 from hf_segformer.geo.tiff import PlainRaster
 from hf_segformer.inference.large_image import predict_large_image
@@ -307,6 +307,35 @@ def test_without_tifffile_rasterio_reads_plain_files_too(tmp_path, model, proces
         assert isinstance(raster, GeoRaster)
     _, same = predict_raster(model, processor, tmp_path / "plain.tif", tmp_path / "second.tif")
     assert (labels == same).all()
+
+
+@pytest.mark.parametrize("between", ["mask", "overview"])
+def test_masks_and_overviews_are_no_pages(tmp_path, between):
+    first, second = scene(), scene()[::-1]
+    path = tmp_path / "pages.tif"
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        write_geotiff(path, first)
+        with rasterio.open(path, "r+") as file:
+            if between == "mask":
+                file.write_mask(np.tri(HEIGHT, WIDTH, dtype=bool))
+            else:
+                file.build_overviews([2], Resampling.nearest)
+    write_geotiff(path, second, APPEND_SUBDATASET="YES")
+    assert count_pages(path) == 2
+    for page, pixels in enumerate((first, second)):
+        found = read_whole_image(path, 3, page=page)
+        assert np.array_equal(np.ma.getdata(found), pixels)
+        assert np.ma.is_masked(found) == (between == "mask" and page == 0)
+
+
+def test_the_orientation_is_that_of_the_page(tmp_path):
+    path = tmp_path / "pages.tif"
+    scale, turned = (33550, 12, 3, (0.5, 0.5, 0.0), True), (274, 3, 1, 6, True)
+    with tifffile.TiffWriter(path) as file:
+        for subfiletype, tags in ((0, [scale]), (1, [turned]), (0, [scale])):
+            pixels = np.moveaxis(scene(), 0, -1)
+            file.write(pixels, photometric="rgb", metadata=None, subfiletype=subfiletype, extratags=tags)
+    assert np.array_equal(read_whole_image(path, 3, page=1), scene())
 
 
 # --- Plain TIFF -------------------------------------------------------------------------------------------------------

@@ -38,6 +38,9 @@ class AreaMeasure:
 
     Attributes:
         crs: reference system of pyproj.
+        height: of the raster, in pixels.
+        width: in pixels.
+        transform: from pixels to the reference system.
         is_geographic: areas are those on the ellipsoid.
         unit: of the coordinates, in metres or degrees.
 
@@ -60,6 +63,7 @@ class AreaMeasure:
             )
         check_grids(reference.crs.to_wkt(), name)
         self.crs = horizontal(pyproj.CRS.from_user_input(reference.crs.to_wkt()))
+        self.height, self.width = reference.height, reference.width
         self.transform, self.name = reference.transform, name
         self.is_geographic = self.crs.is_geographic
         factor = self.crs.axis_info[0].unit_conversion_factor if self.crs.axis_info else 1.0

@@ -142,7 +142,7 @@ class DrawnLabels:
 
         require(str(path), "shapely", "pyproj")
         measure = AreaMeasure(scene.reference(), scene.name)
-        found = read_polygons(path, measure.crs, attribute)
+        found = read_polygons(path, measure, attribute)
         polygons = to_pixels(found.polygons, measure.transform)
         if not shapely.intersects(polygons, shapely.box(0, 0, scene.width, scene.height)).any():
             raise ValueError(f"{path} does not meet {scene.name}; expected polygons within the scene")

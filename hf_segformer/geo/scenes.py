@@ -111,7 +111,7 @@ class Region:
 
         reference = raster.reference()
         measure = AreaMeasure(reference, raster.name)
-        polygons = to_pixels(read_polygons(path, measure.crs).polygons, measure.transform)
+        polygons = to_pixels(read_polygons(path, measure).polygons, measure.transform)
         if not shapely.intersects(polygons, shapely.box(0, 0, raster.width, raster.height)).any():
             west, north, east, south = shapely.total_bounds(polygons).round().tolist()
             raise ValueError(

@@ -1,8 +1,9 @@
 """Vector files: polygons of a segmentation map written, and polygons of areas and labels read.
 
 GeoJSON is read and written here, in WGS 84 (RFC 7946). GeoPackage and shapefiles go through GDAL (pyogrio), after a
-check of their content: left to itself GDAL opens whatever a file's content asks for. shapely, pyproj and pyogrio are
-extras and imported where they are needed.
+check of their content: left to itself GDAL opens whatever a file's content asks for. Edges are straight in the
+reference system of their file, and get vertices where they are bent in that of the scene. shapely, pyproj and pyogrio
+are extras and imported where they are needed.
 """
 
 import json
@@ -10,7 +11,7 @@ import re
 import sqlite3
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -20,12 +21,14 @@ import numpy as np
 
 from ..files import printable
 from .antimeridian import DECIMALS, WGS_84, to_wgs84
-from .areas import horizontal
+from .areas import AreaMeasure, horizontal
 from .rasters import INSTALL, is_installed
 from .vrt import check_grids
 
 FORMATS = ("gpkg", "geojson")
 _BATCH = 10_000
+_MOST_BENT = 0.01  # pixels of the scene between an edge and its points
+_MOST_SPLITS = 24  # halves an edge that often at most
 _CRS_NAME = re.compile(r"(urn:ogc:def:crs:(?P<authority>EPSG|OGC):[\d.]*:|EPSG:)(?P<code>\w+)")
 _SHAPEFILE_MAGIC = b"\0\0\x27\x0a"
 _WRONG_CONTENT = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
@@ -175,12 +178,12 @@ class Polygons(NamedTuple):
     values: list[Any]
 
 
-def read_polygons(path: Path, crs: Any, attribute: str | None = None) -> Polygons:
+def read_polygons(path: Path, scene: AreaMeasure, attribute: str | None = None) -> Polygons:
     """Read the polygons of a GeoPackage, GeoJSON file or shapefile.
 
     Args:
         path: of the file.
-        crs: pyproj's, to which coordinates are transformed.
+        scene: to whose reference system they are transformed; within it their edges are exact to a part of a pixel.
         attribute: whose values are read.
 
     Raises:
@@ -213,26 +216,76 @@ def read_polygons(path: Path, crs: Any, attribute: str | None = None) -> Polygon
         raise ValueError(f"{name} holds {(~is_polygon).sum()} geometries that are no polygons; expected polygons alone")
     try:
         with np.errstate(all="ignore"):
-            geometries = _placed(geometries, own, crs)
+            geometries = _placed(geometries, own, scene)
     except (shapely.errors.ShapelyError, pyproj.exceptions.ProjError) as error:
         raise ValueError(f"{name} has coordinates that cannot be used: {error!s:.300}") from error
     bounds = shapely.bounds(geometries)[~shapely.is_empty(geometries)]
     if not len(bounds) or not np.isfinite(bounds).all():
-        raise ValueError(f"{name} has places that {crs.name} does not; expected polygons near the scene")
+        raise ValueError(f"{name} has places that {scene.crs.name} does not; expected polygons near the scene")
     return Polygons(name, geometries, values)
 
 
-def _placed(geometries: np.ndarray, own: Any, crs: Any) -> np.ndarray:
-    """Return valid geometries in another reference system."""
+def _placed(geometries: np.ndarray, own: Any, scene: AreaMeasure) -> np.ndarray:
+    """Return valid geometries in the reference system of a scene."""
     import pyproj
     import shapely
 
     invalid = ~shapely.is_valid(geometries)
     geometries[invalid] = shapely.make_valid(geometries[invalid], method="structure", keep_collapsed=False)
-    if horizontal(own) == horizontal(crs):
+    if horizontal(own) == scene.crs:
         return geometries
-    transformer = pyproj.Transformer.from_crs(own, crs, always_xy=True)
-    return shapely.transform(geometries, lambda x, y: transformer.transform(x, y), interleaved=False)
+    transformer = pyproj.Transformer.from_crs(own, scene.crs, always_xy=True)
+    parts, wholes = shapely.get_parts(geometries, return_index=True)
+    is_filled = ~shapely.is_empty(parts)
+    rings, owners = shapely.get_rings(parts[is_filled], return_index=True)
+    points, indices = shapely.get_coordinates(rings, return_index=True)
+    points, indices = _bent(points, indices, transformer, scene)
+    polygons = shapely.polygons(shapely.linearrings(points, indices=indices), indices=owners)
+    return shapely.multipolygons(polygons, indices=wholes[is_filled], out=geometries.copy())
+
+
+def _bent(
+    points: np.ndarray, indices: np.ndarray, transformer: Any, scene: AreaMeasure
+) -> tuple[np.ndarray, np.ndarray]:
+    """Transform the points of rings, and halve edges until they are straight in the pixels of a scene.
+
+    An edge is halved in the same way from both sides. One that passes the scene farther away than it is long only has
+    to be on the right side of it.
+    """
+    placed = _placement(transformer)
+    found = placed(points)
+    is_open = np.append(np.diff(indices) == 0, False)  # of the edge that begins at each point
+    for _ in range(_MOST_SPLITS):
+        first = np.flatnonzero(is_open)
+        edges, ends = (np.stack([each[first], each[first + 1]]) for each in (points, found))
+        is_open[first] = is_bent = _are_bent(edges, ends, placed, scene)
+        if not is_bent.any():
+            break
+        places, halves = first[is_bent] + 1, edges.mean(0)[is_bent]
+        indices, is_open = np.insert(indices, places, indices[places]), np.insert(is_open, places, True)
+        points, found = np.insert(points, places, halves, 0), np.insert(found, places, placed(halves), 0)
+    return found, indices
+
+
+def _are_bent(
+    edges: np.ndarray, ends: np.ndarray, placed: Callable[[np.ndarray], np.ndarray], scene: AreaMeasure
+) -> np.ndarray:
+    """Return which edges (2, N, 2), whose ends are transformed, are bent in the pixels of a scene and near it.
+
+    They are measured at their quarters: one that bends to both sides alike is straight at its middle.
+    """
+    to_pixels, middle = _Affine(~scene.transform), np.array([scene.width, scene.height]) / 2
+    pixels = np.stack([to_pixels(each) for each in ends])
+    halves, half_pixels = edges.mean(0), pixels.mean(0)
+    away = [to_pixels(placed((edges[i] + halves) / 2)) - (pixels[i] + half_pixels) / 2 for i in (0, 1)]
+    bends, lengths = np.maximum(*(np.hypot(*each.T) for each in away)), np.hypot(*(pixels[1] - pixels[0]).T)
+    is_near = (np.abs(half_pixels - middle) <= middle + (lengths + bends)[:, None]).all(1)
+    return is_near & (bends > _MOST_BENT)
+
+
+def _placement(transformer: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the transformation of points (N, 2) to points (N, 2)."""
+    return lambda points: np.stack(transformer.transform(points[:, 0], points[:, 1]), 1)
 
 
 def _is_geopackage(head: bytes) -> bool:

@@ -7,9 +7,12 @@ import pytest
 
 shapely = pytest.importorskip("shapely")
 pyproj = pytest.importorskip("pyproj")
+rasterio = pytest.importorskip("rasterio")
 
 from hf_segformer.geo import vectors  # noqa: E402
 from hf_segformer.geo.antimeridian import to_wgs84  # noqa: E402
+from hf_segformer.geo.areas import AreaMeasure  # noqa: E402
+from hf_segformer.geo.cog import Reference  # noqa: E402
 
 GEOD = pyproj.Geod(ellps="WGS84")
 NORTH, SOUTH, UTM, LAEA = (pyproj.CRS(f"EPSG:{code}") for code in (3413, 3031, 32601, 3571))
@@ -143,7 +146,9 @@ def test_the_file_holds_the_parts(tmp_path):
     [found] = json.loads((tmp_path / "a.geojson").read_text())["features"]
     assert found["geometry"]["type"] == "MultiPolygon"
     assert len(found["geometry"]["coordinates"]) == 2
-    read = vectors.read_polygons(tmp_path / "a.geojson", UTM)
+    place = rasterio.Affine(10_000, 0, 290_000, 0, -10_000, 7_100_000)
+    scene = AreaMeasure(Reference(10, 15, rasterio.crs.CRS.from_epsg(32601), place), "scene")
+    read = vectors.read_polygons(tmp_path / "a.geojson", scene)
     assert shapely.symmetric_difference(shapely.union_all(read.polygons.tolist()), polygon).area < 1e-4 * polygon.area
     far = feature._replace(polygon=shapely.box(0, 91, 10, 95))
     with pytest.raises(ValueError, match=r"b.geojson cannot be written: a polygon leaves WGS 84; choose --polygons"):

@@ -6,13 +6,14 @@ import pytest
 
 pytest.importorskip("pyogrio")
 pytest.importorskip("rasterio")  # of the scene of an area of interest
-pyproj = pytest.importorskip("pyproj")
+pytest.importorskip("pyproj")
 pytest.importorskip("tifffile")  # of the fuzzer's other samples
 shapely = pytest.importorskip("shapely")
 
 from hf_segformer.geo import vectors  # noqa: E402
+from hf_segformer.geo.areas import AreaMeasure  # noqa: E402
 from tests.support.fuzz_loaders import READERS, run_case  # noqa: E402
-from tests.support.vectors import POLYGONS, write_all_kinds  # noqa: E402
+from tests.support.vectors import POLYGONS, SCENE, write_all_kinds  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def samples(tmp_path_factory):
 def test_every_sample_is_valid(samples):
     for path in samples["vectors"]:
         READERS["vectors"](path, random.Random(1))
-        found = vectors.read_polygons(path, pyproj.CRS("EPSG:32633"), "crop")
+        found = vectors.read_polygons(path, AreaMeasure(SCENE, "scene.tif"), "crop")
         assert found.values == ["wheat", "maize"]
         assert shapely.equals(found.polygons, POLYGONS).all()
 

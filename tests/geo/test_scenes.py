@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sqlite3
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from rasterio.features import rasterize  # noqa: E402
 from hf_segformer.geo.areas import AreaMeasure  # noqa: E402
 from hf_segformer.geo.cog import Reference  # noqa: E402
 from hf_segformer.geo.mosaic import MosaicRaster  # noqa: E402
+from hf_segformer.geo.scenes import Region  # noqa: E402
 from hf_segformer.geo.vectors import from_pixels, read_polygons  # noqa: E402
 from hf_segformer.geo.vrt import checked_vrt  # noqa: E402
 
@@ -193,7 +195,8 @@ def test_scenes_of_other_types_are_refused(tmp_path):
 
 @pytest.fixture
 def utm():
-    return pyproj.CRS(UTM["crs"])
+    reference = Reference(150, 210, rasterio.crs.CRS.from_string(UTM["crs"]), UTM["transform"])
+    return AreaMeasure(reference, "scene.tif")
 
 
 def test_bad_vector_files_are_named_in_a_line(tmp_path, utm):
@@ -307,6 +310,41 @@ def test_an_area_elsewhere_and_one_for_an_image_are_refused(tmp_path, checkpoint
     assert run("predict", checkpoint, source, "-o", out, "--aoi", aoi, "--device", "cpu") == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"{aoi} does not meet {source}: its polygons are within columns 900 to 950 and rows 900 to 950" in line
+
+
+ICE = {"crs": "EPSG:3413", "transform": rasterio.Affine(25_000, 0, -700_000, 0, -25_000, -600_000)}
+SHEET = {"crs": "EPSG:32633", "transform": rasterio.Affine(500, 0, 399_960, 0, -500, 5_400_000)}
+# Diagonal through the origin of the projection, on the two sides of which its edges bend to opposite sides.
+EQUATOR = {"crs": "EPSG:32633", "transform": rasterio.Affine(5000, 0, 0, 0, -5000, 500_000)}
+
+
+@pytest.mark.parametrize(
+    ("place", "shape", "corners"),
+    [
+        (ICE, (116, 68), [(-60, 65), (-20, 65), (-20, 80), (-60, 80)]),
+        (SHEET, (220, 220), [(14, 47.9), (15.3, 47.9), (15.3, 48.5), (14, 48.5)]),
+        (EQUATOR, (200, 200), [(10.6, -4.4), (19.4, 4.4), (10.6, 4.4)]),
+    ],
+    ids=["polar", "utm", "equator"],
+)
+def test_edges_are_straight_in_the_system_of_their_file(tmp_path, place, shape, corners):
+    reference = Reference(*shape, rasterio.crs.CRS.from_string(place["crs"]), place["transform"])
+    raster = SimpleNamespace(name="scene.tif", height=shape[0], width=shape[1], reference=lambda: reference)
+    region = Region.read(write_vectors(tmp_path / "aoi.geojson", [shapely.Polygon(corners)], None), raster)
+    rows, columns = np.indices(shape) + 0.5
+    x, y = place["transform"] * (columns, rows)
+    back = pyproj.Transformer.from_crs(place["crs"], "OGC:CRS84", always_xy=True)
+    expected = shapely.contains_xy(shapely.Polygon(corners), *back.transform(x, y))
+    found = region.inside(Tile(0, 0, *shape))
+    assert (found != expected).sum() <= 4  # centres within a hundredth of a pixel of an edge
+    assert 0 < expected.sum() < expected.size
+
+
+def test_edges_far_from_the_scene_get_no_further_vertices(tmp_path, utm):
+    country = shapely.box(-20, 40, 11, 60).difference(shapely.box(14.99, 44, 15.1, 45.2))
+    world = shapely.union_all([country, shapely.box(14, 44, 15.001, 45.153)])
+    read = read_polygons(write_vectors(tmp_path / "a.geojson", [world], None), utm)
+    assert shapely.get_num_coordinates(read.polygons).sum() < 300
 
 
 def test_a_raster_of_a_region_is_read_only_near_it(tmp_path):

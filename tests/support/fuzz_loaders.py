@@ -100,19 +100,17 @@ def _read_scan(path: Path, chance: random.Random) -> np.ndarray:
 
 
 def _read_vectors(path: Path, chance: random.Random) -> None:
-    import pyproj
-    from rasterio import Affine, crs
-
-    from hf_segformer.geo.cog import Reference
+    from hf_segformer.geo.areas import AreaMeasure
     from hf_segformer.geo.scenes import Region
     from hf_segformer.geo.vectors import read_polygons
+    from tests.support.vectors import SCENE
 
     if chance.random() < 0.5:
-        read_polygons(path, pyproj.CRS("EPSG:32633"), chance.choice((None, "crop")))
+        read_polygons(path, AreaMeasure(SCENE, "scene.tif"), chance.choice((None, "crop")))
         return
-    size, tile = (120, 250), Tile(0, 0, 120, 250)  # of a scene whose area of interest the file is
-    place = Reference(*size, crs.CRS.from_epsg(32633), Affine(1, 0, 499_990, 0, -1, 5_000_110))
-    raster: Any = SimpleNamespace(name="scene.tif", height=size[0], width=size[1], reference=lambda: place)
+    height, width = SCENE.height, SCENE.width  # of a scene whose area of interest the file is
+    tile = Tile(0, 0, height, width)
+    raster: Any = SimpleNamespace(name="scene.tif", height=height, width=width, reference=lambda: SCENE)
     region = Region.read(path, raster)
     assert region.is_near(tile) >= region.inside(tile).any()
 

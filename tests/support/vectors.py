@@ -6,7 +6,11 @@ from pathlib import Path
 import numpy as np
 import pyogrio
 import shapely
+from rasterio import Affine, crs
 
+from hf_segformer.geo.cog import Reference
+
+SCENE = Reference(120, 250, crs.CRS.from_epsg(32633), Affine(1, 0, 499_990, 0, -1, 5_000_110))
 POLYGONS = [
     shapely.Polygon([(500_000, 5_000_000), (500_090, 5_000_000), (500_080, 5_000_070)]),
     shapely.box(500_100, 5_000_000, 500_200, 5_000_100).difference(shapely.box(500_120, 5_000_020, 500_150, 5_000_050)),

@@ -28,12 +28,12 @@ def to_wgs84(polygons: Sequence[Any], crs: Any) -> list[Any]:
         for each a polygon, or several where the antimeridian cuts it.
 
     Raises:
-        ValueError: if a polygon has places that WGS 84 does not, or encloses both poles.
+        ValueError: if a polygon has places that WGS 84 does not, or encloses both poles, or if the reference system has
+            no places on the Earth.
     """
-    import pyproj
     import shapely
 
-    transformer = pyproj.Transformer.from_crs(crs, WGS_84, always_xy=True)
+    transformer = wgs84_transformer(crs)
     oriented = shapely.orient_polygons(list(polygons), exterior_cw=_is_mirrored(crs))
     rings, owners = shapely.get_rings(oriented, return_index=True)
     found = _Rings(rings, crs, transformer)
@@ -52,6 +52,20 @@ def to_wgs84(polygons: Sequence[Any], crs: Any) -> list[Any]:
     if shapely.is_empty(parts).any():
         raise ValueError("a polygon leaves WGS 84")
     return list(shapely.orient_polygons(parts))
+
+
+def wgs84_transformer(crs: Any) -> Any:
+    """Return pyproj's transformer from a reference system to longitude and latitude.
+
+    Raises:
+        ValueError: if there is none: the system is local, or that of another celestial body.
+    """
+    import pyproj
+
+    try:
+        return pyproj.Transformer.from_crs(crs, WGS_84, always_xy=True)
+    except pyproj.exceptions.ProjError as error:
+        raise ValueError(f"the reference system {crs.name} has no longitudes and latitudes on the Earth") from error
 
 
 class _Rings:
@@ -174,4 +188,4 @@ def _polygonal(geometry: Any) -> Any:
     return shapely.union_all(parts[shapely.get_type_id(parts) == 3])
 
 
-__all__ = ["DECIMALS", "WGS_84", "to_wgs84"]
+__all__ = ["DECIMALS", "WGS_84", "to_wgs84", "wgs84_transformer"]

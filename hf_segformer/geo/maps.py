@@ -21,6 +21,7 @@ from ..inference.predictor import Prediction
 from ..inference.spool import rows_of
 from ..inference.tiling import MaskLayout
 from ..inference.writers import WriterArguments
+from .antimeridian import wgs84_transformer
 from .areas import AreaMeasure
 from .geotiff import GeoRaster
 from .polygons import trace_regions
@@ -113,9 +114,15 @@ class RasterFiles:
         self.needs_confidence = options.confidence or options.polygons is not None
 
     def check(self, raster: Any) -> None:
-        """Raise ValueError if polygons are wanted of a raster without a reference system."""
-        if self.options.polygons:
-            self._measure(raster)
+        """Raise ValueError if polygons are wanted of a raster without a reference system that they can have."""
+        if not self.options.polygons:
+            return
+        measure = self._measure(raster)
+        if self.options.polygons == "geojson":
+            try:
+                wgs84_transformer(measure.crs)
+            except ValueError as error:
+                raise ValueError(f"{raster.name} has no GeoJSON: {error}; choose --polygons gpkg") from error
 
     def write(self, found: SegmentedRaster) -> None:
         """Write the files."""

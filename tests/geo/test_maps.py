@@ -344,6 +344,29 @@ def test_polygons_without_a_reference_are_refused_before_the_work(tmp_path, chec
     assert "scan.nii: it is a volume; expected a raster for a map" in line
 
 
+@pytest.mark.parametrize(
+    ("crs", "name"),
+    [
+        ('LOCAL_CS["site grid",UNIT["metre",1]]', "site grid"),
+        pytest.param("+proj=moll +a=1737400 +b=1737400 +units=m", "unknown", marks=pytest.mark.slow),
+    ],
+    ids=["local", "moon"],
+)
+def test_a_scene_without_places_on_the_earth_has_no_geojson(tmp_path, checkpoint, out, capsys, crs, name):
+    scenes = tmp_path / "scenes"
+    scenes.mkdir()
+    place = {**UTM, "crs": rasterio.crs.CRS.from_user_input(crs)}
+    source = write_geotiff(scenes / "a.tif", coarse(), place)
+    write_geotiff(scenes / "b.tif", coarse(), UTM)
+    line = failure(checkpoint, scenes, out, capsys, "--polygons", "geojson")
+    assert f"1 image could not be predicted: {source} has no GeoJSON: the reference system {name} has no" in line
+    assert "longitudes and latitudes on the Earth; choose --polygons gpkg" in line
+    assert not list(out.glob("a_*"))
+    assert (out / "b_polygons.geojson").exists()
+    predict(checkpoint, source, out / "gpkg", "--polygons", "gpkg")
+    assert pyogrio.read_info(out / "gpkg" / "a_polygons.gpkg")["features"]
+
+
 def test_a_scene_of_ground_control_points_is_warped_as_the_message_says(tmp_path, checkpoint, out, capsys, monkeypatch):
     from rasterio.rio.main import main_group
 

@@ -98,11 +98,12 @@ class GeoRaster(Raster):
         self.numbers = [band + 1 for band in self.bands]
         first = self.numbers[0]
         self.colors: np.ndarray | None = None
+        self.dtype = np.result_type(*(file.dtypes[band] for band in self.bands))
         if colors[first - 1] == ColorInterp.palette and self.num_bands == 1 and num_channels == 3:
             self.colors = _color_table(file.colormap(first))
+            self.num_bands, self.dtype = 3, self.colors.dtype
         self.has_mask = any(file.mask_flag_enums[band] == [MaskFlags.per_dataset] for band in self.bands)
         self.nodata = tuple(file.nodatavals[band] for band in self.bands)
-        self.dtype = np.result_type(*(file.dtypes[band] for band in self.bands))
         self.may_lack_data = self.alpha is not None or self.has_mask or any(v is not None for v in self.nodata)
         pixel = sum(np.dtype(file.dtypes[band]).itemsize for band in self.bands)
         self.keep_at_hand(max(file.block_shapes), pixel, options.num_rows)
@@ -146,7 +147,7 @@ class GeoRaster(Raster):
 
         part = rasterio.windows.Window(tile.left, tile.top, tile.width, tile.height)
         try:
-            pixels, valid = self.file.read(self.numbers, window=part), None
+            pixels, valid = self._read_bands(part), None
             if self.alpha is not None:
                 valid = self.file.read(self.alpha + 1, window=part) != 0
             elif self.has_mask:
@@ -157,6 +158,12 @@ class GeoRaster(Raster):
         if self.colors is not None:
             pixels = _colored(pixels, self.colors)
         return pixels, valid
+
+    def _read_bands(self, part: Any) -> np.ndarray:
+        if len({self.file.dtypes[band] for band in self.bands}) == 1:
+            return self.file.read(self.numbers, window=part)
+        # rasterio reads bands of several types only one by one (rasterio 1.4)
+        return np.stack([self.file.read(number, window=part) for number in self.numbers])
 
     def write(self, path: Path, bands: Iterable[tuple[int, np.ndarray]], labels: MaskLayout) -> None:
         """See `Raster.write`."""

@@ -188,6 +188,7 @@ def test_grey_and_palette_files_are_read_as_rgb(tmp_path, model, processor):
         file.write_colormap(1, {index: (255 - index, index // 2, 7) for index in range(256)})
     with open_raster(source, 3) as raster:
         colors, _ = raster.read(Tile(0, 0, 5, 5))
+        assert (raster.num_bands, raster.dtype) == (3, np.uint8)
     assert (colors == np.stack([255 - grey[0, :5, :5], grey[0, :5, :5] // 2, np.full((5, 5), 7)])).all()
 
 
@@ -336,6 +337,28 @@ def test_the_orientation_is_that_of_the_page(tmp_path):
             pixels = np.moveaxis(scene(), 0, -1)
             file.write(pixels, photometric="rgb", metadata=None, subfiletype=subfiletype, extratags=tags)
     assert np.array_equal(read_whole_image(path, 3, page=1), scene())
+
+
+def test_bands_of_several_types_are_read_as_one_that_holds_them(tmp_path):
+    integers, floats = scene(1, np.uint16), scene(1, np.float32) + 0.5
+    floats[:, :9] = -1
+    names = [
+        write_geotiff(tmp_path / f"{pixels.dtype}.tif", pixels, nodata=value).name
+        for pixels, value in ((integers, None), (floats, -1))
+    ]
+    bands = "".join(
+        f'<VRTRasterBand dataType="{kind}" band="{number}">{value}<SimpleSource><SourceFilename relativeToVRT="1">'
+        f"{name}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
+        for number, (kind, name, value) in enumerate(
+            (("UInt16", names[0], ""), ("Float32", names[1], "<NoDataValue>-1</NoDataValue>")), 1
+        )
+    )
+    size = f'rasterXSize="{WIDTH}" rasterYSize="{HEIGHT}"'
+    (tmp_path / "s.vrt").write_text(f"<VRTDataset {size}><SRS>EPSG:32633</SRS>{bands}</VRTDataset>")
+    found = read_whole_image(tmp_path / "s.vrt", 2)
+    assert found.dtype == np.float32
+    assert np.array_equal(found.data, np.concatenate([integers, floats]))
+    assert np.array_equal(found.mask, np.concatenate([np.zeros_like(integers, bool), floats == -1]))
 
 
 # --- Plain TIFF -------------------------------------------------------------------------------------------------------

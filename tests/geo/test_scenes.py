@@ -154,6 +154,23 @@ def test_the_first_scene_that_holds_data_counts_and_gaps_are_no_data(tmp_path):
     assert np.ma.getmaskarray(pixels)[:, ~valid].all()
 
 
+def test_scenes_with_palettes_are_joined_by_their_colours(tmp_path):
+    indices = scene(1) % 8
+    paths, expected = [], np.zeros((3, 150, 210), np.uint8)
+    for number, left in enumerate((0, 100)):
+        paths.append(part(tmp_path / f"{number}.tif", indices, 0, left, 150, 100))
+        colors = {index: (index * 30, 200 - index * 20, number * 90, 255) for index in range(8)}
+        with rasterio.open(paths[-1], "r+") as file:
+            file.write_colormap(1, colors)
+        here = slice(left, left + 100)
+        expected[:, :, here] = np.moveaxis(np.array(list(colors.values()), np.uint8)[indices[0, :, here]], -1, 0)[:3]
+    with MosaicRaster.join([str(path) for path in paths]) as raster:
+        assert (raster.num_bands, raster.dtype) == (3, np.uint8)
+        assert np.array_equal(raster.read(Tile(0, 0, 150, 200))[0], expected[:, :, :200])
+        raster.restrict(NearTheLeft())
+        assert raster.read(Tile(0, 64, 32, 32))[0].shape == (3, 32, 32)
+
+
 def test_many_scenes_are_not_open_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_segformer.geo.mosaic._MOST_OPEN", 2)
     pixels = scene()
@@ -347,17 +364,20 @@ def test_edges_far_from_the_scene_get_no_further_vertices(tmp_path, utm):
     assert shapely.get_num_coordinates(read.polygons).sum() < 300
 
 
+class NearTheLeft:
+    """A region without pixels whose surroundings are the first columns."""
+
+    def is_near(self, tile):
+        return tile.left < 50
+
+    def inside(self, tile):
+        return np.zeros((tile.height, tile.width), bool)
+
+
 def test_a_raster_of_a_region_is_read_only_near_it(tmp_path):
-    class Corner:
-        def is_near(self, tile):
-            return tile.left < 50
-
-        def inside(self, tile):
-            return np.zeros((tile.height, tile.width), bool)
-
     pixels = scene()
     with open_raster(write_geotiff(tmp_path / "scene.tif", pixels, UTM)) as raster:
-        raster.restrict(Corner())
+        raster.restrict(NearTheLeft())
         near, valid = raster.read(Tile(0, 0, 32, 32))
         assert np.array_equal(near, pixels[:, :32, :32])
         assert not valid.any()

@@ -600,6 +600,58 @@ def test_files_beside_a_raster_are_checked_as_gdal_reads_them(tmp_path):
         assert raster.height == 64
 
 
+ESRI = """<PAMDataset>
+  <Metadata domain="xml:ESRI" format="xml">
+    <GeodataXform xsi:type='typens:IdentityXform' xmlns:xsi='http://www.w3.org/2001/XMLSchema-instance'
+      xmlns:typens='http://www.esri.com/schemas/ArcGIS/10.8'></GeodataXform>
+  </Metadata>
+  <PAMRasterBand band="1"><Metadata><MDI key="STATISTICS_MEAN">3.5</MDI></Metadata></PAMRasterBand>
+</PAMDataset>"""
+ADDRESS = "http://127.0.0.1:9/a"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_read"),
+    [
+        (ESRI, True),
+        (f'<?xml version="1.0"?>\n{ESRI}', True),
+        (f'<PAMDataset><Metadata><MDI key="SOURCE">{ADDRESS}</MDI></Metadata></PAMDataset>', True),
+        (f"<PAMDataset><SRS>{ADDRESS}</SRS></PAMDataset>", False),
+        ("<PAMDataset><SRS>http:&#47;/127.0.0.1:9/a</SRS></PAMDataset>", False),
+        (f'<PAMDataset><GCPList Projection="{ADDRESS}"/></PAMDataset>', False),
+        (f"<PAMDataset><mdi>{ADDRESS}</mdi></PAMDataset>", False),
+        (f"<PAMDataset><SRS><MDI/>{ADDRESS}</SRS></PAMDataset>", False),
+        (f'<PAMDataset><SRS><!-- <MDI key="a"> -->{ADDRESS}</SRS></PAMDataset>', False),
+        (f'<PAMDataset><?a y="?><MDI key="">{ADDRESS}</MDI></PAMDataset>', False),
+        (f"<PAMDataset><MDI>{ADDRESS}</PAMDataset>", False),
+        (f'<PAMDataset><Metadata><MDI key="OVERVIEW_FILE">{ADDRESS}</MDI></Metadata></PAMDataset>', False),
+    ],
+)
+def test_only_addresses_that_gdal_may_open_are_refused(tmp_path, text, is_read):
+    pytest.importorskip("rasterio")
+    from hf_segformer.geo.vrt import check_sidecars
+
+    (tmp_path / "s.tif").write_bytes(b"II*\0" + bytes(20))
+    (tmp_path / "s.tif.aux.xml").write_text(text)
+    if is_read:
+        check_sidecars(tmp_path / "s.tif")
+    else:
+        with pytest.raises(ValueError, match=r"s\.tif\.aux\.xml refers to other files"):
+            check_sidecars(tmp_path / "s.tif")
+
+
+def test_pages_that_a_file_beside_a_raster_names_are_not_opened(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    place = {"crs": "EPSG:32633", "transform": rasterio.Affine(2, 0, 0, 0, -2, 0)}
+    with rasterio.open(tmp_path / "s.tif", "w", "GTiff", 9, 6, 1, dtype="uint8", **place) as file:
+        file.write(np.ones((1, 6, 9), np.uint8))
+    names = "".join(f'<MDI key="SUBDATASET_{i}_NAME">{name}</MDI>' for i, name in ((1, ADDRESS), (2, "/etc/passwd")))
+    document = f'<PAMDataset><Metadata domain="SUBDATASETS">{names}</Metadata></PAMDataset>'
+    (tmp_path / "s.tif.aux.xml").write_text(document)
+    with open_raster(tmp_path / "s.tif", 1) as raster:
+        assert raster.height == 6
+
+
 def test_an_ending_of_a_skipped_file_is_printed_escaped():
     report = Report.__new__(Report)
     object.__setattr__(report, "skipped", {".\x1b[31m": 1})

@@ -6,6 +6,7 @@ files, addresses in the network and scripts among them. rasterio is an extra and
 Axes: C bands, h w a tile's sides.
 """
 
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -39,6 +40,7 @@ _DRIVERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
     ((b"\x89PNG\r\n",), "PNG"),
     ((b"\xff\xd8\xff",), "JPEG"),
 )
+_DIRECTORY = re.compile(r"GTIFF_DIR:(\d+):")
 # No network, no code in virtual rasters, whatever a file asks for.
 _SAFE = {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none", "GDAL_VRT_ENABLE_PYTHON": "NO", "GDAL_HTTP_MAX_RETRY": "0"}
 
@@ -270,7 +272,8 @@ def _open(source: ImageSource, directory: int | None, stack: ExitStack) -> Any:
 def _directories(file: Any) -> list[int]:
     """Return the directories, from 1, of a TIFF's pages: masks and overviews have some in between."""
     names = file.subdatasets if file.driver == "GTiff" else []
-    return [int(name.split(":")[1]) for name in names] or [1]
+    found = [_DIRECTORY.match(name) for name in names]  # a file beside it may add any others
+    return [int(each[1]) for each in found if each] or [1]
 
 
 def _colored(pixels: np.ndarray, colors: np.ndarray) -> np.ndarray:

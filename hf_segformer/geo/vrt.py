@@ -15,7 +15,9 @@ from xml.etree import ElementTree
 from .rasters import HFA_MAGIC, JPEG_2000_MAGIC, TIFF_MAGIC
 
 _MOST_BYTES = 16 << 20
-_REFERENCE = re.compile(r"overview_file|<vrt|/vsi|://(?!www\.opengis)", re.IGNORECASE)
+_REFERENCE = re.compile(r"overview_file|<vrt|/vsi", re.IGNORECASE)
+_DECLARATION = re.compile(r"<\?xml [\w\s=.'\"-]*\?>")
+_TEXTS = {"MDI", "Description", "Category", "F"}  # elements whose texts GDAL keeps and never opens
 # What makes PROJ open a file of grid shifts; `@null` is none.
 _GRID_FILE = re.compile(r"nadgrids=(?!@null\b)|PROJ4_GRIDS|PARAMETERFILE", re.IGNORECASE)
 # Nodes of an Erdas file by which its pixels, or those of its overviews, are those of another file.
@@ -91,7 +93,7 @@ def check_sidecars(path: Path) -> None:
 
     Args:
         path: of the raster. `NAME.ovr` and `NAME.msk` must be TIFF files, `NAME.aux` an Erdas file, and `NAME.aux.xml`
-            may not refer to other files.
+            may not refer to other files or addresses; namespaces and texts that GDAL keeps may be addresses.
 
     Raises:
         ValueError: names the file.
@@ -143,12 +145,34 @@ def _check_sidecar(sidecar: Path, path: Path) -> None:
     if ending == ".xml":
         text = html.unescape(content.decode("latin-1"))  # escaped letters are letters for GDAL
         check_grids(text, str(sidecar))
-        if len(content) > _MOST_BYTES or _REFERENCE.search(text):
+        if len(content) > _MOST_BYTES or _REFERENCE.search(text) or not _has_safe_addresses(content):
             raise ValueError(
                 f"{path}: {sidecar.name} refers to other files; expected none: remove it, or what it refers to"
             )
     elif not content.startswith((HFA_MAGIC,) if ending == ".aux" else TIFF_MAGIC):
         raise ValueError(f"{path}: {sidecar.name} is not the raster that its name says: remove it")
+
+
+def _has_safe_addresses(content: bytes) -> bool:
+    """Return True if the addresses in an .aux.xml, if any, are namespaces and texts that GDAL does not open.
+
+    Only a document that every parser reads alike is looked into: well-formed, without comments and instructions.
+    """
+    document = content.removeprefix(b"\xef\xbb\xbf").decode("latin-1")
+    if "://" not in html.unescape(document):
+        return True
+    body = _DECLARATION.sub("", document, count=1)
+    if "<!" in body or "<?" in body:
+        return False
+    try:
+        root = ElementTree.fromstring(body)
+    except (ElementTree.ParseError, ValueError):
+        return False
+    for element in root.iter():
+        opened = [*element.attrib.values(), element.tail or "", "" if element.tag in _TEXTS else element.text or ""]
+        if any("://" in text for text in opened):
+            return False
+    return True
 
 
 __all__ = ["check_grids", "check_sidecars", "checked_vrt"]

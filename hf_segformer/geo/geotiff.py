@@ -23,8 +23,11 @@ from .rasters import (
     HFA_MAGIC,
     INSTALL,
     JPEG_2000_MAGIC,
+    JPEG_MAGIC,
+    PNG_MAGIC,
     TIFF_MAGIC,
     Raster,
+    exif_orientation,
     is_installed,
     mask_no_data,
     raster_kind,
@@ -37,8 +40,8 @@ _DRIVERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
     (TIFF_MAGIC, "GTiff"),
     (JPEG_2000_MAGIC, "JP2OpenJPEG"),
     ((HFA_MAGIC,), "HFA"),
-    ((b"\x89PNG\r\n",), "PNG"),
-    ((b"\xff\xd8\xff",), "JPEG"),
+    ((PNG_MAGIC,), "PNG"),
+    ((JPEG_MAGIC,), "JPEG"),
 )
 _DIRECTORY = re.compile(r"GTIFF_DIR:(\d+):")
 # No network, no code in virtual rasters, whatever a file asks for.
@@ -142,7 +145,11 @@ class GeoRaster(Raster):
         return pixels, inside if valid is None else inside & valid
 
     def _orientation(self) -> int:
-        return tiff_orientation(self.source, self.directory)
+        if self.source.head.startswith(TIFF_MAGIC):
+            return tiff_orientation(self.source, self.directory)
+        # A file beside it, such as a world file, places the stored pixels.
+        has_place = self.file.crs is not None or not self.file.transform.is_identity
+        return 1 if has_place else exif_orientation(self.source)
 
     def _read(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
         import rasterio

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from ..data.readers import ImageSource, Kind, ReadOptions, Tile
@@ -26,6 +28,7 @@ LEAST_CACHE, MOST_CACHE = 64 << 20, 512 << 20  # bytes of decoded pixels
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 JPEG_2000_MAGIC = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 HFA_MAGIC = b"EHFA_HEADER_TAG"
+PNG_MAGIC, JPEG_MAGIC = b"\x89PNG\r\n", b"\xff\xd8\xff"
 GEOREFERENCE = (33550, 33922, 34264, 34735, 50844)  # TIFF tags: scale, tie points, matrix, keys, RPCs
 NODATA = 42113  # GDAL's TIFF tag
 ORIENTATION = 274  # TIFF tag, as in EXIF
@@ -82,6 +85,19 @@ def tiff_orientation(source: ImageSource, directory: int) -> int:
             file.seek(tags.next)
             tags.load(file)
     return tags.get(ORIENTATION, 1)
+
+
+def exif_orientation(source: ImageSource) -> int:
+    """Return the EXIF orientation of a JPEG or PNG file by its header, 1 for other files and without one."""
+    readers: dict[bytes, Any] = {JPEG_MAGIC: JpegImageFile, PNG_MAGIC: PngImageFile}
+    reader = next((reader for magic, reader in readers.items() if source.head.startswith(magic)), None)
+    if reader is None:
+        return 1
+    try:
+        with reader(source.file) as image:  # unlike Image.open without a warning of many pixels
+            return Image.Image.getexif(image).get(ORIENTATION, 1)  # that of PNG files decodes their pixels
+    except DECODE_ERRORS:
+        return 1
 
 
 def is_installed(name: str) -> bool:

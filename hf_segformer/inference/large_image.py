@@ -28,7 +28,8 @@ from ..data.readers import Reader, Tile, open_raster
 from ..files import atomic_write, named
 from ..image_processing_segformer import SegFormerImageProcessor, range_limits
 from ..progress import Progress
-from ..visualization import Color, palette_for
+from ..visualization import Color
+from .predictor import palette_of
 from .segmenter import Segmenter, inference_mode_of, is_out_of_memory, unique_names
 from .spool import Spool, rows_of
 from .tiling import CELL, MaskLayout, count_tiles, segment_rows, tile_spans
@@ -76,7 +77,7 @@ def predict_large_image(
     A GeoTIFF, or any other file that rasterio opens, becomes a GeoTIFF with the same reference, ground control points,
     tags and overviews; a plain TIFF becomes a plain TIFF. Both hold one band, uint8 (uint16 with more than 255
     classes), in tiles, with a colour for every class. Where the raster holds no data, the value is 255 (65535). The
-    file is written atomically.
+    file is written atomically. EXIF turns a JPEG or PNG file upright, as elsewhere.
 
     Args:
         model: a segmentation model.
@@ -86,7 +87,8 @@ def predict_large_image(
         options: `tile_size` and `tile_overlap`; `flip` and `scales`, whose probabilities are averaged on the grid of
             the logits; `dtype`; and `batch_size`, the number of tiles that an accelerator sees at once.
         bands: numbers, from 1 on, of the bands that the model takes, in its order; by default all.
-        palette: one (red, green, blue) for each class.
+        palette: one (red, green, blue) for each class; by default the palette of the model's
+            configuration, or chosen by the names.
         progress: show progress in tiles.
 
     Returns:
@@ -180,7 +182,10 @@ def segment_raster(
     if not isinstance(raster, RasterReader):
         raise ValueError(f"{raster.name} is no raster; expected a TIFF, JPEG 2000, PNG or JPEG file for rasterio")
     dtype = next(each for each in (np.uint8, np.uint16, np.uint32) if len(names) <= np.iinfo(each).max)
-    layout = MaskLayout(dtype, int(np.iinfo(dtype).max), palette or palette_for(names), names)
+    colors = palette_of(segmenter.model.config, segmenter.names) if palette is None else palette
+    if len(colors) != len(names):
+        raise ValueError(f"palette has {len(colors)} colours; expected {len(names)}, one for each class")
+    layout = MaskLayout(dtype, int(np.iinfo(dtype).max), colors, names)
     counts = np.zeros(len(names), np.int64)
     with_confidence = output is not None and output.needs_confidence
     if output is not None:

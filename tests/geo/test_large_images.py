@@ -281,6 +281,24 @@ def test_tiles_without_data_are_not_predicted(tmp_path, model, processor, monkey
     assert summary["no_data"] == HEIGHT * 310
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_exif_turns_a_file_that_is_no_map(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # of which Pillow would warn
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(np.moveaxis(scene(), 0, -1)).save(path, exif=exif)
+    with open_raster(path) as raster:
+        assert (raster.height, raster.width) == (WIDTH, HEIGHT)
+        turned = raster.read(Tile(0, 0, WIDTH, HEIGHT))[0]
+    with open_raster(path, ignore_exif=True) as raster:
+        stored = raster.read(Tile(0, 0, HEIGHT, WIDTH))[0]
+    assert np.array_equal(turned, np.rot90(stored, -1, (1, 2)))
+    path.with_suffix({".jpg": ".jgw", ".png": ".pgw"}[suffix]).write_text("0.5\n0\n0\n-0.5\n500000\n5000000\n")
+    with open_raster(path) as raster:
+        assert np.array_equal(raster.read(Tile(0, 0, HEIGHT, WIDTH))[0], stored)
+
+
 # --- Other georeferences ---------------------------------------------------------------------------------------------
 
 
@@ -588,6 +606,22 @@ def test_running_out_of_memory_names_the_tile(tmp_path, model, processor, monkey
     monkeypatch.setattr(model, "forward", forward)
     with pytest.raises(ValueError, match=r"scene\.tif, rows 0 to 96 and columns 0 to 96: .*can't allocate memory"):
         predict_raster(model, processor, write_geotiff(tmp_path / "scene.tif", scene()), tmp_path / "labels.tif")
+
+
+def test_colours_are_those_of_the_model_and_one_for_each_class(tmp_path, processor):
+    source = write_geotiff(tmp_path / "scene.tif", scene())
+    model, colors = lively(), [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 255, 255]]
+    model.config.palette = colors
+    predict_raster(model, processor, source, tmp_path / "labels.tif")
+    with rasterio.open(tmp_path / "labels.tif") as file:
+        assert [list(file.colormap(1)[index][:3]) for index in range(5)] == colors
+    for palette in ([], colors[:4], [*colors, [1, 2, 3]]):
+        model.forward = None  # before the work
+        with pytest.raises(ValueError, match=f"palette has {len(palette)} colours; expected 5, one for each class"):
+            predict_raster(model, processor, source, tmp_path / "wrong.tif", palette=palette)
+    model.config.palette = colors[:4]
+    with pytest.raises(ValueError, match=r"the palette of the model's configuration is .*each of 5 classes"):
+        predict_raster(model, processor, source, tmp_path / "wrong.tif")
 
 
 def test_the_mode_of_the_model_is_restored(tmp_path, processor):

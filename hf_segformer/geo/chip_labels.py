@@ -54,6 +54,9 @@ def open_labels(
         ValueError: if they do not fit the scene.
         OSError: if the file cannot be read.
     """
+    twice = [name for name in classes if list(classes).count(name) > 1]
+    if twice:
+        raise ValueError(f"--classes has {twice[0]!r} twice; expected different names")
     source = ImageSource(path)
     if raster_kind(source) is None:
         return DrawnLabels(path, scene, attribute, classes, ignore_outside)
@@ -131,8 +134,8 @@ class RasterLabels:
 class DrawnLabels:
     """Labels drawn from polygons: a pixel has the class of the last polygon that its centre is in; see `LabelSource`.
 
-    The first class is the background, unless pixels outside all polygons are ignored. The others are the values of the
-    attribute in their order.
+    The first class is the background, unless pixels outside all polygons are ignored; polygons may be of it, too. The
+    others are the values of the attribute in their order.
     """
 
     def __init__(
@@ -148,13 +151,17 @@ class DrawnLabels:
             raise ValueError(f"{path} does not meet {scene.name}; expected polygons within the scene")
         first = [] if ignore_outside else [BACKGROUND]
         values = _class_values(found, attribute)
-        own = [name for name in classes if ignore_outside or name != BACKGROUND] or _in_order(values)
-        unknown = sorted(set(map(str, values)) - set(own))
+        own = [name for name in classes if name not in first] or _in_order(values)
+        self.names = [*first, *(name for name in own if name not in first)]
+        unknown = sorted(set(map(str, values)) - set(self.names))
         if unknown:
             raise ValueError(
                 f"{path} has the value {unknown[0]!r} in {attribute}; expected one of {', '.join(own)}, the --classes"
             )
-        self.names = [*first, *own]
+        if self.names == first:
+            raise ValueError(
+                f"{path} has polygons of the class {BACKGROUND} alone; expected another one, or --ignore-outside"
+            )
         self.ignored = int(np.iinfo(_label_type(self.names)).max)
         self.outside = self.ignored if ignore_outside else 0
         self._labels = [self.names.index(str(value)) for value in values]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from hf_segformer.data.readers import read_whole_image, read_whole_mask
+from hf_segformer.data.readers import Tile, open_raster, read_whole_image, read_whole_mask
 from tests.geo.test_large_images import scene, write_geotiff
 from tests.geo.test_maps import UTM
 from tests.geo.test_scenes import write_vectors
@@ -18,6 +18,7 @@ pyproj = pytest.importorskip("pyproj")
 
 from rasterio.features import rasterize  # noqa: E402
 
+from hf_segformer.geo.chip_labels import DrawnLabels  # noqa: E402
 from hf_segformer.geo.chips import ChipOptions, chip_places, cut_chips  # noqa: E402
 from hf_segformer.geo.vectors import from_pixels  # noqa: E402
 
@@ -182,6 +183,22 @@ def test_whole_numbers_are_classes_in_their_order_and_the_outside_may_be_ignored
         assert np.array_equal(found, expected[top : top + SIZE, left : left + SIZE])
 
 
+def test_polygons_of_the_background_are_of_its_one_class(tmp_path, pixels):
+    source = write_geotiff(tmp_path / "scene.tif", pixels, UTM)
+    crops = ["wheat", "background", "wheat"]
+    polygons = from_pixels(FIELDS, UTM["transform"])
+    vectors = write_vectors(tmp_path / "fields.gpkg", polygons, UTM["crs"], crop=crops)
+    with open_raster(source, 0) as raster:
+        for ignore_outside, outside in ((False, 0), (True, 255)):
+            labels = DrawnLabels(vectors, raster, "crop", (), ignore_outside)
+            assert labels.names == ["background", "wheat"]
+            expected = rasterize(list(zip(FIELDS, (1, 0, 1), strict=True)), (HEIGHT, WIDTH), outside, dtype="uint8")
+            assert np.array_equal(labels.read(Tile(0, 0, HEIGHT, WIDTH)), expected)
+        only = write_vectors(tmp_path / "background.gpkg", polygons, UTM["crs"], crop=crops)
+        with pytest.raises(ValueError, match=r"background\.gpkg has polygons of the class background alone"):
+            DrawnLabels(only, raster, None, (), False)
+
+
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +238,7 @@ def test_bad_input_is_one_line(tmp_path, pixels, drawn, capsys):
     assert "has no attribute 'kind'; expected one of crop" in refused(fields, "--attribute", "kind")
     line = refused(fields, "--attribute", "crop", "--classes", "b", "c")
     assert "has the value 'a' in crop; expected one of b, c" in line
+    assert "--classes has 'b' twice" in refused(fields, "--attribute", "crop", "--classes", "b", "a", "b")
     far = write_vectors(tmp_path / "far.gpkg", from_pixels([shapely.box(900, 0, 950, 9)], UTM["transform"]), UTM["crs"])
     assert "far.gpkg does not meet" in refused(far)
     shifted = {**UTM, "transform": rasterio.Affine(0.5, 0, 500_001, 0, -0.5, 5_000_000)}

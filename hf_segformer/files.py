@@ -105,11 +105,31 @@ def toml_value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside a file for what is needed to write it, removed at the end.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    folder = partial_path(path)
+    with named(path):
+        folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove_stale_partials(folder: str | Path) -> None:
-    """Remove the files below a folder that killed processes of this host left incomplete."""
-    for path in Path(folder).rglob(".*.partial"):
+    """Remove the files and folders below a folder that killed processes of this host left incomplete."""
+    for path in list(Path(folder).rglob(".*.partial")):
         host, pid = ([*path.name.split(".")[-2].split("-"), "", ""])[:2]
-        if host == _host() and pid.isdigit() and not is_process_alive(int(pid)):
+        if host != _host() or not pid.isdigit() or is_process_alive(int(pid)):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
 
 
@@ -333,6 +353,7 @@ __all__ = [
     "is_full",
     "is_process_alive",
     "named",
+    "partial_folder",
     "partial_path",
     "printable",
     "read_json",

@@ -7,7 +7,6 @@ imported where it is needed.
 
 import errno
 import shutil
-import tempfile
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers.utils import logging
 
+from ..files import partial_folder
 from ..inference.tiling import MaskLayout
 from .rasters import BLOCK, in_rows_of_blocks
 
@@ -68,12 +68,12 @@ def write_cog(path: Path, rows: Iterable[tuple[int, np.ndarray]], layout: MaskLa
     import rasterio
 
     with (
-        tempfile.TemporaryDirectory(prefix=".", suffix=".cog", dir=path.parent) as folder,
+        partial_folder(path) as folder,
         rasterio.Env(GDAL_PAM_ENABLED="NO"),  # no second file, which would not follow when this one takes its name
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        plain = Path(folder) / "plain.tif"
+        plain = folder / "plain.tif"
         checksums = []
         with rasterio.open(plain, "w", **_profile(layout, reference)) as out:
             _describe(out, layout, reference)

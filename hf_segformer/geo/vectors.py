@@ -9,7 +9,6 @@ are extras and imported where they are needed.
 import json
 import re
 import sqlite3
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..files import printable
+from ..files import partial_folder, printable
 from .antimeridian import DECIMALS, WGS_84, to_wgs84
 from .areas import AreaMeasure, horizontal
 from .rasters import INSTALL, is_installed
@@ -83,8 +82,8 @@ def write_features(path: Path, features: Iterable[Feature], crs: Any, kind: str)
         OSError: if the file cannot be written.
     """
     write = _write_geojson if kind == "geojson" else _write_geopackage
-    with tempfile.TemporaryDirectory(prefix=".", suffix=f".{kind}", dir=path.parent) as folder:
-        partial = Path(folder) / path.name
+    with partial_folder(path) as folder:
+        partial = folder / path.name
         number = write(partial, features, crs)
         partial.replace(path)
     return number

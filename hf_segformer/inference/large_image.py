@@ -10,7 +10,6 @@ Axes: C bands, K classes, h w sides of a tile's logits.
 import hashlib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from transformers import PreTrainedModel
 
 from ..config import InferenceOptions
 from ..data.readers import Reader, Tile, open_raster
-from ..files import atomic_write, named
+from ..files import atomic_write, partial_path
 from ..image_processing_segformer import SegFormerImageProcessor, range_limits
 from ..progress import Progress
 from ..visualization import Color
@@ -266,10 +265,7 @@ def _spool(
         "confidence": with_confidence,
     }
     name = hashlib.sha256(os.fsencode(destination.name)).hexdigest()[:16]
-    folder = destination.with_name(f".{name}.tiles")
-    if not resumable:
-        with named(destination):
-            folder = Path(tempfile.mkdtemp(".tiles", ".", destination.parent))
+    folder = destination.with_name(f".{name}.tiles") if resumable else partial_path(destination)
     dtypes = (layout.dtype, np.uint8) if with_confidence else (layout.dtype,)
     is_kept = resumable
     try:

@@ -3,12 +3,15 @@
 import csv
 import json
 import math
+import shutil
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from hf_segformer import SegFormerImageProcessor
+from hf_segformer.files import remove_stale_partials
+from hf_segformer.inference.large_image import predict_large_image
 from tests.geo.test_large_images import lively, scene, write_geotiff
 from tests.support.cog import cog_errors
 from tests.support.commands import assert_one_line, run
@@ -21,7 +24,7 @@ tifffile = pytest.importorskip("tifffile")
 
 from rasterio.features import rasterize  # noqa: E402
 
-from hf_segformer.geo import maps  # noqa: E402
+from hf_segformer.geo import cog, maps, vectors  # noqa: E402
 from hf_segformer.geo.areas import NO_DATA, AreaMeasure  # noqa: E402
 from hf_segformer.geo.cog import Reference  # noqa: E402
 from hf_segformer.geo.maps import MapOptions  # noqa: E402
@@ -121,7 +124,6 @@ def test_a_large_map_has_overviews_in_the_order_of_a_cog(tmp_path):
 
 
 def test_a_reference_system_that_a_geotiff_cannot_hold_is_named(tmp_path, monkeypatch):
-    from hf_segformer.geo import cog
     from hf_segformer.inference.tiling import MaskLayout
 
     messages = []
@@ -157,6 +159,43 @@ def test_rows_of_an_earlier_run_without_its_settings_are_not_continued(tmp_path,
     predict(checkpoint, source, out, "--confidence")
     assert labels_of(out).any()
     assert not list(out.glob(large_image.SPOOLS))
+
+
+def predict_scene(folder):
+    source = write_geotiff(folder.parent / "scene.tif", scene(), UTM)
+    predict_large_image(lively(), SegFormerImageProcessor(), source, folder / "a.tif", progress=False)
+
+
+PLACE = Reference(30, 40, rasterio.crs.CRS.from_string(UTM["crs"]), UTM["transform"])
+WORKS = {
+    "geo.cog._copy": lambda folder: cog.write_cog(
+        folder / "a_mask.tif", [(0, np.ones((30, 40), np.uint8))], maps.CONFIDENCE, PLACE
+    ),
+    "geo.vectors._write_geopackage": lambda folder: vectors.write_features(folder / "a.gpkg", [], PLACE.crs, "gpkg"),
+    "inference.spool.Spool.append": predict_scene,
+}
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_folders_of_a_killed_run_are_removed(tmp_path, monkeypatch, name):
+    """They are copied in the middle of the work, as a killed process leaves them."""
+    out, left = tmp_path / "out", tmp_path / "left"
+    out.mkdir()
+
+    def killed(*arguments):
+        shutil.copytree(out, left)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"hf_segformer.{name}", killed)
+    with pytest.raises(KeyboardInterrupt):
+        WORKS[name](out)
+    assert not list(out.iterdir())
+    assert [path for path in left.iterdir() if path.is_dir()]
+    remove_stale_partials(left)
+    assert list(left.iterdir())  # of a process that is alive
+    monkeypatch.setattr("hf_segformer.files.is_process_alive", lambda pid: False)
+    remove_stale_partials(left)
+    assert not list(left.iterdir())
 
 
 def test_the_validator_refuses_a_plain_geotiff(tmp_path):

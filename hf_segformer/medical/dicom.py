@@ -1,8 +1,8 @@
 """DICOM images: single files, series of files, and multi-frame files; see DICOM PS3.3.
 
 Pixels are in the units of the modality transform (Hounsfield for CT), or 8-bit as the file's window shows them; dark
-means low, also where MONOCHROME1 says otherwise. Slices of a series are ordered by their positions along the normal of
-the planes. Only the tags of `_TAGS` are read, none of which names a person.
+means low, also where MONOCHROME1 says otherwise. Slices, of a series and of a multi-frame file alike, are ordered by
+their positions along the normal of the planes. Only the tags of `_TAGS` are read, none of which names a person.
 """
 
 import math
@@ -180,7 +180,7 @@ class DicomVolume(Volume):
                 )
 
     def _place(self) -> None:
-        """Read positions and spacing, order the files of a series, and check that slices are at equal distances."""
+        """Read positions and spacing, order the slices, and check that they are at equal distances."""
         for frame in self._frames:
             frame.position = _numbers(frame.tag("PlanePositionSequence", "ImagePositionPatient"), 3)
             frame.orientation = _numbers(frame.tag("PlaneOrientationSequence", "ImageOrientationPatient"), 6)
@@ -226,7 +226,7 @@ class DicomVolume(Volume):
         return np.vstack([np.diag([-1, -1, 1]) @ np.stack(steps, 1), [0, 0, 0, 1]])
 
     def _step(self) -> float:
-        """Order the slices of a series; return the distance of all slices."""
+        """Order the slices; return the distance of all of them."""
         frames, first = self._frames, np.array(self._frames[0].orientation)
         normal, spacing = np.cross(first[:3], first[3:]), np.array(frames[0].spacing)
         if abs(np.linalg.norm(normal) - 1) > _SAME:
@@ -237,8 +237,8 @@ class DicomVolume(Volume):
             if frame.spacing is None or not np.allclose(frame.spacing, spacing, rtol=_SAME):
                 raise ValueError(f"{self.name}: PixelSpacing is missing or differs between slices; expected one")
             frame.along = float(normal @ np.array(frame.position))
-        ordered = sorted(frames, key=lambda frame: frame.along)
-        steps = np.diff([frame.along for frame in ordered])
+        frames.sort(key=lambda frame: frame.along)
+        steps = np.diff([frame.along for frame in frames])
         if steps.min() < 1e-6:
             raise ValueError(
                 f"{self.name}: several slices are at one position; expected one volume: give the files of each phase "
@@ -249,8 +249,6 @@ class DicomVolume(Volume):
                 f"{self.name}: its slices are {steps.min():.4g} to {steps.max():.4g} mm apart; expected equal "
                 "distances, a slice may be missing: complete the series, or read them as separate images (--pages)"
             )
-        if len(self.source.files) > 1:
-            self._frames = ordered
         return float(steps.mean())
 
     def _dtype(self) -> np.dtype:
@@ -300,7 +298,10 @@ class DicomVolume(Volume):
 
         self.require("highdicom", "DICOM")
         sources = self._guard("", self._sources, (*_TAGS, *(IDENTITY_TAGS if keep_identity else ())))
-        labels = np.stack([np.asarray(segmentation, layout.dtype) for segmentation in slices])
+        masks = [np.asarray(segmentation, layout.dtype) for segmentation in slices]
+        # Of a multi-frame file in the order of its frames; the sources of a series are in the order of the slices.
+        stored = np.argsort([frame.index for frame in self._frames], kind="stable")
+        labels = np.stack([masks[index] for index in stored])
         self._guard("", write_segmentation, path, labels, sources, layout, IDENTITY_TAGS)
 
     def _sources(self, tags: Sequence[str]) -> list[Any]:

@@ -356,6 +356,19 @@ def test_a_segmentation_of_a_multi_frame_file_refers_to_its_frames(tmp_path):
     np.testing.assert_allclose(masks.match_geometry(images).affine, images.affine, atol=1e-4)
 
 
+def test_frames_are_ordered_by_position_and_segmentations_refer_to_their_numbers(tmp_path):
+    path = scans.enhanced_ct(tmp_path / "e.dcm", places=[0, 5, 2.5, 7.5])
+    opened, source = volume(path), highdicom.imread(path)
+    numbers = [1, 3, 2, 4]
+    assert [opened.place_of(index).frame for index in range(4)] == numbers
+    np.testing.assert_array_equal(pixels(opened)[:, 0], [source.get_frame(number) for number in numbers])
+    labels, found = written(opened, tmp_path / "seg.dcm")
+    combined = found.get_pixels_by_source_frame(source.SOPInstanceUID, numbers, combine_segments=True)
+    np.testing.assert_array_equal(combined, labels)
+    masks, images = found.get_volume(combine_segments=True), source.get_volume()
+    np.testing.assert_allclose(masks.match_geometry(images).affine, images.affine, atol=1e-4)
+
+
 @pytest.mark.parametrize("make", [scans.xray, scans.ultrasound])
 def test_an_image_without_a_place_has_a_segmentation_without_one(tmp_path, make):
     labels, found = written(volume(make(tmp_path / "x.dcm")), tmp_path / "seg.dcm")

@@ -111,6 +111,23 @@ def test_a_label_volume_of_a_dicom_series_lies_where_highdicom_says(tmp_path):
         np.testing.assert_array_equal(read(dicom(*paths), mask), expected)
 
 
+@pytest.mark.parametrize("places", [[0, 5, 2.5, 7.5], [7.5, 5, 2.5, 0]])
+def test_masks_of_a_multi_frame_file_lie_where_its_frames_do(tmp_path, places):
+    """A converter writes slices in the order of their positions, whatever the order of the frames."""
+    path = scans.enhanced_ct(tmp_path / "a.dcm", places=places)
+    volume, expected = dicom(path), np.empty((4, 36, 44), np.uint8)
+    for index in range(4):
+        expected[index] = places[volume.place_of(index).frame - 1] / 2.5
+    row, column = np.split(np.array(scans.OBLIQUE), 2)
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([row * 0.5, column * 0.75, np.cross(row, column) * 2.5], 1)
+    by_position = np.broadcast_to(np.arange(4, dtype=np.uint8), (44, 36, 4))
+    nibabel.save(nibabel.Nifti1Image(by_position, np.diag([-1, -1, 1, 1]) @ affine), tmp_path / "m.nii.gz")
+    np.testing.assert_array_equal(read(volume, tmp_path / "m.nii.gz"), expected)
+    labels = labels_like(volume)
+    np.testing.assert_array_equal(read(volume, segmentation(volume, labels, tmp_path / "seg.dcm")), labels)
+
+
 def test_a_label_volume_on_another_grid_is_refused(tmp_path):
     path = scans.nifti(tmp_path / "a.nii", shape=(7, 6, 5))
     affine = nibabel.load(path).affine

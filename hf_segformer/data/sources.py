@@ -3,6 +3,7 @@
 Every image has a name under which its results are filed: its path below the given folder, without suffix.
 """
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -356,9 +357,12 @@ class FileSource:
         return _described(item)
 
     def origin(self, item: InputItem) -> str:
-        """Return the text that tells the image from every other one."""
-        path = os.path.abspath(str(item.source))
-        return path if item.page is None else f"{path}, page {item.page + 1}"
+        """Return the text that tells the image from every other one, of several files with a digest of their names."""
+        origin = os.path.abspath(str(item.source))
+        if len(item.files) > 1:
+            names = "\n".join(os.path.basename(path) for path in item.files).encode(errors="surrogateescape")
+            origin += f" and {len(item.files) - 1} more files (names {hashlib.sha256(names).hexdigest()[:8]})"
+        return origin if item.page is None else f"{origin}, page {item.page + 1}"
 
 
 __all__ = ["DatasetSource", "FileSource", "InputItem", "find_inputs"]

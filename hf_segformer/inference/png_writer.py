@@ -64,7 +64,7 @@ class PngWriter:
         """See `Writer`: each n-th item is this process's, and finished where its mask and its line in a record exist.
 
         Raises:
-            ValueError: if the mask of another image has the same name.
+            ValueError: if the mask of another image, or of other files of one, has the same name.
         """
         mine = self._items[rank::num_processes]
         finished = self._finished({item.name: item for item in mine})
@@ -77,8 +77,8 @@ class PngWriter:
             if name in wanted and name not in found and self._exists(line):
                 if line["source"] != (origin := self._origin_of(wanted[name])):
                     raise ValueError(
-                        f"{self.out} holds the prediction of {line['source']} as {name}, which is also the name of "
-                        f"{origin}: choose another output folder"
+                        f"{self.out} holds the prediction of {line['source']} as {name}, which now is {origin}: choose "
+                        f"another output folder, or delete {name}_mask.* there to predict it again"
                     )
                 found.add(name)
         return found

@@ -155,6 +155,35 @@ def test_a_run_is_resumed_and_one_bad_file_stops_no_other(study, checkpoint, tmp
     ]
 
 
+@pytest.mark.parametrize("pages", [(), ("--pages",)])
+def test_a_series_of_other_files_is_refused_until_its_masks_are_deleted(study, checkpoint, tmp_path, capsys, pages):
+    out = tmp_path / "out"
+    paths = scans.ct_series(study / "ct2", 4)
+    paths[0].rename(tmp_path / "kept")  # the first by position, not by name
+    arguments = (checkpoint, study / "ct2", study / "photo.png", "-o", out, WINDOW, *pages)
+    assert run(*arguments) == 0
+    stamp = (out / "photo_mask.png").stat().st_mtime_ns
+    (tmp_path / "kept").rename(paths[0])
+    capsys.readouterr()
+    assert run(*arguments) == 1
+    name, page = ("ct2_p001", ", page 1") if pages else ("ct2", "")
+    first, now = min(paths[1:]), min(paths)
+    assert re.search(
+        rf"out holds the prediction of {first} and 2 more files \(names \w+\){page} as {name}, which now is {now} and "
+        rf"3 more files \(names \w+\){page}: choose another output folder, or delete {name}_mask\.\* there to predict "
+        r"it again\n$",
+        capsys.readouterr().err,
+    )
+    for path in out.glob("ct2*_mask.*"):
+        path.unlink()
+    for earlier in (1, 5 if pages else 2):
+        assert run(*arguments) == 0
+        assert f"{earlier} of them by earlier runs" in capsys.readouterr().out
+    assert (out / "photo_mask.png").stat().st_mtime_ns == stamp
+    if not pages:
+        assert json.loads((out / "predictions.jsonl").read_text().splitlines()[0])["slices"] == 4
+
+
 def test_two_series_of_one_folder_are_two_volumes(checkpoint, tmp_path):
     scans.ct_series(tmp_path / "ct", 2)
     for path in scans.ct_series(tmp_path / "more", 3, SeriesNumber=8):

@@ -68,7 +68,7 @@ class ReadOptions(NamedTuple):
     Attributes:
         num_channels: number of channels that the model takes; 0 is any, for a raster.
         bands: numbers, from 1, of the bands to read, in the model's order; None for all.
-        page: which image of a file with several, from 0; None expects a single one.
+        page: which image of a file with several, from 0; None expects a single one, of slices a volume.
         ignore_exif: keep images as they are stored, whatever their EXIF orientation.
         any_range: accept integers of any range in three channels, since a value range is applied later.
         num_rows: height of the tiles to be read, for which decoded pixels are cached.
@@ -510,7 +510,7 @@ def count_pages(source: Any, axis: int | None = None) -> int:
     reader, kind = find_reader(source)
     if kind != "volume":
         return reader.count(source)
-    with reader(source, ReadOptions(axis=axis)) as volume:
+    with reader(source, ReadOptions(page=0, axis=axis)) as volume:  # which need not make up one volume
         return volume.num_slices
 
 

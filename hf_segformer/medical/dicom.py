@@ -180,17 +180,19 @@ class DicomVolume(Volume):
                 )
 
     def _place(self) -> None:
-        """Read positions and spacing, order the slices, and check that they are at equal distances."""
+        """Read positions and spacing, order the slices, and check that those of a volume are at equal distances."""
         for frame in self._frames:
             frame.position = _numbers(frame.tag("PlanePositionSequence", "ImagePositionPatient"), 3)
             frame.orientation = _numbers(frame.tag("PlaneOrientationSequence", "ImageOrientationPatient"), 6)
             spacing = _numbers(frame.tag("PixelMeasuresSequence", "PixelSpacing"), 2)
             frame.spacing = spacing if spacing and min(spacing) > 0 else None
+        self._is_placed = all(frame.position and frame.orientation for frame in self._frames)
+        if self._is_placed:
+            self._order()
         first = self._frames[0]
         row, column = first.spacing or (None, None)
         self.spacing = (None, row, column)
-        self._is_placed = all(frame.position and frame.orientation for frame in self._frames)
-        if self.num_slices == 1:
+        if self.num_slices == 1 or self.options.page is not None:  # slices as images need not make up a volume
             return
         if self._is_placed and first.spacing:
             self.spacing = (self._step(), row, column)
@@ -198,7 +200,7 @@ class DicomVolume(Volume):
             missing = "PixelSpacing" if self._is_placed else "ImagePositionPatient or ImageOrientationPatient"
             raise ValueError(
                 f"{self.name} is in a series of {self.num_slices} files of which some have no {missing}; expected it "
-                "in all of them: give the files one by one, or read them as separate images (--pages)"
+                "in all of them: give the files one by one, or predict them as separate images (--pages)"
             )
 
     @property
@@ -225,8 +227,16 @@ class DicomVolume(Volume):
         steps = [row * first.spacing[1], column * first.spacing[0], step, first.position]
         return np.vstack([np.diag([-1, -1, 1]) @ np.stack(steps, 1), [0, 0, 0, 1]])
 
+    def _order(self) -> None:
+        """Order the slices by their positions along the normal of the first one."""
+        orientation = np.array(self._frames[0].orientation)
+        normal = np.cross(orientation[:3], orientation[3:])
+        for frame in self._frames:
+            frame.along = float(normal @ np.array(frame.position))
+        self._frames.sort(key=lambda frame: frame.along)
+
     def _step(self) -> float:
-        """Order the slices; return the distance of all of them."""
+        """Check that ordered slices make up a volume; return the distance of all of them."""
         frames, first = self._frames, np.array(self._frames[0].orientation)
         normal, spacing = np.cross(first[:3], first[3:]), np.array(frames[0].spacing)
         if abs(np.linalg.norm(normal) - 1) > _SAME:
@@ -236,18 +246,16 @@ class DicomVolume(Volume):
                 raise ValueError(f"{self.name}: its slices are not parallel; expected one ImageOrientationPatient")
             if frame.spacing is None or not np.allclose(frame.spacing, spacing, rtol=_SAME):
                 raise ValueError(f"{self.name}: PixelSpacing is missing or differs between slices; expected one")
-            frame.along = float(normal @ np.array(frame.position))
-        frames.sort(key=lambda frame: frame.along)
         steps = np.diff([frame.along for frame in frames])
         if steps.min() < 1e-6:
             raise ValueError(
                 f"{self.name}: several slices are at one position; expected one volume: give the files of each phase "
-                "or echo as a folder of their own, or read them as separate images (--pages)"
+                "or echo as a folder of their own, or predict them as separate images (--pages)"
             )
         if steps.max() - steps.min() > _EQUAL_STEPS * steps.max():
             raise ValueError(
                 f"{self.name}: its slices are {steps.min():.4g} to {steps.max():.4g} mm apart; expected equal "
-                "distances, a slice may be missing: complete the series, or read them as separate images (--pages)"
+                "distances, a slice may be missing: complete the series, or predict them as separate images (--pages)"
             )
         return float(steps.mean())
 

@@ -62,7 +62,7 @@ class Volume:
     @classmethod
     def count(cls, source: ImageSource) -> int:
         """See `data.readers.Reader.count`."""
-        with cls(source, ReadOptions()) as volume:
+        with cls(source, ReadOptions(page=0)) as volume:
             return volume.num_slices
 
     @property

@@ -1,5 +1,7 @@
 """DICOM against highdicom's own reader: pixels in units and windows, order of slices, segmentations, refusals."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ import pydicom
 from pydicom import Dataset
 from pydicom.uid import RLELossless, generate_uid
 
-from hf_segformer.data.readers import ImageSource, ReadOptions, kind_of, open_image, read_whole_image
+from hf_segformer.data.readers import ImageSource, ReadOptions, count_pages, kind_of, open_image, read_whole_image
 from hf_segformer.inference.tiling import MaskLayout
 from hf_segformer.medical.dicom import DicomVolume
 from hf_segformer.medical.volumes import decode_errors, describe
@@ -196,6 +198,27 @@ def test_a_missing_slice_is_found_by_its_gap(tmp_path):
     assert volume(*paths[1:4]).num_slices == 3
     path = scans.enhanced_ct(tmp_path / "e.dcm", places=[0, 2.5, 7.5])
     assert "2.5 to 5 mm apart" in message(path)
+
+
+def test_slices_that_make_up_no_volume_are_images_by_position(tmp_path):
+    gap = scans.ct_series(tmp_path / "gap", 5)
+    phases = scans.ct_series(tmp_path / "phases", 2) + scans.ct_series(tmp_path / "phases2", 2)
+    for path in phases:
+        changed(path, SeriesInstanceUID="1.2.3")
+    bare = scans.ct_series(tmp_path / "bare", 2)
+    for path in bare:
+        changed(path, PixelSpacing=None)
+    cases = {"mm apart": gap[:2] + gap[3:], "at one position": phases, "some have no PixelSpacing": bare}
+    for reason, paths in cases.items():
+        assert re.search(f"{reason}.*predict them as separate images \\(--pages\\)", message(*paths))
+        source = ImageSource(paths[0], files=[str(path) for path in sorted(paths)])
+        assert count_pages(source) == len(paths)
+    expected = scans.ct_volume(5)[[0, 1, 3, 4]]
+    shown = [volume(*sorted(cases["mm apart"]), page=page).image()[0] for page in range(4)]
+    np.testing.assert_array_equal(shown, expected)
+    frames = scans.enhanced_ct(tmp_path / "e.dcm", places=[2.5, 0, 2.5])
+    assert "at one position" in message(frames)
+    assert [volume(frames, page=page).place_of(page).frame for page in range(3)] == [2, 1, 3]
 
 
 def test_one_slice_of_several_is_an_image_by_its_page(tmp_path):

@@ -210,6 +210,13 @@ def test_slices_as_images_in_the_window_of_the_file(study, checkpoint, tmp_path)
         assert (np.asarray(mask) != expected).mean() < 0.01
 
 
+def test_a_series_with_a_gap_is_predicted_as_images(checkpoint, tmp_path):
+    scans.ct_series(tmp_path / "gap", 4)[2].unlink()
+    assert run(checkpoint, tmp_path / "gap", "-o", tmp_path / "out", WINDOW, "--pages") == 0
+    masks = [name for name in files(tmp_path / "out") if name.endswith("_mask.png")]
+    assert masks == [f"gap_p00{number}_mask.png" for number in (1, 2, 3)]
+
+
 def test_nifti_along_another_axis_with_black_and_white_masks(study, binary, tmp_path):
     path = study / "head.nii.gz"
     for axis in (1, 2):

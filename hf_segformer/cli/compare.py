@@ -41,8 +41,8 @@ def add_compare(commands) -> None:
     group.add_argument(
         "--group",
         metavar="REGEX",
-        help="draw groups of images instead of images; the first bracket of the pattern, or its match, in the name of "
-        "an image is its group, such as '^(patient[0-9]+)_'",
+        help="draw groups of images instead of images or volumes; the first bracket of the pattern, or its match, in "
+        "the name of an image is its group, such as '^(patient[0-9]+)_'",
     )
     group.add_argument(
         "--resamples",
@@ -71,10 +71,9 @@ def check(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate every model, print the comparison, and write it."""
-    from ..data.splits import group_names
     from ..evaluation.comparison import compare
     from ..evaluation.comparison_report import difference_sheet, format_comparison, write_comparison
-    from ..evaluation.detailed import evaluate_in_detail
+    from ..evaluation.detailed import evaluate_in_detail, groups_of
     from ..inference.distributed import DistributedContext
     from ..inference.predictor import find_device
 
@@ -90,8 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
         class_names = evaluation.names
     if not DistributedContext().is_main:  # every process has the whole result
         return
-    first = accumulators[arguments.names[0]]
-    groups = None if arguments.group is None else group_names(first.names, arguments.group)
+    groups = groups_of(accumulators[arguments.names[0]], dataset, arguments.group)
     comparison = compare(accumulators, class_names or (), groups=groups, num_resamples=arguments.resamples)
     print(format_comparison(comparison))
     if arguments.output_dir is None:

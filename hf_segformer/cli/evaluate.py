@@ -62,8 +62,8 @@ def add_evaluate(commands) -> None:
     parser.add_argument(
         "--group",
         metavar="REGEX",
-        help="draw groups of images for confidence intervals instead of images; the first bracket of the pattern, or "
-        "its match, in the name of an image is its group, such as '^(patient[0-9]+)_'",
+        help="draw groups of images for confidence intervals instead of images or volumes; the first bracket of the "
+        "pattern, or its match, in the name of an image is its group, such as '^(patient[0-9]+)_'",
     )
     parser.add_argument(
         "--save-threshold",

@@ -98,7 +98,7 @@ def build_report(
         ValueError: if the pattern is not found in a name, or an image cannot be read any more.
         OSError: if a file cannot be read any more.
     """
-    groups = _groups(accumulator, dataset, group_pattern)
+    groups = groups_of(accumulator, dataset, group_pattern)
     values = evaluation.to_json(title, split, segmenter.options)
     summary = {**values, **summarize(accumulator, evaluation.names, groups=groups)}
     if segmenter.model.config.num_labels == 1:
@@ -112,8 +112,17 @@ def build_report(
     return Report(title, accumulator, evaluation.names, palette, summary, worst, typical, details, groups)
 
 
-def _groups(accumulator: MetricAccumulator, dataset: Any, pattern: str | None) -> list[str] | None:
-    """Group of each image by its name, or in the data set's column; None without groups."""
+def groups_of(accumulator: MetricAccumulator, dataset: Any, pattern: str | None) -> list[str] | None:
+    """Return the group of each image by its name, or in the data set's column; None without groups.
+
+    Args:
+        accumulator: of the images.
+        dataset: that was evaluated.
+        pattern: see `build_report`.
+
+    Raises:
+        ValueError: if the pattern is not found in a name.
+    """
     if pattern is not None:
         return group_names(accumulator.names, pattern)
     if "group" not in (getattr(dataset, "column_names", None) or ()):
@@ -187,4 +196,4 @@ def describe_leakage(source: str | Path, dataset: Any) -> str:
     )
 
 
-__all__ = ["as_displayed", "build_report", "describe_leakage", "evaluate_in_detail", "sample_loader"]
+__all__ = ["as_displayed", "build_report", "describe_leakage", "evaluate_in_detail", "groups_of", "sample_loader"]

@@ -470,6 +470,17 @@ def test_a_recipe_trains_and_evaluates_on_scans_and_names_nobody(tmp_path, capfd
     assert metrics["intervals"] == {}  # one volume says nothing of others, however many slices it has
 
 
+def test_models_are_compared_by_volumes(tmp_path, capsys):
+    write_study(tmp_path)
+    for name in ("a", "b"):
+        lively(num_labels=3, id2label=dict(enumerate(NAMES))).save_pretrained(tmp_path / name)
+        SegFormerImageProcessor(do_resize=False).save_pretrained(tmp_path / name)
+    folders = ["--images", tmp_path / "images" / "train", "--masks", tmp_path / "masks" / "train", "--device", "cpu"]
+    command = ["compare", tmp_path / "a", tmp_path / "b", *folders, "--value-range=window:60,400", "--resamples", 200]
+    assert run(*command) == 0
+    assert "paired bootstrap over groups" in capsys.readouterr().out
+
+
 def test_evaluation_counts_every_slice_of_every_volume(tmp_path, capsys):
     write_study(tmp_path)
     model = lively(num_labels=3, id2label=dict(enumerate(NAMES)))

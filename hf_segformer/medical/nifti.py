@@ -113,7 +113,7 @@ class NiftiVolume(Volume):
 
     def _spacing(self) -> Spacing:
         """Lengths of the steps along the axes of slices, rows and columns; None where steps are not at right angles."""
-        steps = self.header.get_best_affine()[:3, :3] * _TO_MM.get(int(self.header["xyzt_units"]) & 7, np.nan)
+        steps = self._affine[:3, :3]
         lengths = np.linalg.norm(steps, axis=0)
         angles = steps.T @ steps / np.outer(lengths, lengths)
         if not (np.isfinite(lengths).all() and (lengths > 0).all() and (abs(angles - np.eye(3)) < 1e-3).all()):
@@ -123,11 +123,17 @@ class NiftiVolume(Volume):
 
     def grid(self) -> np.ndarray | None:
         """See `Volume.grid`."""
-        if self.spacing[0] is None:
+        affine, (slice_axis, row, column) = self._affine, self._axes
+        if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
             return None
-        factor = _TO_MM[int(self.header["xyzt_units"]) & 7]
-        slice_axis, row, column = self._axes
-        return np.diag([factor] * 3 + [1.0]) @ self.header.get_best_affine()[:, [column, row, slice_axis, 3]]
+        return affine[:, [column, row, slice_axis, 3]]
+
+    @property
+    def _affine(self) -> np.ndarray:
+        """The matrix (4, 4) from stored axes to mm; NaN for units that are no lengths."""
+        affine = np.array(self.header.get_best_affine(), np.float64)
+        affine[:3] *= _TO_MM.get(int(self.header["xyzt_units"]) & 7, np.nan)
+        return affine
 
     def oriented(self, turns: Sequence[tuple[int, bool]], index: int) -> np.ndarray:
         """Read a slice of labels (H, W) on another grid of the same voxels.

@@ -99,6 +99,24 @@ def test_a_label_volume_of_any_orientation_is_turned(tmp_path, axis):
         np.testing.assert_array_equal(read(volume, mask), expected)
 
 
+def test_steps_need_not_be_at_right_angles(tmp_path):
+    affine, stored = np.diag([2.0, 3, 4, 1]), np.random.default_rng(1).integers(0, 3, (7, 6, 5)).astype(np.uint8)
+    affine[1, 2] = 1  # the gantry was tilted
+    nibabel.save(nibabel.Nifti1Image(stored, affine), tmp_path / "a.nii")
+    volume = NiftiVolume(ImageSource(tmp_path / "a.nii"), ReadOptions(any_range=True))
+    assert volume.spacing == (None, None, None)
+    for number, orientation in enumerate(ORIENTATIONS[::5]):
+        mask = tmp_path / f"m{number}.nii"
+        nibabel.save(turned(stored, affine, orientation), mask)
+        np.testing.assert_array_equal(read(volume, mask), stored.transpose(2, 1, 0))
+    straight = np.diag([2.0, 3, 4, 1])
+    nibabel.save(nibabel.Nifti1Image(stored, straight), tmp_path / "straight.nii")
+    assert "straight.nii is not on the grid of" in reason(volume, tmp_path / "straight.nii")
+    content = (tmp_path / "straight.nii").read_bytes()
+    (tmp_path / "flat.nii").write_bytes(content[:312] + bytes(16) + content[328:])  # srow_z
+    assert "flat.nii states no place in space" in reason(volume, tmp_path / "flat.nii")
+
+
 def test_a_label_volume_of_a_dicom_series_lies_where_highdicom_says(tmp_path):
     paths = scans.ct_series(tmp_path / "ct")
     space = highdicom.get_volume_from_series([pydicom.dcmread(path) for path in paths])

@@ -327,6 +327,29 @@ def printable(name: object) -> str:
     return "".join(escaped)
 
 
+def differences(name: str, one: Any, other: Any) -> Iterator[tuple[str, str, str]]:
+    """Yield where two values of a setting differ, with the texts of both, cut short: of tables, each key that differs.
+
+    Lists are gone through where their texts do not show the difference.
+
+    Examples:
+        >>> from hf_segformer.files import differences
+        >>> list(differences("size", {"height": 512, "width": 512}, {"height": 512, "width": 1024}))
+        [('size.width', '512', '1024')]
+    """
+    texts = (f"{one!s:.80}", f"{other!s:.80}")
+    if one == other:
+        return
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys((*one, *other)):
+            yield from differences(f"{name}.{key}", one.get(key), other.get(key))
+    elif isinstance(one, list) and isinstance(other, list) and texts[0] == texts[1]:
+        for place, items in enumerate(itertools.zip_longest(one, other)):
+            yield from differences(f"{name}[{place}]", *items)
+    else:
+        yield name, *texts
+
+
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     """Rows as CSV; None is an empty cell, and text that a spreadsheet would compute begins with an apostrophe."""
     text = io.StringIO()
@@ -350,6 +373,7 @@ __all__ = [
     "check_new_or_empty",
     "check_writable",
     "csv_text",
+    "differences",
     "is_full",
     "is_process_alive",
     "named",

@@ -13,12 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 from ..conversion.loading import digest_of_weights
 from ..data.sources import DatasetSource, FileSource, InputItem
-from ..files import is_full, printable, read_json, remove_stale_partials, write_json
+from ..files import differences, is_full, printable, read_json, remove_stale_partials, write_json
 from ..locks import locked_folder
 from ..progress import Progress
 from .distributed import DistributedContext
@@ -30,6 +31,7 @@ from .writers import Outputs, Totals, Writer, WriterArguments, open_writer, shar
 
 SETTINGS = "settings.json"
 SUMMARY = "summary.json"
+_MOST_NAMED = 3  # settings that differ, in a message
 _RESULTS = ("**/*_mask.*", "masks-*.parquet")
 
 
@@ -395,7 +397,9 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
             if name in ("weights", "images"):
                 reason = f"was made with other {name}"
             else:
-                reason = f"was made with {name} {held.get(name)!s:.80}, which now is {settings.get(name)!s:.80}"
+                changes = islice(differences(name, held.get(name), settings.get(name)), _MOST_NAMED)
+                texts = [f"{each} {before}, which now is {now}" for each, before, now in changes]
+                reason = f"was made with {' and '.join(texts)}"
             raise ValueError(f"{path.parent} {reason}: choose another output folder, or the same {name} to resume")
     return settings
 

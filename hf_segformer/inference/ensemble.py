@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from ..conversion.checkpoints import locate
 from ..conversion.ensembles import is_ensemble, member_folders
 from ..conversion.loading import load_segmentation
+from ..files import differences
 from ..image_processing_segformer import SegFormerImageProcessor
 
 _NOT_COMPARED = ("auto_map", "image_processor_type", "processor_class")
@@ -51,10 +52,9 @@ class Ensemble(nn.Module):
         for place, other in enumerate(others, start=1):
             for name in ("num_labels", "id2label", "num_channels", "semantic_loss_ignore_index"):
                 held, found = getattr(first.config, name, None), getattr(other.config, name, None)
-                if held != found:
+                for key, value, wanted in differences(name, found, held):
                     raise ValueError(
-                        f"member {place} of the ensemble has {name} {found!s:.80}; expected that of member 0, "
-                        f"{held!s:.80}"
+                        f"member {place} of the ensemble has {key} {value}; expected that of member 0, {wanted}"
                     )
         self.members, self.config = nn.ModuleList(members), first.config
 
@@ -113,11 +113,10 @@ def _check_processor(
 ) -> None:
     found, wanted = processor.to_dict(), expected.to_dict()
     for name in dict.fromkeys((*wanted, *found)):
-        if name not in _NOT_COMPARED and found.get(name) != wanted.get(name):
-            raise ValueError(
-                f"{folder} prepares images with {name} {found.get(name)!s:.80}; expected that of {first}, "
-                f"{wanted.get(name)!s:.80}"
-            )
+        if name in _NOT_COMPARED:
+            continue
+        for key, value, text in differences(name, found.get(name), wanted.get(name)):
+            raise ValueError(f"{folder} prepares images with {key} {value}; expected that of {first}, {text}")
 
 
 __all__ = ["Ensemble", "load_model_or_ensemble", "members_of"]

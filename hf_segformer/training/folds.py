@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import MOST_FOLDS
-from ..files import printable, read_json, write_json
+from ..files import differences, printable, read_json, write_json
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -267,12 +267,11 @@ def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
     wanted = json.loads(json.dumps(without_private(recipe.tables)))
     for table in dict.fromkeys((*wanted, *held)):
         ours, theirs = wanted.get(table, {}), held.get(table, {})
-        for key in dict.fromkeys((*ours, *theirs)):
-            if ours.get(key) != theirs.get(key):
-                raise ValueError(
-                    f"{folder} is finished with {table}.{key} {theirs.get(key)!s:.80}, which now is "
-                    f"{ours.get(key)!s:.80}; expected the same recipe to resume: choose another trainer.output_dir"
-                )
+        for key, before, now in differences(table, theirs, ours):
+            raise ValueError(
+                f"{folder} is finished with {key} {before}, which now is {now}; expected the same recipe to resume: "
+                "choose another trainer.output_dir"
+            )
 
 
 def _known(value: float) -> float | None:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from hf_segformer import (
 from hf_segformer.cli.main import main
 from hf_segformer.config import InferenceOptions
 from hf_segformer.data.sources import DatasetSource, FileSource, InputItem, find_inputs
-from hf_segformer.files import atomic_write
+from hf_segformer.files import atomic_write, differences
 from hf_segformer.inference.batch import predict_batch
 from hf_segformer.inference.large_image import segment_raster
 from hf_segformer.inference.png_writer import PngWriter
@@ -288,6 +289,22 @@ def test_results_of_other_options_are_not_mixed(checkpoint, images, out, argumen
     assert run(checkpoint, images, "--output-dir", out, *arguments) == 1
     assert f"{out} was made with {word}" in capsys.readouterr().err
     assert stamps(out) == before
+
+
+def test_of_a_table_or_a_long_list_what_differs_is_named(checkpoint, images, out, tmp_path, capsys):
+    assert run(checkpoint, images, "--output-dir", out) == 0
+    processor = SegFormerImageProcessor(do_resize=False, image_std=[0.3, 0.3, 0.3], rescale_factor=0.5)
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    processor.save_pretrained(other)
+    assert run(other, images, "--output-dir", out) == 1
+    assert (
+        f"{out} was made with processor.rescale_factor 0.00392156862745098, which now is 0.5 and processor.image_std "
+        "[0.229, 0.224, 0.225], which now is [0.3, 0.3, 0.3]: choose another output folder, or the same processor to "
+        "resume"
+    ) in " ".join(capsys.readouterr().err.split())
+    names = [f"class number {number}" for number in range(20)]
+    assert list(differences("classes", names, [*names[:-1], "sky"])) == [("classes[19]", "class number 19", "sky")]
+    assert list(differences("classes", names, names[:-1])) == [("classes[19]", "class number 19", "None")]
 
 
 def test_rows_of_a_job_in_a_folder_below_are_kept(checkpoint, images, out):

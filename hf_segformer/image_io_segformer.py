@@ -402,6 +402,12 @@ def _channels_first(
     return array
 
 
+def _native(image: Image.Image | np.ndarray) -> np.ndarray:
+    """Return the pixels as an array in this machine's byte order: `np.uint16` is no other."""
+    array = np.asanyarray(image)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 def _repeated(array: np.ndarray) -> np.ndarray:
     """(1, H, W) -> (3, H, W), a view, masked where the band is."""
     shape = (3, *array.shape[1:])
@@ -492,6 +498,7 @@ def read_image(
             is_16_bit = image.format in ("PPM", "PNG") or array.max() > 255
             array = array.astype(np.uint16) if is_16_bit else array
         image, data_format = array, "channels_last"
+    image = _native(image)
     return _check_values(_channels_first(image, num_channels, data_format, name, convert_rgb), name, any_range)
 
 
@@ -520,7 +527,7 @@ def read_mask(source: Any, name: str, **options: Any) -> np.ndarray:
                 f"{name} is a PIL image of mode {mask.mode}; expected one integer a pixel (modes "
                 f"{', '.join(_MASK_MODES)}): convert colours to labels first"
             )
-        mask = np.asarray(mask)
+    mask = _native(mask)
     shape = mask.shape
     if mask.ndim == 3 and 1 in (shape[0], shape[-1]):
         mask = mask[0] if shape[0] == 1 else mask[..., 0]

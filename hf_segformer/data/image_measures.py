@@ -92,7 +92,7 @@ def _measure_array(array: np.ndarray, name: str) -> ImageMeasure:
 def _measure(pixels: np.ndarray, name: str, size: tuple[int, int], num_bands: int) -> ImageMeasure:
     known = pixels.compressed() if isinstance(pixels, np.ma.MaskedArray) else pixels
     limits = (float(known.min()), float(known.max())) if known.size else (math.nan, math.nan)
-    return ImageMeasure(name, *size, num_bands, str(pixels.dtype), *limits)
+    return ImageMeasure(name, *size, num_bands, pixels.dtype.name, *limits)
 
 
 def count_bands(images: Sequence[ImageMeasure]) -> int:

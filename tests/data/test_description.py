@@ -202,6 +202,7 @@ def test_palettes_give_their_colours(tmp_path):
     [
         (np.uint16, (*SIZE,), 4000, 1, "0,4095"),
         (np.uint16, (*SIZE, 3), 300, 3, "0,511"),
+        (">u2", (*SIZE, 3), 300, 3, "0,511"),
         (np.uint16, (*SIZE,), 60000, 1, None),
         (np.uint8, (5, *SIZE), 200, 5, None),
         (np.float32, (4, *SIZE), 1, 4, None),

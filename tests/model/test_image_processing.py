@@ -193,10 +193,24 @@ class TestImages:
     @pytest.mark.parametrize("dtype", ["<u2", ">u2"])
     @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 1), (3, 2, 3)])
     def test_16_bits_are_scaled_without_rounding(self, dtype, shape):
-        values = np.resize(np.array([0, 128, 129, 257 * 100, 65535, 65406], dtype=dtype), shape)
+        values = np.resize([0, 128, 129, 257 * 100, 65535, 65406], shape).astype(dtype)
+        assert values.dtype == dtype
         expected = (values.astype(float) / 257).astype(np.float32)
         expected = expected if shape == (3, 2, 3) else np.stack([expected.reshape(2, 3)] * 3)
         np.testing.assert_array_equal(raw(values), expected)
+
+    @pytest.mark.parametrize("largest", [200, 60000])
+    def test_the_byte_order_changes_nothing(self, largest, tmp_path):
+        values = np.linspace(0, largest, 15).astype("<u2").reshape(3, 5)
+        swapped, expected = values.astype(">u2"), raw(values)
+        np.save(tmp_path / "grey.npy", swapped)
+        image = Image.frombytes("I;16B", (5, 3), swapped.tobytes())
+        for source in (swapped, image, np.ma.MaskedArray(swapped), np.load(tmp_path / "grey.npy")):
+            np.testing.assert_array_equal(raw(source), expected)
+            assert SegFormerImageProcessor().used_range(source) == (0, largest, 0, 65535)
+            labels = SegFormerImageProcessor(**RAW)(values, source)["labels"][0]
+            np.testing.assert_array_equal(labels, values)
+        np.testing.assert_array_equal(raw(values.astype(">f4")), values * np.ones((3, 1, 1)))
 
     @pytest.mark.parametrize("suffix", ["png", "tif"])
     def test_16_bit_files_are_scaled_to_bytes(self, suffix, tmp_path):

@@ -740,7 +740,8 @@ class SegFormerImageProcessor(BaseImageProcessor):
 
         Args:
             outputs: the model's output, or a mapping, with `logits` (B, K, h, w).
-            target_sizes: (height, width) of each image, as a list or a (B, 2) tensor; None keeps the logits' size.
+            target_sizes: (height, width) of each image, upright by its EXIF orientation, as a list or a (B, 2) tensor;
+                None keeps the logits' size.
             threshold: probability from 0 to 1. For one class the default is `binary_threshold`; for more, pixels whose
                 best class has a lower softmax probability become `ignore_index`, or -100 where that is a class.
             return_segmentation_scores: return the resized logits beside each segmentation map, as Transformers does.

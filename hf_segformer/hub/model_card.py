@@ -541,7 +541,10 @@ def _number(value: float) -> str:
 
 _CLASSES = {"segmentation": "ForSemanticSegmentation", "classification": "ForImageClassification", "encoder": "Model"}
 _RESULTS = {
-    "segmentation": "[segmentation] = processor.post_process_semantic_segmentation(outputs, [image.size[::-1]])",
+    "segmentation": (
+        "size = ImageOps.exif_transpose(image).size[::-1]  # upright, as the processor turns it\n"
+        "[segmentation] = processor.post_process_semantic_segmentation(outputs, [size])"
+    ),
     "classification": "label = model.config.id2label[outputs.logits.argmax().item()]",
     "encoder": "features = outputs.last_hidden_state",
 }
@@ -558,6 +561,7 @@ def _usage(kind: str, source: str, dtype: str) -> str:
     options = ", dtype=torch.float32" if dtype in _HALF else ""
     lines = [
         *(["import torch"] if dtype in _HALF else []),
+        *(["from PIL import ImageOps"] if kind == "segmentation" else []),
         f"from hf_segformer import {name}, SegFormerImageProcessor",
         "",
         f"model = {name}.from_pretrained({where}{options}).eval()",

@@ -316,11 +316,14 @@ def test_the_usage_code_runs_in_float32(dtype, folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     code = re.findall(r"^```python\n(.*?)^```", card_of(folder).text, flags=re.MULTILINE | re.DOTALL)[0]
     assert ("dtype=torch.float32" in code) == (dtype != torch.float32)
-    assert len(code.splitlines()) <= 7
-    values = {"image": Image.new("RGB", (90, 70))}
-    exec(compile(code, "card", "exec"), values)
-    assert values["model"].dtype == torch.float32
-    assert values["segmentation"].shape == (70, 90)
+    assert len(code.splitlines()) <= 9
+    photo = Image.new("RGB", (90, 70))
+    photo.getexif()[0x0112] = 6  # of a phone held upright
+    for image, shape in ((Image.new("RGB", (90, 70)), (70, 90)), (photo, (90, 70))):
+        values = {"image": image}
+        exec(compile(code, "card", "exec"), values)
+        assert values["model"].dtype == torch.float32
+        assert values["segmentation"].shape == shape
 
 
 def test_an_encoder_is_no_segmentation_model(tiny_config, tmp_path):

@@ -138,8 +138,8 @@ def bind_decode_head(head: nn.Module, features: Sequence[Tensor]) -> tuple | str
     )
     if reason:
         return reason
-    if norm.running_mean is None:
-        return "batch_norm has no running statistics"
+    if norm.running_mean is None or (norm.training and not norm.track_running_stats):
+        return "batch_norm has no running statistics, or keeps them as they are in training"
     if norm.training and features[0][:, 0].numel() < 2:
         return "batch_norm has one value for each channel"
     if classifier.kernel_size != (1, 1):

@@ -157,6 +157,15 @@ def test_any_batch_norm_gives_the_same(training, options):
         assert torch.equal(found["batch_norm.num_batches_tracked"], expected["batch_norm.num_batches_tracked"])
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_statistics_that_are_no_longer_tracked_stay(training):
+    head = make_head().train(training)
+    head.batch_norm.track_running_stats = False
+    _, found = assert_equals_reference(head, features_of(), chosen=either)
+    for name, buffer in head.batch_norm.named_buffers():
+        assert torch.equal(found[f"batch_norm.{name}"], buffer)
+
+
 def test_statistics_of_several_batches_equal_the_reference(head):
     heads = copy.deepcopy(head), head
     batches = [features_of(batch) for batch in (2, 1, 3)]

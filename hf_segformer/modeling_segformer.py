@@ -14,7 +14,7 @@ Axes: B batch, C channels, H W a stage's grid, N = H*W tokens, M tokens left aft
 """
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -602,11 +602,16 @@ class SegFormerForImageClassification(SegFormerPreTrainedModel):
         )
 
 
+def without_loss(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the network's part of a state dict: a loss that is a module has its tensors there, too."""
+    return {name: tensor for name, tensor in state_dict.items() if not name.startswith("loss_function.")}
+
+
 class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
     """The encoder with the all-MLP decode head: SegFormer itself.
 
     The loss is `upsample_cross_entropy` unless `model.loss_function` is set to another function or module of logits,
-    labels and `ignore_index`; set it again after loading.
+    labels and `ignore_index`; None restores it. It is not saved with the model: set it again after loading.
 
     Examples:
         >>> import torch
@@ -628,11 +633,25 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
     def loss_function(self) -> Callable[..., torch.Tensor]:
         """Function of logits, labels and `ignore_index`; `upsample_cross_entropy` unless it was set."""
         # PyTorch stores a module without calling the setter; Transformers 5 would choose by the class's name.
-        return self._modules.get("loss_function", getattr(self, "_loss_function", upsample_cross_entropy))
+        chosen = self._modules.get("loss_function", getattr(self, "_loss_function", None))
+        return upsample_cross_entropy if chosen is None else chosen
 
     @loss_function.setter
-    def loss_function(self, value: Callable[..., torch.Tensor]) -> None:
+    def loss_function(self, value: Callable[..., torch.Tensor] | None) -> None:
         self._loss_function = value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; in place of a module PyTorch would take no function for the loss."""
+        if name == "loss_function":
+            self._modules.pop(name, None)
+        super().__setattr__(name, value)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save the model as Transformers does, without the tensors of its loss."""
+        loss = self.loss_function
+        names = loss.state_dict() if isinstance(loss, nn.Module) else ()
+        self._keys_to_ignore_on_save = {f"loss_function.{name}" for name in names}
+        super().save_pretrained(*args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -693,4 +712,5 @@ __all__ = [
     "SegFormerForSemanticSegmentation",
     "SegFormerModel",
     "SegFormerPreTrainedModel",
+    "without_loss",
 ]

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..image_processing_segformer import SegFormerImageProcessor
-from ..modeling_segformer import SegFormerForSemanticSegmentation
+from ..modeling_segformer import SegFormerForSemanticSegmentation, without_loss
 from .adapters import adapter_base, read_merged_checkpoint
 from .checkpoints import ADAPTER_CONFIG, locate
 from .convert import build_model
@@ -63,7 +63,7 @@ def load_segmentation(
 def digest_of_weights(model: torch.nn.Module) -> str:
     """Return 16 hexadecimal digits that depend on the name and every bit of each weight, whatever file they were in."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(without_loss(model.state_dict()).items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

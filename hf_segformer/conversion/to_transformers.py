@@ -16,6 +16,7 @@ from ..modeling_segformer import (
     SegFormerForImageClassification,
     SegFormerForSemanticSegmentation,
     SegFormerModel,
+    without_loss,
 )
 
 logger = logging.get_logger(__name__)
@@ -66,7 +67,7 @@ def to_transformers(
     if processor is not None:
         (folder / "preprocessor_config.json").write_text(json.dumps(transformers_processor(processor), indent=2) + "\n")
     transformers_config(model, name).save_pretrained(folder)
-    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in without_loss(model.state_dict()).items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     written = getattr(transformers, name).from_pretrained(folder, dtype=model.dtype)
     return _largest_difference(model, written.to(model.device))

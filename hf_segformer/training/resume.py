@@ -15,6 +15,8 @@ from ..files import resolve_inside
 
 # Of a run with an average of its weights: those that training continues from. model.safetensors holds the average.
 TRAINING_WEIGHTS = "training_weights.pt"
+# State of a loss that is a module, which is not saved with the model.
+LOSS_STATE = "loss_function.pt"
 # The Trainer writes its state last; without the others a run cannot be resumed.
 _NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 

@@ -24,7 +24,7 @@ from .collect import Collector
 from .distillation import Teacher
 from .ema import WeightAverage, synchronize_buffers
 from .optimization import apply_settings, freeze, group_settings, parameter_groups, poly_lr_with_warmup
-from .resume import TRAINING_WEIGHTS, saved_attributes
+from .resume import LOSS_STATE, TRAINING_WEIGHTS, saved_attributes
 from .run_folder import RunFolder
 from .run_record import build_run_record, write_run_record
 from .uploads import upload_checkpoint, upload_model
@@ -433,11 +433,22 @@ class SegFormerTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self._average is not None and self.args.should_save:
             self._average.save_training_weights(Path(output_dir))
+        if self._loss_module is not None and self.args.should_save:
+            torch.save(self._loss_module.state_dict(), Path(output_dir, LOSS_STATE))
+
+    @property
+    def _loss_module(self) -> nn.Module | None:
+        """The model's loss where it is a module with tensors."""
+        loss = getattr(self.model, "loss_function", None)
+        return loss if isinstance(loss, nn.Module) and loss.state_dict() else None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if not self.is_in_train:
             return
+        path = Path(resume_from_checkpoint, LOSS_STATE)
+        if path.is_file() and self._loss_module is not None:
+            self._loss_module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         path = Path(resume_from_checkpoint, TRAINING_WEIGHTS)
         if path.is_file() != bool(self.ema.decay):
             holds = "averaged weights" if path.is_file() else "no averaged weights"

@@ -1,15 +1,22 @@
 """Losses: each term against sums over pixels in plain Python, and how a model lives with another loss."""
 
 import copy
+import itertools
 import math
 import pickle
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from hf_segformer import SegFormerForSemanticSegmentation
 from hf_segformer.config import LOSS_TERMS
+from hf_segformer.conversion.loading import digest_of_weights, load_segmentation
+from hf_segformer.conversion.to_transformers import to_transformers
+from hf_segformer.export.exportable import require_plain
 from hf_segformer.training.losses import SegmentationLoss, class_weights
+from hf_segformer.training.trainer import SegFormerTrainer
 from hf_segformer.upsampling_segformer import upsample, upsample_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("small_sizes")
@@ -438,6 +445,58 @@ def test_a_loss_may_be_a_module(model, images, labels):
     model.loss_function = Largest()
     output = model(images, labels=labels)
     assert torch.equal(output.loss, output.logits.max())
+
+
+def test_a_loss_is_replaced_by_any_other_and_none_restores_the_models_own(model):
+    module, function = torch.nn.Identity(), SegmentationLoss(dice=1.0)
+    for first, second in itertools.permutations((module, function, None), 2):
+        for loss in (first, second):
+            model.loss_function = loss
+            assert model.loss_function is (upsample_cross_entropy if loss is None else loss)
+
+
+class Weighted(torch.nn.Module):
+    """Cross entropy with class weights and a factor that is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weights", torch.tensor([1.0, 2.0, 3.0, 1.0, 1.0]))
+        self.factor = torch.nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, logits, labels, ignore_index):
+        loss = upsample_cross_entropy(logits, labels, ignore_index=ignore_index, weight=self.weights)
+        return loss * self.factor.exp() - self.factor
+
+
+def test_tensors_of_a_loss_move_with_the_model_and_are_no_part_of_it(model, tmp_path):
+    digest = digest_of_weights(model)
+    model.loss_function = Weighted()
+    assert "loss_function.factor" in dict(model.named_parameters())
+    assert digest_of_weights(model) == digest
+    model.save_pretrained(tmp_path / "saved")
+    assert not [name for name in load_file(tmp_path / "saved/model.safetensors") if "loss" in name]
+    assert load_segmentation(tmp_path / "saved")[0].loss_function is upsample_cross_entropy
+    to_transformers(model, tmp_path / "theirs")
+    assert not [name for name in load_file(tmp_path / "theirs/model.safetensors") if "loss" in name]
+    require_plain(model)
+
+
+def test_a_resumed_run_restores_the_tensors_of_its_loss(tiny_config, images, labels, tmp_path):
+    samples = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
+
+    def trained(resume):
+        """The loss after two steps, or of a run that was over at its checkpoint."""
+        model = SegFormerForSemanticSegmentation(tiny_config())
+        model.loss_function = Weighted()
+        options = {"max_steps": 2, "save_steps": 2, "learning_rate": 0.1, "use_cpu": True, "report_to": "none"}
+        run = SegFormerTrainer(model, TrainingArguments(tmp_path, **options), train_dataset=samples)
+        run.train(resume_from_checkpoint=resume)
+        return model.loss_function.state_dict()
+
+    unbroken = trained(None)
+    assert unbroken["factor"] != Weighted().factor
+    resumed = trained(str(tmp_path / "checkpoint-2"))
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in unbroken.items())
 
 
 @pytest.mark.parametrize("keywords", [{}, ALL], ids=["default", "all"])

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .cpu_runtime_segformer import (
     find_onednn,
@@ -457,6 +459,8 @@ def _altered_attention(inner: nn.Module) -> str:
     implementation = inner.config._attn_implementation
     if implementation != "sdpa":
         return f"attention is {implementation!r}, not 'sdpa'"
+    if ALL_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_attention_forward:
+        return "another function is registered as 'sdpa'"
     if inner.training and inner.config.attention_probs_dropout_prob:
         return "attention's dropout is active"
     reason = (

@@ -6,6 +6,7 @@ import accelerate
 import pytest
 import torch
 from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
 from hf_segformer import SegFormerForSemanticSegmentation, SegFormerModel
@@ -109,6 +110,14 @@ def test_every_block_asks_the_registered_attention_with_what_it_needs(tiny_confi
         assert scaling == head_dim**-0.5
         assert dropout == 0
         assert not kwargs.get("is_causal", module.is_causal)
+
+
+@pytest.mark.parametrize("place", [AttentionInterface._global_mapping, ALL_ATTENTION_FUNCTIONS._local_mapping])
+def test_another_function_registered_as_sdpa_is_called(place, model, images, calls, monkeypatch):
+    expected = logits_of(model, images)
+    monkeypatch.setitem(place, "sdpa", AttentionInterface._global_mapping["recorded"])
+    assert_same(logits_of(model, images), expected)
+    assert len(calls) == 4
 
 
 def test_attention_dropout_is_passed_on_in_training_alone(tiny_config, images, calls):

@@ -77,13 +77,18 @@ def _acquire(path: Path, owner: dict[str, Any]) -> None:
             held = _read(path)
             if not _is_stale(path, held):
                 raise ValueError(_refusal(path.parent, held)) from None
-            stale = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.stale")
-            try:
-                path.rename(stale)  # of several processes one succeeds
-            except FileNotFoundError:
-                continue
-            stale.unlink(missing_ok=True)
+            _take_away(path)
     raise ValueError(_refusal(path.parent, _read(path)))
+
+
+def _take_away(path: Path) -> None:
+    """Remove a stale lock, unless another process has put its own in its place since it was read."""
+    taken = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.stale")
+    with suppress(FileNotFoundError, FileExistsError):
+        path.rename(taken)  # of several processes one succeeds
+        if not _is_stale(taken, _read(taken)):
+            taken.rename(path)
+    taken.unlink(missing_ok=True)
 
 
 def _refusal(folder: Path, held: dict[str, Any]) -> str:

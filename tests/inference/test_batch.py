@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -923,6 +924,25 @@ def test_stale_locks_are_taken_over(out):
     with locked_folder(out, "a test"):
         pass
     assert not (out / LOCK).exists()
+
+
+def test_a_stale_lock_is_taken_over_by_one_job(out, monkeypatch):
+    """The other one takes it over between the first one's look at the lock and its attempt."""
+    out.mkdir()
+    (out / LOCK).write_text("{}")
+    os.utime(out / LOCK, (0, 0))
+    with ExitStack() as stack:
+
+        def late(path, held):
+            monkeypatch.undo()
+            stack.enter_context(locked_folder(out, "the other"))
+            return True
+
+        monkeypatch.setattr("hf_segformer.locks._is_stale", late)
+        with pytest.raises(ValueError, match="is in use by the other"), locked_folder(out, "a test"):
+            pass
+        assert [path.name for path in out.iterdir()] == [LOCK]
+    assert not any(out.iterdir())
 
 
 def test_writers_of_one_file_have_separate_partial_files(tmp_path):

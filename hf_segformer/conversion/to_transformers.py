@@ -96,6 +96,11 @@ def transformers_processor(processor: SegFormerImageProcessor) -> dict[str, Any]
             f"binary_threshold is {processor.binary_threshold}, which Transformers' own processor does not have: "
             "compare the sigmoid of its logits with that number"
         )
+    if processor.ignore_index != 255:
+        logger.warning(
+            f"ignore_index is {processor.ignore_index}, which Transformers' own processor does not have: where "
+            "it reduces labels, pixels of label 0 become 255"
+        )
     if processor.value_range is not None:
         logger.warning(
             f"value_range is {processor.value_range}, which Transformers' own processor does not have: scale images "

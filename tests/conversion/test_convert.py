@@ -632,10 +632,12 @@ def test_a_model_that_keeps_tokens_still_goes_to_transformers(tmp_path):
 
 
 def test_options_that_transformers_processor_lacks_are_warned_of(tmp_path, caplog):
-    processor = SegFormerImageProcessor(size=64, keep_ratio=True, size_divisor=32, value_range=[0, 100])
+    options = {"keep_ratio": True, "size_divisor": 32, "value_range": [0, 100], "ignore_index": -100}
+    processor = SegFormerImageProcessor(size=64, **options)
     to_transformers(filled(), tmp_path, processor)
     assert "keep_ratio is True and size_divisor 32" in caplog.text
     assert "value_range is [0, 100], which Transformers' own processor does not have" in caplog.text
+    assert "ignore_index is -100, which Transformers' own processor does not have" in caplog.text
     assert "keep_ratio" not in (tmp_path / "preprocessor_config.json").read_text()
 
 

@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
     accumulators, class_names = {}, None
     for name, source in zip(arguments.names, arguments.models, strict=True):
         model, processor, dataset = load_labeled_data(source, arguments, find_device(arguments.device))
+        _check_volumes(dataset, arguments.group)
         evaluation, accumulators[name] = evaluate_in_detail(model, processor, dataset, arguments.options)
         if class_names is not None and evaluation.names != class_names:
             raise ValueError(
@@ -99,6 +100,16 @@ def run(arguments: argparse.Namespace) -> None:
     sheet = difference_sheet(comparison, load, palette)
     paths = write_comparison(comparison, arguments.output_dir, title, sheet)
     print(f"written to {arguments.output_dir}: {', '.join(path.name for path in paths)}")
+
+
+def _check_volumes(dataset: Any, pattern: str | None) -> None:
+    """Refuse the slices of a single volume, unless a pattern draws them, before they are predicted."""
+    columns = getattr(dataset, "column_names", None) or ()
+    if pattern is None and "group" in columns and len(set(dataset.with_format(None)["group"])) < 2:
+        raise ValueError(
+            "the images are slices of one volume, which says nothing of others; expected two volumes or more, or "
+            "--group .+ to draw slices as if they were independent"
+        )
 
 
 def model_names(sources: Sequence[str]) -> tuple[str, ...]:

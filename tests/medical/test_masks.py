@@ -497,6 +497,11 @@ def test_models_are_compared_by_volumes(tmp_path, capsys):
     command = ["compare", tmp_path / "a", tmp_path / "b", *folders, "--value-range=window:60,400", "--resamples", 200]
     assert run(*command) == 0
     assert "paired bootstrap over groups" in capsys.readouterr().out
+    single = [str(each).replace("train", "val") for each in command]
+    assert run(*single) == 1
+    assert "slices of one volume, which says nothing of others" in capsys.readouterr().err
+    assert run(*single, "--group", ".+") == 0
+    assert "4 images" in capsys.readouterr().out
 
 
 def test_evaluation_counts_every_slice_of_every_volume(tmp_path, capsys):

@@ -18,6 +18,7 @@ from ..data.torch_datasets import EpochSampler, collate
 from ..inference.segmenter import Segmenter
 from .building import build_model, first_samples, fresh_config, train_samples
 from .data import Data, load_data
+from .distillation import Teacher, load_teacher
 from .losses import SegmentationLoss
 from .optimization import freeze, parameter_groups
 from .plan import Cost, Machine, Tables
@@ -65,7 +66,7 @@ class Probe:
         """
         recipe = _as_recipe(tables, _NOT_TRIED)
         data = self._load(recipe)
-        model, loss = self._build(recipe, data)
+        model, loss, teacher = self._build(recipe, data)
         groups = parameter_groups(model, 1.0, recipe.trainer.get("weight_decay", 0.01), recipe.optimizer)
         optimizer = torch.optim.AdamW(groups)
         shares = [group["lr"] for group in optimizer.param_groups]
@@ -73,7 +74,7 @@ class Probe:
         for rate, batch in zip(rates, self._batches(recipe, data), strict=False):
             for group, share in zip(optimizer.param_groups, shares, strict=True):
                 group["lr"] = rate * share
-            losses.append(self._step(model, loss, optimizer, batch, recipe))
+            losses.append(self._step(model, loss, teacher, optimizer, batch, recipe))
             if has_diverged(losses):
                 break
         return float(f"{steepest_descent(rates[: len(losses)], losses):.2g}")
@@ -81,18 +82,18 @@ class Probe:
     def _measure(self, recipe: Recipe) -> Cost:
         data = self._load(recipe)
         reading = self._cached("reading", recipe, lambda: _time_reading(data, recipe))
-        model, loss = self._build(recipe, data)
+        model, loss, teacher = self._build(recipe, data)
         optimizer = torch.optim.AdamW(parameter_groups(model, 1e-5, 0.01, recipe.optimizer))
         size = recipe.trainer["per_device_train_batch_size"]
         samples = first_samples(data, recipe, min(size, len(data.train)))
         batch = collate([samples[index % len(samples)] for index in range(size)])
-        needed = self._bytes_of_step(model, loss, optimizer, batch, recipe)
+        needed = self._bytes_of_step(model, loss, teacher, optimizer, batch, recipe)
         for _ in range(_WARM_UP - 1):
-            self._step(model, loss, optimizer, batch, recipe)
+            self._step(model, loss, teacher, optimizer, batch, recipe)
         seconds: list[float] = []
         while len(seconds) < _MOST_STEPS and sum(seconds) < _SECONDS:
             began = time.perf_counter()
-            self._step(model, loss, optimizer, batch, recipe)
+            self._step(model, loss, teacher, optimizer, batch, recipe)
             seconds.append(time.perf_counter() - began)
         predicting = self._cached("predicting", recipe, lambda: _time_prediction(model, data, recipe))
         return Cost(statistics.median(seconds), reading, predicting, needed // size)
@@ -111,22 +112,33 @@ class Probe:
             self._seconds[key] = measure()
         return self._seconds[key]
 
-    def _build(self, recipe: Recipe, data: Data) -> tuple[nn.Module, SegmentationLoss]:
+    def _build(self, recipe: Recipe, data: Data) -> tuple[nn.Module, SegmentationLoss, Teacher | None]:
         table = dict(recipe.tables["loss"])
         if isinstance(table.get("class_weights"), str):  # numbers come from all masks, at the start of the run
             del table["class_weights"]
         model = build_model(recipe.model, data.names)
         freeze(model, recipe.optimizer)
-        return model.to(self.device).train(), SegmentationLoss(**table)
+        teacher = load_teacher(recipe.distill, data.names, data.processor) if recipe.distill.teacher else None
+        return model.to(self.device).train(), SegmentationLoss(**table), teacher and teacher.to(self.device)
 
     def _step(
-        self, model: nn.Module, loss: SegmentationLoss, optimizer: Any, batch: dict[str, Tensor], recipe: Recipe
+        self,
+        model: nn.Module,
+        loss: SegmentationLoss,
+        teacher: Teacher | None,
+        optimizer: Any,
+        batch: dict[str, Tensor],
+        recipe: Recipe,
     ) -> float:
         """Train one step as the Trainer does, and return its loss."""
         model.loss_function = loss
         inputs = {name: values.to(self.device) for name, values in batch.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bool(recipe.trainer.get("bf16"))):
-            value = model(**inputs).loss
+            outputs = model(**inputs)
+            value = outputs.loss
+            if teacher is not None:
+                ignore_index = model.config.semantic_loss_ignore_index
+                value = value + teacher.loss(outputs.logits, inputs["pixel_values"], inputs["labels"], ignore_index)
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.trainer.get("max_grad_norm") or 1.0)
         optimizer.step()
@@ -265,7 +277,8 @@ def _key(tables: Tables) -> str:
     network = {name: value for name, value in model.items() if not name.endswith(("_rate", "_prob"))}
     size = [augmentation.get(name) for name in ("crop_size", "base_size")]
     step = [trainer.get("per_device_train_batch_size"), bool(trainer.get("bf16"))]
-    return json.dumps([tables.get("data"), network, size, tables.get("loss"), tables.get("evaluation"), step])
+    others = [tables.get(name) for name in ("loss", "distill", "evaluation")]
+    return json.dumps([tables.get("data"), network, size, *others, step])
 
 
 def _time_reading(data: Data, recipe: Recipe) -> float:

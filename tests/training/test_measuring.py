@@ -7,7 +7,11 @@ from unittest import mock
 import pytest
 import torch
 
+from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
+from hf_segformer.config import DataConfig
 from hf_segformer.training import measuring
+from hf_segformer.training.data import load_data
+from hf_segformer.training.distillation import Teacher
 from hf_segformer.training.measuring import (
     Probe,
     has_diverged,
@@ -57,6 +61,16 @@ class TestCost:
         trial["augmentation"] |= {"class_balance": 0.5, "custom": "mine:augment", "final_crop_size": 48, "cutmix": 0.5}
         trial["early_stopping"] = {"patience": 2}
         assert probe.measure(trial).reading_seconds > 0
+
+    def test_steps_of_a_teacher_are_timed(self, probe, tmp_path):
+        trial = tables()
+        names = load_data(DataConfig(**trial["data"])).names
+        config = SegFormerConfig(**TINY, num_labels=len(names), id2label=dict(enumerate(names)))
+        SegFormerForSemanticSegmentation(config).save_pretrained(tmp_path)
+        SegFormerImageProcessor().save_pretrained(tmp_path)
+        with mock.patch.object(Teacher, "loss", autospec=True, side_effect=Teacher.loss) as loss:
+            assert probe.measure(trial | {"distill": {"teacher": str(tmp_path)}}) is not probe.measure(trial)
+        assert loss.call_count > 2  # each step of the first trial
 
     def test_a_batch_larger_than_the_data_is_filled(self, probe):
         cost = probe.measure(tables(batch_size=5))

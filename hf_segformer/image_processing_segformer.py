@@ -812,7 +812,8 @@ def _warn_of_narrow_range(pixels: np.ndarray) -> None:
         logger.warning_once(
             f"A uint16 image has values from {low:.0f} to {high:.0f}, {(high - low) / 65535:.1%} of the range 0 to "
             "65535 that is scaled to 0 to 255, so the network hardly sees differences: set value_range, for example "
-            f'value_range=[{low:.0f}, {high:.0f}]. Where values are bytes, give image.astype("uint8").'
+            f"value_range=[{low:.0f}, {high:.0f}] (--value-range {low:.0f},{high:.0f}). Where values are bytes, give "
+            'image.astype("uint8").'
         )
 
 

@@ -223,11 +223,10 @@ def _decode_low_bytes(source: Any, frame: int, ignore_exif: bool) -> Image.Image
         if frame:
             file.seek(frame)
         file.filename = ""  # see `open_image_file`
-        tiles = []
-        for codec, box, offset, arguments in file.tile:
-            swapped = _low_bytes(_raw_mode(file))
-            tiles.append((codec, box, offset, (swapped, *arguments[1:]) if isinstance(arguments, tuple) else swapped))
-        file.tile = [type(file.tile[0])(*each) for each in tiles]
+        low = _low_bytes(_raw_mode(file))
+        file.tile = [
+            tile._replace(args=(low, *tile.args[1:]) if isinstance(tile.args, tuple) else low) for tile in file.tile
+        ]
         return _as_stored(file) if ignore_exif else ImageOps.exif_transpose(file)
 
 

@@ -104,8 +104,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _check_volumes(dataset: Any, pattern: str | None) -> None:
     """Refuse the slices of a single volume, unless a pattern draws them, before they are predicted."""
+    from ..data.splits import GROUP_COLUMN
+
     columns = getattr(dataset, "column_names", None) or ()
-    if pattern is None and "group" in columns and len(set(dataset.with_format(None)["group"])) < 2:
+    if pattern is None and GROUP_COLUMN in columns and len(set(dataset.with_format(None)[GROUP_COLUMN])) < 2:
         raise ValueError(
             "the images are slices of one volume, which says nothing of others; expected two volumes or more, or "
             "--group .+ to draw slices as if they were independent"

@@ -15,7 +15,7 @@ from ..config import InferenceOptions
 from ..configuration_segformer import default_ignore_index
 from ..conversion.ensembles import member_folders
 from ..data.readers import read_whole_image
-from ..data.splits import group_names, seen_images
+from ..data.splits import GROUP_COLUMN, group_names, seen_images
 from ..files import printable
 from ..image_io_segformer import read_mask
 from ..inference.segmenter import Segmenter
@@ -125,9 +125,9 @@ def groups_of(accumulator: MetricAccumulator, dataset: Any, pattern: str | None)
     """
     if pattern is not None:
         return group_names(accumulator.names, pattern)
-    if "group" not in (getattr(dataset, "column_names", None) or ()):
+    if GROUP_COLUMN not in (getattr(dataset, "column_names", None) or ()):
         return None
-    column = dataset.with_format(None).select_columns(["group"])["group"]
+    column = dataset.with_format(None).select_columns([GROUP_COLUMN])[GROUP_COLUMN]
     return [column[index] for index in accumulator.indices]
 
 

@@ -1,7 +1,7 @@
 """The writer of Parquet: shards of a data set, each with the images of one stretch of the input."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 
 from ..data.sources import InputItem
 from ..files import atomic_write, named, partial_path
+from ..visualization import Color
 from .pipeline import Prepared
 from .predictor import Prediction
 from .segmenter import unique_names
@@ -177,18 +178,29 @@ class ParquetWriter:
         self._shard.rows = []
 
     def _schema(self) -> Any:
-        import pyarrow
+        return mask_schema(self.names, self.palette, **self.identity)
 
-        fields = {
-            "name": pyarrow.string(),
-            "height": pyarrow.int32(),
-            "width": pyarrow.int32(),
-            "mask": pyarrow.binary(),
-            "pixels": pyarrow.list_(pyarrow.int64()),
-            "error": pyarrow.string(),
-        }
-        about = {"names": json.dumps(self.names), "palette": json.dumps(self.palette), **self.identity}
-        return pyarrow.schema(list(fields.items()), metadata=about)
+
+def mask_schema(names: Sequence[str], palette: Sequence[Color], **about: str) -> Any:
+    """Return the columns of a table of masks, with the classes' names and colours as its metadata.
+
+    Args:
+        names: of the classes.
+        palette: one colour for each.
+        **about: further metadata.
+    """
+    import pyarrow
+
+    fields = {
+        "name": pyarrow.string(),
+        "height": pyarrow.int32(),
+        "width": pyarrow.int32(),
+        "mask": pyarrow.binary(),
+        "pixels": pyarrow.list_(pyarrow.int64()),
+        "error": pyarrow.string(),
+    }
+    metadata = {"names": json.dumps(names), "palette": json.dumps(palette), **about}
+    return pyarrow.schema(list(fields.items()), metadata=metadata)
 
 
 @dataclass
@@ -206,4 +218,4 @@ def _in_utf8(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-__all__ = ["ParquetWriter"]
+__all__ = ["ParquetWriter", "mask_schema"]

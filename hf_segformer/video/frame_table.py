@@ -1,6 +1,5 @@
 """Masks of a video's frames in one Parquet file: a row for each frame."""
 
-import json
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..inference.parquet_writer import mask_schema
 from ..inference.writers import segmentation_to_png
 from ..visualization import Color
 
@@ -75,19 +75,11 @@ class FrameTable:
 
 
 def _schema(names: Sequence[str], palette: Sequence[Color]) -> Any:
+    """Add two columns to `mask_schema`; a frame that cannot be decoded has no row, so that none has an error."""
     import pyarrow
 
-    fields = {
-        "name": pyarrow.string(),
-        "height": pyarrow.int32(),
-        "width": pyarrow.int32(),
-        "mask": pyarrow.binary(),
-        "pixels": pyarrow.list_(pyarrow.int64()),
-        "error": pyarrow.string(),  # none: a frame that cannot be decoded has no row
-        "frame": pyarrow.int64(),
-        "time_s": pyarrow.float64(),
-    }
-    return pyarrow.schema(list(fields.items()), metadata={"names": json.dumps(names), "palette": json.dumps(palette)})
+    schema = mask_schema(names, palette)
+    return schema.append(pyarrow.field("frame", pyarrow.int64())).append(pyarrow.field("time_s", pyarrow.float64()))
 
 
 __all__ = ["FrameTable"]

@@ -32,6 +32,7 @@ from .record import RESULTS
 from .training_options import commits_of, comparison_table
 
 RECIPE = "camvid_b0"
+BASE = ("augmentation.cutmix=0", "augmentation.class_balance=0")  # the recipe before it got these two from here
 DRIVE = "^([^_]+)_"  # in the name of an image
 DRIVES = {"0001TP": "at dusk", "0006R0": "by day", "0016E5": "by day, the drive of val"}
 HELD_OUT = "0001TP"
@@ -153,6 +154,7 @@ def image_folder(data: Path, held_out: str, folder: Path) -> Path:
 def train(part: Part, data: Path, held_out: str, seed: int, folder: Path) -> dict[str, Any]:
     """Train in a folder, without a drive, and return the metrics of that drive."""
     overrides = [
+        *BASE,
         *part.recipe_settings,
         f"split.group={DRIVE}",
         f'split.hold_out=["{held_out}"]',

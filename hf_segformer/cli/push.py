@@ -54,7 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _print_model(commit, folder: Path) -> None:
-    from ..hub.model_card import loading_classes, model_kind
+    from ..hub.model_folder import model_kind
+    from ..hub.usage_code import loading_classes
 
     own_class, auto_class = loading_classes(model_kind(folder))
     pinned = f'"{commit.repo_url.repo_id}", revision="{commit.oid}"'

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..conversion.ensembles import member_folders
-from .model_card import card_values, edited_card, groups_note, in_markdown, read_optional, read_weights, render_card
+from .model_card import card_values, edited_card, groups_note, in_markdown, render_card
+from .model_folder import read_optional, read_weights
 
 RECORDS = ("folds.json", "seeds.json")
 

@@ -5,18 +5,18 @@ card that somebody wrote or edited is kept.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..configuration_segformer import VARIANTS, SegFormerConfig
-from ..conversion.checkpoints import read_config, read_shards_of
-from ..files import read_json, resolve_inside, toml_value
+from ..conversion.checkpoints import read_config
+from ..files import resolve_inside, toml_value
+from .model_folder import model_kind, read_model_config, read_optional, read_weights
+from .usage_code import HALF, remote_usage, usage
 
 IMAGES = ("prediction.png", "confusion.png", "reliability.png", "curve.png")
-MODEL_TYPES = ("hf_segformer", "segformer")
 
 _SCORES = {"mean_iou": "Mean IoU", "mean_accuracy": "Mean accuracy", "overall_accuracy": "Pixel accuracy"}
 # Further scores that `segformer evaluate` measures: overall, and their headings by class.
@@ -27,15 +27,11 @@ _MEASURED_TOO = {
     "calibration_error": "Calibration error",
 }
 _BY_CLASS_TOO = {"dice": "Dice"} | {name: title for name, title in _MEASURED_TOO.items() if name != "mean_dice"}
-_KINDS = {"ForSemanticSegmentation": "segmentation", "ForImageClassification": "classification"}
 _PIPELINES = {
     "segmentation": "image-segmentation",
     "classification": "image-classification",
     "encoder": "image-feature-extraction",
 }
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-_HALF = ("float16", "bfloat16")
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _TEMPLATE = "model_card.md"
 _SEAL = re.compile(r"\n<!-- Rendered by hf_segformer ([0-9a-f]{16}); once edited it is kept as it is. -->\n\Z")
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -87,73 +83,6 @@ def edited_card(folder: str | Path) -> str:
 def is_hub_id(name: Any) -> bool:
     """Return True if a value can be the name of a repository on the Hub, `owner/name`."""
     return isinstance(name, str) and _HUB_ID.fullmatch(name) is not None
-
-
-def read_model_config(folder: Path) -> dict[str, Any]:
-    """Read config.json.
-
-    Raises:
-        ValueError: if it is damaged, another network's, or a link out of the folder.
-        OSError: if there is none.
-    """
-    path = resolve_inside(folder, "config.json")
-    if not path.is_file():
-        raise OSError(f"{folder} holds no config.json; expected a folder that save_pretrained wrote")
-    config = read_json(path)
-    if config.get("model_type") not in MODEL_TYPES:
-        raise ValueError(f"{path} has model_type {config.get('model_type')!r}; expected 'hf_segformer' or 'segformer'")
-    return config
-
-
-def read_weights(folder: Path) -> tuple[int, str]:
-    """Count the parameters and name their type, by the headers of the folder's *.safetensors.
-
-    Returns:
-        number of parameters, without BatchNorm's running statistics; name of the type, empty if there are several.
-
-    Raises:
-        ValueError: if a file is damaged or cut short, or one of several is missing.
-        OSError: if there are none.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    count, dtypes = 0, set()
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="numpy") as file:
-                for key in file.keys():  # noqa: SIM118 (a file is not a dictionary)
-                    if key.endswith(_BUFFERS):
-                        continue
-                    tensor, product = file.get_slice(key), 1
-                    for side in tensor.get_shape():
-                        product *= side
-                    count += product
-                    dtypes.add(tensor.get_dtype())
-        except SafetensorError as error:
-            raise ValueError(
-                f"{path} is damaged or was not written to its end ({error}): save the model again"
-            ) from None
-    return count, _DTYPES.get(dtypes.pop(), "") if len(dtypes) == 1 else ""
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """List the file of the weights, or all that its index names.
-
-    Raises:
-        ValueError: if the index names a file elsewhere, or a file is a link out of the folder.
-        OSError: if one is missing.
-    """
-    if (folder / "model.safetensors").is_file():
-        return [resolve_inside(folder, "model.safetensors")]
-    index = resolve_inside(folder, "model.safetensors.index.json")
-    if not index.is_file():
-        raise OSError(f"{folder} holds no model.safetensors; expected a folder that save_pretrained wrote")
-    return read_shards_of(index)
-
-
-def read_optional(folder: Path, name: str) -> dict[str, Any]:
-    """Read the object in a JSON file of a folder; empty without the file."""
-    return read_json(resolve_inside(folder, name)) if (folder / name).is_file() else {}
 
 
 def _is_rendered(text: str) -> bool:
@@ -232,9 +161,9 @@ def card_values(
         + (f" in {dtype}" if dtype else "")
         + (f", for images of {channels} channel{'s' if channels != 1 else ''}" if channels != 3 else ""),
         "names": [in_markdown(name) for name in names],
-        "usage": _usage(kind, source, dtype),
-        "remote_usage": _remote_usage(kind, source, dtype, repo_id is not None) if has_code else "",
-        "is_half": dtype in _HALF,
+        "usage": usage(kind, source, dtype),
+        "remote_usage": remote_usage(kind, source, dtype, repo_id is not None) if has_code else "",
+        "is_half": dtype in HALF,
         "on_hub": repo_id is not None,
         "terms": in_markdown((data.get("terms") or "").rstrip(". ")),
         "scores": _overall_scores(results),
@@ -253,12 +182,6 @@ def card_values(
         "has_recipe": bool(training.get("recipe")),
         "environment": _environment(training),
     }
-
-
-def model_kind(folder: Path) -> str:
-    """Return what a folder's model is: "segmentation", "classification" or "encoder"."""
-    architectures = read_model_config(folder).get("architectures") or [""]
-    return next((kind for end, kind in _KINDS.items() if str(architectures[0]).endswith(end)), "encoder")
 
 
 def _is_below(folder: Path) -> bool:
@@ -539,55 +462,6 @@ def _number(value: float) -> str:
     return f"{value:,}"
 
 
-_CLASSES = {"segmentation": "ForSemanticSegmentation", "classification": "ForImageClassification", "encoder": "Model"}
-_RESULTS = {
-    "segmentation": (
-        "size = ImageOps.exif_transpose(image).size[::-1]  # upright, as the processor turns it\n"
-        "[segmentation] = processor.post_process_semantic_segmentation(outputs, [size])"
-    ),
-    "classification": "label = model.config.id2label[outputs.logits.argmax().item()]",
-    "encoder": "features = outputs.last_hidden_state",
-}
-
-
-def loading_classes(kind: str) -> tuple[str, str]:
-    """Return the names of the classes that load a kind of model, this package's and Transformers'."""
-    return f"SegFormer{_CLASSES[kind]}", f"AutoModel{_CLASSES[kind].removeprefix('Model')}"
-
-
-def _usage(kind: str, source: str, dtype: str) -> str:
-    """Write the Python lines that load the model and use it on an image."""
-    name, where = loading_classes(kind)[0], json.dumps(source, ensure_ascii=False)
-    options = ", dtype=torch.float32" if dtype in _HALF else ""
-    lines = [
-        *(["import torch"] if dtype in _HALF else []),
-        *(["from PIL import ImageOps"] if kind == "segmentation" else []),
-        f"from hf_segformer import {name}, SegFormerImageProcessor",
-        "",
-        f"model = {name}.from_pretrained({where}{options}).eval()",
-        f"processor = SegFormerImageProcessor.from_pretrained({where})",
-        'outputs = model(**processor(image, return_tensors="pt"))  # image: a PIL image',
-        _RESULTS[kind],
-    ]
-    return "\n".join(lines)
-
-
-def _remote_usage(kind: str, source: str, dtype: str, on_hub: bool) -> str:
-    """Write the same lines for the code beside the weights, without the package."""
-    name, where = loading_classes(kind)[1], json.dumps(source, ensure_ascii=False)
-    pins = ', "revision": "COMMIT", "code_revision": "COMMIT"' if on_hub else ""
-    number_type = ", dtype=torch.float32" if dtype in _HALF else ""
-    lines = [
-        *(["import torch"] if dtype in _HALF else []),
-        f"from transformers import AutoImageProcessor, {name}",
-        "",
-        f'options = {{"trust_remote_code": True{pins}}}',
-        f"model = {name}.from_pretrained({where}, **options{number_type}).eval()",
-        f"processor = AutoImageProcessor.from_pretrained({where}, **options)",
-    ]
-    return "\n".join(lines)
-
-
 __all__ = [
     "IMAGES",
     "card_text",
@@ -597,12 +471,6 @@ __all__ = [
     "in_code",
     "in_markdown",
     "is_hub_id",
-    "loading_classes",
-    "model_kind",
-    "read_model_config",
-    "read_optional",
-    "read_weights",
     "render_card",
-    "weight_files",
     "write_card",
 ]

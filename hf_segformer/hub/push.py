@@ -22,7 +22,8 @@ from ..files import read_json, resolve_inside
 from .endpoint import HANDLER_FILES, handler_files, is_own
 from .ensemble_card import RECORDS, ensemble_card_text
 from .examples import find_example_images
-from .model_card import IMAGES, card_text, model_kind, read_model_config, read_weights, weight_files
+from .model_card import IMAGES, card_text
+from .model_folder import model_kind, read_model_config, read_weights, weight_files
 
 _MEASURED = ("metrics.json", "training.json", *IMAGES)
 _OF_RUNS = re.compile(r"(fold|seed)_[0-9]+/")  # members of an ensemble that `segformer train` has written

@@ -16,7 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from packaging.requirements import Requirement
 
 from ..conversion.ensembles import is_ensemble
-from .model_card import model_kind
+from .model_folder import model_kind
 from .push import checked_files, one_line_errors, push_folder
 
 _PACKAGE = "hf_segformer"

@@ -23,7 +23,8 @@ from hf_segformer.cli.main import main
 from hf_segformer.conversion.checkpoints import read_checkpoint
 from hf_segformer.conversion.loading import load_segmentation
 from hf_segformer.data.pairing import load_splits, open_split, two_columns
-from hf_segformer.data.readers import ImageSource, Tile, open_raster
+from hf_segformer.data.reader_protocol import ImageSource, Tile
+from hf_segformer.data.readers import open_raster
 from hf_segformer.data.sources import DatasetSource, FileSource, find_inputs
 from hf_segformer.hub.push import checked_files
 from hf_segformer.inference.batch import Report

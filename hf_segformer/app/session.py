@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 
 from ..configuration_segformer import VARIANTS
-from ..data.readers import NUMPY_MAGIC, ImageFile, ImageSource, ReadOptions, find_reader
+from ..data.image_file import NUMPY_MAGIC, ImageFile
+from ..data.reader_protocol import ImageSource, ReadOptions
+from ..data.readers import find_reader
 from ..image_io_segformer import DECODE_ERRORS, size_in_header
 from ..inference.predictor import SegFormerPredictor
 from ..inference.writers import count_pixels, segmentation_to_png

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..data.readers import ImageSource, Kind, image_suffixes, kind_of, suffixes_of, without_suffix
+from ..data.reader_protocol import ImageSource, Kind
+from ..data.readers import image_suffixes, kind_of, suffixes_of, without_suffix
 from ..data.sources import FileSource, InputItem
 from .options import check_address, shown_address
 

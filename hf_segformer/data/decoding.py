@@ -15,7 +15,8 @@ from ..image_io_segformer import exif_orientation, read_image, read_mask
 from .label_mapping import LabelMapping
 from .panoptic import read_segments
 from .polygons import draw_polygons
-from .readers import ImageSource, choose_bands, has_data, read_color_mask, read_whole_image, read_whole_mask
+from .reader_protocol import ImageSource, choose_bands, has_data
+from .readers import read_color_mask, read_whole_image, read_whole_mask
 from .volume_pairs import is_volume, read_slice
 
 

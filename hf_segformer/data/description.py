@@ -36,7 +36,8 @@ from .label_mapping import build_mapping
 from .labeled import CLASS_FILES, Source, open_source
 from .layouts import recognize_layout
 from .mask_values import Meaning, explain_colors, explain_values
-from .readers import ImageSource, read_color_mask, read_whole_mask
+from .reader_protocol import ImageSource
+from .readers import read_color_mask, read_whole_mask
 
 _NUM_TRAIN_MASKS, _NUM_EVAL_MASKS, _NUM_IMAGES = 200, 50, 50
 _INDEX_MODES = ("", "1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")  # "" is a file that Pillow does not open

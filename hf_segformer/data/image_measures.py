@@ -12,7 +12,9 @@ from PIL import Image
 
 from ..image_io_segformer import open_image_file
 from .decoding import file_name
-from .readers import NUMPY_MAGIC, ImageFile, ImageSource, ReadOptions, Tile, find_reader, read_array_file
+from .image_file import NUMPY_MAGIC, ImageFile, read_array_file
+from .reader_protocol import ImageSource, ReadOptions, Tile
+from .readers import find_reader
 
 NARROW = 0.25  # share of the value range below which a network hardly sees differences
 _LARGEST_TILE = 1024

@@ -19,7 +19,8 @@ from .decoding import RowReader, array_dtype
 from .folder_names import choose_listed, walk_folders
 from .label_mapping import build_mapping
 from .name_parts import explain_difference
-from .readers import count_pages, is_hub_file, note_on_videos
+from .reader_protocol import is_hub_file
+from .readers import count_pages, note_on_videos
 from .volume_pairs import pair_volumes
 
 _NUM_LISTED, _NUM_TRIED = 5, 50

@@ -16,18 +16,8 @@ import numpy as np
 
 from ..files import resolve_inside
 from .folder_names import walk_folders
-from .readers import (
-    ImageSource,
-    Kind,
-    Reader,
-    count_pages,
-    gather,
-    image_suffixes,
-    is_listed,
-    kind_of,
-    open_image,
-    without_suffix,
-)
+from .reader_protocol import ImageSource, Kind, Reader
+from .readers import count_pages, gather, image_suffixes, is_listed, kind_of, open_image, without_suffix
 
 
 class InputItem(NamedTuple):

@@ -24,7 +24,7 @@ from ..image_io_segformer import read_mask
 from ..image_processing_segformer import SegFormerImageProcessor
 from .custom import CustomAugmentation
 from .mixing import draw_mix, paste
-from .readers import has_data
+from .reader_protocol import has_data
 from .sampling import ClassBalance, SampleKey
 from .transforms import augment
 

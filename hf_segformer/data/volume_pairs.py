@@ -15,17 +15,8 @@ import numpy as np
 
 from ..files import IMAGE_SUFFIXES, MASK_SUFFIXES
 from .folder_names import choose_listed, walk_folders
-from .readers import (
-    ImageSource,
-    ReadOptions,
-    find_reader,
-    gather,
-    is_listed,
-    kind_of,
-    read_whole_mask,
-    suffixes_of,
-    without_suffix,
-)
+from .reader_protocol import ImageSource, ReadOptions
+from .readers import find_reader, gather, is_listed, kind_of, read_whole_mask, suffixes_of, without_suffix
 
 _MOST_OPEN = 32
 _NUM_LISTED = 5

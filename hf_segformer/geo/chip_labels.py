@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..data.readers import ImageSource, ReadOptions, Tile
+from ..data.reader_protocol import ImageSource, ReadOptions, Tile
 from ..files import BACKGROUND
 from .areas import AreaMeasure
 from .geotiff import GeoRaster

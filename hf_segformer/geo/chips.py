@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.readers import Tile
+from ..data.reader_protocol import Tile
 from ..files import atomic_directory, check_new_or_empty, printable, write_json
 from ..progress import Progress
 from ..visualization import palette_for

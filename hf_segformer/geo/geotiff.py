@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..data.readers import ImageSource, Kind, ReadOptions, Tile
+from ..data.reader_protocol import ImageSource, Kind, ReadOptions, Tile
 from ..inference.tiling import MaskLayout
 from .areas import write_areas
 from .cog import Reference, part_transform, write_cog
@@ -73,13 +73,13 @@ class GeoRaster(Raster):
 
     @classmethod
     def claims(cls, source: ImageSource, by_tiles: bool = False) -> Kind | None:
-        """See `data.readers.Reader.claims`."""
+        """See `data.reader_protocol.Reader.claims`."""
         is_known = any(source.head.startswith(magic) for magic, _ in _DRIVERS)
         return raster_kind(source) or ("raster" if by_tiles and is_known and is_installed("rasterio") else None)
 
     @classmethod
     def count(cls, source: ImageSource) -> int:
-        """See `data.readers.Reader.count`."""
+        """See `data.reader_protocol.Reader.count`."""
         with ExitStack() as stack:
             return len(_directories(_open(source, None, stack)))
 
@@ -134,7 +134,7 @@ class GeoRaster(Raster):
         self.region, self.may_lack_data = region, True
 
     def read(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `data.readers.Reader.read`."""
+        """See `data.reader_protocol.Reader.read`."""
         if self.region is None:
             return super().read(tile)
         inside = self.region.inside(tile)

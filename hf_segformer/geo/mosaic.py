@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.readers import ImageSource, ReadOptions, Tile
+from ..data.reader_protocol import ImageSource, ReadOptions, Tile
 from .cog import Reference, part_transform
 from .geotiff import GeoRaster
 

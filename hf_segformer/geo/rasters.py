@@ -19,7 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
-from ..data.readers import ImageSource, Kind, ReadOptions, Tile
+from ..data.reader_protocol import ImageSource, Kind, ReadOptions, Tile
 from ..image_io_segformer import DECODE_ERRORS, check_area
 from ..inference.tiling import MaskLayout
 
@@ -109,7 +109,7 @@ def is_installed(name: str) -> bool:
 
 
 class Raster:
-    """An open raster; see `data.readers.Reader`.
+    """An open raster; see `data.reader_protocol.Reader`.
 
     Args:
         source: the file.
@@ -189,7 +189,7 @@ class Raster:
             self.height, self.width = self.width, self.height
 
     def read(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return a tile of the upright image; see `data.readers.Reader.read`.
+        """Return a tile of the upright image; see `data.reader_protocol.Reader.read`.
 
         Raises:
             OSError: if the file is cut or damaged there.
@@ -216,7 +216,7 @@ class Raster:
         raise NotImplementedError
 
     def image(self) -> np.ndarray:
-        """Return the whole raster; see `data.readers.Reader.image`."""
+        """Return the whole raster; see `data.reader_protocol.Reader.image`."""
         check_area(self.height, self.width, self.name)
         return self.read(Tile(0, 0, self.height, self.width))[0]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.readers import Kind, Reader, Tile
+from ..data.reader_protocol import Kind, Reader, Tile
 from ..data.sources import FileSource, InputItem
 from .areas import AreaMeasure
 from .geotiff import GeoRaster

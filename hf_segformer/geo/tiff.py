@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.readers import ImageSource, Kind, ReadOptions, Tile
+from ..data.reader_protocol import ImageSource, Kind, ReadOptions, Tile
 from ..image_io_segformer import DECODE_ERRORS
 from ..inference.tiling import MaskLayout
 from .rasters import (
@@ -43,7 +43,7 @@ class PlainRaster(Raster):
 
     @classmethod
     def claims(cls, source: ImageSource, by_tiles: bool = False) -> Kind | None:
-        """See `data.readers.Reader.claims`."""
+        """See `data.reader_protocol.Reader.claims`."""
         if not source.head.startswith(TIFF_MAGIC) or not is_installed("tifffile"):
             return None
         kind = raster_kind(source) or ("raster" if by_tiles or _has_band_pages(source) else None)
@@ -51,7 +51,7 @@ class PlainRaster(Raster):
 
     @classmethod
     def count(cls, source: ImageSource) -> int:
-        """See `data.readers.Reader.count`."""
+        """See `data.reader_protocol.Reader.count`."""
         import tifffile
 
         try:

@@ -23,7 +23,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import InferenceOptions
-from ..data.readers import Reader, Tile, open_raster
+from ..data.reader_protocol import Reader, Tile
+from ..data.readers import open_raster
 from ..files import atomic_write, partial_path
 from ..image_processing_segformer import SegFormerImageProcessor, range_limits
 from ..progress import Progress

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import InferenceOptions
-from ..data.readers import has_data, read_whole_image
+from ..data.reader_protocol import has_data
+from ..data.readers import read_whole_image
 from ..image_io_segformer import DECODE_ERRORS, read_image
 from ..image_processing_segformer import SegFormerImageProcessor
 from ..visualization import BACKGROUND_COLOR, Color, default_palette, palette_for

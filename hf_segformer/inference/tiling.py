@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..config import TILE_STEP, InferenceOptions
-from ..data.readers import Tile
+from ..data.reader_protocol import Tile
 from ..upsampling_segformer import upsample_argmax
 
 CELL = 4  # pixels for each cell of the grid of logits

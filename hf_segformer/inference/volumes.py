@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..data.readers import Reader
+from ..data.reader_protocol import Reader
 from ..files import atomic_write
 from ..progress import Progress
 from .areas import Areas, Spacing

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.readers import ImageSource, Kind
+from ..data.reader_protocol import ImageSource, Kind
 from ..files import printable
 from ..image_io_segformer import DECODE_ERRORS
 from ..inference.tiling import MaskLayout
@@ -71,7 +71,7 @@ class DicomVolume(Volume):
 
     @classmethod
     def claims(cls, source: ImageSource, by_tiles: bool = False) -> Kind | None:
-        """See `data.readers.Reader.claims`."""
+        """See `data.reader_protocol.Reader.claims`."""
         is_dicom = source.head[_MAGIC_PLACE:].startswith(_MAGIC)
         return "volume" if is_dicom or source.suffix in cls.suffixes else None
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.readers import ImageSource, ReadOptions, find_reader
+from ..data.reader_protocol import ImageSource, ReadOptions
+from ..data.readers import find_reader
 from ..files import printable
 from .dicom import DicomVolume, read_header
 from .frames import frame_tag

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.readers import ImageSource, Kind
+from ..data.reader_protocol import ImageSource, Kind
 from ..image_io_segformer import DECODE_ERRORS
 from ..inference.areas import Spacing
 from ..inference.tiling import MaskLayout
@@ -44,7 +44,7 @@ class NiftiVolume(Volume):
 
     @classmethod
     def claims(cls, source: ImageSource, by_tiles: bool = False) -> Kind | None:
-        """See `data.readers.Reader.claims`."""
+        """See `data.reader_protocol.Reader.claims`."""
         is_named = source.name.lower().endswith(cls.suffixes)
         return "volume" if is_named or _header_size(_start_of(source.head)) else None
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.readers import ImageSource, Kind, ReadOptions, Tile, choose_bands
+from ..data.reader_protocol import ImageSource, Kind, ReadOptions, Tile, choose_bands
 from ..files import is_full
 from ..image_io_segformer import DECODE_ERRORS, check_area
 from ..inference.areas import Spacing
@@ -25,7 +25,7 @@ _quiet = threading.RLock()
 
 
 class Volume:
-    """An open volume; see `data.readers.Reader` and `inference.volumes.VolumeReader`.
+    """An open volume; see `data.reader_protocol.Reader` and `inference.volumes.VolumeReader`.
 
     Args:
         source: the file, or the files of a series.
@@ -61,7 +61,7 @@ class Volume:
 
     @classmethod
     def count(cls, source: ImageSource) -> int:
-        """See `data.readers.Reader.count`."""
+        """See `data.reader_protocol.Reader.count`."""
         with cls(source, ReadOptions(page=0)) as volume:
             return volume.num_slices
 
@@ -103,7 +103,7 @@ class Volume:
         return pixels
 
     def image(self) -> np.ndarray:
-        """Return the slice of `ReadOptions.page`, or the only one; see `data.readers.Reader.image`."""
+        """Return the slice of `ReadOptions.page`, or the only one; see `data.reader_protocol.Reader.image`."""
         page = self.options.page
         if page is None and self.num_slices > 1:
             raise ValueError(
@@ -122,7 +122,7 @@ class Volume:
         return None
 
     def read(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `data.readers.Reader.read`."""
+        """See `data.reader_protocol.Reader.read`."""
         pixels = self.image()[:, tile.top : tile.top + tile.height, tile.left : tile.left + tile.width]
         return pixels, None
 

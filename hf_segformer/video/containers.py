@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..data.readers import ImageSource
+from ..data.reader_protocol import ImageSource
 
 INSTALL = "pip install 'hf-segformer[video]'"
 # Endings by which folders are searched. MPEG transport streams (.ts) are known by content: TypeScript has that ending.

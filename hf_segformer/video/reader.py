@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from PIL import Image
 
-from ..data.readers import ImageSource, Kind, ReadOptions, Tile, choose_bands
+from ..data.reader_protocol import ImageSource, Kind, ReadOptions, Tile, choose_bands
 from ..files import is_full
 from ..image_io_segformer import DECODE_ERRORS, check_area
 from .containers import (
@@ -90,7 +90,7 @@ class _Orientation(NamedTuple):
 
 
 class VideoFile:
-    """Reader of the first video stream of a file; see `data.readers.Reader`.
+    """Reader of the first video stream of a file; see `data.reader_protocol.Reader`.
 
     It gives frames by `events` alone: every other way to read it says which command does.
 
@@ -125,7 +125,7 @@ class VideoFile:
 
     @classmethod
     def claims(cls, source: ImageSource, by_tiles: bool = False) -> Kind | None:
-        """See `data.readers.Reader.claims`."""
+        """See `data.reader_protocol.Reader.claims`."""
         return "video" if is_video(source) else None
 
     @classmethod

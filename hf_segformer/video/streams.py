@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from ..data.readers import Kind, ReadOptions
+from ..data.reader_protocol import Kind, ReadOptions
 from ..data.sources import InputItem
 from .containers import check_stream, public_address
 from .reader import StreamedVideo, VideoFile, require

@@ -14,9 +14,8 @@ from hf_segformer.config import AugmentationConfig
 from hf_segformer.data.decoding import RowReader
 from hf_segformer.data.label_mapping import LabelMapping
 from hf_segformer.data.pairing import decode_dataset, pair_images_and_masks
+from hf_segformer.data.reader_protocol import ImageSource, Tile
 from hf_segformer.data.readers import (
-    ImageSource,
-    Tile,
     count_pages,
     is_turned_alone,
     kind_of,

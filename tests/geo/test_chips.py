@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from hf_segformer.data.readers import Tile, open_raster, read_whole_image, read_whole_mask
+from hf_segformer.data.reader_protocol import Tile
+from hf_segformer.data.readers import open_raster, read_whole_image, read_whole_mask
 from tests.geo.test_large_images import scene, write_geotiff
 from tests.geo.test_maps import UTM
 from tests.geo.test_scenes import write_vectors

@@ -17,7 +17,8 @@ from PIL import Image, ImageFile
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.config import InferenceOptions
-from hf_segformer.data.readers import Tile, count_pages, kind_of, open_raster, read_whole_image
+from hf_segformer.data.reader_protocol import Tile
+from hf_segformer.data.readers import count_pages, kind_of, open_raster, read_whole_image
 from hf_segformer.files import is_full
 from hf_segformer.geo.tiff import PlainRaster
 from hf_segformer.inference.large_image import predict_large_image

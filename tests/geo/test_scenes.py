@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hf_segformer.data.readers import Tile, open_raster
+from hf_segformer.data.reader_protocol import Tile
+from hf_segformer.data.readers import open_raster
 from hf_segformer.inference.segmenter import Segmenter
 from hf_segformer.inference.tiling import count_tiles
 from tests.geo.test_large_images import TILED, scene, write_geotiff

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation
 from hf_segformer.config import InferenceOptions
-from hf_segformer.data.readers import Tile
+from hf_segformer.data.reader_protocol import Tile
 from hf_segformer.inference.tiling import blend, blending_weights, count_tiles, segment_rows, tile_spans
 from hf_segformer.upsampling_segformer import upsample_argmax
 from tests.support.tiny import TINY

@@ -12,7 +12,8 @@ import pydicom
 from pydicom import Dataset
 from pydicom.uid import RLELossless, generate_uid
 
-from hf_segformer.data.readers import ImageSource, ReadOptions, count_pages, kind_of, open_image, read_whole_image
+from hf_segformer.data.reader_protocol import ImageSource, ReadOptions
+from hf_segformer.data.readers import count_pages, kind_of, open_image, read_whole_image
 from hf_segformer.inference.tiling import MaskLayout
 from hf_segformer.medical.dicom import DicomVolume
 from hf_segformer.medical.volumes import decode_errors, describe

@@ -22,7 +22,7 @@ from pydicom.uid import generate_uid
 from hf_segformer import SegFormerImageProcessor
 from hf_segformer.config import DataConfig, SplitConfig
 from hf_segformer.data.pairing import decode_dataset, pair_images_and_masks
-from hf_segformer.data.readers import ImageSource, ReadOptions
+from hf_segformer.data.reader_protocol import ImageSource, ReadOptions
 from hf_segformer.inference.tiling import MaskLayout
 from hf_segformer.medical.dicom import DicomVolume
 from hf_segformer.medical.masks import read_labels

@@ -10,7 +10,8 @@ pytest.importorskip("nibabel")
 
 import nibabel
 
-from hf_segformer.data.readers import ImageSource, ReadOptions, kind_of, open_image, read_whole_mask, without_suffix
+from hf_segformer.data.reader_protocol import ImageSource, ReadOptions
+from hf_segformer.data.readers import kind_of, open_image, read_whole_mask, without_suffix
 from hf_segformer.inference.tiling import MaskLayout
 from hf_segformer.medical import nifti
 from hf_segformer.medical.nifti import NiftiVolume

@@ -34,7 +34,8 @@ from hf_segformer.conversion.convert import convert_checkpoint
 from hf_segformer.conversion.loading import load_segmentation
 from hf_segformer.data.decoding import RowReader
 from hf_segformer.data.label_mapping import LabelMapping
-from hf_segformer.data.readers import Tile, kind_of, open_image, open_raster
+from hf_segformer.data.reader_protocol import Tile
+from hf_segformer.data.readers import kind_of, open_image, open_raster
 from hf_segformer.image_io_segformer import read_mask
 from hf_segformer.inference.tiling import MaskLayout
 from tests.support.damage import mutate

@@ -409,7 +409,7 @@ class TestDatasets:
         image_of(labels_of(0)).save(content, "PNG")
         opened = []
         download = lambda path: opened.append(path) or content.getvalue()  # noqa: E731
-        monkeypatch.setattr("hf_segformer.data.readers._download", download)
+        monkeypatch.setattr("hf_segformer.data.reader_protocol._download", download)
         read = reader.RowReader(3, LabelMapping((0, 1, 2))).read
         address = "hf://datasets/me/streets@main/p.png"
         image, _ = read({"path": address, "bytes": None}, labels_of(0))

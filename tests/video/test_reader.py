@@ -11,7 +11,8 @@ pytest.importorskip("av")
 import av
 from PIL import Image
 
-from hf_segformer.data.readers import ImageSource, find_reader, image_suffixes, kind_of, open_image
+from hf_segformer.data.reader_protocol import ImageSource
+from hf_segformer.data.readers import find_reader, image_suffixes, kind_of, open_image
 from hf_segformer.video.containers import missing_bytes
 from hf_segformer.video.reader import Frame, VideoFile
 from hf_segformer.video.shares import SharesCurve

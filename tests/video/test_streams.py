@@ -14,7 +14,7 @@ pytest.importorskip("av")
 import av
 
 from hf_segformer import SegFormerImageProcessor
-from hf_segformer.data.readers import ReadOptions
+from hf_segformer.data.reader_protocol import ReadOptions
 from hf_segformer.video.containers import check_stream, open_file, public_address
 from hf_segformer.video.reader import Frame, Sound, StreamedVideo, VideoFile
 from tests.inference.test_predictor import lively

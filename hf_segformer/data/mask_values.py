@@ -14,6 +14,7 @@ from .label_mapping import unpack_color
 
 _MOST_CLASSES = 256  # more values than these are numbers of objects or measurements
 _NUM_SHOWN, _MOST_COLORS = 12, 40
+_BRIGHT, _NUM_BRIGHT = 200, 4  # values of smoothed edges near 255; indices of classes are lower
 
 
 class Meaning(NamedTuple):
@@ -76,11 +77,23 @@ def explain_values(
             f"masks hold {len(counted)} values, {_list(counted)}: they seem to number objects or measure something; "
             "expected one value a class"
         )
+    if len(names) <= 2 and _are_smoothed(counted):
+        raise ValueError(
+            f"masks hold {len(counted)} values from 0 to 255, {_list(counted)}: smoothed or compressed edges of black "
+            "and white masks seem to have them; expected two values: store the masks again without interpolation, "
+            "with 0 below 128 and 255 from there"
+        )
     meaning = _explain_named(counted, names, names_source) if names else _explain_unnamed(counted)
     classes = meaning.tables.get("label_values", range(max(len(meaning.names), 2)))
     if IGNORE_INDEX in counted and IGNORE_INDEX not in classes:
         meaning = meaning._replace(notes=(*meaning.notes, f"Pixels of mask value {IGNORE_INDEX} do not count."))
     return meaning
+
+
+def _are_smoothed(counted: Sequence[int]) -> bool:
+    """Return True for values from 0 to 255 that leave no gap at one of the ends, as those of blurred edges."""
+    bright = sum(_BRIGHT <= value < IGNORE_INDEX for value in counted)
+    return {0, IGNORE_INDEX} <= {*counted} and bool({1, 254} & {*counted}) and bright >= _NUM_BRIGHT
 
 
 def _meaning(tables: dict[str, Any], names: Sequence[str], source: str, notes: Sequence[str] = ()) -> Meaning:

@@ -174,6 +174,8 @@ def test_masks_of_two_kinds_are_refused(tmp_path):
         ([0], (), "hold only 0; expected two classes", {"names": ["a", "b"]}),
         ([255], (), "hold only 255; expected", {"label_values": [0, 255]}),
         (range(300), (), "300 values", None),
+        (range(256), (), "256 values from 0 to 255, .*: smoothed or compressed edges .* with 0 below 128", None),
+        ([0, 1, 2, *range(249, 256)], ("lesion",), "10 values from 0 to 255, .*: smoothed or compressed edges", None),
     ],
 )
 def test_values_of_two_meanings_are_refused_with_the_setting(values, names, message, choice):

@@ -6,6 +6,7 @@ A path such as `train_masks` or `masks/train` becomes a template with `{split}` 
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -116,6 +117,17 @@ def list_images(root: Path) -> dict[str, list[str]]:
     return found
 
 
+def composed(name: str) -> str:
+    """Return a name in the Unicode form that other systems than macOS store it in, by which names are compared.
+
+    Examples:
+        >>> from hf_segformer.data.folder_names import composed
+        >>> composed("u\N{COMBINING DIAERESIS}") == "\N{LATIN SMALL LETTER U WITH DIAERESIS}"
+        True
+    """
+    return unicodedata.normalize("NFC", name)
+
+
 def choose_listed(path: Path, files: Mapping[str, str | Path], folder: Path, kind: str) -> list[str]:
     """Return the names that a text file lists, one a line, as Pascal VOC has them.
 
@@ -135,12 +147,12 @@ def choose_listed(path: Path, files: Mapping[str, str | Path], folder: Path, kin
         lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows marks UTF-8
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file; expected the name of an {kind} in each line") from error
-    names_of = {Path(file).relative_to(folder).as_posix(): name for name, file in files.items()} | {
-        name: name for name in files
+    names_of = {composed(Path(file).relative_to(folder).as_posix()): name for name, file in files.items()} | {
+        composed(name): name for name in files
     }
     chosen: list[str] = []
     missing: list[str] = []
-    for line in (line.strip() for line in lines if line.strip()):
+    for line in (composed(line.strip()) for line in lines if line.strip()):
         first = line.split()[0]
         name = names_of.get(line, names_of.get(first))
         chosen.append(name or first)
@@ -197,6 +209,7 @@ __all__ = [
     "TRAIN_SPLITS",
     "Template",
     "choose_listed",
+    "composed",
     "is_train",
     "list_images",
     "parse_folder",

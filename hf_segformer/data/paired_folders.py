@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ..files import IMAGE_SUFFIXES, MASK_SUFFIXES
-from .folder_names import Template, is_train, list_images, parse_folder
+from .folder_names import Template, composed, is_train, list_images, parse_folder
 from .name_parts import NameParts, is_match, match_folders, match_one_folder
 
 _LOSSY = (".jpg", ".jpeg", ".jfif")
@@ -164,7 +164,7 @@ def _full_template(folder: PurePosixPath) -> tuple[str, str | None]:
 
 def _stem(name: str) -> str:
     suffix = next(suffix for suffix in (*IMAGE_SUFFIXES, Path(name).suffix) if name.lower().endswith(suffix))
-    return name[: -len(suffix)]
+    return composed(name[: -len(suffix)])
 
 
 __all__ = ["Pairing", "find_pairings"]

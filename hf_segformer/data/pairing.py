@@ -16,7 +16,7 @@ from huggingface_hub import DatasetCard, constants
 
 from ..files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_json, resolve_inside
 from .decoding import RowReader, array_dtype
-from .folder_names import choose_listed, walk_folders
+from .folder_names import choose_listed, composed, walk_folders
 from .label_mapping import build_mapping
 from .name_parts import explain_difference
 from .reader_protocol import is_hub_file
@@ -376,6 +376,7 @@ class NamePattern(NamedTuple):
 
     def stem(self, name: str) -> str | None:
         """Return what is between prefix and suffix; None for another name."""
+        name = composed(name)
         ending = next((ending for ending in self.endings if name.lower().endswith(ending)), None)
         if ending is None or not name.startswith(self.prefix) or len(name) < len(self.prefix) + len(ending):
             return None
@@ -522,7 +523,7 @@ def _by_stem(folder: Path, names: NamePattern, skipped: NamePattern | None = Non
         own = names.stem(path.name)
         if own is None or (skipped is not None and skipped.stem(path.name) is not None):
             continue
-        stem = (path.relative_to(folder).parent / own).as_posix()
+        stem = composed((path.relative_to(folder).parent / own).as_posix())
         if path != files.setdefault(stem, path):
             raise ValueError(f"{files[stem]} and {path.name} share one name; expected one of them")
     return files

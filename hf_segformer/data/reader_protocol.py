@@ -1,4 +1,4 @@
-"""What a reader of images is, and what it is given: the file, the options of reading, and tiles.
+"""Protocol of image readers, and what they are given: the file, the options of reading, and tiles.
 
 A `Reader` claims a file by its content and says its kind: an image, which is read as a whole, a raster, which is read
 and predicted by tiles, a volume, which is read and predicted slice by slice, or a video, which is predicted frame by

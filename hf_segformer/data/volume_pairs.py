@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..files import IMAGE_SUFFIXES, MASK_SUFFIXES
-from .folder_names import choose_listed, walk_folders
+from .folder_names import choose_listed, composed, walk_folders
 from .reader_protocol import ImageSource, ReadOptions
 from .readers import find_reader, gather, is_listed, kind_of, read_whole_mask, suffixes_of, without_suffix
 
@@ -175,14 +175,14 @@ def _by_name(
                 f"{here} holds the files of {len(groups)} series; expected a folder for each series, below {folder}"
             )
         if groups:
-            found[path_here.relative_to(folder).as_posix()] = here
+            found[composed(path_here.relative_to(folder).as_posix())] = here
         taken = {*dropped, *(path for files in groups.values() for path in files)}
         for path in (os.path.join(here, name) for name in names):
             is_known = path.lower().endswith(known) or (is_listed(path) and kind_of(path) == "volume")
             own = _without(os.path.basename(path), affix) if is_known and path not in taken else None
             if own is None or (any(skipped) and _without(os.path.basename(path), skipped) is not None):
                 continue
-            name = (path_here.relative_to(folder) / own).as_posix()
+            name = composed((path_here.relative_to(folder) / own).as_posix())
             if name == ".":  # nothing is left of the name, and there is no folder to take its place
                 continue
             if found.setdefault(name, path) != path:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.config import InferenceOptions
+from hf_segformer.data.paired_folders import find_pairings
 from hf_segformer.data.pairing import decode_dataset, find_images, open_split, pair_images_and_masks
 from hf_segformer.evaluation.evaluate import evaluate
 from hf_segformer.inference.segmenter import predict
@@ -91,6 +92,21 @@ def test_what_names_differ_by_is_said(tmp_path, names, words):
     with pytest.raises(ValueError, match="has no ") as raised:
         pair_images_and_masks(tmp_path / "images", tmp_path / "masks")
     assert words in str(raised.value)
+
+
+def test_names_pair_in_any_unicode_form(tmp_path):
+    """macOS stores accents apart from their letters, and other systems do not."""
+    for mode, folder, name in (
+        ("RGB", "images", "u\N{COMBINING DIAERESIS}.png"),
+        ("L", "masks", "\N{LATIN SMALL LETTER U WITH DIAERESIS}.png"),
+    ):
+        (tmp_path / folder).mkdir()
+        Image.new(mode, (8, 6)).save(tmp_path / folder / name)
+    pairs = pair_images_and_masks(tmp_path / "images", tmp_path / "masks")
+    assert [Path(pairs[0][column]).parent.name for column in ("image", "label")] == ["images", "masks"]
+    assert find_pairings(tmp_path)[0].mask_folder == "masks"
+    (tmp_path / "list.txt").write_text("u\N{COMBINING DIAERESIS}\n", encoding="utf-8")
+    assert len(pair_images_and_masks(tmp_path / "images", tmp_path / "masks", listed=tmp_path / "list.txt")) == 1
 
 
 def test_files_without_a_partner_are_listed_in_one_line(labelled):

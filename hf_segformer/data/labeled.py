@@ -164,11 +164,26 @@ def _open_folders(
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """Training and evaluation images; None where those are still to be held out of the first."""
     templates = (image_folder, mask_folder)
+    if config.eval_share and not split.group:
+        _check_no_own_split(config, root, templates)
     if config.eval_share or split.holds_out:
         return _read_folders(config, split, root, templates, config.train_split, True), None
     names = (config.train_split, config.eval_split_name)
     train, evaluation = (_read_folders(config, split, root, templates, name, False) for name in names)
     return train, evaluation
+
+
+def _check_no_own_split(config: DataConfig, root: Path, templates: tuple[str, str]) -> None:
+    """Refuse to hold a share of the images out where the folders have a split for evaluation."""
+    train, evaluation = (
+        [f"{folder}/{name}" for folder in templates] for name in (config.train_split, config.eval_split_name)
+    )
+    if all((root / folder).is_dir() for folder in (*train, *evaluation)):
+        raise ValueError(
+            f"data.eval_share is {config.eval_share}, but {root} has {' and '.join(evaluation)}: set data.eval_share=0 "
+            f"to evaluate on them, or data.image_folder={train[0]} data.mask_folder={train[1]} to divide the training "
+            "images again"
+        )
 
 
 def _read_folders(
@@ -185,7 +200,7 @@ def _read_folders(
     folders, shared = [root / each for each in named], ""
     listed = resolve_inside(root, config.split_file.replace("{split}", name)) if config.split_file else None
     if listed is None:
-        is_below = not held_out or (split.holds_out and all((folder / name).is_dir() for folder in folders))
+        is_below = not held_out or all((folder / name).is_dir() for folder in folders)
         have_split = ["{split}" in template for template in templates]
         below = [folder if has else folder / name for folder, has in zip(folders, have_split, strict=True)]
         if sum(have_split) == 1 and (held_out or not all(folder.is_dir() for folder in below)):

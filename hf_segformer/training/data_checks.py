@@ -217,15 +217,16 @@ def _summary(faults: Sequence[str]) -> str:
 
 
 def _check_counts(counts: np.ndarray, names: Sequence[str]) -> None:
-    """Raise ValueError if no pixel counts in training or in evaluation."""
-    for split, (*labels, ignored) in zip(SPLITS, counts.tolist(), strict=True):
-        if not any(labels):
+    """Raise ValueError if no pixel counts in training or in evaluation, or all of one class of two are ignored."""
+    for split, labels in zip(SPLITS, counts[:, :-1], strict=True):
+        if not labels.any():
             raise ValueError(f"all pixels of {split} are ignored: check data.ignore_values and data.label_values")
-        if len(labels) == 2 and ignored and not labels[1]:
-            raise ValueError(
-                f"no pixel of {split} is {names[-1]!r}, and {ignored / (labels[0] + ignored):.1%} are ignored; if 255 "
-                f"stands for {names[-1]!r}, set data.label_values=[0, 255]"
-            )
+    *labels, ignored = counts.sum(axis=0).tolist()
+    if len(labels) == 2 and ignored and not labels[1]:
+        raise ValueError(
+            f"no pixel is {names[-1]!r}, and {ignored / (labels[0] + ignored):.1%} are ignored: set "
+            f"data.label_values=[0, VALUE], with the mask value of {names[-1]!r}, mostly 255 or 1"
+        )
 
 
 def format_counts(counts: np.ndarray, names: Sequence[str]) -> str:

@@ -95,6 +95,20 @@ class TestFolders:
         assert len({name.split()[0] for name in train | evaluation}) == 10
         assert files(0) == [train, evaluation] != files(1)
 
+    def test_a_share_is_held_out_of_the_training_images_alone(self, tmp_path):
+        paired_folders(tmp_path)
+        words = (
+            "data.eval_share is 0.5, but .* has images/val and masks/val: set data.eval_share=0 to evaluate on them, "
+            "or data.image_folder=images/train data.mask_folder=masks/train to divide the training images again"
+        )
+        with pytest.raises(ValueError, match=words):
+            folders(tmp_path, eval_share=0.5)
+        for fields in ({"image_folder": "images/train", "mask_folder": "masks/train"}, {}):
+            data = folders(tmp_path, eval_share=0.5, **fields)
+            assert {Path(data.describe(split, 0).split()[0]).stem for split in ("train", "evaluation")} == {"p0", "p1"}
+            for kind in ("images", "masks") if fields else ():
+                (tmp_path / kind / "val").rename(tmp_path / kind / "others")
+
     @pytest.mark.parametrize(
         ("image_path", "mask_path", "fields"),
         [
@@ -173,9 +187,9 @@ class TestFolders:
 
     def test_a_share_that_leaves_nothing_to_train_on_is_an_error(self, tmp_path):
         with pytest.raises(
-            ValueError, match=r"data.eval_share is 0.9 of the 3 images .*; expected a share that leaves some"
+            ValueError, match=r"data.eval_share is 0.9 of the 2 images .*; expected a share that leaves some"
         ):
-            folders(paired_folders(tmp_path), eval_share=0.9)
+            folders(paired_folders(tmp_path), eval_share=0.9, image_folder="images/train", mask_folder="masks/train")
 
 
 class TestLabels:
@@ -690,9 +704,18 @@ class TestCheck:
         paired_folders(tmp_path, num_values=2)
         for path in tmp_path.glob("masks/*/*"):
             save(path, Image.fromarray(np.asarray(Image.open(path)) * 255))
-        with pytest.raises(ValueError, match=r"no pixel of train is 'water', .*set data.label_values=\[0, 255\]"):
+        with pytest.raises(ValueError, match=r"no pixel is 'water', and .*: set data.label_values=\[0, VALUE\]"):
             check_data(folders(tmp_path, names=["water"]), 1)
         assert (check_data(folders(tmp_path, names=["water"], label_values=[0, 255]), 1)[:, :2] > 0).all()
+
+    def test_a_split_without_the_only_class_may_hold_ignored_pixels(self, tmp_path):
+        """Healthy patients are held out, with a margin that was not annotated."""
+        paired_folders(tmp_path, num_values=2)
+        [mask] = tmp_path.glob("masks/val/*")
+        save(mask, Image.fromarray(np.asarray(Image.open(mask)) * 255))
+        [(train, lesion, _), (evaluation, none, ignored)] = check_data(folders(tmp_path, names=["lesion"]), 1)
+        assert min(train, lesion, evaluation, ignored) > 0
+        assert none == 0
 
     def test_the_first_samples_of_a_stream_are_checked(self, parquet, capsys, monkeypatch):
         monkeypatch.setattr("hf_segformer.training.data_checks._NUM_STREAMED", 2)

@@ -27,6 +27,7 @@ Space = Mapping[str, Sequence[Any]]
 
 _FIXED = (
     "trainer.output_dir",
+    *(f"trainer.{name}" for name in ("bf16", "fp16", "tf32", "torch_compile", "use_cpu")),  # fixed with the Trainer
     "model.num_channels",
     "loss.class_weights",
     "augmentation.custom",
@@ -167,8 +168,11 @@ def build_search_trainer(recipe: Recipe, space: Space) -> RecipeTrainer:
 
     def model_init(trial: Any) -> Any:
         tried = recipe if trial is None else recipe.with_values(_as_tables(suggest(trial, space)))
+        values = training_arguments(tried)
+        for name in _trainer_values(dict.fromkeys(space)):  # which the Trainer has set, rounded to the type of before
+            setattr(trainer.args, name, getattr(values, name))
         trainer.optimizer_config = tried.optimizer
-        trainer.train_dataset = train_samples(data, tried, training_arguments(tried))
+        trainer.train_dataset = train_samples(data, tried, values)
         model = build_model(tried.model, data.names)
         model.config.palette = [list(color) for color in data.palette]
         model.loss_function = _with_weights(tried.loss, loss.class_weights)

@@ -52,6 +52,7 @@ def test_ranges_become_optunas_suggestions():
         ({}, "the space is empty"),
         ({"data.eval_size": (32, 64)}, "data.eval_size cannot be searched; expected a key of model, loss"),
         ({"trainer.output_dir": ["a"]}, "trainer.output_dir cannot be searched"),
+        ({"trainer.bf16": [False, True]}, "trainer.bf16 cannot be searched"),
         ({"loss.dice": (1.0, 0.0)}, "expected low below high"),
         ({"trainer.learning_rate": (0.0, 1.0, "log")}, "above 0 on a logarithmic scale"),
         ({"loss.dice": (0.0, 1.0, "lin")}, r"expected \(low, high\) or"),
@@ -113,6 +114,16 @@ def test_trials_have_the_recipes_adapters_and_teacher(trained_run, tmp_path):
     assert trained
     assert all("lora_" in name or "decode_head" in name for name in trained)
     assert model.get_base_model().loss_function.dice == 0.75
+
+
+def test_a_trial_is_trained_with_the_numbers_that_were_drawn(tmp_path):
+    """The Trainer rounds a share to the type of the recipe's whole number."""
+    recipe = read_recipe("shapes_b0", [*SMALL, f"trainer.output_dir={tmp_path}"])
+    space = {"trainer.warmup_steps": (0.25, 0.5), "trainer.max_grad_norm": (0.5, 2.0)}
+    trainer = build_search_trainer(recipe, space)
+    trainer.args.warmup_steps, trainer.args.max_grad_norm = 0, 0  # what the Trainer makes of them
+    trainer.call_model_init(Trial())
+    assert (trainer.args.warmup_steps, trainer.args.max_grad_norm) == (0.25, 0.5)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import statistics
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import MOST_FOLDS
 from ..files import differences, printable, read_json, write_json
 from .recipe import Recipe
+from .recipe_writer import RECIPE_FILE
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +27,7 @@ KINDS = ("folds", "seeds")
 _DEFAULT_SEED = 42  # of TrainingArguments
 _OVERALL = ("mean_iou", "mean_accuracy", "overall_accuracy")
 _NUM_LISTED = 3
+_PLACES = (("data", "root"), ("model", "checkpoint"), ("distill", "teacher"))  # which training.json leaves out
 _WRITTEN_LAST = ("metrics.json", "training.json", "README.md")  # after config.json and the weights
 
 
@@ -260,9 +263,19 @@ def _read_confusion(path: Path) -> tuple[list[str], "torch.Tensor"]:
 
 
 def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
-    """Raise ValueError if a finished run followed another recipe."""
+    """Raise ValueError if a finished run followed another recipe, or had its data or weights from another place."""
     from .run_record import without_private
 
+    path = folder / RECIPE_FILE
+    followed = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for table, key in _PLACES:
+        before, now = (str(tables.get(table, {}).get(key, "")) for tables in (followed, recipe.tables))
+        is_moved = bool(before and now) and (not Path(before).exists() or Path(before).resolve() == Path(now).resolve())
+        if before != now and not is_moved:
+            raise ValueError(
+                f"{folder} is finished with {table}.{key} {before or 'unset'}, which now is {now or 'unset'}; expected "
+                "the same one to resume: choose another trainer.output_dir"
+            )
     held = read_json(folder / "training.json").get("recipe") or {}
     wanted = json.loads(json.dumps(without_private(recipe.tables)))
     for table in dict.fromkeys((*wanted, *held)):

@@ -14,8 +14,11 @@ import hf_segformer.training.run
 from hf_segformer import SegFormerPredictor
 from hf_segformer.data.splits import assign_folds
 from hf_segformer.evaluation.metrics import scores
-from hf_segformer.training.folds import format_runs, repeated_recipes, summarize_runs
+from hf_segformer.files import write_json
+from hf_segformer.training.folds import _check_same_recipe, format_runs, repeated_recipes, summarize_runs
 from hf_segformer.training.recipe import read_recipe
+from hf_segformer.training.recipe_writer import write_recipe
+from hf_segformer.training.run_record import without_private
 from tests.support.training import SMALL, assert_same_weights, error_of, paired_folders, train
 
 STEPS = ("trainer.max_steps=2", "trainer.save_steps=1", "data.num_train=9")
@@ -114,6 +117,25 @@ class TestResume:
         assert not (folds_copy / "fold_1").exists()
         assert train(folds_copy, *STEPS, "--folds", "2", "--resume") == 0
         assert len(read(folds_copy / "folds.json")["runs"]) == 2
+
+    def test_another_place_of_data_or_weights_is_refused_unless_they_were_moved(self, tmp_path):
+        run, one, other = (tmp_path / name for name in ("run", "one", "other"))
+        for folder in (run, one, other):
+            folder.mkdir()
+
+        def recipe(root, *overrides):
+            return read_recipe("binary_b0", [f"data.root={root}", *overrides])
+
+        write_recipe(recipe(one), run)
+        write_json({"recipe": without_private(recipe(one).tables)}, run / "training.json")
+        _check_same_recipe(run, recipe(one))
+        _check_same_recipe(run, recipe(f"{one}/../one"))
+        with pytest.raises(ValueError, match=f"run is finished with data.root {one}, which now is {other}; expected"):
+            _check_same_recipe(run, recipe(other))
+        with pytest.raises(ValueError, match=f"with model.checkpoint unset, which now is {other}"):
+            _check_same_recipe(run, recipe(one, f"model.checkpoint={other}"))
+        one.rename(tmp_path / "moved")
+        _check_same_recipe(run, recipe(tmp_path / "moved"))
 
     def test_a_finished_series_is_replaced_with_overwrite_only_and_kept(self, folds_copy, capsys):
         error = error_of(capsys, folds_copy, *STEPS, "--folds", "2")

@@ -33,8 +33,9 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         defaults["load_best_model_at_end"] = True
     if recipe.trainer.get("load_best_model_at_end", recipe.early_stopping.patience):
         defaults["metric_for_best_model"] = "mean_iou"
-    if recipe.trainer.get("metric_for_best_model", "").removeprefix("eval_") in LOWER_IS_BETTER:
-        defaults["greater_is_better"] = False
+    if metric := recipe.trainer.get("metric_for_best_model", defaults.get("metric_for_best_model")):
+        # Transformers goes by the name: the IoU of a class "forest_loss" would be one to lower.
+        defaults["greater_is_better"] = metric.removeprefix("eval_") not in LOWER_IS_BETTER
     return build_arguments(recipe.trainer, defaults)
 
 

@@ -106,6 +106,7 @@ def prepare_data(recipe: Recipe, arguments: TrainingArguments, checkpoint: Path 
         counts, data = _count(data, recipe, quiet=not is_main)
         if is_main:
             print(format_counts(counts, data.names), end="\n\n")
+        check_best_class(arguments, data.names, counts[1])
         if isinstance(loss.class_weights, str):
             loss = replace(loss, class_weights=class_weights(counts[0, :-1].tolist(), loss.class_weights))
     if not data.is_stream:  # a stream would fetch a thousand rows for one
@@ -256,6 +257,27 @@ def check_best_metric(arguments: TrainingArguments, names: Sequence[str]) -> Non
         raise ValueError(f"trainer.metric_for_best_model is {wanted!r}; expected one of {', '.join(known)}")
 
 
+def check_best_class(arguments: TrainingArguments, names: Sequence[str], counts: np.ndarray) -> None:
+    """Check that the class whose score chooses the best checkpoint occurs where it is measured.
+
+    Args:
+        arguments: of the Trainer.
+        names: of the K classes.
+        counts: pixels of each label in the evaluation images, with the ignored ones last.
+
+    Raises:
+        ValueError: if it does not: its score is then 0 or none, whatever the network learns.
+    """
+    wanted = (arguments.metric_for_best_model or "").removeprefix("eval_")
+    shown = ("background", *names) if len(names) == 1 else names
+    for name, count in zip(shown, counts, strict=False):
+        if not count and wanted in (f"iou_{name}", f"accuracy_{name}"):
+            raise ValueError(
+                f"trainer.metric_for_best_model is {wanted}, but no pixel of the evaluation images is {name!r}: set it "
+                "to mean_iou, or evaluate on images of that class"
+            )
+
+
 def check_resumable(checkpoint: Path, config: SegFormerConfig, recipe: LoraConfig) -> None:
     """Check that a checkpoint holds the network, or the adapters, that the recipe describes.
 
@@ -311,7 +333,7 @@ def restore_finished_run(trainer: SegFormerTrainer, checkpoint: Path) -> None:
 def announce(model, data: Data, arguments: TrainingArguments, checkpoint: Path | None) -> None:
     """Print what the run trains, on which data and where."""
     length = f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs"
-    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     print(f"Model    SegFormer, {model.num_parameters():,} parameters, {class_count(len(data.names))}")
     number = "a stream of" if data.is_stream else len(data.train)
     print(f"Data     {number} images to train on, {len(data.evaluation)} others to evaluate on")

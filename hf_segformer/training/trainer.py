@@ -535,6 +535,7 @@ class _StartOfRun(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Restore, then evaluate one batch without a trace in weights or random numbers."""
+        state.compute_steps(args, state.max_steps)  # else a resumed run keeps to the intervals of its checkpoint
         self.trainer._restore_pending_loss()
         self.trainer._restore_best_checkpoint()
         self.trainer._restore_early_stopping()

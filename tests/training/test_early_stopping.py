@@ -123,8 +123,10 @@ def test_best_checkpoints_alone_are_enough(scored, tmp_path):
     assert_same_weights(folder, folder / "checkpoint-4", 0)
 
 
-@pytest.mark.parametrize(("metric", "higher"), [("calibration_error", False), ("mean_iou", True)])
-def test_the_best_calibration_error_is_the_lowest(metric, higher):
+@pytest.mark.parametrize(
+    ("metric", "higher"), [("calibration_error", False), ("mean_iou", True), ("iou_forest_loss", True)]
+)
+def test_errors_are_best_low_and_scores_high(metric, higher):
     overrides = ["early_stopping.patience=1", f"trainer.metric_for_best_model={metric}", *STOPPING[1:3]]
     arguments = training_arguments(read_recipe("shapes_b0", [*SMALL, *overrides, "trainer.save_steps=1"]))
     assert arguments.greater_is_better is higher

@@ -20,6 +20,7 @@ from transformers import AutoModelForSemanticSegmentation
 import hf_segformer.training.run
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.config import DataConfig
+from hf_segformer.data import shapes
 from hf_segformer.data.torch_datasets import TrainDataset
 from hf_segformer.evaluation.mean_iou import MeanIoU
 from hf_segformer.training.building import build_model, build_trainer, first_samples, training_arguments
@@ -422,6 +423,15 @@ class TestErrors:
         error = error_of(capsys, tmp_path / "run", *arguments, "trainer.metric_for_best_model=miou")
         assert "trainer.metric_for_best_model is 'miou'; expected one of mean_iou" in error
         assert "iou_star" in error
+
+    def test_the_best_metric_must_be_of_a_class_that_is_there(self, tmp_path, capsys, monkeypatch):
+        counts = np.ones((2, len(shapes.NAMES) + 1), dtype=np.int64)
+        counts[1, shapes.NAMES.index("star")] = 0
+        monkeypatch.setattr("hf_segformer.training.run.check_data", lambda *arguments: counts)
+        metric = ("trainer.eval_strategy=steps", "trainer.metric_for_best_model=iou_star", "trainer.max_steps=1")
+        error = error_of(capsys, tmp_path / "run", *metric, "trainer.save_strategy=best")
+        assert "is iou_star, but no pixel of the evaluation images is 'star': set it to mean_iou" in error
+        assert not (tmp_path / "run").exists()
 
     def test_an_impossible_number_names_its_key(self, tmp_path, capsys):
         assert "trainer.logging_steps: " in error_of(capsys, tmp_path / "run", "trainer.logging_steps=0")

@@ -157,6 +157,15 @@ def test_a_resumed_run_takes_over_changed_rates_and_weight_decay(model, tmp_path
         rates(weight_decay=0.0)
 
 
+def test_a_resumed_run_takes_over_changed_intervals(model, tmp_path):
+    run = evaluating_trainer(model, tmp_path, [], max_steps=2, save_steps=2)
+    run.train()
+    run = evaluating_trainer(model, tmp_path, [], max_steps=6, save_steps=3)
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert run.state.save_steps == 3
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [f"checkpoint-{step}" for step in (2, 3, 6)]
+
+
 def test_a_frozen_encoder_gets_no_optimiser(model, tmp_path):
     trainer = SegFormerTrainer(model, arguments(tmp_path), optimizer_config=OptimizerConfig(freeze_encoder=True))
     optimizer = trainer.create_optimizer()

@@ -10,6 +10,7 @@ import importlib.util
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from datetime import date, time
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -167,7 +168,7 @@ def read_recipe(source: str | Path, overrides: Iterable[str] = (), allow_code: b
     tables, text = read_tables(path, (), _OPTIONS)
     trusted = tables["augmentation"].get("custom", "") if allow_code else ""
     for override in overrides:
-        trusted = _parse_override(override).get("augmentation", {}).get("custom", trusted)
+        trusted = _parse_override(override, {}).get("augmentation", {}).get("custom", trusted)
     if overrides:
         tables, text = read_tables(path, overrides, _OPTIONS)
     return replace(_checked(str(path), path.stem, tables, text), trusted_code=trusted)
@@ -197,7 +198,7 @@ def read_tables(
     for file in files:
         _merge(tables, str(file), {name: each for name, each in _read_tables(file).items() if name != "base"}, known)
     for text in overrides:
-        _merge(tables, text, _parse_override(text), known)
+        _merge(tables, text, _parse_override(text, known), known)
     return tables, "" if len(files) > 1 or overrides else _read_text(path)
 
 
@@ -224,7 +225,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, dict[str, Any]]:
     known = _known_fields(tuple(_OPTIONS.items()))
     tables: dict[str, dict[str, Any]] = {table: {} for table in known}
     for text in overrides:
-        _merge(tables, text, _parse_override(text), known)
+        _merge(tables, text, _parse_override(text, known), known)
     return tables
 
 
@@ -417,7 +418,8 @@ def _parse_tables(text: str, where: str) -> dict[str, Any]:
         raise ValueError(f"{where} is not TOML: {error}") from error
 
 
-def _parse_override(text: str) -> dict[str, Any]:
+def _parse_override(text: str, known: "_Known") -> dict[str, Any]:
+    """Parse `table.key=value`; a number or date is a text where one is expected, such as a folder named 2024."""
     name, equals, literal = text.partition("=")
     table, dot, key = name.strip().partition(".")
     if not (equals and dot and table and key):
@@ -428,6 +430,10 @@ def _parse_override(text: str) -> dict[str, Any]:
         if literal.strip()[:1] in ("[", "{", '"', "'"):
             raise ValueError(f"the value of {text!r} is not TOML: {error}") from error
         value = literal.strip()
+    wanted = known.get(table, {}).get(key)
+    if isinstance(value, int | float | date | time) and not isinstance(value, bool) and wanted is not None:
+        is_text = _matches("", wanted) and not (_matches(value, wanted) or _matches([], wanted))
+        value = literal.strip() if is_text else value
     return {table: {key: value}}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from hf_segformer.cli.main import main
 from hf_segformer.config import DataConfig, LoraConfig
-from hf_segformer.training.recipe import find_recipe, list_recipes, read_recipe, recipe_folder
+from hf_segformer.training.recipe import find_recipe, list_recipes, parse_overrides, read_recipe, recipe_folder
 
 ROOT = Path(__file__).parents[2]
 SHAPES = ROOT / "configuration" / "shapes_b0.toml"
@@ -118,6 +118,13 @@ def test_a_missing_file_names_the_nearest():
 def test_the_data_table_is_checked_without_a_file_too():
     with pytest.raises(ValueError, match=r"data\.num_train is 0; expected at least 1"):
         DataConfig(source="shapes")
+
+
+@pytest.mark.parametrize("name", ["2024", "2024-05-01", "1e3", "12:30:00"])
+def test_names_that_look_like_numbers_or_dates_are_texts(name):
+    assert parse_overrides([f"data.root={name}"])["data"] == {"root": name}
+    assert parse_overrides([f"trainer.run_name={name}"])["trainer"] == {"run_name": name}
+    assert parse_overrides(["trainer.warmup_steps=2"])["trainer"] == {"warmup_steps": 2}
 
 
 def test_a_recipe_overrides_its_base(tmp_path):

@@ -104,16 +104,6 @@ def average_precision(histogram: Tensor) -> float:
     return ((precision * positives).nan_to_num().sum() / positives.sum()).item()
 
 
-def precision_recall_curve(histogram: Tensor) -> tuple[Tensor, Tensor]:
-    """Precision and recall (T,) at the thresholds t/T, in rising order; NaN where not defined.
-
-    Args:
-        histogram: (2, T) of `probability_histogram`.
-    """
-    true_positives, false_positives, num_positives = _above(histogram)
-    return true_positives / (true_positives + false_positives), true_positives / num_positives
-
-
 def threshold_scores(histogram: Tensor, threshold: float) -> Threshold:
     """Scores at a threshold, rounded to a multiple of 1/T.
 
@@ -193,7 +183,6 @@ __all__ = [
     "auc_error",
     "average_precision",
     "best_threshold",
-    "precision_recall_curve",
     "probability_histogram",
     "roc_auc",
     "threshold_scores",

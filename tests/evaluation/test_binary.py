@@ -12,7 +12,6 @@ from hf_segformer.evaluation.binary import (
     auc_error,
     average_precision,
     best_threshold,
-    precision_recall_curve,
     probability_histogram,
     roc_auc,
     threshold_scores,
@@ -96,13 +95,16 @@ def test_of_equal_thresholds_the_nearest_to_one_half_is_best():
     assert best_threshold(histogram).threshold == 0.5
 
 
-def test_sweep_and_curve_agree():
-    histogram = probability_histogram(*sample(), IGNORE)
+def test_the_sweep_has_the_precision_and_recall_of_each_threshold():
+    probability, labels = sample()
+    histogram = probability_histogram(probability, labels, IGNORE)
     sweep = threshold_sweep(histogram, 20)
     assert [round(row.threshold, 2) for row in sweep] == [round(step / 20, 2) for step in range(20)]
-    precision, recall = precision_recall_curve(histogram)
-    assert sweep[10].precision == precision[NUM_BINS // 2]
-    assert sweep[10].recall == recall[NUM_BINS // 2]
+    truth, scores = known(probability, labels)
+    for row in sweep:
+        found = scores > row.threshold
+        assert row.precision == pytest.approx(sklearn_metrics.precision_score(truth, found))
+        assert row.recall == pytest.approx(sklearn_metrics.recall_score(truth, found))
     assert sweep[0].recall == 1.0
 
 

@@ -24,6 +24,7 @@ from .bootstrap import (
     holm,
     paired_bootstrap,
 )
+from .numbers import known
 
 OVERALL = {"mean_iou": "Mean IoU", "mean_dice": "Mean Dice", "overall_accuracy": "Accuracy"}
 """Overall scores that are compared, with their headings in tables."""
@@ -192,12 +193,8 @@ def _enough_resamples(num_resamples: int | None, num_tests: int, level: float) -
 
 
 def _class_test(test: PairedTest, place: Any, corrected: float, level: float) -> ClassTest:
-    difference, low, high, p_value = (_known(each[place]) for each in test[:4])
-    return ClassTest(difference, low, high, p_value, _known(corrected), bool(corrected < 1 - level))
-
-
-def _known(value: Any) -> float | None:
-    return None if np.isnan(value) else float(value)
+    difference, low, high, p_value = (known(each[place]) for each in test[:4])
+    return ClassTest(difference, low, high, p_value, known(corrected), bool(corrected < 1 - level))
 
 
 __all__ = ["NUM_IMAGES", "OVERALL", "ClassTest", "Comparison", "compare"]

@@ -12,9 +12,9 @@ from ..visualization import Color, colorize, figure
 from . import plots
 from .bootstrap import Interval
 from .comparison import NUM_IMAGES, OVERALL, ClassTest, Comparison
+from .numbers import known, percent
 from .pages import render_comparison
 from .report import png_bytes, write_file
-from .summary import percent
 
 LoadPredictions = Callable[[int], tuple[Image.Image, np.ndarray, Mapping[str, np.ndarray]]]
 """Index in the data set -> image, labels (H, W), and each model's prediction (H, W) by its name."""
@@ -51,10 +51,10 @@ def comparison_csv(comparison: Comparison) -> str:
     rows: list[Sequence[Any]] = [header]
     for place, class_name in enumerate(comparison.class_names):
         tests = [comparison.classes[name][place] for name in comparison.names[1:]]
-        values = [_known(comparison.intervals[name]["iou"].value[place]) for name in comparison.names]
+        values = [known(comparison.intervals[name]["iou"].value[place]) for name in comparison.names]
         rows.append([class_name, *values, *(value for test in tests for value in test[:5])])
     tests = [comparison.overall[name]["mean_iou"] for name in comparison.names[1:]]
-    means = [_known(comparison.intervals[name]["mean_iou"].value) for name in comparison.names]
+    means = [known(comparison.intervals[name]["mean_iou"].value) for name in comparison.names]
     rows.append(["mean", *means, *(value for test in tests for value in test[:5])])
     return csv_text(rows)
 
@@ -63,7 +63,7 @@ def comparison_per_image_csv(comparison: Comparison) -> str:
     """Mean IoU of every image and model as CSV."""
     rows: list[Sequence[Any]] = [["index", "image", *(f"mean_iou {name}" for name in comparison.names)]]
     for place, (index, name) in enumerate(zip(comparison.indices, comparison.image_names, strict=True)):
-        rows.append([index, name, *(_known(value) for value in comparison.image_scores[:, place])])
+        rows.append([index, name, *(known(value) for value in comparison.image_scores[:, place])])
     return csv_text(rows)
 
 
@@ -72,7 +72,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
     models = {}
     for name in comparison.names:
         scores = {key: _interval(comparison.intervals[name][key]) for key in OVERALL}
-        models[name] = {**scores, "iou": [_known(value) for value in comparison.intervals[name]["iou"].value]}
+        models[name] = {**scores, "iou": [known(value) for value in comparison.intervals[name]["iou"].value]}
     tests = {
         name: {
             **{key: test._asdict() for key, test in comparison.overall[name].items()},
@@ -229,7 +229,7 @@ def _overall_cells(comparison: Comparison, name: str) -> dict[str, Any]:
 
 
 def _class_cells(comparison: Comparison, place: int) -> dict[str, Any]:
-    scores = [_known(comparison.intervals[name]["iou"].value[place]) for name in comparison.names]
+    scores = [known(comparison.intervals[name]["iou"].value[place]) for name in comparison.names]
     tests = [_verdict(comparison, comparison.classes[name][place]) for name in comparison.names[1:]]
     return {"name": comparison.class_names[place], "scores": scores, "tests": tests}
 
@@ -262,12 +262,8 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _interval(interval: Interval) -> dict[str, Any]:
-    value, low, high = (_known(each) for each in interval)
+    value, low, high = (known(each) for each in interval)
     return {"value": value, "interval": None if low is None or high is None else [low, high]}
-
-
-def _known(value: Any) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 __all__ = [

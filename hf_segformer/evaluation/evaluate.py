@@ -31,6 +31,7 @@ from ..progress import Progress
 from .accumulator import MetricAccumulator
 from .metrics import confusion_matrix, named_scores, scores
 from .naming import image_names
+from .numbers import known, percent
 from .summary import shown_classes
 
 
@@ -75,9 +76,9 @@ class Evaluation:
         metrics = self.metrics
         columns = (self.names, metrics["per_category_iou"], metrics["per_category_accuracy"], self._pixels())
         return {
-            **{name: _known(metrics[name]) for name in ("mean_iou", "mean_accuracy", "overall_accuracy")},
+            **{name: known(metrics[name]) for name in ("mean_iou", "mean_accuracy", "overall_accuracy")},
             "classes": [
-                {"name": name, "iou": _known(iou), "accuracy": _known(accuracy), "pixels": pixels}
+                {"name": name, "iou": known(iou), "accuracy": known(accuracy), "pixels": pixels}
                 for name, iou, accuracy, pixels in zip(*columns, strict=True)
             ],
             "dataset": {"title": title, "split": split, "images": self.num_images},
@@ -100,13 +101,13 @@ class Evaluation:
         width = max(len(name) for name in ("mean", *(names[place] for place in shown)))
         lines = [f"  {'':{width}}    IoU  accuracy  pixels"]
         for name, *values in (rows[place] for place in shown):
-            iou, accuracy, share = (_percent(value) for value in values)
+            iou, accuracy, share = (percent(value) for value in values)
             lines.append(f"  {name:{width}}  {iou:>5}  {accuracy:>8}  {share:>6}")
         if len(shown) < len(rows):
             lines.append(f"  the {len(shown)} worst and best of {len(rows)} classes; table.csv of --output-dir has all")
         lines.append("  " + "-" * (width + 25))
-        lines.append(f"  {'mean':{width}}  {_percent(metrics['mean_iou']):>5}  {_percent(metrics['mean_accuracy']):>8}")
-        lines.append(f"  {_percent(metrics['overall_accuracy'])} % of all pixels are correct")
+        lines.append(f"  {'mean':{width}}  {percent(metrics['mean_iou']):>5}  {percent(metrics['mean_accuracy']):>8}")
+        lines.append(f"  {percent(metrics['overall_accuracy'])} % of all pixels are correct")
         return "\n".join(lines)
 
     def misses_its_class(self) -> bool:
@@ -253,14 +254,6 @@ def _load(segmenter: Segmenter, rows: _Rows, index: int) -> Prepared:
         raise OSError(f"{name}: {error}") from error
     # Batches of the order of the rows alone, which all processes share.
     return Prepared(views, labels.shape, name, labels=labels, group=index // segmenter.batch_size, index=index)
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{100 * share:.1f}"
 
 
 __all__ = ["Evaluation", "evaluate"]

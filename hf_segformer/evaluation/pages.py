@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from .summary import percent
+from .numbers import percent
 
 _BASE = """<!doctype html>
 <html lang="en">

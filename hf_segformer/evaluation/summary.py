@@ -15,6 +15,7 @@ from .binary import auc_error, average_precision, best_threshold, roc_auc, thres
 from .bootstrap import LEVEL, NUM_RESAMPLES, Interval, bootstrap_intervals, class_scores
 from .boundary import boundary_scores
 from .calibration import calibration_error, calibration_errors, reliability_diagram
+from .numbers import known, percent
 
 CLASS_COLUMNS = {
     "iou": "IoU",
@@ -83,9 +84,9 @@ def summarize(
     errors = None if accumulator.calibration is None else calibration_errors(accumulator.calibration)
     by_class = {**scores, **boundary, "calibration_error": errors}
     return {
-        **{name: _known(scores[source]) for name, source in _OVERALL.items()},
-        **{name: _known(np.nanmean(boundary[name])) if _any(boundary[name]) else None for name in _BOUNDARY},
-        "calibration_error": None if errors is None else _known(calibration_error(accumulator.calibration)),
+        **{name: known(scores[source]) for name, source in _OVERALL.items()},
+        **{name: known(np.nanmean(boundary[name])) if _any(boundary[name]) else None for name in _BOUNDARY},
+        "calibration_error": None if errors is None else known(calibration_error(accumulator.calibration)),
         "intervals": _overall_intervals(intervals, groups, len(counts), num_resamples, level, seed),
         "classes": [_class_summary(place, name, by_class, counts, intervals) for place, name in enumerate(class_names)],
         "boundary": {"dilation_ratio": accumulator.dilation_ratio, "tolerance": accumulator.tolerance},
@@ -147,7 +148,7 @@ def per_image_csv(
     rows: list[list[Any]] = [header]
     for place, (index, name) in enumerate(zip(accumulator.indices, accumulator.names, strict=True)):
         values = [*(column[place] for column in columns), *scores["iou"][place]]
-        rows.append([index, name, int(counts[place, 1].sum()), *(_known(value) for value in values)])
+        rows.append([index, name, int(counts[place, 1].sum()), *(known(value) for value in values)])
     if groups is not None:
         for row, group in zip(rows, ["group", *groups], strict=True):
             row.insert(2, group)
@@ -168,8 +169,8 @@ def shown_classes(values: Sequence[float | None], most: int = MOST_SHOWN) -> lis
     """
     if len(values) <= most:
         return list(range(len(values)))
-    known = {place: value for place, value in enumerate(values) if value is not None and not math.isnan(value)}
-    ordered = sorted(known, key=known.__getitem__)
+    defined = {place: value for place, value in enumerate(values) if value is not None and not math.isnan(value)}
+    ordered = sorted(defined, key=defined.__getitem__)
     return ordered if len(ordered) <= most else [*ordered[: most // 2], *ordered[-(most // 2) :]]
 
 
@@ -203,17 +204,6 @@ def frequent_confusions(matrix: Any, class_names: Sequence[str], number: int = 1
     ]
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    """A share in percent, or a dash where there is none.
-
-    Examples:
-        >>> from hf_segformer.evaluation.summary import percent
-        >>> percent(0.6971), percent(None)
-        ('69.7', '-')
-    """
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
-
-
 def escape_latex(text: str) -> str:
     r"""Text with LaTeX's special characters and control characters escaped.
 
@@ -234,7 +224,7 @@ def _class_summary(
     counts: np.ndarray,
     intervals: Mapping[str, Interval],
 ) -> dict[str, Any]:
-    scores = {key: None if by_class[key] is None else _known(by_class[key][place]) for key in CLASS_COLUMNS}
+    scores = {key: None if by_class[key] is None else known(by_class[key][place]) for key in CLASS_COLUMNS}
     ends = {key: _ends(interval.low[place], interval.high[place]) for key, interval in _of_classes(intervals)}
     pixels = int(counts[:, 1, place].sum())
     return {"name": name, **scores, "accuracy": scores["recall"], "pixels": pixels, "intervals": ends}
@@ -266,7 +256,7 @@ def _calibration_summary(accumulator: MetricAccumulator) -> dict[str, Any] | Non
     diagram = reliability_diagram(accumulator.calibration)
     columns = (each.tolist() for each in diagram)
     bins = [
-        {"count": count, "confidence": _known(confidence), "accuracy": _known(accuracy)}
+        {"count": count, "confidence": known(confidence), "accuracy": known(accuracy)}
         for count, confidence, accuracy in zip(*columns, strict=True)
     ]
     return {"num_bins": accumulator.num_bins, "bins": bins}
@@ -278,9 +268,9 @@ def _binary_summary(accumulator: MetricAccumulator) -> dict[str, Any] | None:
         return None
     best, half = best_threshold(histogram), threshold_scores(histogram, 0.5)
     return {
-        "auc": _known(roc_auc(histogram)),
-        "auc_error": _known(auc_error(histogram)),
-        "average_precision": _known(average_precision(histogram)),
+        "auc": known(roc_auc(histogram)),
+        "auc_error": known(auc_error(histogram)),
+        "average_precision": known(average_precision(histogram)),
         "at_half": _threshold_row(half),
         "best": None if best is None else _threshold_row(best),
         "sweep": [_threshold_row(row) for row in threshold_sweep(histogram)],
@@ -288,7 +278,7 @@ def _binary_summary(accumulator: MetricAccumulator) -> dict[str, Any] | None:
 
 
 def _threshold_row(row: Any) -> dict[str, float | None]:
-    return {name: _known(value) for name, value in row._asdict().items()}
+    return {name: known(value) for name, value in row._asdict().items()}
 
 
 def _mean_name(name: str) -> str:
@@ -304,10 +294,6 @@ def _latex_cell(value: float | None, interval: Sequence[float] | None) -> str:
         return "--"
     span = "" if interval is None else rf" {{\scriptsize [{percent(interval[0])}, {percent(interval[1])}]}}"
     return percent(value) + span
-
-
-def _known(value: Any) -> float | None:
-    return None if math.isnan(value) else float(value)
 
 
 def _ends(low: Any, high: Any) -> list[float] | None:
@@ -328,7 +314,6 @@ __all__ = [
     "escape_latex",
     "frequent_confusions",
     "per_image_csv",
-    "percent",
     "shown_classes",
     "summarize",
 ]

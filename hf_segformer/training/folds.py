@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import MOST_FOLDS
+from ..evaluation.numbers import known, percent
 from ..files import differences, printable, read_json, write_json
 from .recipe import Recipe
 from .recipe_writer import RECIPE_FILE
@@ -150,12 +151,12 @@ def summarize_runs(matrices: Mapping[str, "torch.Tensor"], names: Sequence[str],
     pooled: dict[str, Any] = scores(torch.stack([*matrices.values()]).sum(dim=0)) if is_pooled else {}
 
     def sum_up(values: Sequence[float], pooled_value: float | None) -> dict[str, float | None]:
-        known = [value for value in values if not math.isnan(value)]
+        defined = [value for value in values if not math.isnan(value)]
         summary = {
-            "mean": statistics.fmean(known) if known else None,
-            "std": statistics.stdev(known) if len(known) > 1 else None,
+            "mean": statistics.fmean(defined) if defined else None,
+            "std": statistics.stdev(defined) if len(defined) > 1 else None,
         }
-        return {**summary, "pooled": _known(pooled_value)} if pooled_value is not None else summary
+        return {**summary, "pooled": known(pooled_value)} if pooled_value is not None else summary
 
     def by_class(key: str, place: int) -> dict[str, float | None]:
         column = f"per_category_{key}"
@@ -165,9 +166,9 @@ def summarize_runs(matrices: Mapping[str, "torch.Tensor"], names: Sequence[str],
         "runs": [
             {
                 "name": name,
-                **{key: _known(row[key]) for key in _OVERALL},
+                **{key: known(row[key]) for key in _OVERALL},
                 "classes": [
-                    {"name": each, "iou": _known(iou), "accuracy": _known(accuracy)}
+                    {"name": each, "iou": known(iou), "accuracy": known(accuracy)}
                     for each, iou, accuracy in zip(
                         names, row["per_category_iou"], row["per_category_accuracy"], strict=True
                     )
@@ -198,15 +199,17 @@ def format_runs(summary: Mapping[str, Any], groups: Mapping[str, Sequence[str]] 
         if (held_out := (groups or {}).get(row["name"])) and len(held_out) <= _NUM_LISTED:
             images += f": {', '.join(map(printable, held_out))}"
         lines.append(
-            f"  {row['name']:{width}}  {_percent(row['mean_iou'])}  {_percent(row['overall_accuracy'], 8)}{images}"
+            f"  {row['name']:{width}}  {percent(row['mean_iou']):>5}  {percent(row['overall_accuracy']):>8}{images}"
         )
     lines.append("  " + "-" * (width + 17))
     for key in columns:
         overall = [summary["scores"][name][key] for name in ("mean_iou", "overall_accuracy")]
-        lines.append(f"  {key:{width}}  {_percent(overall[0])}  {_percent(overall[1], 8)}")
+        lines.append(f"  {key:{width}}  {percent(overall[0]):>5}  {percent(overall[1]):>8}")
     lines += ["", f"  {'IoU by class':{width}}" + "".join(f"{key:>8}" for key in columns)]
     for row in summary["classes"]:
-        lines.append(f"  {printable(row['name']):{width}}" + "".join(_percent(row["iou"][key], 8) for key in columns))
+        lines.append(
+            f"  {printable(row['name']):{width}}" + "".join(f"{percent(row['iou'][key]):>8}" for key in columns)
+        )
     return "\n".join(lines)
 
 
@@ -285,14 +288,6 @@ def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
                 f"{folder} is finished with {key} {before}, which now is {now}; expected the same recipe to resume: "
                 "choose another trainer.output_dir"
             )
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _percent(share: float | None, width: int = 5) -> str:
-    return f"{'-' if share is None else f'{100 * share:.1f}':>{width}}"
 
 
 __all__ = [

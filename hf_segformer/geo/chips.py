@@ -232,7 +232,7 @@ def _write(raster: GeoRaster, source: LabelSource, splits: dict[str, list[Chip]]
             for chip in chips:
                 pixels, labels = _read(raster, source, chip.tile)
                 name = f"{stem}_r{chip.tile.top:06d}_c{chip.tile.left:06d}.tif"
-                raster.write_part(folder / "images" / split / name, chip.tile, pixels)
+                raster.write_part(folder / "images" / split / name, chip.tile, pixels, palette=raster.palette)
                 raster.write_part(folder / "masks" / split / name, chip.tile, labels[None], source.ignored)
                 bar.update()
 

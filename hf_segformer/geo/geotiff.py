@@ -67,6 +67,7 @@ class GeoRaster(Raster):
     Attributes:
         region: area to which the prediction is restricted; None for all of it. Pixels outside are read and seen, but
             are not valid; tiles that are not near it are not read.
+        palette: of the only band that is read, (red, green, blue, alpha) by value; None without one.
     """
 
     region: "Restriction | None" = None
@@ -104,8 +105,10 @@ class GeoRaster(Raster):
         first = self.numbers[0]
         self.colors: np.ndarray | None = None
         self.dtype = np.result_type(*(file.dtypes[band] for band in self.bands))
-        if colors[first - 1] == ColorInterp.palette and self.num_bands == 1 and num_channels == 3:
-            self.colors = _color_table(file.colormap(first))
+        has_palette = colors[first - 1] == ColorInterp.palette and self.num_bands == 1
+        self.palette: dict[int, tuple[int, ...]] | None = file.colormap(first) if has_palette else None
+        if self.palette is not None and num_channels == 3:
+            self.colors = _color_table(self.palette)
             self.num_bands, self.dtype = 3, self.colors.dtype
         self.has_mask = any(file.mask_flag_enums[band] == [MaskFlags.per_dataset] for band in self.bands)
         self.nodata = tuple(file.nodatavals[band] for band in self.bands)
@@ -183,7 +186,14 @@ class GeoRaster(Raster):
         write_style(path.with_suffix(".qml"), layout)
         write_areas(path, labels, layout, self.reference())
 
-    def write_part(self, path: Path, tile: Tile, pixels: np.ndarray, nodata: float | None = None) -> None:
+    def write_part(
+        self,
+        path: Path,
+        tile: Tile,
+        pixels: np.ndarray,
+        nodata: float | None = None,
+        palette: dict[int, tuple[int, ...]] | None = None,
+    ) -> None:
         """Write a tile (C, h, w) as a GeoTIFF at its place, with a mask where pixels without data have no value.
 
         Args:
@@ -191,6 +201,7 @@ class GeoRaster(Raster):
             tile: place in the raster.
             pixels: masked where they hold no data.
             nodata: value for no data; by default the raster's.
+            palette: colours of a single band, see `palette`.
 
         Raises:
             OSError: if it cannot be written.
@@ -204,6 +215,8 @@ class GeoRaster(Raster):
         profile |= {"nodata": nodata, "compress": "deflate", "crs": self.reference().crs}
         profile["transform"] = part_transform(self.reference().transform, tile.top, tile.left)
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", driver="GTiff", **profile) as out:
+            if palette is not None:
+                out.write_colormap(1, palette)
             out.write(np.ma.getdata(pixels))
             if nodata is None and np.ma.is_masked(pixels):
                 out.write_mask(~np.ma.getmaskarray(pixels).all(axis=0))

@@ -1,6 +1,7 @@
 """Training chips: georeferenced, balanced, split without a leak, and read by a recipe."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ shapely = pytest.importorskip("shapely")
 pyogrio = pytest.importorskip("pyogrio")
 pyproj = pytest.importorskip("pyproj")
 
+from rasterio.enums import ColorInterp  # noqa: E402
 from rasterio.features import rasterize  # noqa: E402
 
 from hf_segformer.geo.chip_labels import DrawnLabels  # noqa: E402
@@ -123,6 +125,24 @@ def test_chips_without_data_are_left_out_and_the_rest_is_ignored(tmp_path, pixel
         assert np.array_equal(np.ma.getmaskarray(read_whole_mask(path)), missing)
         seen += missing.any()
     assert seen
+
+
+def test_chips_of_a_scene_with_a_palette_have_its_colours(tmp_path, drawn):
+    indices = scene(1, np.uint8, HEIGHT, WIDTH) % 5
+    source = write_geotiff(tmp_path / "scene.tif", indices, UTM, nodata=4)
+    with rasterio.open(source, "r+") as file:
+        file.write_colormap(1, {index: (60 * index, 200 - 40 * index, 7, 255) for index in range(5)})
+    labels = write_geotiff(tmp_path / "labels.tif", drawn[None], UTM)
+    cut_chips(source, labels, tmp_path / "out", replace(OPTIONS, max_no_data=1), progress=False)
+    expected = np.concatenate([60 * indices, 200 - 40 * indices, np.full_like(indices, 7)])
+    for name, path in chips_of(tmp_path / "out").items():
+        top, left = tile_of(path)
+        here = np.s_[top : top + SIZE, left : left + SIZE]
+        colors, missing = read_whole_image(path, 3), np.repeat(indices[:, *here] == 4, 3, axis=0)
+        assert np.array_equal(np.ma.getmaskarray(colors), missing)
+        assert np.array_equal(np.ma.getdata(colors)[~missing], expected[:, *here][~missing])
+        with rasterio.open(tmp_path / "out" / "masks" / name) as file:
+            assert file.colorinterp == (ColorInterp.gray,)
 
 
 def test_background_chips_are_capped(tmp_path, pixels, drawn):

@@ -208,7 +208,7 @@ class GeoRaster(Raster):
         """
         import rasterio
 
-        shared = self.nodata[0] if len(set(self.nodata)) == 1 else None
+        shared = self.nodata[0] if len({repr(value) for value in self.nodata}) == 1 else None  # NaN equals nothing
         nodata = shared if nodata is None else nodata
         count, height, width = pixels.shape
         profile: dict[str, Any] = {"count": count, "height": height, "width": width, "dtype": pixels.dtype.name}

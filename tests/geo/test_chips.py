@@ -145,6 +145,21 @@ def test_chips_of_a_scene_with_a_palette_have_its_colours(tmp_path, drawn):
             assert file.colorinterp == (ColorInterp.gray,)
 
 
+def test_nan_stays_the_value_for_no_data_of_several_bands(tmp_path, drawn):
+    pixels = scene(3, np.float32, HEIGHT, WIDTH)
+    pixels[1, 30:90, 50:120] = np.nan
+    source = write_geotiff(tmp_path / "scene.tif", pixels, UTM, nodata=np.nan)
+    labels = write_geotiff(tmp_path / "labels.tif", drawn[None], UTM)
+    cut_chips(source, labels, tmp_path / "out", OPTIONS, progress=False)
+    seen = 0
+    for path in chips_of(tmp_path / "out").values():
+        top, left = tile_of(path)
+        missing = np.isnan(pixels[:, top : top + SIZE, left : left + SIZE])
+        assert np.array_equal(np.ma.getmaskarray(read_whole_image(path, 3)), missing)
+        seen += missing.any()
+    assert seen
+
+
 def test_background_chips_are_capped(tmp_path, pixels, drawn):
     drawn[:, :200] = 0
     source = write_geotiff(tmp_path / "scene.tif", pixels, UTM)

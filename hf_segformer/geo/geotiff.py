@@ -212,7 +212,8 @@ class GeoRaster(Raster):
         nodata = shared if nodata is None else nodata
         count, height, width = pixels.shape
         profile: dict[str, Any] = {"count": count, "height": height, "width": width, "dtype": pixels.dtype.name}
-        profile |= {"nodata": nodata, "compress": "deflate", "crs": self.reference().crs}
+        # GDAL would call the last of four bands of bytes alpha.
+        profile |= {"nodata": nodata, "compress": "deflate", "crs": self.reference().crs, "alpha": "unspecified"}
         profile["transform"] = part_transform(self.reference().transform, tile.top, tile.left)
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", driver="GTiff", **profile) as out:
             if palette is not None:

@@ -160,6 +160,16 @@ def test_nan_stays_the_value_for_no_data_of_several_bands(tmp_path, drawn):
     assert seen
 
 
+def test_a_fourth_band_of_bytes_is_no_alpha(tmp_path, drawn):
+    pixels = scene(4, np.uint8, HEIGHT, WIDTH)
+    pixels[3, :, ::2] = 0
+    source = write_geotiff(tmp_path / "scene.tif", pixels, UTM, alpha="unspecified")
+    labels = write_geotiff(tmp_path / "labels.tif", drawn[None], UTM)
+    cut_chips(source, labels, tmp_path / "out", OPTIONS, progress=False)
+    for path in chips_of(tmp_path / "out").values():
+        assert np.ma.getmaskarray(read_whole_image(path, 3, bands=(1, 2, 3))).sum() == 0
+
+
 def test_background_chips_are_capped(tmp_path, pixels, drawn):
     drawn[:, :200] = 0
     source = write_geotiff(tmp_path / "scene.tif", pixels, UTM)

@@ -38,7 +38,8 @@ class ReadOptions(NamedTuple):
     """Options of reading, common to all readers.
 
     Attributes:
-        num_channels: number of channels that the model takes; 0 is any, for a raster.
+        num_channels: number of channels that the model takes; 0 is any, for a raster. For 0 and 3 a palette is
+            read as its three colours.
         bands: numbers, from 1, of the bands to read, in the model's order; None for all.
         page: which image of a file with several, from 0; None expects a single one, of slices a volume.
         ignore_exif: keep images as they are stored, whatever their EXIF orientation.

@@ -107,7 +107,7 @@ class GeoRaster(Raster):
         self.dtype = np.result_type(*(file.dtypes[band] for band in self.bands))
         has_palette = colors[first - 1] == ColorInterp.palette and self.num_bands == 1
         self.palette: dict[int, tuple[int, ...]] | None = file.colormap(first) if has_palette else None
-        if self.palette is not None and num_channels == 3:
+        if self.palette is not None and num_channels in (0, 3):
             self.colors = _color_table(self.palette)
             self.num_bands, self.dtype = 3, self.colors.dtype
         self.has_mask = any(file.mask_flag_enums[band] == [MaskFlags.per_dataset] for band in self.bands)

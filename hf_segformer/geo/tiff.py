@@ -80,8 +80,11 @@ class PlainRaster(Raster):
             raise ValueError(f"{self.name} has pages of several shapes, {page.shape} first; expected bands of one size")
         is_alpha = bool(page.extrasamples) and int(page.extrasamples[-1]) in (1, 2) and len(self.pages) == 1
         self.choose_bands(page.samplesperpixel * len(self.pages), is_alpha, num_channels, options.bands)
-        has_colors = page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None
-        self.colors = (page.colormap >> 8).astype(np.uint8).T if has_colors and num_channels == 3 else None
+        self.colors: np.ndarray | None = None
+        has_palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None
+        if has_palette and self.num_bands == 1 and num_channels in (0, 3):
+            self.colors = (page.colormap >> 8).astype(np.uint8).T
+            self.num_bands, self.dtype = 3, self.colors.dtype
         self.is_inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and num_channels == 3
         declared = _declared_no_data(page)
         self.nodata = (declared,) * len(self.bands)
@@ -134,13 +137,13 @@ class PlainRaster(Raster):
 
     def _absent(self) -> Any:
         """Return the value of pixels that a sparse file does not store: that for no data, or 0."""
-        declared = self.nodata[0]
-        if declared is None or (self.dtype.kind != "f" and not math.isfinite(declared)):
+        declared, dtype = self.nodata[0], self.page.dtype
+        if declared is None or (dtype.kind != "f" and not math.isfinite(declared)):
             return 0
-        if self.dtype.kind == "f":
-            limits = np.finfo(self.dtype)
+        if dtype.kind == "f":
+            limits = np.finfo(dtype)
             return declared if math.isnan(declared) else min(max(declared, limits.min), limits.max)
-        return int(declared) if np.iinfo(self.dtype).min <= declared <= np.iinfo(self.dtype).max else 0
+        return int(declared) if np.iinfo(dtype).min <= declared <= np.iinfo(dtype).max else 0
 
     def _read_flat(self, index: int, rows: slice, columns: slice) -> np.ndarray:
         page, frame = self.page, self.pages[index]

@@ -17,8 +17,9 @@ from PIL import Image, ImageFile
 
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor
 from hf_segformer.config import InferenceOptions
-from hf_segformer.data.reader_protocol import Tile
-from hf_segformer.data.readers import count_pages, kind_of, open_raster, read_whole_image
+from hf_segformer.data.image_measures import measure_image
+from hf_segformer.data.reader_protocol import ImageSource, Tile
+from hf_segformer.data.readers import count_pages, find_reader, kind_of, open_raster, read_whole_image
 from hf_segformer.files import is_full
 from hf_segformer.geo.tiff import PlainRaster
 from hf_segformer.inference.large_image import predict_large_image
@@ -191,6 +192,18 @@ def test_grey_and_palette_files_are_read_as_rgb(tmp_path, model, processor):
         colors, _ = raster.read(Tile(0, 0, 5, 5))
         assert (raster.num_bands, raster.dtype) == (3, np.uint8)
     assert (colors == np.stack([255 - grey[0, :5, :5], grey[0, :5, :5] // 2, np.full((5, 5), 7)])).all()
+
+
+@pytest.mark.parametrize("place", [PLACE, {}])
+def test_a_palette_is_measured_by_its_colours(tmp_path, place):
+    source = write_geotiff(tmp_path / "palette.tif", scene(1) % 4, place, nodata=9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(source, "r+") as file:
+            file.write_colormap(1, {index: (80 * index, 250 - index, 7) for index in range(4)})
+    assert find_reader(ImageSource(source))[0] is (GeoRaster if place else PlainRaster)
+    measure = measure_image(str(source), None)
+    assert (measure.num_bands, measure.dtype, measure.low, measure.high) == (3, "uint8", 0, 250)
 
 
 # --- No data ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from ..config import parse_value_range
+from ..conversion.ensembles import member_folders
 from ..files import check_writable
 from ..training.recipe import read_recipe
 from .labeled import check_labeled_data, check_pattern, load_labeled_data
@@ -69,7 +70,8 @@ def add_evaluate(commands) -> None:
         "--save-threshold",
         action="store_true",
         help="of a binary model: find the threshold of the highest Dice on these images, evaluate with it, and save it "
-        "in the model's preprocessor_config.json, from which prediction and export take it",
+        "in the model's preprocessor_config.json (of an ensemble, in each member's), from which prediction and export "
+        "take it",
     )
     add_output_dir(parser, "write the results to this folder (with --recipe by default the model's)")
     parser.add_argument("--title", help="name of the data in metrics.json and the card (default: the folder's name)")
@@ -79,11 +81,12 @@ def add_evaluate(commands) -> None:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raise ValueError if options do not go together, or OSError if the output folder is not writable."""
-    if arguments.save_threshold and not (Path(arguments.model) / "preprocessor_config.json").is_file():
-        raise ValueError(
-            f"--save-threshold is given for {arguments.model}; expected the folder of a model with its "
-            "preprocessor_config.json, which holds the threshold"
-        )
+    for member in member_folders(arguments.model) if arguments.save_threshold else ():
+        if not (member / "preprocessor_config.json").is_file():
+            raise ValueError(
+                f"--save-threshold is given for {member}; expected the folder of a model with its "
+                "preprocessor_config.json, which holds the threshold"
+            )
     check_pattern(arguments.group)
     if arguments.recipe:
         for name, key in _IN_RECIPE.items():

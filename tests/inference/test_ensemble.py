@@ -24,7 +24,6 @@ from hf_segformer import (
 from hf_segformer.cli.main import main
 from hf_segformer.conversion.ensembles import member_folders, read_member_names, write_ensemble
 from hf_segformer.data.splits import write_division
-from hf_segformer.evaluation.threshold import save_threshold
 from hf_segformer.inference.ensemble import Ensemble, load_model_or_ensemble
 from hf_segformer.inference.segmenter import Segmenter
 from tests.support.tiny import TINY
@@ -162,11 +161,26 @@ def test_evaluate_warns_of_images_that_a_member_was_trained_on(folder, samples, 
     assert "was trained on" not in capsys.readouterr().err
 
 
-def test_a_threshold_is_saved_with_every_member(binary, tmp_path):
+def test_a_threshold_is_saved_with_every_member(binary, samples, tmp_path, capsys):
     folder = Path(shutil.copytree(binary, tmp_path / "binary"))
-    assert save_threshold(folder, 0.25).count("preprocessor_config.json") == 3
-    _, processor = load_model_or_ensemble(folder)
-    assert processor.binary_threshold == 0.25
+    predictor = SegFormerPredictor.from_pretrained(folder, device="cpu")
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    for index, image in enumerate(samples):
+        image.save(tmp_path / "images" / f"{index}.png")
+        probabilities = predictor(image, with_probabilities=True).probabilities[1]
+        mask = (probabilities > np.quantile(probabilities, 0.8)).astype(np.uint8)
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{index}.png")
+    command = ["evaluate", str(folder), "--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")]
+    command += ["--device", "cpu", "--save-threshold"]
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("preprocessor_config.json") == 3
+    found = [json.loads((folder / name / "preprocessor_config.json").read_text())["binary_threshold"] for name in NAMES]
+    assert found[0] != 0.5
+    assert found == 3 * [load_model_or_ensemble(folder)[1].binary_threshold]
+    (folder / "fold_1" / "preprocessor_config.json").unlink()
+    assert main(command) == 2
+    assert "fold_1; expected the folder of a model with its preprocessor_config.json" in capsys.readouterr().err
 
 
 class TestErrors:

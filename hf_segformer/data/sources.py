@@ -42,6 +42,7 @@ def find_inputs(
     pages: bool = False,
     skipped: Counter[str] | None = None,
     axis: int | None = None,
+    joined: bool = False,
 ) -> list[InputItem]:
     """Find the images that inputs name, in an order that depends on the inputs alone.
 
@@ -53,6 +54,7 @@ def find_inputs(
         pages: take each image of a file with several as an image of its own, named NAME_p001, NAME_p002, ...
         skipped: counts the files of folders that are no images, by suffix.
         axis: see `ReadOptions`.
+        joined: the images become one result, so that several may have one name.
 
     Returns:
         One item an image; the files of a folder that make up one image are one item, see `readers.gather`. Names keep
@@ -68,7 +70,7 @@ def find_inputs(
     for given in inputs:
         number = len(found)
         for item in _items_of(given, out, skipped if skipped is not None else Counter()):
-            if found.setdefault(item.name, item) != item:
+            if found.setdefault(str(item.source) if joined else item.name, item) != item and not joined:
                 raise ValueError(
                     f"{found[item.name].source} and {item.source} would both be filed as {item.name}: give their "
                     "folder, below which names are kept, a pattern that fits one of them, or predict them into two "
@@ -288,6 +290,7 @@ class FileSource:
         bands: numbers, from 1, of the bands that the model takes, in its order; None for all.
         axis: axis, from 0, that volumes are cut along; None for the one of their format.
         window: read 8-bit grey values by the window that files state for display.
+        joined: see `find_inputs`.
 
     Attributes:
         skipped: number of files of the folders that are no images, by suffix.
@@ -303,10 +306,11 @@ class FileSource:
         bands: tuple[int, ...] | None = None,
         axis: int | None = None,
         window: bool = False,
+        joined: bool = False,
     ):
         self.skipped: Counter[str] = Counter()
         self.bands, self.ignore_exif, self.axis, self.window = bands, ignore_exif, axis, window
-        self._items = find_inputs(inputs, out, pages, self.skipped, axis)
+        self._items = find_inputs(inputs, out, pages, self.skipped, axis, joined)
 
     def items(self) -> list[InputItem]:
         """Return one item an image."""

@@ -52,7 +52,7 @@ class SceneSource(FileSource):
         **reading: Any,
     ):
         require("an area of interest or a mosaic", "rasterio", "shapely", "pyproj")
-        super().__init__(inputs, out, pages, **reading)
+        super().__init__(inputs, out, pages, joined=mosaic, **reading)
         self._aoi, self._is_mosaic = aoi, mosaic
         self.aoi_digest = hashlib.sha256(aoi.read_bytes()).hexdigest()[:16] if aoi else ""
         self.mosaic_digest = ""

@@ -27,7 +27,7 @@ from rasterio.features import rasterize  # noqa: E402
 from hf_segformer.geo.areas import AreaMeasure  # noqa: E402
 from hf_segformer.geo.cog import Reference  # noqa: E402
 from hf_segformer.geo.mosaic import MosaicRaster  # noqa: E402
-from hf_segformer.geo.scenes import Region  # noqa: E402
+from hf_segformer.geo.scenes import Region, SceneSource  # noqa: E402
 from hf_segformer.geo.vectors import from_pixels, read_polygons  # noqa: E402
 from hf_segformer.geo.vrt import checked_vrt  # noqa: E402
 
@@ -133,6 +133,18 @@ def test_a_mosaic_is_predicted_as_the_whole_scene(tmp_path, checkpoint, out, pla
     areas = [(out / folder / f"{name}_areas.csv").read_text() for folder, name in (("mosaic",) * 2, ("whole", "scene"))]
     assert areas[0] == areas[1]
     assert (out / "mosaic" / "mosaic_polygons.gpkg").exists()
+
+
+def test_scenes_of_a_mosaic_may_have_one_name(tmp_path):
+    pixels = scene()
+    for number in range(2):
+        (tmp_path / f"{number}").mkdir()
+        part(tmp_path / f"{number}" / "tile.tif", pixels, 0, 100 * number, 150, 100)
+    inputs = [str(tmp_path / "0"), str(tmp_path / "1"), str(tmp_path / "0" / "tile.tif")]
+    [item] = SceneSource(inputs, tmp_path / "out", mosaic=True).items()
+    assert item.files == (str(tmp_path / "0" / "tile.tif"), str(tmp_path / "1" / "tile.tif"))
+    with pytest.raises(ValueError, match="would both be filed as tile"):
+        SceneSource(inputs, tmp_path / "out")
 
 
 def test_the_first_scene_that_holds_data_counts_and_gaps_are_no_data(tmp_path):

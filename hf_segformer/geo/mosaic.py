@@ -44,22 +44,30 @@ class MosaicRaster(GeoRaster):
             **options: further fields of `ReadOptions`.
 
         Raises:
-            ValueError: if they differ in reference system, pixel size, grid, bands or type.
+            ValueError: if they differ in reference system, pixel size, grid, bands or type, or one is no raster.
             OSError: if one cannot be read.
         """
         if options.get("bands") is not None:
             options["bands"] = tuple(options["bands"])
         mosaic = cls.__new__(cls)
         mosaic.sources = [ImageSource(path) for path in paths]
+        for source in mosaic.sources:
+            if GeoRaster.claims(source, by_tiles=True) is None:
+                raise ValueError(_no_scene(source.name))
         mosaic.__init__(mosaic.sources[0], ReadOptions(num_channels, **options))  # type: ignore[misc]
+        try:
+            mosaic._arrange()
+        except BaseException:
+            mosaic.close()
+            raise
         mosaic.name, mosaic.path, mosaic.kind = f"mosaic of {len(paths)} rasters", None, "raster"
         return mosaic
 
-    def _look(self, options: ReadOptions) -> None:
-        super()._look(options)
+    def _arrange(self) -> None:
+        """Place all rasters in the mosaic, whose size and reference become its own."""
         self._opened: OrderedDict[int, GeoRaster] = OrderedDict()
         first: Reference = GeoRaster.reference(self)
-        places = [self._place(source, first, options) for source in self.sources]
+        places = [self._place(source, first) for source in self.sources]
         top, left = min(place.top for place in places), min(place.left for place in places)
         self.scenes = [place._replace(top=place.top - top, left=place.left - left) for place in places]
         self.height = max(scene.top + scene.height for scene in self.scenes)
@@ -68,10 +76,12 @@ class MosaicRaster(GeoRaster):
         moved = part_transform(first.transform, top, left)
         self._reference = Reference(self.height, self.width, first.crs, moved)
 
-    def _place(self, source: ImageSource, first: Reference, options: ReadOptions) -> _Scene:
+    def _place(self, source: ImageSource, first: Reference) -> _Scene:
         """Return where a raster is relative to the first one, after a check that they fit together."""
-        with GeoRaster(source, options) as raster:
+        with GeoRaster(source, self.options) as raster:
             own = raster.reference()
+            if own.crs is None and raster.kind == "image":
+                raise ValueError(_no_scene(raster.name))
             for name, value, expected in (
                 ("coordinate reference system", own.crs, first.crs),
                 ("number of bands", raster.num_bands, self.num_bands),
@@ -140,6 +150,14 @@ class MosaicRaster(GeoRaster):
             raster.close()
         self._opened.clear()
         super().close()
+
+
+def _no_scene(name: str) -> str:
+    """Return the message about a file that belongs to no mosaic, such as a preview beside the scenes."""
+    return (
+        f"{name} is no raster with a coordinate reference system; expected scenes alone for a mosaic: move it "
+        "elsewhere, or give a pattern that fits the scenes, such as scenes/*.tif"
+    )
 
 
 __all__ = ["MosaicRaster"]

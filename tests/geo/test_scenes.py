@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hf_segformer.data.reader_protocol import Tile
 from hf_segformer.data.readers import open_raster
@@ -211,6 +212,21 @@ def test_scenes_that_do_not_fit_together_are_refused(tmp_path, checkpoint, out, 
     assert "b.tif" in line
     assert words in line
     assert "rio warp" in line
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "z.jpg", "a.webp", "z.tif"])
+def test_a_preview_beside_the_scenes_is_named(tmp_path, name):
+    write_geotiff(tmp_path / "scene.tif", scene(), UTM)
+    Image.fromarray(np.moveaxis(scene(), 0, -1)).save(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{name} is no raster with .*: move it elsewhere, or give a pattern"):
+        MosaicRaster.join([str(path) for path in sorted(tmp_path.iterdir())])
+
+
+def test_a_damaged_scene_is_named_instead_of_the_first_one(tmp_path):
+    write_geotiff(tmp_path / "a.tif", scene(), UTM)
+    (tmp_path / "b.tif").write_bytes(b"II*\0" + bytes(20))
+    with pytest.raises(OSError, match=r"^'\S*b\.tif' not recognized"):
+        MosaicRaster.join([str(tmp_path / "a.tif"), str(tmp_path / "b.tif")])
 
 
 def test_scenes_of_other_types_are_refused(tmp_path):

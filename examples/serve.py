@@ -19,9 +19,11 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
+from PIL import Image
 
 from hf_segformer import InferenceOptions, SegFormerPredictor
-from hf_segformer.image_io_segformer import size_in_header
+from hf_segformer.data.reader_protocol import ImageSource
+from hf_segformer.data.readers import image_size, kind_of
 from hf_segformer.inference.pipeline import Prepared
 from hf_segformer.inference.predictor import Prediction
 from hf_segformer.inference.writers import segmentation_to_png
@@ -104,12 +106,17 @@ async def read_body(request: Request, max_bytes: int) -> BytesIO:
 
 def prepare(predictor: SegFormerPredictor, body: BytesIO, max_pixels: int) -> Prepared:
     """Check an image by its header, decode it and prepare it for the network."""
+    no_image = HTTPException(415, "the body is no image; send the bytes of a PNG, JPEG, WebP or TIFF file")
+    source = ImageSource(body)
+    if kind_of(source) not in ("image", "raster"):
+        raise no_image
     try:
-        height, width = size_in_header(body)
+        height, width = image_size(source, predictor.model.config.num_channels)
     except ValueError as error:
-        raise HTTPException(413, str(error)) from error
+        is_large = isinstance(error.__cause__, Image.DecompressionBombError)
+        raise HTTPException(413 if is_large else 422, " ".join(str(error).split())) from error
     except OSError as error:
-        raise HTTPException(415, "the body is no image; send the bytes of a PNG, JPEG, WebP or TIFF file") from error
+        raise no_image from error
     if height * width > max_pixels:
         raise HTTPException(
             413, f"the image is {height}x{width} (height x width); expected at most {max_pixels:,} pixels"

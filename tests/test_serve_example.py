@@ -124,6 +124,34 @@ def test_bad_uploads_are_answered_in_one_line(address, body, status, words):
         assert "\n" not in json.loads(answer)["detail"]
 
 
+@pytest.mark.parametrize("height", [60, 101])
+def test_a_tiff_that_pillow_cannot_open_is_predicted_within_the_limits(address, predictor, height):
+    tifffile = pytest.importorskip("tifffile")
+    file = BytesIO()
+    tifffile.imwrite(
+        file, np.asarray(drawing(0, height, 100)).astype(np.uint16) * 257, photometric="rgb", compression="zlib"
+    )
+    status, _, body = ask(address, "POST", "/predict", file.getvalue())
+    if height == 101:
+        assert (status, json.loads(body)["detail"][:20]) == (413, "the image is 101x100")
+    else:
+        assert status == 200
+        [expected] = predictor.predict([predictor.prepare(file)])
+        found = np.asarray(Image.open(BytesIO(body)))
+        assert (found == expected.segmentation).mean() > 0.999  # a batch rounds otherwise
+
+
+def test_what_is_no_image_for_the_model_is_refused(address):
+    tifffile = pytest.importorskip("tifffile")
+    file = BytesIO()
+    tifffile.imwrite(file, np.ones((5, 40, 60), np.uint16), planarconfig="separate", photometric="minisblack")
+    status, _, body = ask(address, "POST", "/predict", file.getvalue())
+    assert (status, json.loads(body)["detail"][:34]) == (422, "the image has 5 bands; expected 3,")
+    scan = (348).to_bytes(4, "little") + bytes(340) + b"n+1\0" + bytes(100)
+    status, _, body = ask(address, "POST", "/predict", scan)
+    assert (status, json.loads(body)["detail"][:20]) == (415, "the body is no image")
+
+
 def test_an_upload_without_a_length_is_cut_off_at_the_limit(address):
     chunks = (bytes(20_000) for _ in range(10))
     assert ask(address, "POST", "/predict", chunks)[0] == 413

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 from ..configuration_segformer import VARIANTS
-from ..data.image_file import NUMPY_MAGIC, ImageFile
-from ..data.reader_protocol import ImageSource, ReadOptions
-from ..data.readers import find_reader
-from ..image_io_segformer import DECODE_ERRORS, size_in_header
+from ..data.image_file import NUMPY_MAGIC
+from ..data.reader_protocol import ImageSource
+from ..data.readers import image_size
+from ..image_io_segformer import DECODE_ERRORS
 from ..inference.predictor import SegFormerPredictor
 from ..inference.writers import count_pixels, segmentation_to_png
 from ..visualization import Color, displayed_as_fed, overlay
@@ -130,12 +130,8 @@ def _size_in_header(path: Path, num_channels: int) -> tuple[int, int] | None:
     """(H, W) of an upload by its content, without decoding it; None where it cannot be opened."""
     try:
         source = ImageSource(path)
-        reader, _ = find_reader(source)
-        if reader is not ImageFile:
-            with reader(source, ReadOptions(num_channels)) as opened:
-                return opened.height, opened.width
         if not source.head.startswith(NUMPY_MAGIC):
-            return size_in_header(path, path.name)
+            return image_size(source, num_channels)
         shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
     except (*DECODE_ERRORS, Warning) as error:
         if isinstance(error, ValueError) and isinstance(error.__cause__, Image.DecompressionBombError):

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ..files import IMAGE_SUFFIXES
-from ..image_io_segformer import check_area, exif_orientation, open_image_file, read_mask
+from ..image_io_segformer import check_area, exif_orientation, open_image_file, read_mask, size_in_header
 from .image_file import NUMPY_MAGIC, ImageFile, read_array_file
 from .reader_protocol import ImageSource, Kind, Reader, ReadOptions
 
@@ -174,6 +174,34 @@ def open_raster(source: Any, num_channels: int = 3, name: str = "", **options: A
     return find_reader(source, by_tiles=True)[0](source, ReadOptions(num_channels, **options))
 
 
+def image_size(source: Any, num_channels: int = 3) -> tuple[int, int]:
+    """Return height and width of an image by its header, without decoding its pixels.
+
+    Args:
+        source: a path, bytes or an `ImageSource`; no NumPy array.
+        num_channels: number of channels that the model takes.
+
+    Raises:
+        ValueError: if it has more pixels than Pillow opens, bands do not fit, or a library is missing.
+        OSError: if the header cannot be read.
+
+    Examples:
+        >>> import io
+        >>> from PIL import Image
+        >>> from hf_segformer.data.readers import image_size
+        >>> buffer = io.BytesIO()
+        >>> Image.new("RGB", (9, 6)).save(buffer, "PNG")
+        >>> image_size(buffer)
+        (6, 9)
+    """
+    source = source if isinstance(source, ImageSource) else ImageSource(source)
+    reader = find_reader(source)[0]
+    if reader is ImageFile:
+        return size_in_header(source.file, source.name)
+    with reader(source, ReadOptions(num_channels)) as opened:
+        return opened.height, opened.width
+
+
 def kind_of(source: Any) -> Kind:
     """Return the kind of a file: `"image"`, `"raster"`, `"volume"` or `"video"`; `"image"` if it does not exist.
 
@@ -315,6 +343,7 @@ __all__ = [
     "count_pages",
     "find_reader",
     "gather",
+    "image_size",
     "image_suffixes",
     "is_listed",
     "is_turned_alone",

@@ -55,9 +55,11 @@ class StorageSource(FileSource):
             for item in self._items_of(address):
                 other = found.setdefault(item.name, item)
                 if other != item:
+                    folders = {posixpath.dirname(str(each.source)) for each in (other, item)}
+                    remedy = "give their common folder, below which names are kept"
                     raise ValueError(
-                        f"{other.source} and {item.source} would both be filed as {item.name}: give their common "
-                        "folder, below which names are kept"
+                        f"{other.source} and {item.source} would both be filed as {item.name}: "
+                        f"{remedy if len(folders) > 1 else 'rename one of them'}"
                     )
         self._items = sorted(found.values())
 

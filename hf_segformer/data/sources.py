@@ -70,11 +70,11 @@ def find_inputs(
     for given in inputs:
         number = len(found)
         for item in _items_of(given, out, skipped if skipped is not None else Counter()):
-            if found.setdefault(str(item.source) if joined else item.name, item) != item and not joined:
+            other = found.setdefault(str(item.source) if joined else item.name, item)
+            if other != item and not joined:
                 raise ValueError(
-                    f"{found[item.name].source} and {item.source} would both be filed as {item.name}: give their "
-                    "folder, below which names are kept, a pattern that fits one of them, or predict them into two "
-                    "folders"
+                    f"{other.source} and {item.source} would both be filed as {item.name}: "
+                    f"{_remedy(str(other.source), str(item.source))}"
                 )
         if len(found) == number and (has_magic(given) or os.path.isdir(given)):
             raise ValueError(
@@ -85,6 +85,18 @@ def find_inputs(
         raise ValueError("no inputs are given; expected files, folders, patterns or @FILE, a list")
     items = sorted(found.values())
     return _expanded(items, axis) if pages else items
+
+
+def _remedy(first: str, second: str) -> str:
+    """Return what to do about two files of one name."""
+    folder = os.path.dirname(first)
+    if folder != os.path.dirname(second):
+        return (
+            "give their folder, below which names are kept, a pattern that fits one of them, or predict them into two "
+            "folders"
+        )
+    patterns = (os.path.join(folder, f"*{path[len(without_suffix(path)) :]}") for path in (first, second))
+    return f"rename one of them, or predict {' and '.join(patterns)} into two folders"
 
 
 def _items_of(given: str, out: Path, skipped: Counter[str]) -> Iterator[InputItem]:

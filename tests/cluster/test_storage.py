@@ -88,6 +88,13 @@ def test_two_objects_of_one_name_are_refused(storage):
     assert len(StorageSource([storage.format("day"), storage.format("day/0.png")]).items()) == 3
 
 
+def test_two_objects_of_one_name_in_one_folder_are_to_be_renamed(tmp_path):
+    for name in ("0.png", "0.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="would both be filed as 0: rename one of them"):
+        StorageSource([tmp_path.as_uri()])
+
+
 def test_videos_of_storage_are_skipped_and_counted(storage_with_video):
     source = StorageSource([storage_with_video.format("day")])
     assert [item.name for item in source.items()] == ["0"]

@@ -469,6 +469,16 @@ def test_inputs_of_every_kind_keep_folders_in_their_names(images, tmp_path, out,
     assert "a[1]" in names(images / "a[1].png")
 
 
+def test_the_remedy_for_two_files_of_one_name_works(tmp_path, out):
+    for name in ("a.png", "a.gif", "b.gif"):
+        make_image(40, 60).save(tmp_path / name)
+    with pytest.raises(ValueError, match="would both be filed as a: rename one of them, or predict ") as error:
+        find_inputs([str(tmp_path)], out)
+    patterns = str(error.value).split("predict ")[1].removesuffix(" into two folders").split(" and ")
+    found = [[item.source for item in find_inputs([pattern], out)] for pattern in sorted(patterns)]
+    assert found == [[str(tmp_path / "a.gif"), str(tmp_path / "b.gif")], [str(tmp_path / "a.png")]]
+
+
 def test_results_below_the_images_are_not_predicted(checkpoint, images):
     for _ in range(2):
         assert run(checkpoint, images, "--output-dir", images / "below" / "labels") == 0

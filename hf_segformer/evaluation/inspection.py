@@ -25,7 +25,7 @@ from ..visualization import Color, colorize, displayed_as_fed, overlay, with_leg
 
 _HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 _PAPER, _INK = (255, 255, 255), (32, 33, 36)
-_PANEL_WIDTH, _GAP, _TITLE = 320, 12, 28
+_PANEL_WIDTH, _MOST_PANEL_HEIGHT, _GAP, _TITLE = 320, 4 * 320, 12, 28
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +235,9 @@ def _checked_point(point: Sequence[int] | None, height: int, width: int) -> tupl
 
 
 def _panel_size(image: Image.Image) -> tuple[int, int]:
-    return _PANEL_WIDTH, max(1, round(_PANEL_WIDTH * image.height / image.width))
+    """Width and height of a panel: the usual width, unless the panel of a narrow image would be too high."""
+    width = min(_PANEL_WIDTH, _MOST_PANEL_HEIGHT * image.width / image.height)
+    return max(1, round(width)), max(1, round(width * image.height / image.width))
 
 
 def _heat(shares: np.ndarray) -> Image.Image:
@@ -266,8 +268,8 @@ def _with_mark(panel: Image.Image, mark: tuple[int, int]) -> Image.Image:
 
 
 def _grid(panels: Sequence[tuple[str, Image.Image]], columns: int) -> Image.Image:
-    """Panels of one size in rows, each below its title."""
-    width, height = panels[0][1].size
+    """Panels of one size in rows, each below its title, which may be wider than a narrow panel."""
+    width, height = _PANEL_WIDTH, panels[0][1].height
     rows = -(-len(panels) // columns)
     canvas = Image.new("RGB", (_GAP + columns * (width + _GAP), rows * (height + _TITLE + _GAP)), _PAPER)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(15)

@@ -13,6 +13,8 @@ from hf_segformer import (
     SegFormerPredictor,
 )
 from hf_segformer.evaluation.inspection import (
+    Inspection,
+    _panel_size,
     draw_inspection,
     inspect_image,
     principal_components,
@@ -130,6 +132,17 @@ def test_everything_is_drawn_in_one_image(tiny_config, image, processor, num_lab
     drawn = draw_inspection(inspection, [f"class {k}" for k in range(num_classes)], default_palette(num_classes))
     assert drawn.mode == "RGB"
     assert drawn.width > 4 * 320
+
+
+@pytest.mark.parametrize(("width", "panel"), [(3, (13, 1280)), (1, (4, 1280)), (300, (320, 320))])
+def test_a_narrow_image_is_drawn_in_panels_of_bounded_height(width, panel):
+    image, zeros = Image.new("RGB", (width, 300)), np.zeros((300, width), int)
+    weights = (np.ones((9, 1), np.float32),)
+    inspection = Inspection(image, (150, 0), zeros, zeros, zeros / 1.0, weights, (np.ones((9, 1, 3)),))
+    assert _panel_size(image) == panel
+    drawn = draw_inspection(inspection, ["a", "b"], default_palette(2))
+    assert drawn.width == 4 * (320 + 12) + 12
+    assert 2 * panel[1] < drawn.height < 2 * panel[1] + 200
 
 
 def test_bands_are_inspected_too(tiny_config):

@@ -17,6 +17,7 @@ BACKGROUND_COLOR = (214, 209, 196)  # of the background of a model with one labe
 
 _INK, _PAPER, _FAINT = (32, 33, 36), (255, 255, 255), (95, 99, 104)
 _FIRST_COLOR = (51, 102, 204)
+_MOST_WIDE = 4  # width of a panel in heights
 _HATCH_DARK, _HATCH_LIGHT = (28, 28, 30), (92, 92, 96)
 # Linear RGB as people without long, middle and short wave cones see it (Machado et al. 2009, severity 1).
 _COLOR_BLIND = np.array(
@@ -309,12 +310,13 @@ def figure(
     """Images in rows under column titles, with a legend of the classes below.
 
     Args:
-        rows: one image for each title in every row; each is scaled to `panel_height`.
+        rows: one image for each title in every row; each is scaled to `panel_height`, or to four times that in width
+            where it would be wider.
         titles: titles of the columns.
         names: class names of the legend.
         palette: one (red, green, blue) for each name.
         captions: a line below each row, or none.
-        panel_height: height of every panel in pixels.
+        panel_height: largest height of a panel in pixels.
 
     Returns:
         RGB image.
@@ -372,9 +374,11 @@ def _hatch(pixels: np.ndarray, where: np.ndarray) -> None:
     pixels[row, column] = np.where(((row + column) % 6 < 2)[:, None], _HATCH_LIGHT, _HATCH_DARK)
 
 
-def _scaled(image: Image.Image, height: int) -> Image.Image:
+def _scaled(image: Image.Image, panel_height: int) -> Image.Image:
+    """Image of a panel's height, or lower where it would be wider than four times that."""
+    scale = min(panel_height / image.height, _MOST_WIDE * panel_height / image.width)
+    width, height = (max(1, round(side * scale)) for side in image.size)
     # Enlarged by whole pixels first, so that masks keep hard edges and images show the pixels that the model saw.
-    width = max(1, round(image.width * height / image.height))
     factor = max(1, -(-height // image.height))
     image = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     return image.resize((width, height), Image.Resampling.BOX)

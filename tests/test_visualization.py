@@ -75,6 +75,13 @@ def test_a_figure_shows_every_panel_and_every_colour_of_the_legend():
     assert pixels == 4 * 50 * 100
 
 
+def test_a_strip_is_drawn_in_a_panel_of_bounded_width():
+    strip = Image.new("RGB", (3000, 3), (200, 10, 10))
+    drawn = np.asarray(figure([[strip, strip]], ["left", "right"], ["a"], PALETTE[:1], panel_height=50))
+    assert drawn.shape[1] == 2 * 200 + 3 * 16
+    assert (drawn == (200, 10, 10)).all(axis=2).sum() == 2 * 200
+
+
 def test_a_long_legend_wraps():
     image, names = Image.new("RGB", (20, 10)), [f"a rather long name {index}" for index in range(30)]
     colors = default_palette(30)

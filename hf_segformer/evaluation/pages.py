@@ -124,10 +124,11 @@ pixels that the model gives to the class; its mean is over all pixels. Pixels ar
 <dl><dt>AUC</dt><dd>{{ summary.binary.auc | percent(2) }}</dd>
 <dt>Average precision</dt><dd>{{ summary.binary.average_precision | percent(2) }}</dd>
 <dt>Dice at 0.5</dt><dd>{{ summary.binary.at_half.dice | percent }}</dd>
-{% if summary.binary.get("threshold") %}<dt>The model's threshold</dt><dd>{{ summary.binary.threshold | round(3) }}</dd>
+{% if summary.binary.get("threshold") %}<dt>The model's threshold</dt>
+<dd>{{ "{:.5g}".format(summary.binary.threshold) }}</dd>
 {% endif %}
 {% if summary.binary.best %}<dt>Best Dice</dt><dd>{{ summary.binary.best.dice | percent }} at
-{{ summary.binary.best.threshold | round(3) }}, found on these images</dd>{% endif %}</dl></section>{% endif %}
+{{ "{:.5g}".format(summary.binary.best.threshold) }}, found on these images</dd>{% endif %}</dl></section>{% endif %}
 {% if worst %}<section><h2>Worst images</h2>
 <p class="faint">Lowest mean IoU over the classes that occur in the image. Wrong pixels are red.</p>
 {{ figure(worst, "Worst images with labels, predictions and errors") }}</section>{% endif %}

@@ -157,7 +157,7 @@ def plot_thresholds(binary: Mapping[str, Any]) -> bytes:
         place = binary["best"]["threshold"], binary["best"]["dice"]
         axes.axvline(place[0], color=FAINT, linestyle="--", linewidth=1)
         axes.plot(*place, "o", color=BLUE)
-        axes.annotate(f"best: {place[0]:.3f}", place, xytext=(6, 8), textcoords="offset points", fontsize=9)
+        axes.annotate(f"best: {place[0]:.5g}", place, xytext=(6, 8), textcoords="offset points", fontsize=9)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("threshold")

@@ -73,7 +73,8 @@ def save_threshold(folder: str | Path, threshold: float) -> str:
     paths = [resolve_inside(member, _FILE) for member in member_folders(folder)]
     for path in paths:
         write_json({**read_json(path), "binary_threshold": threshold}, path)
-    return f"threshold {threshold:.3f}, chosen on these images, is saved in {', '.join(map(str, paths))}"
+    # Five digits tell the bins of the histogram apart; the first one is no 0, and the last one no 1.
+    return f"threshold {threshold:.5g}, chosen on these images, is saved in {', '.join(map(str, paths))}"
 
 
 __all__ = ["evaluate_at_best_threshold", "save_threshold"]

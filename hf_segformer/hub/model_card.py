@@ -298,10 +298,10 @@ def _threshold_note(folder: Path, config: SegFormerConfig, names: Sequence[str],
     if len(names) != 1 or config.num_labels != 1:
         return ""
     threshold = read_optional(folder, "preprocessor_config.json").get("binary_threshold", 0.5)
-    sentences = [f"Pixels are {names[0]} above a probability of {threshold:.3f}, the model's threshold."]
+    sentences = [f"Pixels are {names[0]} above a probability of {threshold:.5g}, the model's threshold."]
     measured_at = binary.get("threshold")
-    if measured_at is not None and abs(measured_at - threshold) > 5e-4:
-        sentences.append(f"The scores of this card were measured with {measured_at:.3f}, before that was changed.")
+    if measured_at is not None and f"{measured_at:.5g}" != f"{threshold:.5g}":
+        sentences.append(f"The scores of this card were measured with {measured_at:.5g}, before that was changed.")
     measured = {"the area under the ROC curve": binary.get("auc"), "average precision": binary.get("average_precision")}
     known = [f"{name} is {_percent(value)} %" for name, value in measured.items() if value is not None]
     if known:

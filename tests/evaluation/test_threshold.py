@@ -1,6 +1,7 @@
 """The best threshold of a binary model: found, saved, and used by what loads the model."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from sklearn.metrics import f1_score
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor, SegFormerPredictor
 from hf_segformer.cli.main import main
 from hf_segformer.evaluation.threshold import evaluate_at_best_threshold, save_threshold
-from hf_segformer.hub.model_card import card_text
+from hf_segformer.hub.model_card import _threshold_note, card_text
 from tests.support.tiny import TINY
 
 SIZE = (40, 64)
@@ -47,8 +48,6 @@ def rows(saved):
 
 
 def test_threshold_is_found_saved_and_used(saved, tmp_path, rows, capsys):
-    import shutil
-
     model = shutil.copytree(saved / "model", tmp_path / "model")
     before = json.loads((model / "preprocessor_config.json").read_text())
     folders = ["--images", saved / "images", "--masks", saved / "masks"]
@@ -77,12 +76,22 @@ def test_threshold_is_found_saved_and_used(saved, tmp_path, rows, capsys):
     assert metrics["binary"]["threshold"] == metrics["binary"]["best"]["threshold"] == threshold
     assert metrics["binary"]["at_half"]["dice"] == pytest.approx(f1_score(truth, probability > 0.5))
     assert metrics["intervals"]["unit"] == "groups"
-    assert f"above a probability of {threshold:.3f}" in " ".join(card_text(model).split())
+    assert (model / "report.html").read_text().count(f"{threshold:.5g}") == 2
+    assert f"above a probability of {threshold:.5g}" in " ".join(card_text(model).split())
     assert f"{100 * metrics['binary']['average_precision']:.1f} %" in card_text(model)
     assert "before that was changed" not in " ".join(card_text(model).split())
     save_threshold(model, threshold / 2)  # by an evaluation whose scores are elsewhere
-    wanted = f"were measured with {threshold:.3f}, before that was changed"
+    wanted = f"were measured with {threshold:.5g}, before that was changed"
     assert wanted in " ".join(card_text(model).split())
+
+
+@pytest.mark.parametrize(("threshold", "shown"), [(2**-16, "1.5259e-05"), (1 - 2**-16, "0.99998"), (0.25, "0.25")])
+def test_a_threshold_is_shown_as_prediction_takes_it(saved, tmp_path, threshold, shown):
+    model = shutil.copytree(saved / "model", tmp_path / "model")
+    line = save_threshold(model, threshold)
+    assert line.startswith(f"threshold {shown}, chosen")
+    config = SegFormerConfig(**TINY, num_labels=1)
+    assert f"above a probability of {shown}, the" in _threshold_note(model, config, ["crack"], {})
 
 
 def test_only_binary_models_with_a_folder_have_a_threshold(saved, model, rows, capsys):

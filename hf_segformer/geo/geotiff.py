@@ -252,7 +252,10 @@ def open_all_bands(path: str | Path, bands: Sequence[int] | None, num_rows: int)
 
     source = ImageSource(path)
     if GeoRaster.claims(source, by_tiles=True) is None:
-        raise ValueError(f"{source.name} is no raster; expected a GeoTIFF, or another raster that rasterio opens")
+        raise ValueError(
+            f"{source.name} is no raster; expected a GeoTIFF, JPEG 2000, Erdas Imagine or virtual raster: write others "
+            "as GeoTIFF first (rio convert)"
+        )
     with ExitStack() as stack:
         file = _open(source, None, stack)
         total = file.count - (file.count > 1 and file.colorinterp[-1] == ColorInterp.alpha)

@@ -4,8 +4,9 @@ Only Pillow and numpy, so that it works wherever a model does. Axes: C channels,
 """
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain, cycle, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ Color = tuple[int, int, int]
 BACKGROUND_COLOR = (214, 209, 196)  # of the background of a model with one label
 
 _INK, _PAPER, _FAINT = (32, 33, 36), (255, 255, 255), (95, 99, 104)
-_FIRST_COLOR = (51, 102, 204)
+_FIRST_COLOR, _MOST_COLORS = (51, 102, 204), 1000
 _MOST_WIDE = 4  # width of a panel in heights
 _HATCH_DARK, _HATCH_LIGHT = (28, 28, 30), (92, 92, 96)
 # Linear RGB as people without long, middle and short wave cones see it (Machado et al. 2009, severity 1).
@@ -54,40 +55,42 @@ def default_palette(num_classes: int) -> list[Color]:
     first colours are the same for every number of classes.
 
     Args:
-        num_classes: number of colours K, 1 to 1000.
+        num_classes: number of colours K, at least 1.
 
     Returns:
-        K different (red, green, blue) of 0 to 255.
+        K (red, green, blue) of 0 to 255; the first 1000 differ, and are repeated beyond.
 
     Raises:
-        ValueError: if the number is out of range.
+        ValueError: if the number is below 1.
 
     Examples:
         >>> from hf_segformer.visualization import default_palette
         >>> default_palette(2) == default_palette(150)[:2]
         True
     """
-    if not 1 <= num_classes <= 1000:
-        raise ValueError(f"num_classes is {num_classes}; expected 1 to 1000")
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}; expected at least 1")
     colors, seen = _candidates()
     chosen = [int(np.abs(colors - _FIRST_COLOR).sum(axis=1).argmin())]
     distance = _distance(seen, chosen[0])
-    while len(chosen) < num_classes:
+    while len(chosen) < min(num_classes, _MOST_COLORS):
         chosen.append(int(distance.argmax()))
         distance = np.minimum(distance, _distance(seen, chosen[-1]))
-    return [(int(red), int(green), int(blue)) for red, green, blue in colors[chosen]]
+    palette = [(int(red), int(green), int(blue)) for red, green, blue in colors[chosen]]
+    return list(islice(cycle(palette), num_classes))
 
 
 def land_cover_palette(names: Sequence[str]) -> list[Color]:
     """Colours of maps for classes of land cover: blue water, green forest, yellow fields, red buildings.
 
-    Further classes of one kind get lighter and darker shades of its colour, other classes default colours.
+    Further classes of one kind get lighter and darker shades of its colour, as long as there are any; other classes get
+    default colours.
 
     Args:
         names: names of the K classes.
 
     Returns:
-        K different (red, green, blue).
+        K (red, green, blue), which differ as long as there are default colours left.
 
     Examples:
         >>> from hf_segformer.visualization import land_cover_palette
@@ -96,17 +99,21 @@ def land_cover_palette(names: Sequence[str]) -> list[Color]:
     """
     known = [_land_cover_color(name) for name in names]
     drawn = np.array([color for color in known if color] or [_PAPER])
-    others = [color for color in default_palette(min(1000, 4 * len(names) + 40)) if _is_far(color, drawn)]
+    others = cycle(color for color in default_palette(min(_MOST_COLORS, 4 * len(names) + 40)) if _is_far(color, drawn))
     palette: list[Color] = []
+    taken: set[Color] = set()
     for color in known:
-        if color is None:
-            color = others.pop(0)
-        palette.append(_another_shade(color, palette) if color in palette else color)
+        candidates = chain(_shades(color) if color else (), islice(others, _MOST_COLORS))
+        chosen = next((each for each in candidates if each not in taken), None) or next(others)
+        taken.add(chosen)
+        palette.append(chosen)
     return palette
 
 
 def palette_for(names: Sequence[str]) -> list[Color]:
     """`land_cover_palette` where at least three names, and two thirds of them, are land cover; else `default_palette`.
+
+    Beyond 1000 names colours are repeated.
 
     Examples:
         >>> from hf_segformer.visualization import default_palette, palette_for
@@ -435,14 +442,13 @@ def _is_far(color: Color, others: np.ndarray) -> bool:
     return bool(np.abs(others - color).sum(axis=1).min() >= 100)
 
 
-def _another_shade(color: Color, taken: Collection[Color]) -> Color:
-    """A lighter or darker shade that is not taken."""
+def _shades(color: Color) -> Iterator[Color]:
+    """Yield a colour, then lighter and darker shades of it, some of them several times."""
+    yield color
     for step in range(1, 200):
         factor = (1 - 0.12 * (step + 1) / 2) if step % 2 else (1 + 0.12 * step / 2)
         red, green, blue = (min(255, max(0, round(value * factor) + step // 16)) for value in color)
-        if (red, green, blue) not in taken:
-            return red, green, blue
-    raise ValueError("land_cover_palette has no further shade; expected at most 100 classes of one kind")
+        yield red, green, blue
 
 
 def _candidates() -> tuple[np.ndarray, np.ndarray]:

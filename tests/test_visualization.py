@@ -30,6 +30,19 @@ def test_default_colours_differ_and_do_not_depend_on_how_many_are_asked_for():
     assert len(set(default_palette(1000))) == 1000
 
 
+def test_default_colours_are_repeated_beyond_a_thousand():
+    colors = default_palette(2001)
+    assert colors == 2 * default_palette(1000) + colors[:1]
+    assert palette_for([f"class {index}" for index in range(2001)]) == colors
+
+
+def test_any_number_of_classes_of_one_kind_of_land_cover_has_colours():
+    colors = palette_for([f"cloud {index}" for index in range(300)])
+    assert len(set(colors)) == 300
+    assert colors[0] == (250, 250, 250)
+    assert len(palette_for([f"cloud {index}" for index in range(1500)])) == 1500
+
+
 def test_palettes_are_independent_copies():
     default_palette(3).clear()
     assert len(default_palette(3)) == 3

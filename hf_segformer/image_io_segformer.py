@@ -153,17 +153,7 @@ def open_image_file(
             if len(frames) > 1:
                 file.seek(frames[page or 0])
                 check_area(file.height, file.width, name)
-            if file.format == "TIFF" and _orientation(file) in (5, 6, 7, 8):
-                file.filename = ""  # Pillow maps uncompressed files by name, with the sides swapped (Pillow 12.3)
-            maxval, raw_mode = _maxval(file), _raw_mode(file)
-            image = _as_stored(file) if ignore_exif else ImageOps.exif_transpose(file)
-            if _low_bytes(raw_mode):
-                rest = _decode_low_bytes(source, frames[page or 0], ignore_exif)
-                return _join_bytes(np.asarray(image), np.asarray(rest), raw_mode, num_channels)
-            if maxval is not None:
-                image = _with_stored_values(image, maxval, keeps_values, name)
-            image.format = file.format
-            return image
+            return _decode(file, source, name, ignore_exif, keeps_values, num_channels)
     except Image.DecompressionBombError as error:  # it names the number of pixels
         raise ValueError(f"{name}: {str(error).partition(',')[0]}; {_limit()}") from error
     except Warning as error:  # raised where a filter asks for it
@@ -176,6 +166,40 @@ def open_image_file(
         if isinstance(error, ValueError) and str(error).startswith(name):  # one of those above
             raise
         raise OSError(f"{name}: damaged, {error or type(error).__name__}") from error
+
+
+def _decode(
+    file: Image.Image,
+    source: Any,
+    name: str,
+    ignore_exif: bool = False,
+    keeps_values: bool = False,
+    num_channels: int = 0,
+) -> Image.Image | np.ndarray:
+    """Decode the present frame of an open file, of a path or BytesIO; see `open_image_file`."""
+    if file.format == "TIFF" and _orientation(file) in (5, 6, 7, 8):
+        file.filename = ""  # Pillow maps uncompressed files by name, with the sides swapped (Pillow 12.3)
+    maxval, raw_mode = _maxval(file), _raw_mode(file)
+    image = _as_stored(file) if ignore_exif else ImageOps.exif_transpose(file)
+    if _low_bytes(raw_mode):
+        rest = _decode_low_bytes(source, file.tell(), ignore_exif)
+        return _join_bytes(np.asarray(image), np.asarray(rest), raw_mode, num_channels)
+    if maxval is not None:
+        image = _with_stored_values(image, maxval, keeps_values, name)
+    image.format = file.format
+    return image
+
+
+def _decode_copy(image: Any, name: str, **options: Any) -> Image.Image | np.ndarray:
+    """Decode the file of a PIL image that is not decoded yet, and leave it so; options are those of `_decode`."""
+    position = image.fp.tell()
+    image.fp.seek(0)
+    content = io.BytesIO(image.fp.read())
+    image.fp.seek(position)
+    with Image.open(content, formats=_formats()) as copy:
+        if image.tell():
+            copy.seek(image.tell())
+        return _decode(copy, content, name, **options)
 
 
 def _check_either(check_size: Callable[[int, int], None], width: int, height: int) -> None:
@@ -337,16 +361,23 @@ def _unidentified(source: Any) -> str:
     return f"cut off, or not an image in one of the formats that are read ({', '.join(IMAGE_FORMATS)})"
 
 
-def _load(source: Any, name: str, **options: Any) -> Image.Image | np.ndarray:
+def _load(
+    source: Any,
+    name: str,
+    page: int | None = None,
+    check_size: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Image.Image | np.ndarray:
     """Decode a path, BytesIO, PIL image, array or tensor to an upright PIL image or an array; copy, never modify."""
     if isinstance(source, str | os.PathLike | io.BytesIO):
-        return open_image_file(source, name, **options)
+        return open_image_file(source, name, page, check_size=check_size, **options)
     if isinstance(source, Image.Image):
         try:
-            maxval = _maxval(source)
+            # Pillow changes values as it decodes these files, and a decoded image no longer says how.
+            is_changed = _maxval(source) is not None or ";" in _raw_mode(source)
+            if is_changed and source.format in _formats() and getattr(source, "fp", None) is not None:
+                return _decode_copy(source, name, **options)
             source.load()
-            if maxval is not None:
-                source = _with_stored_values(source, maxval, bool(options.get("keeps_values")), name)
             is_upright = options.get("ignore_exif") or source.getexif().get(_ORIENTATION, 1) == 1
             return source if is_upright else ImageOps.exif_transpose(source)
         except (Image.DecompressionBombError, Warning) as error:

@@ -280,6 +280,7 @@ class SegFormerImageProcessor(BaseImageProcessor):
       uint16 is scaled from 0..65535 to 0..255 in floating point, floats of whole numbers in 0 to 255 are bytes, floats
       within [0, 1] are resized as bytes and stay in [0, 1] (give `do_rescale=False` with those). PIL's mode I, as
       which Pillow opens 16-bit PGM files, is uint16 where a value exceeds 255, else bytes.
+      A PIL image of a file of 16-bit colours keeps all bits if it is not decoded yet; decoded, it has 8.
     - **Bands** (any other number N of means): (H, W, N) or (N, H, W), resized band by band, in units of their own.
     - **Value range**: with `value_range` images of any type are scaled from that range to 0..255, in floating point.
     - **No data**: masked pixels of a `numpy.ma.MaskedArray` take the mean of their band; undeclared NaN is refused.

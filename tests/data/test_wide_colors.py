@@ -83,6 +83,30 @@ def test_the_processor_sees_what_it_sees_of_an_array():
         np.testing.assert_allclose(pixels, processor(array, return_tensors="np").pixel_values)
 
 
+@pytest.mark.parametrize("bands", [2, 3, 4])
+def test_pil_images_that_are_not_decoded_yet_keep_all_bits_and_stay_so(bands):
+    array, processor = values(bands), SegFormerImageProcessor(do_resize=False, value_range=(0, 4095))
+    for content, expected in ((png(array), array), (png(array, exif(6)), np.rot90(array, -1))):
+        expected = expected[..., [0] * 3] if bands == 2 else expected[..., :3]
+        with Image.open(BytesIO(content)) as image:
+            for _ in range(2):  # the first call leaves the image as it is
+                pixels = processor(image)["pixel_values"][0]
+                np.testing.assert_allclose(pixels, processor(expected)["pixel_values"][0])
+            assert image.tile, "the image has been decoded"
+
+
+def test_the_present_page_of_a_pil_image_keeps_all_bits():
+    file, pages = BytesIO(), [values(3), values(3)[::-1]]
+    with tifffile.TiffWriter(file) as writer:
+        for page in pages:
+            writer.write(page, photometric="rgb", compression="deflate")
+    with Image.open(file) as image:
+        image.seek(1)
+        pixels = SegFormerImageProcessor(do_resize=False, value_range=(0, 4095))(image)["pixel_values"][0]
+        expected = SegFormerImageProcessor(do_resize=False, value_range=(0, 4095))(pages[1])["pixel_values"][0]
+        np.testing.assert_allclose(pixels, expected)
+
+
 def test_a_measure_says_uint16(tmp_path):
     (tmp_path / "a.png").write_bytes(png(values(4)))
     measure = measure_image(str(tmp_path / "a.png"), None)

@@ -56,6 +56,8 @@ DECODE_ERRORS = (
     struct.error,
     zlib.error,
 )
+# Factors by which Pillow stretches grey of 2 and 4 bits to 8, by the end of its raw mode ("L;4", "L;2IR").
+_STRETCH = {"2": 85, "4": 17}
 _GREY = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as Pillow has it
 _ORIENTATION = ExifTags.Base.Orientation
 _UNDO = {  # the operation that turns an upright image back into the stored one, by EXIF orientation
@@ -116,6 +118,7 @@ def open_image_file(
     check_size: Callable[[int, int], None] | None = None,
     keeps_values: bool = False,
     num_channels: int = 0,
+    is_mask: bool = False,
 ) -> Image.Image | np.ndarray:
     """Decode a file of one of `IMAGE_FORMATS`, recognized by its content.
 
@@ -128,6 +131,8 @@ def open_image_file(
         keeps_values: return the stored values of PGM and PPM files of less than 8 bits, which stand for 0 to 255
             otherwise. Those of more than 8 bits are always kept.
         num_channels: for colours of 16 bits: 1 makes them grey, 3 leaves out an alpha band, 0 keeps all bands.
+        is_mask: grey values are labels: return those that the file stores, whatever their number of bits and which of
+            them is white.
 
     Returns:
         the decoded image, upright unless `ignore_exif` is set; colours of 16 bits, which Pillow has no mode for, as
@@ -153,7 +158,7 @@ def open_image_file(
             if len(frames) > 1:
                 file.seek(frames[page or 0])
                 check_area(file.height, file.width, name)
-            return _decode(file, source, name, ignore_exif, keeps_values, num_channels)
+            return _decode(file, source, name, ignore_exif, keeps_values, num_channels, is_mask)
     except Image.DecompressionBombError as error:  # it names the number of pixels
         raise ValueError(f"{name}: {str(error).partition(',')[0]}; {_limit()}") from error
     except Warning as error:  # raised where a filter asks for it
@@ -175,6 +180,7 @@ def _decode(
     ignore_exif: bool = False,
     keeps_values: bool = False,
     num_channels: int = 0,
+    is_mask: bool = False,
 ) -> Image.Image | np.ndarray:
     """Decode the present frame of an open file, of a path or BytesIO; see `open_image_file`."""
     if file.format == "TIFF" and _orientation(file) in (5, 6, 7, 8):
@@ -185,7 +191,9 @@ def _decode(
         rest = _decode_low_bytes(source, file.tell(), ignore_exif)
         return _join_bytes(np.asarray(image), np.asarray(rest), raw_mode, num_channels)
     if maxval is not None:
-        image = _with_stored_values(image, maxval, keeps_values, name)
+        image = _with_stored_values(image, maxval, keeps_values or is_mask, name)
+    if is_mask:
+        image = _with_stored_labels(image, raw_mode, file.format)
     image.format = file.format
     return image
 
@@ -282,6 +290,17 @@ def _with_stored_values(image: Image.Image, maxval: int, keeps_values: bool, nam
     if maxval > 255:
         raise ValueError(f"{name} is a PPM file of colours up to {maxval}, read as 8 bits; expected a PNG or TIFF file")
     return Image.fromarray(np.rint(np.asarray(image) * (maxval / 255)).astype(np.uint8))
+
+
+def _with_stored_labels(image: Image.Image, raw_mode: str, file_format: str | None) -> Image.Image:
+    """Undo Pillow's stretch of grey of 2 and 4 bits to 8, and its inversion of TIFF files in which 0 is white."""
+    mode, _, layout = raw_mode.partition(";")
+    step = _STRETCH.get(layout[:1], 1)
+    is_inverted = file_format == "TIFF" and "I" in layout  # in PBM files 1 is always black, and no choice of the author
+    if mode not in ("1", "L") or not (is_inverted or step > 1):
+        return image
+    values = ~np.asarray(image) if is_inverted else np.asarray(image)
+    return Image.fromarray(values // np.uint8(step) if step > 1 else values)
 
 
 def count_images(source: Any, name: str = "the image") -> int:
@@ -533,7 +552,7 @@ def read_image(
 
 
 def read_mask(source: Any, name: str, **options: Any) -> np.ndarray:
-    """Decode one mask; a palette's indices are the labels, whatever its colours.
+    """Decode one mask; the stored values are the labels, of a palette its indices, whatever their colours.
 
     Args:
         source: a path, a file's bytes as BytesIO, PIL image, array or tensor; never modified.
@@ -548,7 +567,7 @@ def read_mask(source: Any, name: str, **options: Any) -> np.ndarray:
         OSError: if a file cannot be opened.
     """
     name = image_name(source, name)
-    mask = _load(source, name, keeps_values=True, **options)
+    mask = _load(source, name, is_mask=True, **options)
     if isinstance(mask, Image.Image):
         if mask.format == "JPEG":
             raise ValueError(f"{name} is a JPEG file, whose compression changes labels; expected PNG or TIFF")

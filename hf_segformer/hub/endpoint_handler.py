@@ -10,6 +10,8 @@ import binascii
 import io
 import struct
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,11 +74,9 @@ class EndpointHandler:
                 endpoint answers with status 400 and the message.
         """
         threshold = read_threshold(data.get("parameters") or {})
-        image = read_image(data.get("inputs"))
-        pixels = self.processor(image, return_tensors="pt").pixel_values.to(self.device, self.model.dtype)
+        pixels, size = prepare_image(data.get("inputs"), self.processor)
         with torch.inference_mode():
-            logits = self.model(pixels).logits.float()
-            size = (image.height, image.width)
+            logits = self.model(pixels.to(self.device, self.model.dtype)).logits.float()
             [segmentation] = self.processor.post_process_semantic_segmentation({"logits": logits}, [size], threshold)
             return [
                 {
@@ -104,16 +104,38 @@ def read_threshold(parameters: Any) -> float | None:
         raise ValueError(f"parameters.threshold is {threshold!r:.40}; expected a number from 0 to 1") from None
 
 
+def prepare_image(inputs: Any, processor: Callable[..., Any]) -> tuple[Tensor, tuple[int, int]]:
+    """Prepare the image of a request for the network.
+
+    The processor decodes it, since Pillow alone leaves 8 bits of 16-bit colours.
+
+    Returns:
+        pixels (1, C, h, w), and height and width of the upright image.
+    """
+    with one_line_errors():
+        image = read_image(inputs)
+        pixels = processor(image, return_tensors="pt").pixel_values
+        width, height = ImageOps.exif_transpose(image).size
+        return pixels, (height, width)
+
+
 def read_image(inputs: Any) -> Image.Image:
-    """Decode an image to an upright one, of at most `MAX_BYTES` and `MAX_PIXELS`, which its header tells."""
-    try:
+    """Open an image of at most `MAX_BYTES` and `MAX_PIXELS`, which its header tells; it is not decoded yet."""
+    with one_line_errors():
         image = inputs if isinstance(inputs, Image.Image) else open_image(inputs)
         if image.height * image.width > MAX_PIXELS:
             raise ValueError(
                 f"the image is {image.height}x{image.width} (height x width); expected at most {MAX_PIXELS:,} pixels: "
                 "send a smaller one, or tiles of it"
             )
-        return ImageOps.exif_transpose(image)  # which decodes it
+        return image
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn errors of files that are damaged or no images into a ValueError of one line."""
+    try:
+        yield
     except (Image.DecompressionBombError, Image.UnidentifiedImageError) as error:
         is_large = isinstance(error, Image.DecompressionBombError)
         problem = f"larger than {MAX_PIXELS:,} pixels" if is_large else "no image, or cut off"
@@ -142,9 +164,26 @@ def open_image(inputs: Any) -> Image.Image:
     if len(inputs) > MAX_BYTES:
         raise ValueError(f"the image has {len(inputs):,} bytes; expected at most {MAX_BYTES:,}")
     image = Image.open(io.BytesIO(inputs), formats=FORMATS)
-    if image.format != "MPO" and (number := getattr(image, "n_frames", 1)) > 1:
-        raise ValueError(f"the file holds {number} images; expected one")
+    frames = find_frames(image)
+    if len(frames) > 1:
+        raise ValueError(f"the file holds {len(frames)} images; expected one")
+    if frames != [0]:
+        image.seek(frames[0])
     return image
+
+
+def find_frames(image: Image.Image) -> list[int]:
+    """Find the frames that are images of their own: no thumbnails, pyramid levels or masks, nor a camera's previews."""
+    number = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if number == 1 or image.format != "TIFF":
+        return list(range(number))
+    frames = []
+    for frame in range(number):
+        image.seek(frame)
+        if not image.tag_v2.get(254, 0) & 5:  # type: ignore[attr-defined]  # NewSubfileType: reduced, mask
+            frames.append(frame)
+    image.seek(0)
+    return frames or [0]
 
 
 def mean_probability(logits: Tensor, index: int, mask: Tensor) -> float:

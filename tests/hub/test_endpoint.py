@@ -10,9 +10,17 @@ import torch
 from huggingface_hub import ImageSegmentationOutputElement
 from PIL import Image
 
+from hf_segformer import SegFormerImageProcessor
 from hf_segformer.hub import endpoint_handler
 from hf_segformer.hub.endpoint import handler_files
-from hf_segformer.hub.endpoint_handler import encode_mask, mean_probability, read_image, read_threshold
+from hf_segformer.hub.endpoint_handler import (
+    encode_mask,
+    mean_probability,
+    prepare_image,
+    read_image,
+    read_threshold,
+)
+from tests.data.test_wide_colors import png, values
 from tests.support.hub import (
     NEEDS_AUTO_IMAGE_PROCESSOR,
     PACKAGE,
@@ -188,7 +196,6 @@ def test_a_binary_model_answers_with_background_and_its_threshold(author, strang
         ([1, 2], "inputs is a list; expected an image"),
         (Image.new("L", (6000, 5000)), r"5000x6000 \(height x width\); expected at most 25,000,000 pixels"),
         (file_of(Image.new("1", (6000, 5000))), "expected at most 25,000,000 pixels"),
-        (file_of(image(), "TIFF")[:-900], "the image is damaged: |cut off|truncated"),
         (file_of(Image.new("P", (9, 9)), "GIF"), "no image"),
         (
             file_of(Image.new("L", (9, 9)), "TIFF", save_all=True, append_images=[Image.new("L", (9, 9))]),
@@ -199,6 +206,35 @@ def test_a_binary_model_answers_with_background_and_its_threshold(author, strang
 def test_bad_images_are_refused_before_they_are_decoded(inputs, words):
     with pytest.raises(ValueError, match=words):
         read_image(inputs)
+
+
+def test_a_damaged_image_is_refused_in_one_line():
+    with pytest.raises(ValueError, match=r"the image is damaged: .*truncated"):
+        prepare_image(file_of(image())[:-900], SegFormerImageProcessor(size=16))
+
+
+@pytest.mark.parametrize("bands", [2, 3, 4])
+def test_colors_of_16_bits_are_read_as_from_a_file(bands, tmp_path):
+    (tmp_path / "image.png").write_bytes(png(values(bands)))
+    processor = SegFormerImageProcessor(size=16, value_range=[0, 4095])
+    pixels, size = prepare_image((tmp_path / "image.png").read_bytes(), processor)
+    assert size == values(bands).shape[:2]
+    assert torch.equal(pixels, processor(tmp_path / "image.png", return_tensors="pt").pixel_values)
+
+
+@pytest.mark.parametrize("kinds", [(0, 1, 5), (1, 0), (0, 4)])
+def test_thumbnails_pyramid_levels_and_masks_are_no_further_images(kinds):
+    """Kinds of the pages of a TIFF: 0 an image, 1 a reduced one, 4 a mask."""
+    pages = []
+    for number, kind in enumerate(kinds):
+        page = Image.new("RGB", (9 + number, 6), (number, 2, 3))
+        page.encoderinfo = {"tiffinfo": {254: kind}}
+        pages.append(page)
+    content = file_of(pages[0], "TIFF", tiffinfo={254: kinds[0]}, save_all=True, append_images=pages[1:])
+    processor = SegFormerImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
+    pixels, size = prepare_image(content, processor)
+    assert size == (6, 9 + kinds.index(0))
+    assert pixels[0, :, 0, 0].tolist() == [kinds.index(0), 2, 3]
 
 
 def test_files_that_are_too_large_are_not_decoded(monkeypatch):

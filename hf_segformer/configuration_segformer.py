@@ -126,6 +126,14 @@ def foreign_fields(values: dict[str, Any], config_class: type | None = None) -> 
     }
 
 
+def _count_labels(values: dict[str, Any]) -> int:
+    """Return the number of labels by a config.json; 2, the default, where it does not say or is damaged."""
+    names, number = values.get("id2label"), values.get("num_labels")
+    if isinstance(names, dict | list) and names:
+        return len(names)
+    return number if isinstance(number, int) else 2
+
+
 def _is_dtype(value: Any) -> bool:
     found = getattr(torch, value, None) if isinstance(value, str) else value
     return isinstance(found, torch.dtype)
@@ -316,7 +324,8 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
 
         Fields of the file that are not known are dropped with a warning: they may choose code (`attn_implementation`,
         which may name a repository of kernels, `quantization_config`) or weights elsewhere. As keywords they count.
-        `id2label` as a keyword brings its own `label2id`.
+        `id2label` as a keyword brings its own `label2id`. An ignore index that is the default of the file's number of
+        labels follows the number that keywords give; so does 255, which Transformers writes whatever that number is.
         """
         foreign = foreign_fields(config_dict, cls)
         values = {name: value for name, value in config_dict.items() if name not in foreign}
@@ -327,6 +336,8 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         if kwargs.get("id2label") is not None:
             values.pop("label2id", None)
+        if values.get("semantic_loss_ignore_index") in (255, default_ignore_index(_count_labels(values))):
+            del values["semantic_loss_ignore_index"]
         values |= {name: kwargs.pop(name) for name in _LABEL_FIELDS if name in kwargs}
         return super().from_dict(values, **kwargs)
 

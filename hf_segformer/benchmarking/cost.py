@@ -9,7 +9,7 @@ Axes: H W grid of a stage, N = H*W tokens, M tokens after reduction, C channels,
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..configuration_segformer import VARIANTS, SegFormerConfig, closest
+from ..configuration_segformer import VARIANTS, SegFormerConfig, closest, default_ignore_index
 from ..conversion.checkpoints import folder_config, is_repository, read_config
 from ..conversion.convert import convert_checkpoint
 
@@ -158,7 +158,7 @@ def load_config(source: str, num_labels: int | None = None) -> SegFormerConfig:
     """
     config = _load_config(source)
     if num_labels is not None:
-        config.num_labels = num_labels
+        config.num_labels, config.semantic_loss_ignore_index = num_labels, default_ignore_index(num_labels)
         config.check()
     return config
 

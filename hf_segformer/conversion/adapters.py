@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from ..configuration_segformer import default_ignore_index
 from ..files import read_json
 from .checkpoints import ADAPTER_CONFIG, Checkpoint, read_checkpoint, read_weights_file
 from .name_tables import some, to_published
@@ -83,6 +84,7 @@ def read_merged_checkpoint(path: str | Path) -> Checkpoint:
     classifier = merged.get("decode_head.classifier.weight")
     if config is not None and classifier is not None and config.num_labels != len(classifier):
         config.num_labels = len(classifier)  # a new head on an encoder
+        config.semantic_loss_ignore_index = default_ignore_index(len(classifier))
     return Checkpoint(folder, merged, config, checkpoint.classes)
 
 

@@ -155,6 +155,7 @@ def test_an_encoder_has_no_labels_and_no_note_on_folding():
 
 def test_configurations_come_from_variants_files_folders_and_checkpoints(tmp_path):
     assert list(load_config("b3").depths) == [3, 4, 18, 3]
+    assert load_config("b0", num_labels=1000).num_labels == 1000
     model = SegFormerForImageClassification(tiny_config())
     model.save_pretrained(tmp_path / "folder")
     torch.save(SegFormerModel(tiny_config(hidden_sizes=[4, 8, 20, 32])).state_dict(), tmp_path / "encoder.pth")

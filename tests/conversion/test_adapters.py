@@ -79,13 +79,14 @@ def test_missing_running_statistics_are_warned_of(base, tmp_path, caplog):
 
 def test_an_adapter_brings_the_head_that_its_base_lacks(base, tmp_path):
     expected = adapt(base, tmp_path / "adapter", modules_to_save=["decode_head"])
-    SegFormerModel(SegFormerConfig(**NARROW, decoder_hidden_size=12)).save_pretrained(tmp_path / "encoder")
+    encoder_config = SegFormerConfig(**NARROW, decoder_hidden_size=12, num_labels=300)  # of a classifier
+    SegFormerModel(encoder_config).save_pretrained(tmp_path / "encoder")
     encoder = {k.removeprefix("segformer."): v for k, v in load_file(base / "model.safetensors").items()}
     encoder = {k: v for k, v in encoder.items() if not k.startswith("decode_head.")}
     save_file(encoder, tmp_path / "encoder" / "model.safetensors", metadata={"format": "pt"})
     edit(tmp_path / "adapter", base_model_name_or_path=str(tmp_path / "encoder"))
     model, _ = load_segmentation(tmp_path / "adapter")
-    assert model.config.num_labels == 4
+    assert (model.config.num_labels, model.config.semantic_loss_ignore_index) == (4, 255)
     for name, tensor in expected.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor)
 

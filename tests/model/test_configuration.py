@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig, SegformerConfig
+from transformers import AutoConfig, SegformerConfig, SegformerForImageClassification
 
-from hf_segformer import SegFormerConfig
+from hf_segformer import SegFormerConfig, SegFormerForImageClassification, SegFormerForSemanticSegmentation
+from hf_segformer.conversion.convert import convert_checkpoint
+from tests.support.tiny import TINY
 
 
 @pytest.mark.parametrize(
@@ -97,6 +99,50 @@ def test_another_networks_config_is_refused_and_transformers_own_is_not(tmp_path
     config = SegFormerConfig.from_pretrained(tmp_path)
     assert (config.num_labels, config.depths, config.layer_norm_eps) == (3, [1, 1, 1, 1], 1e-6)
     assert config.to_dict()["model_type"] == "hf_segformer"
+
+
+def test_a_classifier_of_transformers_with_many_classes_is_loaded(tmp_path):
+    stock = SegformerForImageClassification(SegformerConfig(**TINY, num_labels=300))
+    stock.save_pretrained(tmp_path)
+    # Every version of Transformers is read as the one that writes 255 for any number of classes.
+    values = json.loads((tmp_path / "config.json").read_text()) | {"semantic_loss_ignore_index": 255}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    for model in (SegFormerForImageClassification.from_pretrained(tmp_path), convert_checkpoint(tmp_path)):
+        assert (model.config.num_labels, model.config.semantic_loss_ignore_index) == (300, -100)
+        assert torch.equal(model.classifier.weight, stock.classifier.weight)
+    assert convert_checkpoint(tmp_path, encoder_only=True).config.semantic_loss_ignore_index == -100
+    assert SegFormerConfig.from_pretrained(tmp_path, num_labels=19).semantic_loss_ignore_index == 255
+
+
+@pytest.mark.parametrize(
+    ("saved", "keywords", "expected"),
+    [
+        ({"num_labels": 1000}, {"num_labels": 19}, 255),
+        ({"num_labels": 1000}, {"id2label": ["road", "sky"]}, 255),
+        ({"num_labels": 1000}, {}, -100),
+        ({"num_labels": 19}, {"num_labels": 300}, -100),
+        ({"num_labels": 19, "semantic_loss_ignore_index": -100}, {"num_labels": 7}, -100),  # a choice
+        ({"num_labels": 300, "semantic_loss_ignore_index": 65535}, {"num_labels": 7}, 65535),
+        ({"num_labels": 1000}, {"num_labels": 19, "semantic_loss_ignore_index": -100}, -100),
+    ],
+)
+def test_a_default_ignore_index_follows_the_number_of_labels(tmp_path, saved, keywords, expected):
+    SegFormerConfig(**saved).save_pretrained(tmp_path)
+    assert SegFormerConfig.from_pretrained(tmp_path, **keywords).semantic_loss_ignore_index == expected
+
+
+def test_an_ignore_index_of_a_file_that_is_a_class_is_refused(tmp_path):
+    values = {**SegFormerConfig(num_labels=19).to_dict(), "semantic_loss_ignore_index": 7}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="semantic_loss_ignore_index is 7, one of the classes 0 to 18"):
+        SegFormerConfig.from_pretrained(tmp_path)
+
+
+def test_a_segmentation_model_from_a_classifier_ignores_what_the_processor_writes(tmp_path):
+    SegFormerForImageClassification(SegFormerConfig(**TINY, num_labels=300)).save_pretrained(tmp_path)
+    model = SegFormerForSemanticSegmentation.from_pretrained(tmp_path, num_labels=3)
+    labels = torch.tensor([0, 2, 255]).repeat(1, 32, 15)[..., :44]
+    assert torch.isfinite(model(torch.zeros(1, 3, 32, 44), labels=labels).loss)
 
 
 def test_id2label_may_be_a_list_and_brings_its_label2id():

@@ -77,6 +77,7 @@ _NOT_OFFERED: dict[str, tuple] = {
     "input_data_format": (None,),
     "return_tensors": (None,),
 }
+_INSTEAD = {"default_to_square": "give the shorter side as size={'shortest_edge': 512}"}
 
 
 class SegFormerImageProcessorKwargs(TypedDict, total=False):
@@ -90,8 +91,8 @@ class SegFormerImageProcessorKwargs(TypedDict, total=False):
     do_rescale: bool
     rescale_factor: float
     do_normalize: bool
-    image_mean: Sequence[float]
-    image_std: Sequence[float]
+    image_mean: float | Sequence[float]
+    image_std: float | Sequence[float]
     do_reduce_labels: bool
     reduce_labels: bool
     do_convert_rgb: bool
@@ -248,7 +249,9 @@ def _parse_size(size: Any) -> dict[str, int]:
 
 
 def _parse_channels(values: Any, name: str) -> list[float]:
-    """Return a list with one number for each channel, or raise."""
+    """Return a list with one number for each channel, or raise; one number stands for three equal ones."""
+    if isinstance(values, Real) and not isinstance(values, bool):
+        values = [values] * 3
     listed = isinstance(values, list | tuple | np.ndarray) and len(values) > 0
     if not listed or not all(isinstance(value, Real) and math.isfinite(value) for value in values):
         raise ValueError(f"{name} is {values!r}; expected a list with one finite number for each channel")
@@ -300,8 +303,8 @@ class SegFormerImageProcessor(BaseImageProcessor):
         do_rescale: multiply by `rescale_factor`.
         rescale_factor: that factor.
         do_normalize: subtract `image_mean` and divide by `image_std`.
-        image_mean: one mean a channel, after rescaling.
-        image_std: one standard deviation a channel.
+        image_mean: one mean a channel, after rescaling; a number is that of all three.
+        image_std: one standard deviation a channel; a number is that of all three.
         do_reduce_labels: label 0 becomes `ignore_index`, and all others go down by one (ADE20K); `reduce_labels`, as
             older versions of Transformers spell it, is the same.
         do_convert_rgb: with three means, turn grey, palette, CMYK and alpha images into RGB; False refuses them.
@@ -341,8 +344,8 @@ class SegFormerImageProcessor(BaseImageProcessor):
         do_rescale: bool = True,
         rescale_factor: float = 1 / 255,
         do_normalize: bool = True,
-        image_mean: Sequence[float] = tuple(IMAGENET_DEFAULT_MEAN),
-        image_std: Sequence[float] = tuple(IMAGENET_DEFAULT_STD),
+        image_mean: float | Sequence[float] = tuple(IMAGENET_DEFAULT_MEAN),
+        image_std: float | Sequence[float] = tuple(IMAGENET_DEFAULT_STD),
         do_reduce_labels: bool = False,
         do_convert_rgb: bool = True,
         value_range: Sequence[float] | Mapping[str, Any] | None = None,
@@ -391,7 +394,8 @@ class SegFormerImageProcessor(BaseImageProcessor):
             if keyword not in ImagesKwargs.__annotations__ and keyword not in _SERVICE_KEYS:
                 raise ValueError(f"unknown keyword {keyword!r} of SegFormerImageProcessor: {closest(keyword, own)}")
             if value not in _NOT_OFFERED.get(keyword, (value,)):
-                raise ValueError(f"{keyword} is {value!r}; SegFormerImageProcessor has no such step: leave it out")
+                remedy = _INSTEAD.get(keyword, "leave it out")
+                raise ValueError(f"{keyword} is {value!r}; SegFormerImageProcessor has no such step: {remedy}")
 
     def _settle(self) -> None:
         """Bring every keyword to its canonical form, or raise."""
@@ -451,14 +455,17 @@ class SegFormerImageProcessor(BaseImageProcessor):
         """Build a processor from the content of a preprocessor_config.json of any age.
 
         Keys that are not keywords of this class are skipped, as everywhere in Transformers. null is False, or the
-        default of a keyword that is no flag. `reduce_labels`, as the first files spell `do_reduce_labels`, counts where
-        the new name is absent.
+        default of a keyword that is no flag; 0 and 1 are flags, too. `reduce_labels`, as the first files spell
+        `do_reduce_labels`, counts where the new name is absent. With `default_to_square` false a number as size is the
+        shorter side.
         """
         values = {"do_reduce_labels": image_processor_dict.get("reduce_labels"), **image_processor_dict}
         values.pop("reduce_labels", None)
         for name in _FLAGS:
-            if name in values and name != "do_convert_rgb":
-                values[name] = values[name] or False
+            if name in values and values[name] in ((0, 1) if name == "do_convert_rgb" else (None, 0, 1)):
+                values[name] = bool(values[name])
+        if values.get("default_to_square") is False and isinstance(values.get("size"), int):
+            values["size"] = {"shortest_edge": values["size"]}
         own = cls.valid_kwargs.__annotations__
         return super().from_dict({k: v for k, v in values.items() if k in own and v is not None}, **kwargs)
 

@@ -140,6 +140,9 @@ class TestParity:
             "image_mean": [0.5, 0.5, 0.5],
         },
         {"image_processor_type": "SegformerImageProcessor", "do_resize": None, "do_rescale": False, "unheard_of": 1},
+        {"do_resize": 1, "do_rescale": 0, "do_normalize": 1, "do_convert_rgb": 1, "size": 24},
+        {"image_mean": 0.5, "image_std": 0.25, "size": 24},
+        {"default_to_square": False, "size": 24},
     )
 
     @pytest.mark.parametrize("content", PUBLISHED)
@@ -589,7 +592,10 @@ class TestErrors:
             ({"rescale_factor": 0}, "rescale_factor is 0"),
             ({"rescale_factor": float("nan")}, "rescale_factor is nan"),
             ({"rescale_factor": "1/255"}, "rescale_factor is '1/255'"),
-            ({"image_mean": 0.5}, "image_mean is 0.5.*each channel"),
+            ({"image_mean": True}, "image_mean is True.*each channel"),
+            ({"image_mean": "0.5"}, "image_mean is '0.5'.*each channel"),
+            ({"size": {"max_height": 5, "max_width": 6}}, "size is .*max_height.*expected an int"),
+            ({"size": 5, "default_to_square": False}, r"default_to_square is False; .*size=\{'shortest_edge': 512\}"),
             ({"image_mean": ["a", 0.5, 0.5]}, r"image_mean is \['a', 0.5, 0.5\].*finite number"),
             ({"image_mean": [0.5, float("nan"), 0.5]}, r"image_mean is \[0.5, nan, 0.5\]"),
             ({"image_std": [0.5, float("inf"), 0.5]}, r"image_std is \[0.5, inf, 0.5\]"),
@@ -636,6 +642,12 @@ class TestKeywords:
         for overrides in ({}, {"keep_ratio": True}):
             pixels = processor(random_image(), **overrides)["pixel_values"][0]
             np.testing.assert_array_equal(pixels, 255 - raw(random_image()))
+
+    def test_one_number_is_the_mean_or_deviation_of_three_channels(self):
+        processor = SegFormerImageProcessor(image_mean=0.5, image_std=np.float32(0.25))
+        assert (processor.image_mean, processor.image_std) == ([0.5] * 3, [0.25] * 3)
+        expected = SegformerImageProcessorPil(image_mean=0.5, image_std=0.25)(random_image())["pixel_values"][0]
+        np.testing.assert_array_equal(processor(random_image())["pixel_values"][0], expected)
 
     @pytest.mark.parametrize("overrides", [{}, {"do_rescale": True}])
     def test_attributes_may_be_set_like_keywords(self, overrides):

@@ -772,6 +772,11 @@ class SegFormerImageProcessor(BaseImageProcessor):
                 "the model has 1 label, whose segmentation map holds 0 (background) and 1; a pipeline needs a name for "
                 "both in id2label: use SegFormerPredictor, or this method on the model's own output"
             )
+        if isinstance(threshold, bool | np.bool_):  # as in Transformers, whose third argument is another one
+            raise ValueError(
+                f"threshold is {threshold}; expected a probability from 0 to 1: give "
+                f"return_segmentation_scores={threshold} by its name"
+            )
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}; expected a value in [0, 1]")
         if threshold is None and logits.shape[1] == 1 and self.binary_threshold != 0.5:

@@ -99,8 +99,8 @@ def read_threshold(parameters: Any) -> float | None:
         raise ValueError(f"parameters.subtask is {parameters['subtask']!r:.40}; expected semantic, or none")
     threshold = parameters.get("threshold")
     try:
-        return None if threshold is None else float(threshold)
-    except (TypeError, ValueError):
+        return None if threshold is None else float(str(threshold))  # true is no number
+    except ValueError:
         raise ValueError(f"parameters.threshold is {threshold!r:.40}; expected a number from 0 to 1") from None
 
 

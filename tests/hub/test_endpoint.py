@@ -258,6 +258,7 @@ def test_a_bomb_is_refused_by_its_header(monkeypatch):
         ({"treshold": 0.5}, "parameters has treshold; expected threshold alone"),
         ({"subtask": "panoptic"}, "subtask is 'panoptic'; expected semantic"),
         ({"threshold": "high"}, "threshold is 'high'; expected a number from 0 to 1"),
+        ({"threshold": True}, "threshold is True; expected a number from 0 to 1"),
     ],
 )
 def test_parameters_without_effect_are_refused(parameters, words):

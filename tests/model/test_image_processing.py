@@ -825,6 +825,8 @@ class TestPostProcessing:
             ({"target_sizes": [(9, 13), (20,)]}, r"target_sizes is \[\(9, 13\), \(20,\)\].*pairs"),
             ({"threshold": 1.5}, r"threshold is 1.5; expected a value in \[0, 1\]"),
             ({"threshold": float("nan")}, "threshold is nan"),
+            ({"threshold": True}, r"threshold is True; .*give return_segmentation_scores=True by its name"),
+            ({"threshold": np.False_}, r"threshold is False; .*give return_segmentation_scores=False by its name"),
         ],
     )
     def test_bad_arguments_are_named(self, keywords, message):

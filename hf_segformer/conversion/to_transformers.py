@@ -62,6 +62,12 @@ def to_transformers(
     name = next((name for model_class, name in _MODELS.items() if isinstance(model, model_class)), None)
     if name is None:
         raise ValueError(f"Transformers has no counterpart of {type(model).__name__}")
+    if isinstance(model, SegFormerForSemanticSegmentation) and model.config.num_labels == 1:
+        threshold = 0.5 if processor is None else processor.binary_threshold
+        logger.warning(
+            "the model has 1 label, and Transformers' own post_process_semantic_segmentation, which takes the best of "
+            f"several, gives 0 for every pixel: compare the sigmoid of the logits with {threshold}"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if processor is not None:

@@ -14,6 +14,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from hf_segformer import (
     SegFormerBackbone,
@@ -639,6 +640,18 @@ def test_options_that_transformers_processor_lacks_are_warned_of(tmp_path, caplo
     assert "value_range is [0, 100], which Transformers' own processor does not have" in caplog.text
     assert "ignore_index is -100, which Transformers' own processor does not have" in caplog.text
     assert "keep_ratio" not in (tmp_path / "preprocessor_config.json").read_text()
+
+
+def test_a_model_with_one_label_is_warned_of(tmp_path, caplog):
+    to_transformers(filled(config=tiny_config(num_labels=2)), tmp_path / "two", SegFormerImageProcessor())
+    to_transformers(filled(SegFormerModel, tiny_config(num_labels=1)), tmp_path / "encoder")
+    assert "1 label" not in caplog.text
+    model = filled(config=tiny_config(num_labels=1))
+    to_transformers(model, tmp_path / "one", SegFormerImageProcessor(binary_threshold=0.25))
+    assert "the model has 1 label, and Transformers' own post_process_semantic_segmentation" in caplog.text
+    assert "compare the sigmoid of the logits with 0.25" in caplog.text
+    [segmentation] = SegformerImageProcessorPil().post_process_semantic_segmentation(model(images()[:1]))
+    assert not segmentation.any()
 
 
 def test_a_class_that_transformers_lacks_is_refused(tmp_path):

@@ -34,6 +34,7 @@ _PIPELINES = {
 }
 _TEMPLATE = "model_card.md"
 _SEAL = re.compile(r"\n<!-- Rendered by hf_segformer ([0-9a-f]{16}); once edited it is kept as it is. -->\n\Z")
+_FRONT_MATTER = re.compile(r"\A\s*---\n.*?^---\s*$", re.DOTALL | re.MULTILINE)
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _DRAFT = "generated automatically according to the information the Trainer had access to"
 
@@ -78,6 +79,17 @@ def edited_card(folder: str | Path) -> str:
     path = resolve_inside(folder, "README.md")
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return "" if _is_rendered(text) else text
+
+
+def is_edited_text(text: str) -> bool:
+    """Return True if somebody wrote or edited the text of a card, beyond the metadata that a repository begins with.
+
+    Examples:
+        >>> from hf_segformer.hub.model_card import is_edited_text
+        >>> is_edited_text("# Mine"), is_edited_text("")
+        (True, False)
+    """
+    return bool(_FRONT_MATTER.sub("", text).strip()) and not _is_rendered(text)
 
 
 def is_hub_id(name: Any) -> bool:
@@ -470,6 +482,7 @@ __all__ = [
     "groups_note",
     "in_code",
     "in_markdown",
+    "is_edited_text",
     "is_hub_id",
     "render_card",
     "write_card",

@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
+from transformers.utils import logging
 
 from ..configuration_segformer import foreign_fields
 from ..conversion.ensembles import ENSEMBLE_FILE, is_ensemble, member_folders, read_member_names
@@ -22,9 +23,12 @@ from ..files import read_json, resolve_inside
 from .endpoint import HANDLER_FILES, handler_files, is_own
 from .ensemble_card import RECORDS, ensemble_card_text
 from .examples import find_example_images
-from .model_card import IMAGES, card_text
+from .model_card import IMAGES, card_text, edited_card, is_edited_text
 from .model_folder import model_kind, read_model_config, read_weights, weight_files
 
+logger = logging.get_logger(__name__)
+
+_CARD = "README.md"
 _MEASURED = ("metrics.json", "training.json", *IMAGES)
 _OF_RUNS = re.compile(r"(fold|seed)_[0-9]+/")  # members of an ensemble that `segformer train` has written
 
@@ -45,7 +49,7 @@ def push_folder(
     logs are not. By handler.py, with its requirements.txt, a segmentation model answers as an Inference Endpoint. Of an
     ensemble its members are published, each in a folder of its own without a card or handler, and ensemble.json, the
     scores of all runs and one card. Everything is checked before anything is created on the Hub, and what was created
-    is deleted again if the commit fails.
+    is deleted again if the commit fails. A card that was edited on the Hub is kept, unless the folder has one that was.
 
     Args:
         folder: of `save_pretrained`, model and processor.
@@ -72,7 +76,10 @@ def push_folder(
     with one_line_errors(repo_id):
         model_type = read_model_config(member_folders(folder)[0])["model_type"]
         replaced = HANDLER_FILES if with_handler else ()
-        known = _known_files(api, repo_id, revision, model_type, replaced)
+        known, has_edited_card = _known_files(api, repo_id, revision, model_type, replaced)
+        if has_edited_card and not edited_card(folder):
+            files.pop(_CARD)
+            logger.warning(f"{_CARD} of {repo_id} was edited there and is kept; delete it there to publish a new one")
         additions = [CommitOperationAdd(name, content) for name, content in files.items()]
         with _created(api, repo_id, private, revision, exists=known is not None):
             return api.create_commit(
@@ -108,12 +115,12 @@ def _published_files(folder: Path, repo_id: str) -> dict[str, bytes | str]:
         raise OSError(f"{folder} is not a folder; expected one that save_pretrained wrote")
     if not is_ensemble(folder):
         card = card_text(folder, repo_id=repo_id).encode()
-        return {"README.md": card, **{name: str(resolve_inside(folder, name)) for name in sorted(_model_files(folder))}}
+        return {_CARD: card, **{name: str(resolve_inside(folder, name)) for name in sorted(_model_files(folder))}}
     members = zip(read_member_names(folder), member_folders(folder), strict=True)
     names = {f"{member}/{name}" for member, path in members for name in _model_files(path)}
     names |= {name for name in (*RECORDS, *_MEASURED) if (folder / name).is_file()} | {ENSEMBLE_FILE}
     card = ensemble_card_text(folder, repo_id=repo_id).encode()
-    return {"README.md": card, **{name: str(resolve_inside(folder, name)) for name in sorted(names)}}
+    return {_CARD: card, **{name: str(resolve_inside(folder, name)) for name in sorted(names)}}
 
 
 def _model_files(folder: Path) -> set[str]:
@@ -177,8 +184,11 @@ def _code_files(folder: Path, *configs: dict[str, Any]) -> set[str]:
 
 def _known_files(
     api: HfApi, repo_id: str, revision: str | None, model_type: str, replaced: Sequence[str]
-) -> list[str] | None:
-    """Name the files that are published already; None if there is no such repository.
+) -> tuple[list[str] | None, bool]:
+    """Look at what is published already.
+
+    Returns:
+        names of the files, None if there is no such repository; and True if it has a card that somebody edited.
 
     Raises:
         ValueError: if it holds another network, or a file to be replaced that somebody else wrote.
@@ -186,7 +196,7 @@ def _known_files(
     try:
         info = api.model_info(repo_id)
     except RepositoryNotFoundError:
-        return None
+        return None, False
     if revision is not None and any(branch.name == revision for branch in api.list_repo_refs(repo_id).branches):
         info = api.model_info(repo_id, revision=revision)
     names = [file.rfilename for file in info.siblings or ()]
@@ -210,7 +220,7 @@ def _known_files(
                     f"{repo_id} holds a {name} of its own, which a push would replace; give --without-handler "
                     "(with_handler=False) to keep it, or delete it there"
                 )
-    return names
+        return names, _CARD in names and is_edited_text(read(_CARD))
 
 
 def _outdated(known: list[str], files: dict[str, bytes | str], handler: Sequence[str]) -> list[str]:

@@ -41,6 +41,15 @@ def push(folder, repo_id, **options):
     return commit.oid, str(commit)
 
 
+def push_and_listen(folder, repo_id):
+    """Publish a folder; returns the warnings."""
+    from unittest import mock
+
+    with mock.patch("hf_segformer.hub.push.logger") as logger:
+        push(folder, repo_id)
+    return [call.args[0] for call in logger.warning.call_args_list]
+
+
 def train_and_push(folder, repo_id, **arguments):
     """Train for two steps and publish by `Trainer.push_to_hub`; returns the model's answer."""
     import numpy
@@ -184,6 +193,26 @@ def test_an_edited_card_is_published_unchanged(hub, author, folder):
     (Path(folder) / "README.md").write_text("# Mine\n")
     author(push, folder, "me/edited")
     assert hub.repositories["me/edited"].files()["README.md"].content == b"# Mine\n"
+
+
+def test_a_card_that_was_edited_on_the_hub_is_kept(hub, author, folder):
+    author(push, folder, "me/kept")
+    repository = hub.repositories["me/kept"]
+    rendered = repository.files()["README.md"].content
+    edited = rendered.replace(b"\n<!-- Rendered", b"\nMore.\n<!-- Rendered")
+    licence = b"---\nlicense: mit\n---\n"  # as the Hub begins a repository
+    assert edited != rendered
+    theirs = b"# Theirs\n"
+    for there, expected in ((edited, edited), (theirs, theirs), (rendered, rendered), (licence, rendered)):
+        repository.commit("main", {**repository.files(), "README.md": Blob(there)})
+        warnings = author(push_and_listen, folder, "me/kept")
+        assert repository.files()["README.md"].content == expected
+        kept = "README.md of me/kept was edited there and is kept; delete it there to publish a new one"
+        assert warnings == ([] if expected == rendered else [kept])
+    repository.commit("main", {**repository.files(), "README.md": Blob(edited)})
+    (Path(folder) / "README.md").write_text("# Mine\n")
+    assert not author(push_and_listen, folder, "me/kept")
+    assert repository.files()["README.md"].content == b"# Mine\n"
 
 
 def test_a_push_can_leave_the_handler_out(hub, author, folder):

@@ -30,7 +30,7 @@ class StorageSource(FileSource):
         window: see `FileSource`.
 
     Attributes:
-        skipped: number of objects of the folders that are no images, videos among them, by suffix.
+        skipped: number of objects of the folders that are not images, videos among them, by suffix.
 
     Raises:
         OSError: if there is no such object or folder, or it cannot be listed.

@@ -110,7 +110,7 @@ def gather(paths: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]
 
     Returns:
         the files of each image of several by a name, unique in the folder (empty for the folder's only one), and the
-        files that are no images though their reader claims them.
+        files that are not images though their reader claims them.
     """
     groups: dict[str, tuple[str, ...]] = {}
     dropped: list[str] = []

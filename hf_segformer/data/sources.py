@@ -52,7 +52,7 @@ def find_inputs(
             @FILE, a text file with the path of an image on each line.
         out: folder of the results; files in it are skipped.
         pages: take each image of a file with several as an image of its own, named NAME_p001, NAME_p002, ...
-        skipped: counts the files of folders that are no images, by suffix.
+        skipped: counts the files of folders that are not images, by suffix.
         axis: see `ReadOptions`.
         joined: the images become one result, so that several may have one name.
 
@@ -114,7 +114,7 @@ def _items_of(given: str, out: Path, skipped: Counter[str]) -> Iterator[InputIte
 
 
 def _groups(given: str, paths: Sequence[str]) -> tuple[dict[str, tuple[str, tuple[str, ...]]], set[str]]:
-    """Return the name and the files of each image of several by its first file, and the files that are no images."""
+    """Return the name and the files of each image of several by its first file, and the files that are not images."""
     folders: dict[str, list[str]] = {}
     for path in sorted(paths):
         folders.setdefault(os.path.dirname(path), []).append(path)
@@ -305,7 +305,7 @@ class FileSource:
         joined: see `find_inputs`.
 
     Attributes:
-        skipped: number of files of the folders that are no images, by suffix.
+        skipped: number of files of the folders that are not images, by suffix.
     """
 
     def __init__(

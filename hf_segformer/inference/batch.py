@@ -44,7 +44,7 @@ class Report:
         pixels: number of their pixels by class.
         failed: name and error of each image without a prediction.
         num_resumed: images that earlier runs had finished.
-        skipped: number of files that are no images, by suffix.
+        skipped: number of files that are not images, by suffix.
     """
 
     num_images: int
@@ -74,7 +74,7 @@ class Report:
         kinds = ", ".join(
             f"{count} {printable(suffix) or 'without suffix'}" for suffix, count in sorted(self.skipped.items())
         )
-        return f"{number} {'file' if number == 1 else 'files'} skipped that are no images: {kinds}"
+        return f"{'1 file skipped, not an image' if number == 1 else f'{number} files skipped, not images'}: {kinds}"
 
 
 def predict_batch(

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -854,7 +855,8 @@ def test_skipped_files_are_counted(images, out, checkpoint, capsys):
         (images / name).write_text("no image")
     report = predict_folder(images, out)
     assert report.skipped == {".dat": 2, ".txt": 1, "": 1}
-    assert report.format_skipped() == "4 files skipped that are no images: 1 without suffix, 2 .dat, 1 .txt"
+    assert report.format_skipped() == "4 files skipped, not images: 1 without suffix, 2 .dat, 1 .txt"
+    assert replace(report, skipped={".txt": 1}).format_skipped() == "1 file skipped, not an image: 1 .txt"
     assert json.loads((out / "summary.json").read_text())["skipped"] == report.skipped
     assert run(checkpoint, images, "--output-dir", out / "2") == 0
     assert "4 files skipped" in capsys.readouterr().out

@@ -78,7 +78,7 @@ def test_a_study_becomes_masks_in_kind_and_names_nobody(study, checkpoint, tmp_p
     assert run(checkpoint, study, "-o", out, WINDOW) == 0
     printed = capfd.readouterr()
     assert "5 images predicted" in printed.out
-    assert "2 files skipped that are no images: 1 without suffix, 1 .dcm" in printed.out
+    assert "2 files skipped, not images: 1 without suffix, 1 .dcm" in printed.out
     assert files(out) == [
         *("ct_areas.csv", "ct_mask.dcm", "head_areas.csv", "head_mask.nii.gz"),
         *("other/chest_areas.csv", "other/chest_mask.dcm", "other/enhanced_areas.csv", "other/enhanced_mask.dcm"),

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest
-EXTRAS := dev,export,geo,medical,app,plots,docs
+EXTRAS := dev,export,geo,medical,app,search,plots,docs
 PIP_INSTALL := -m pip install --quiet --constraint
 # One process per core; the tests of a file stay together, as they share fixtures.
 SPREAD := -n auto --dist loadfile

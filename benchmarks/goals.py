@@ -1,6 +1,6 @@
 """Goals for speed and memory, and how far the records reach them: `python -m benchmarks.goals`.
 
-CONTRIBUTING.md explains them; docs/benchmarks.md shows the results alone.
+CONTRIBUTING.md says how they are measured; docs/benchmarks.md shows results only.
 """
 
 import argparse

@@ -361,7 +361,7 @@ make bench-large                        # folders and large images
 python -m benchmarks --missing          # only rows that were not measured at this commit
 python -m benchmarks.inference b0       # one row
 python -m benchmarks.report             # this page only
-python -m benchmarks.goals              # the goals of CONTRIBUTING.md
+python -m benchmarks.goals              # the goals in benchmarks/goals.py
 ```
 
 A row is replaced as a whole, and never by one that failed, or that was disturbed where the old one was not.

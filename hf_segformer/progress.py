@@ -1,4 +1,4 @@
-"""Progress of long jobs on stderr, a bar in a terminal, a line a minute in a log; names that are safe to print."""
+"""Progress of long jobs on stderr, a bar in a terminal, a line a minute in a log."""
 
 import sys
 import time

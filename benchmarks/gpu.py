@@ -34,7 +34,7 @@ CANDIDATES = ("transformers", "reference", "kernels", "kernels graph", "transfor
 
 
 class Key(NamedTuple):
-    """Key of a row. In a check, `variant` is the kernel, `size` an index of `real_sizes`, `candidate` a number type."""
+    """Key of a row. In a check, `variant` is the kernel, `size` an index of `real_sizes`, `candidate` a dtype."""
 
     task: str
     variant: str

@@ -77,10 +77,10 @@ class DataConfig:
         palette: one [red, green, blue] a class; empty is the data's own, or generated colours.
         reduce_labels: ignore label 0 and subtract one from all others, as ADE20K needs.
         label_values: mask value of each class, any integers, for example [0, 255]; empty is 0, 1, 2 and so on.
-        ignore_values: mask values that do not count, any integers. 255 never does, unless it is a class.
+        ignore_values: mask values to ignore, any integers. 255 is ignored, too, unless it is a class.
         mask_colors: [red, green, blue] of each class in masks that hold colours in place of integers; as for
             `label_values`, a binary task has two, without and with its class.
-        ignore_colors: colours of the masks that do not count.
+        ignore_colors: colours of the masks to ignore.
         value_range: values of the images that become 0 and 255: "LOW,HIGH", "percentiles:LOW,HIGH" of each image or
             "window:CENTER,WIDTH"; empty takes 8-bit and colour images by their type, other bands in their units.
         bands: numbers, from 1, of the bands to read, in the model's order; empty is all.
@@ -418,7 +418,7 @@ class AugmentationConfig:
         crop_size: side S of the crop in pixels.
         base_size: shorter and longer side that an image is fitted into before the ratio is applied; empty: its own.
         scale: lowest and highest ratio of the random resize.
-        max_class_share: share of the crop's counted pixels that one class may fill; up to ten draws try to keep to it.
+        max_class_share: share of the crop's valid pixels that one class may fill; up to ten draws try to keep to it.
         flip: probability of a horizontal flip.
         distortion: strength of the photometric distortion: 1 is the paper's, 0 is none. Above 0 it needs 8-bit images.
         vertical_flip: probability of a vertical flip, for images without an upright, such as those from above.
@@ -545,19 +545,19 @@ class OptimizerConfig:
 class LossConfig:
     """Weights and settings of a sum of losses; `LossConfig()` is the model's own cross entropy.
 
-    Logits are upsampled once to the masks' size. Where no pixel counts, the loss is 0 with zero gradient.
+    Logits are upsampled once to the masks' size. Where no pixel is valid, the loss is 0 with zero gradient.
 
     Args:
-        cross_entropy: weight of the cross entropy, the mean over the pixels that count.
+        cross_entropy: weight of the cross entropy, the mean over the valid pixels.
         ohem: weight of the cross entropy of hard pixels only (Shrivastava et al. 2016): those whose true class has a
             probability below `ohem_threshold`, and in any case the B * `ohem_min_kept` least probable of the batch;
             the mean over these.
         dice: weight of the soft Dice loss (Milletari et al. 2016): 1 - 2 sum(p t) / (sum(p) + sum(t)) for each class,
-            with probabilities p and targets t of all pixels of the batch that count, the mean over the classes that
+            with probabilities p and targets t of all valid pixels of the batch, the mean over the classes that
             its masks hold; with one logit of the foreground alone. Such a denominator is at least 1: no smoothing term
             is added to it.
-        focal: weight of the focal loss (Lin et al. 2017), -(1 - p)^gamma log(p), the mean over the pixels that count.
-        lovasz: weight of the Lovasz extension of 1 - IoU (Berman et al. 2018) of all pixels of the batch that count: of
+        focal: weight of the focal loss (Lin et al. 2017), -(1 - p)^gamma log(p), the mean over the valid pixels.
+        lovasz: weight of the Lovasz extension of 1 - IoU (Berman et al. 2018) of all valid pixels of the batch: of
             the errors of the probabilities (Lovasz-softmax), the mean over the classes that its masks hold; with one
             logit of its hinge errors (Lovasz hinge), the foreground's, whether or not a mask holds it.
         tversky: weight of the Tversky loss (Salehi et al. 2017), (1 - T)^gamma with
@@ -740,7 +740,7 @@ class InferenceOptions:
         stride: step of the sliding window in pixels; 0 is three quarters of the window in multiples of 32.
         flip: average the probabilities with those of the mirrored image.
         scales: sizes to predict at, as multiples of the image processor's; the probabilities are averaged.
-        dtype: number type of the network, one of `DTYPES`. None is the weights' own, but float32 on a CPU, where
+        dtype: dtype of the network, one of `DTYPES`. None is the weights' own, but float32 on a CPU, where
             half precision is slow.
         batch_size: most images, or tiles, that the network sees at once.
 

@@ -76,7 +76,7 @@ _LABEL_FIELDS = ("id2label", "label2id", "semantic_loss_ignore_index")
 
 
 def default_ignore_index(num_labels: int) -> int:
-    """The label of pixels that do not count: 255 while no class has that label, else -100.
+    """The label of ignored pixels: 255 while no class has that label, else -100.
 
     255 is the convention of ADE20K, Cityscapes and Transformers' SegFormer; -100 is PyTorch's, and never a class.
 
@@ -104,7 +104,7 @@ def network_fields() -> set[str]:
 
 
 def foreign_fields(values: dict[str, Any], config_class: type | None = None) -> dict[str, Any]:
-    """Return the fields of a config.json that no SegFormer reads, and types of numbers that PyTorch does not have.
+    """Return the fields of a config.json that no SegFormer reads, and dtypes that PyTorch does not have.
 
     Such a field may choose code, as `attn_implementation`, `quantization_config` and `use_kernels` do, weights
     elsewhere, or replace an attribute of the class.
@@ -165,7 +165,7 @@ class SegFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         layer_norm_eps: epsilon of the blocks' and stages' LayerNorms (1e-6 in the original; patch embeddings and
             reductions keep 1e-5, as there). Set 1e-5 to repeat what Transformers' own model computes.
         decoder_hidden_size: width of the decode head.
-        semantic_loss_ignore_index: label of pixels that do not count, none of the classes'; by default
+        semantic_loss_ignore_index: label of ignored pixels, none of the classes'; by default
             `default_ignore_index(num_labels)`, 255 for up to 255 classes and -100 for more.
         reshape_last_stage: return the last stage of `SegFormerModel` as (B, C, H, W) rather than as tokens (B, N, C).
         out_features: stages that `SegFormerBackbone` returns, of `"stage1"` to `"stage4"`; the last by default.

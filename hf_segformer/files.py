@@ -19,7 +19,7 @@ from typing import Any
 
 _LONGEST_NAME = 255  # bytes, on most file systems
 _numbers = itertools.count()
-# The mask value of pixels that do not count, by the convention of ADE20K and Cityscapes, unless a class has it.
+# The mask value of ignored pixels, by the convention of ADE20K and Cityscapes, unless a class has it.
 IGNORE_INDEX = 255
 # The class of what is in no other one, by its name: without areas, segments and polygons of its own.
 BACKGROUND = "background"

@@ -319,7 +319,7 @@ def count_images(source: Any, name: str = "the image") -> int:
 def size_in_header(source: Any, name: str = "the image") -> tuple[int, int]:
     """Return height and width of an upright image without decoding its pixels.
 
-    EXIF that follows the pixels of a PNG does not count, since only decoding finds it.
+    EXIF that follows the pixels of a PNG is not used, since only decoding finds it.
 
     Raises:
         ValueError: if it has more pixels than Pillow opens.
@@ -470,7 +470,7 @@ def _check_values(array: np.ndarray, name: str, any_range: bool) -> np.ndarray:
     kind = array.dtype.kind
     if kind not in "biuf":
         raise ValueError(f"{name} has dtype {array.dtype}; expected integers, floats or booleans")
-    if kind == "f" and not np.isfinite(array).all():  # masked pixels do not count
+    if kind == "f" and not np.isfinite(array).all():  # masked pixels may hold any value
         raise ValueError(
             f"{name} holds NaN or infinite values where no no-data value is declared: declare it in the file "
             "(rio edit-info --nodata nan FILE), or give a numpy.ma.MaskedArray that masks them"

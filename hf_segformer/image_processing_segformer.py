@@ -311,7 +311,7 @@ class SegFormerImageProcessor(BaseImageProcessor):
         value_range: values that become 0 and 255, clipped beyond: `[low, high]`, `{"percentiles": [low, high]}` of each
             image (of all channels of a colour image, of each band of others), or `{"center": c, "width": w}`, the
             window of medical images; None takes uint8 and colour images by their type, other bands in their units.
-        ignore_index: label of pixels that do not count; where it is a class of the logits, -100.
+        ignore_index: label of ignored pixels; where it is a class of the logits, -100.
         binary_threshold: probability above which a pixel is foreground, for a model with one label; above 0, below 1.
         **others: Transformers' further keywords, as far as they do not ask for steps that this processor lacks.
 

@@ -687,7 +687,7 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
 
         Returns:
             `logits` (B, K, ceil(height / 4), ceil(width / 4)), and `loss` if labels are given: the mean over the
-            pixels that count, 0 if there are none.
+            valid pixels, 0 if there are none.
 
         Raises:
             ValueError: if `pixel_values` or `labels` have a wrong shape, type or range.

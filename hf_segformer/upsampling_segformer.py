@@ -175,16 +175,16 @@ def upsample_cross_entropy(
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross entropy of logits upsampled to the labels' size, averaged over the pixels that count.
+    """Cross entropy of logits upsampled to the labels' size, averaged over the valid pixels.
 
     Value and gradient are those of bilinear interpolation and `F.cross_entropy`, in float32 at least, with or without
-    autocast. One logit means two classes, background at 0 and foreground. If no pixel counts, the loss is 0 with zero
+    autocast. One logit means two classes, background at 0 and foreground. If no pixel is valid, the loss is 0 with zero
     gradient. The fast paths' gradient cannot be differentiated again.
 
     Args:
         logits: (B, K, h, w).
         labels: (B, H, W) of any integer type, 0..K-1 (0 and 1 where K is 1) or `ignore_index`; any size.
-        ignore_index: label of pixels that do not count; by default `default_ignore_index(K)`.
+        ignore_index: label of ignored pixels; by default `default_ignore_index(K)`.
         weight: (K,), with one logit (2,); the weight of a pixel is that of its class.
         label_smoothing: share of the target that is spread evenly over the classes.
 
@@ -362,13 +362,13 @@ def _sum_cross_entropy(
 ) -> Tensor:
     """Return the loss of a grid (B, h, w, K), nowhere above 0, and add to the gradient (B, h, w, K).
 
-    Labels that do not count are the number of classes.
+    Ignored pixels have the label K, the number of classes.
     """
     num_classes = grid.shape[-1]
     class_weights = grid.new_ones(num_classes) if weight is None else weight.to(grid)
     counts = torch.bincount(labels.flatten(), minlength=num_classes + 1)[:num_classes]
     number = float((counts * class_weights).sum(dtype=torch.float64)) or 1.0
-    # Weight of a pixel by its label, for its own class and for each of all classes; 0 where it does not count.
+    # Weight of a pixel by its label, for its own class and for each of all classes; 0 where it is ignored.
     own = F.pad(class_weights * ((1 - label_smoothing) / number), (0, 1))
     each = F.pad(grid.new_full((num_classes,), label_smoothing / num_classes / number), (0, 1))
     bands, windows = cut(grid, labels.shape[-2:], grid.dtype, _BAND_SIZE)

@@ -195,7 +195,7 @@ def timing(result: Result, device: torch.device) -> str:
 
 
 def summary(predictor: SegFormerPredictor) -> str:
-    """Description of the model in a line: variant, classes, parameters, input size, number type and device."""
+    """Description of the model in a line: variant, classes, parameters, input size, dtype and device."""
     config, model = predictor.model.config, predictor.model
     shapes = {name: (shape["hidden_sizes"], shape["depths"]) for name, shape in VARIANTS.items()}
     own = (list(config.hidden_sizes), list(config.depths))

@@ -141,7 +141,7 @@ def add_inference_options(parser: argparse.ArgumentParser, tiles: bool = False) 
             continue
         option = "--" + name.replace("_", "-")
         group.add_argument(option, type=whole_number(0), default=getattr(default, name), metavar="N", help=help)
-    group.add_argument("--dtype", choices=DTYPES, help="number type of the network (default: float32)")
+    group.add_argument("--dtype", choices=DTYPES, help="dtype of the network (default: float32)")
 
 
 def inference_options(arguments: argparse.Namespace) -> InferenceOptions:

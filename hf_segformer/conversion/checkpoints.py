@@ -166,7 +166,7 @@ def folder_config(folder: Path) -> SegFormerConfig | None:
 def read_config(source: str | Path) -> SegFormerConfig:
     """Read the configuration in a config.json, a folder with one, or a Hub repository.
 
-    Only fields that describe the network are kept; those that choose code or a type of numbers are dropped.
+    Only fields that describe the network are kept; those that choose code or a dtype are dropped.
 
     Raises:
         OSError: if there is no such file, or it cannot be read.

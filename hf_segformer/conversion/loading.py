@@ -26,7 +26,7 @@ def load_segmentation(
     Args:
         source: a folder, a file of weights or a Hub repository, of any code base that `convert_checkpoint` reads, or
             the folder of a PEFT adapter whose base is a local folder.
-        dtype: number type of the weights. The default, float32, holds for checkpoints in half precision too: on a CPU
+        dtype: dtype of the weights. The default, float32, holds for checkpoints in half precision too: on a CPU
             they run several times slower as they are.
 
     Returns:

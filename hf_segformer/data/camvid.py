@@ -4,7 +4,7 @@
     trainannot/NAME.png  its mask, 8-bit, one class index a pixel
     val/, valannot/      images and masks for evaluation
 
-Index 11 marks unlabeled pixels, which do not count.
+Index 11 marks unlabeled pixels, which are ignored.
 """
 
 from pathlib import Path

@@ -4,7 +4,7 @@
     label_colors.txt   128 64 128 <tab> road          (CamVid)
     class_dict.csv     name,r,g,b / road,128,64,128
 
-Classes called void, unlabelled or ignore do not count.
+Classes called void, unlabelled or ignore are ignored.
 """
 
 import csv
@@ -27,7 +27,7 @@ class ClassList(NamedTuple):
         file: name of the file that they come from.
         names: of the K classes.
         colors: [red, green, blue] of each in the masks; two for a single class, without and with it.
-        ignore_colors: colours that do not count.
+        ignore_colors: colours to ignore.
     """
 
     file: str
@@ -105,7 +105,7 @@ def _read_csv(path: Path) -> _Content:
 
 
 def _divide(entries: list[tuple[str, list[int]]]) -> _Content:
-    """Divide classes from those that do not count."""
+    """Separate the classes from those to ignore."""
     counted = [entry for entry in entries if entry[0].lower() not in _VOID]
     ignored = [color for name, color in entries if name.lower() in _VOID]
     return [name for name, _ in counted], [color for _, color in counted], ignored

@@ -179,7 +179,7 @@ def file_name(source: Any) -> str | None:
 
 
 def array_dtype(feature: Any) -> str | None:
-    """Return the number type of a column that holds arrays or nested lists."""
+    """Return the dtype of a column that holds arrays or nested lists."""
     while hasattr(feature, "feature"):
         feature = feature.feature
     return getattr(feature, "dtype", None)

@@ -56,13 +56,13 @@ class DataDescription:
         names: names of the K classes; one for a binary task.
         names_source: where the names come from: `"classes.json"`, `"label_colors.txt"`, `"features"`, `"data.names"`,
             the layout's own, or `"generic"` for `"class 0"` and so on.
-        num_channels: bands of the images as stored: 1 for grey, 3 for colours; an alpha channel does not count.
+        num_channels: bands of the images as stored: 1 for grey, 3 for colours; an alpha channel is not counted.
         image_dtype: NumPy name of their type.
         value_share: part of the integer type's range that the sampled images use, from 0 to 1; None for floats.
         sizes: (H, W) of the sampled images.
         num_train: number of training images.
         num_eval: number of evaluation images.
-        class_shares: for each label (two for a binary task) its share of the counted pixels of the sampled masks.
+        class_shares: for each label (two for a binary task) its share of the valid pixels of the sampled masks.
         class_image_shares: for each label the share of the sampled masks that hold it.
         num_sampled: number of masks that were read.
         notes: what was found and decided, one line each.
@@ -249,7 +249,7 @@ def _explain(kind: str, masks: Sequence[_Mask], reading: Reading, source: Source
     if kind == "instances":
         return Meaning({}, names or ("foreground",), names_source if names else "generic", "binary")
     if kind == "panoptic":
-        return Meaning({}, names, names_source, kind, ("Pixels of no segment (void) do not count.",) * (len(names) > 1))
+        return Meaning({}, names, names_source, kind, ("Pixels of no segment (void) are ignored.",) * (len(names) > 1))
     if kind == "polygons":
         meaning = Meaning({}, names, names_source, "polygons")
         background = (

@@ -1,4 +1,4 @@
-"""Measures of stored images: size, bands, number type, and the part of the type's range that is used.
+"""Measures of stored images: size, bands, dtype, and the part of the type's range that is used.
 
 Axes: C bands, H W pixels.
 """
@@ -29,7 +29,7 @@ class ImageMeasure(NamedTuple):
         height: H.
         width: W.
         num_bands: C, without an alpha channel; a palette has the 3 of its colours.
-        dtype: NumPy name of the number type.
+        dtype: name of the NumPy dtype.
         low: lowest value.
         high: highest value.
     """
@@ -48,7 +48,7 @@ def measure_image(value: Any, dtype: str | None, page: int | None = None, ignore
 
     Args:
         value: of a row: a path, a stored file or an array.
-        dtype: number type of images that are stored as arrays.
+        dtype: dtype of images that are stored as arrays.
         page: which image of a file with several.
         ignore_exif: keep the sides as they are stored.
 
@@ -113,7 +113,7 @@ def count_bands(images: Sequence[ImageMeasure]) -> int:
 
 
 def find_dtype(images: Sequence[ImageMeasure]) -> str:
-    """Return the number type that holds the values of all images."""
+    """Return the dtype that holds the values of all images."""
     return str(np.result_type(*{image.dtype for image in images}))
 
 

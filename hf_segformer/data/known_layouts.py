@@ -153,7 +153,7 @@ def _ade_names(path: Path) -> tuple[str, ...]:
 
 
 def find_voc(root: Path) -> Reading | None:
-    """Recognize Pascal VOC: lists of images in `ImageSets/Segmentation`, and value 255 for what does not count."""
+    """Recognize Pascal VOC: lists of images in `ImageSets/Segmentation`, and value 255 for ignored pixels."""
     lists = root / "ImageSets" / "Segmentation"
     if not _has_folders(root, "JPEGImages", "SegmentationClass") or not (lists / "train.txt").is_file():
         return None

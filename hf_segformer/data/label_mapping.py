@@ -1,6 +1,6 @@
 """Mapping of mask values, integers or colours, to labels.
 
-After it labels are 0..K-1, and one further value stands for pixels that do not count. A colour is one integer,
+After it labels are 0..K-1, and one further value stands for ignored pixels. A colour is one integer,
 65536 red + 256 green + blue. Axes: K classes, H W pixels.
 """
 
@@ -22,9 +22,9 @@ class LabelMapping:
 
     Args:
         values: mask values of classes 0, 1, ..., any integers; a single class has two, without and with it.
-        ignore: mask values that do not count, even those of classes. 255 and `ignore_index` are among them unless
+        ignore: mask values to ignore, even those of classes. 255 and `ignore_index` are among them unless
             `values` has them.
-        ignore_index: label of pixels that do not count, by default that of a model with as many classes.
+        ignore_index: label of ignored pixels, by default that of a model with as many classes.
         are_colors: values are colours, as `pack_color` gives them, of which none is ignored unless `ignore` has it.
 
     Raises:
@@ -58,7 +58,7 @@ class LabelMapping:
         return np.result_type(np.min_scalar_type(self.ignore_index), np.min_scalar_type(len(self.values) - 1))
 
     def apply(self, mask: np.ndarray, name: str) -> np.ndarray:
-        """Map mask values (H, W) to labels (H, W); masked pixels, which hold no data, do not count.
+        """Map mask values (H, W) to labels (H, W); masked pixels, which hold no data, are ignored.
 
         Args:
             mask: integers of any type, or booleans.
@@ -154,12 +154,12 @@ def build_mapping(
 
     Args:
         num_classes: K; a binary task has the labels 0 and 1.
-        reduce_labels: classes begin at 1, and 0 does not count.
+        reduce_labels: classes begin at 1, and 0 is ignored.
         label_values: the mask value of each class, if they are not 0, 1, 2 and so on.
-        ignore_values: mask values that do not count, beside 255.
+        ignore_values: mask values to ignore, beside 255.
         mask_colors: the colour of each class.
-        ignore_colors: colours that do not count.
-        ignore_index: label of pixels that do not count, by default that of a model with as many classes.
+        ignore_colors: colours to ignore.
+        ignore_index: label of ignored pixels, by default that of a model with as many classes.
         setting: what messages call a setting, with a field for its name.
 
     Raises:
@@ -185,7 +185,7 @@ def class_values(
 
     Args:
         num_classes: K.
-        reduce_labels: classes begin at 1, and 0 does not count.
+        reduce_labels: classes begin at 1, and 0 is ignored.
         label_values: the values, if they are others.
         setting: what the message calls `label_values`.
 

@@ -86,7 +86,7 @@ def explain_values(
     meaning = _explain_named(counted, names, names_source) if names else _explain_unnamed(counted)
     classes = meaning.tables.get("label_values", range(max(len(meaning.names), 2)))
     if IGNORE_INDEX in counted and IGNORE_INDEX not in classes:
-        meaning = meaning._replace(notes=(*meaning.notes, f"Pixels of mask value {IGNORE_INDEX} do not count."))
+        meaning = meaning._replace(notes=(*meaning.notes, f"Pixels of mask value {IGNORE_INDEX} are ignored."))
     return meaning
 
 
@@ -151,7 +151,7 @@ def _explain_unnamed(counted: list[int]) -> Meaning:
     is_dense = core[-1] < 2 * len(core)
     if has_void and not is_dense:
         raise ValueError(
-            f"masks hold {_list(counted)}, where 255 may be a class or pixels that do not count: set "
+            f"masks hold {_list(counted)}, where 255 may be a class or ignored pixels: set "
             f"data.label_values={counted}, or data.label_values={core} to ignore it"
         )
     if is_dense and core[0] == 0:
@@ -203,7 +203,7 @@ def explain_colors(
     own: dict[str, Any] = {"mask_colors": [list(color) for color in listed.colors]}
     own |= {"ignore_colors": ignored} if ignored else {}
     notes = [f"Masks hold colours; {listed.file} gives the class of each."]
-    notes += [f"{len(ignored)} of the colours do not count (data.ignore_colors)."] if ignored else []
+    notes += [f"{len(ignored)} of the colours are ignored (data.ignore_colors)."] if ignored else []
     return _meaning(own, listed.names, listed.file, notes)
 
 

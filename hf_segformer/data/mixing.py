@@ -21,7 +21,7 @@ def draw_mix(sample: _Sample, other: _Sample, options: AugmentationConfig, gener
         other: the same of another sample.
         options: `cutmix` + `classmix` is above 0.
         generator: the only source of randomness.
-        ignore: label of pixels that do not count.
+        ignore: label of ignored pixels.
 
     Returns:
         bool (H, W).
@@ -76,7 +76,7 @@ def draw_classes(labels: Tensor, generator: Generator, ignore: int) -> Tensor:
     Args:
         labels: (H, W).
         generator: the only source of randomness.
-        ignore: label of pixels that do not count.
+        ignore: label of ignored pixels.
     """
     classes = labels.unique()
     classes = classes[classes != ignore]

@@ -301,12 +301,12 @@ def decode_dataset(
         dataset: with the columns `image` and `label`, undecoded.
         num_channels: bands that the model takes.
         num_labels: classes K of the model; a binary one has the labels 0 and 1.
-        reduce_labels: classes begin at 1 in the masks, and 0 does not count (ADE20K).
+        reduce_labels: classes begin at 1 in the masks, and 0 is ignored (ADE20K).
         label_values: the mask value of each class, `(0, 255)` for example; by default 0, 1, 2 and so on.
-        ignore: mask values that do not count, beside 255.
+        ignore: mask values to ignore, beside 255.
         mask_colors: [red, green, blue] of each class in masks of colours.
-        ignore_colors: colours that do not count.
-        ignore_index: label of pixels that do not count, the model's `semantic_loss_ignore_index`; by default that of a
+        ignore_colors: colours to ignore.
+        ignore_index: label of ignored pixels, the model's `semantic_loss_ignore_index`; by default that of a
             new model with as many classes.
         ignore_exif: keep images as they are stored, whatever their EXIF orientation.
         any_range: accept integers of any range, for a processor with a `value_range`.

@@ -1,7 +1,7 @@
 """COCO's panoptic format: PNG files whose colours number segments, and a JSON file with the segments' classes.
 
 Format: https://cocodataset.org/#format-data, section 4. A pixel's segment has the number red + 256 green + 65536 blue,
-and 0 is void: pixels without annotation, which do not count. Mask values are the categories in order of ids, 0 and so
+and 0 is void: pixels without annotation, which are ignored. Mask values are the categories in order of ids, 0 and so
 on, and -1 void; of a single category 1, and 0 void: a binary task.
 
 Axes: H W pixels.

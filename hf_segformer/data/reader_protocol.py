@@ -144,7 +144,7 @@ class Reader(Protocol):
         height: in pixels.
         width: in pixels.
         num_bands: number of bands that are read.
-        dtype: number type of the pixels.
+        dtype: dtype of the pixels.
         nodata: the value for no data of each band, None where a band has none.
         may_lack_data: some pixels may hold no data.
     """

@@ -28,16 +28,16 @@ class ClassBalance:
     """Rare Class Sampling (Hoyer et al. 2022, DAFormer, section 3.2), for a share of the samples of an epoch.
 
     Such a sample is of a class c, drawn with probability P(c) proportional to 1 / sqrt(f_c), where f_c is the class's
-    share of all pixels that count; of an image that holds c, each as likely; and its crop holds a pixel of c, each as
+    share of all valid pixels; of an image that holds c, each as likely; and its crop holds a pixel of c, each as
     likely, at a random place of the crop. Classes without a pixel are not drawn. The paper's P(c) is a softmax of
     (1 - f_c) / T; the square root, as in the repeat factors of Gupta et al. 2019 (LVIS), has no temperature to set.
 
     Args:
-        counts: (N, K) pixels of each class in each training image; pixels that do not count are left out.
+        counts: (N, K) pixels of each class in each training image; ignored pixels are left out.
         share: of the samples, from 0 to 1.
 
     Raises:
-        ValueError: if no pixel counts.
+        ValueError: if no pixel is valid.
 
     Examples:
         >>> import numpy as np
@@ -52,7 +52,7 @@ class ClassBalance:
     def __init__(self, counts: np.ndarray, share: float):
         pixels = np.asarray(counts, dtype=np.float64).sum(axis=0)
         if not pixels.any():
-            raise ValueError("no pixel counts in the training images; expected one to balance classes by")
+            raise ValueError("no pixel of the training images is valid; expected one to balance classes by")
         self.share = share
         weights = np.where(pixels > 0, 1 / np.sqrt(np.maximum(pixels, 1)), 0.0)
         self.probabilities = weights / weights.sum()

@@ -36,7 +36,7 @@ def augment(
         labels: (H, W), integers.
         options: see `AugmentationConfig`.
         generator: the only source of randomness.
-        ignore_index: label of pixels that do not count.
+        ignore_index: label of ignored pixels.
         is_byte_scaled: the image is on the scale of 0 to 255; by default if it is uint8.
         focus: class of which the crop holds a pixel, where there is one. A crop that a rotation would turn it out of is
             not rotated.
@@ -143,7 +143,7 @@ def crop_rotated(
         corner: top and left of the crop before it is turned.
         side: S of the crop; less where the image ends.
         degrees: anticlockwise turn of what the crop shows.
-        ignore_index: label of pixels that do not count.
+        ignore_index: label of ignored pixels.
 
     Returns:
         image (C, S', S'') and labels (S', S'') in their types, of the same size as without the turn.

@@ -97,7 +97,7 @@ def read_slice(
         index: of the slice, from 0.
         num_channels: that the model takes.
         classes: value of each class by its name, for masks whose classes have names.
-        outside: value of pixels in none of them; None if they do not count.
+        outside: value of pixels in none of them; None if they are ignored.
         **options: further fields of `ReadOptions`.
 
     Returns:

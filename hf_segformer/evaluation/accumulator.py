@@ -28,7 +28,7 @@ class MetricAccumulator:
 
     Args:
         num_classes: number of classes K; a binary model has two.
-        ignore_index: label of pixels that do not count.
+        ignore_index: label of ignored pixels.
         dilation_ratio: see `boundary.boundary_counts`.
         tolerance: see `boundary.boundary_counts`, in pixels.
         num_bins: bins of the reliability diagram.
@@ -189,7 +189,7 @@ class MetricAccumulator:
 
 
 def worst_images(counts: np.ndarray, number: int) -> list[int]:
-    """Places of the images of lowest mean IoU, worst first; images without counted pixels are left out.
+    """Places of the images of lowest mean IoU, worst first; images without valid pixels are left out.
 
     Args:
         counts: (I, 3, K) of `MetricAccumulator.counts`.
@@ -217,7 +217,7 @@ def typical_images(counts: np.ndarray, number: int, *, without: Sequence[int] = 
 
 
 def _image_scores(counts: np.ndarray) -> np.ndarray:
-    """Mean IoU (I,) of each image over the classes in its labels or prediction; NaN if no pixel counts."""
+    """Mean IoU (I,) of each image over the classes in its labels or prediction; NaN if no pixel is valid."""
     return class_scores(counts)["mean_iou"]
 
 

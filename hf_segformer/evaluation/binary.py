@@ -41,7 +41,7 @@ def probability_histogram(
     Args:
         probability: float32 (H, W), of the positive class.
         labels: (H, W) of 0 and 1 on the same device.
-        ignore_index: label of pixels that do not count.
+        ignore_index: label of ignored pixels.
         num_bins: number of bins T; a power of two makes the bins' edges exact.
 
     Returns:
@@ -60,7 +60,7 @@ def probability_histogram(
         raise ValueError("probability holds a value outside 0..1; expected the sigmoid of logits")
     if not ((labels == 0) | (labels == 1)).all():
         strange = labels[(labels != 0) & (labels != 1)].unique().tolist()
-        raise ValueError(f"labels hold {strange}; expected 0, 1 and {ignore_index} for pixels that do not count")
+        raise ValueError(f"labels hold {strange}; expected 0, 1 and {ignore_index} for ignored pixels")
     place = ((probability * num_bins).ceil().long() - 1).clamp(0, num_bins - 1)
     return torch.bincount(labels * num_bins + place, minlength=2 * num_bins).reshape(2, num_bins)
 

@@ -66,7 +66,7 @@ def boundary_counts(
         prediction: (H, W) class ids; ids outside 0..K-1 are no class, and wrong.
         labels: (H, W) true class ids on the same device.
         num_classes: number of classes K.
-        ignore_index: label of pixels that do not count.
+        ignore_index: label of ignored pixels.
         dilation_ratio: distance d of boundary IoU as a share of the image's diagonal; at least one pixel.
         tolerance: distance of boundary F1 in pixels, Euclidean.
 

@@ -41,7 +41,7 @@ def calibration_counts(probabilities: Tensor, labels: Tensor, ignore_index: int,
     Args:
         probabilities: float32 (K, H, W), over the classes adding up to 1.
         labels: (H, W) true class ids on the same device.
-        ignore_index: label of pixels that do not count.
+        ignore_index: label of ignored pixels.
         num_bins: number of bins M.
 
     Returns:
@@ -77,7 +77,7 @@ def confidence_counts(
         winner: (H, W), that class.
         labels: (H, W) true class ids on the same device.
         num_classes: number of classes K.
-        ignore_index: label of pixels that do not count.
+        ignore_index: label of ignored pixels.
         num_bins: number of bins M.
 
     Returns:

@@ -14,7 +14,7 @@ _DESCRIPTION = (
 )
 _INPUTS = """
     predictions: class ids, integers of any shape.
-    references: true class ids of the same shape; pixels at the ignore index do not count.
+    references: true class ids of the same shape; pixels at the ignore index are ignored.
 """
 
 

@@ -39,7 +39,7 @@ def error_map(image: Image.Image, prediction: np.ndarray, labels: np.ndarray, ig
         image: any image; it is scaled to the labels' size.
         prediction: (H, W) class ids.
         labels: (H, W) true class ids.
-        ignore_index: label of pixels that do not count.
+        ignore_index: label of ignored pixels.
 
     Returns:
         RGB image of W x H pixels.
@@ -75,7 +75,7 @@ def sample_sheet(
         samples: at least one.
         class_names: of the K classes.
         palette: one (red, green, blue) a class.
-        ignore_index: label of pixels that do not count.
+        ignore_index: label of ignored pixels.
 
     Raises:
         ValueError: if there is no sample.

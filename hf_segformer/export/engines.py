@@ -65,7 +65,7 @@ def _load(model: PreTrainedModel, target: str, engine: str) -> RuntimeModel:
     if model.device.type != "cpu" or model.dtype != torch.float32:
         raise ValueError(
             f"the model is {str(model.dtype).removeprefix('torch.')} on {model.device}; the engine {engine} computes "
-            "float32 on the CPU: leave out device and number type, or use the engine torch or compiled"
+            "float32 on the CPU: leave out device and dtype, or use the engine torch or compiled"
         )
     folder = _cache_folder() / _key(model, target)
     path = folder / TARGETS[target].file

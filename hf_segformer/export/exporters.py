@@ -262,7 +262,7 @@ def add_mean_iou(
 
     evaluation = evaluated(model)
     if not evaluation.matrix.any():
-        raise ValueError("every pixel of the masks is ignored; expected at least one that counts for mean IoU")
+        raise ValueError("every pixel of the masks is ignored; expected at least one valid pixel for mean IoU")
     if evaluation.misses_its_class():
         raise ValueError(
             f"no pixel of the masks is {evaluation.names[1]!r}: if 255 stands for it, give --label-values 0 255"

@@ -24,7 +24,7 @@ class LabelSource(Protocol):
 
     Attributes:
         names: of the classes.
-        ignored: label of pixels that do not count.
+        ignored: label of ignored pixels.
     """
 
     names: list[str]

@@ -40,7 +40,7 @@ class ChipOptions:
         max_background: largest share of the chips of a split that hold nothing but the first class.
         attribute: of a vector file, whose values are the classes.
         classes: names of the classes in order; by default those of the file.
-        ignore_outside: pixels outside all polygons do not count, instead of being background.
+        ignore_outside: pixels outside all polygons are ignored, instead of being background.
         bands: numbers, from 1, of the bands to keep; None for all.
         seed: of the split, and of the choice among chips of background.
 

@@ -123,7 +123,7 @@ class Raster:
         width: in pixels.
         orientation: EXIF orientation of the stored pixels; 1 if they are upright, or read as they are stored.
         num_bands: number of bands that are read, without an alpha band that only says where there is no data.
-        dtype: number type of the pixels.
+        dtype: dtype of the pixels.
         nodata: the value for no data of each band that is read, None where a band has none.
         may_lack_data: some pixels may hold none.
         file: the open file of the library that reads it.

@@ -48,7 +48,7 @@ class SegFormerPredictor:
     Args:
         model: a segmentation model; it stays on its device and is not changed.
         processor: prepares images.
-        options: test-time augmentation, sliding window, number type and batch size; see `InferenceOptions`.
+        options: test-time augmentation, sliding window, dtype and batch size; see `InferenceOptions`.
         engine: what computes the network: `torch`, `compiled`, `onnxruntime`, `openvino`, or that of another package.
             It is compared with PyTorch when it is loaded; results differ by rounding.
 
@@ -59,7 +59,7 @@ class SegFormerPredictor:
         segmenter: the `Segmenter` that computes.
 
     Raises:
-        ValueError: if the model cannot compute in the number type or by the engine, or the palette of its configuration
+        ValueError: if the model cannot compute in the dtype or by the engine, or the palette of its configuration
             does not fit its classes.
 
     Examples:

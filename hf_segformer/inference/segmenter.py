@@ -47,7 +47,7 @@ class Confidence(NamedTuple):
 class Segmenter:
     """A segmentation model with its image processor and the options of inference.
 
-    The network computes in the number type of its weights. Where `options.dtype` asks for another one, and where the
+    The network computes in the dtype of its weights. Where `options.dtype` asks for another one, and where the
     weights are in half precision on a CPU, the segmenter computes by a copy of the model; the model that is passed in
     is never changed, and stays in training mode if it is in it.
 
@@ -62,7 +62,7 @@ class Segmenter:
         model: the model in PyTorch, or its copy.
         network: what computes the logits: the model, or that of the engine.
         names: names of the classes; a model with one label has two, background and its own.
-        ignore_index: label of pixels that do not count.
+        ignore_index: label of ignored pixels.
 
     Raises:
         ValueError: if the model cannot compute in `options.dtype`, or by the engine.
@@ -365,7 +365,7 @@ def inference_mode_of(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _in_dtype(model: PreTrainedModel, dtype: str | None) -> PreTrainedModel:
-    """The model, or where it computes in another number type than it should, a copy."""
+    """The model, or where it computes in another dtype than it should, a copy."""
     if dtype is not None:
         wanted = getattr(torch, dtype)
     elif model.device.type == "cpu" and model.dtype in (torch.float16, torch.bfloat16):

@@ -30,7 +30,7 @@ class Spool:
         destination: the file that the rows are for, which errors name.
         key: what the planes depend on, as JSON.
         width: W.
-        dtypes: number type of each plane.
+        dtypes: dtype of each plane.
 
     Attributes:
         num_rows: rows that are complete.

@@ -37,7 +37,7 @@ def _cross_entropy(
     labels,  # (B, H, W)
     class_weights,  # (K,)
     losses,  # (programs,)
-    numbers,  # (programs,): sum of the weights of the pixels that count
+    numbers,  # (programs,): sum of the weights of the valid pixels
     gradient,  # (B, h, w, K)
     num_classes,
     height,
@@ -174,13 +174,13 @@ def plan(
 def sum_cross_entropy(
     logits: Tensor, labels: Tensor, weight: Tensor, ignore_index: int, label_smoothing: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the sum of the losses, the sum of the weights of the pixels that count, and the first sum's gradient.
+    """Compute the sum of the losses, the sum of the weights of the valid pixels, and the first sum's gradient.
 
     Args:
         logits: (B, K, h, w) of any strides; float16, bfloat16, float32 or float64.
         labels: int64 (B, H, W); values that are neither a class nor `ignore_index` are ignored, too.
         weight: (K,).
-        ignore_index: label of pixels that do not count.
+        ignore_index: label of ignored pixels.
         label_smoothing: share of the target that is spread over the classes.
         with_gradient: True computes the gradient.
 
@@ -229,7 +229,7 @@ def upsample_cross_entropy(
     label_smoothing: float,
     with_gradient: bool,
 ) -> Tensor:
-    """Average the losses over the pixels that count, 0 if there are none.
+    """Average the losses over the valid pixels, 0 if there are none.
 
     Arguments are those of `sum_cross_entropy`; without `weight` every class has weight 1. The sizes must pass `fits`.
     """

@@ -44,10 +44,10 @@ def read_labels(
         source: a label volume, or a DICOM segmentation.
         index: of the slice, from 0.
         classes: value of each class by its name, for segments, whose labels are such names.
-        outside: value of pixels in no segment; None if they do not count.
+        outside: value of pixels in no segment; None if they are ignored.
 
     Returns:
-        integers (H, W), masked where they do not count.
+        integers (H, W), masked where they are ignored.
 
     Raises:
         ValueError: if the mask is not on the grid of the volume, names another class, or is of another kind.

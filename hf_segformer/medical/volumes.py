@@ -37,7 +37,7 @@ class Volume:
         width: of a slice, in pixels.
         num_slices: number of slices.
         num_bands: number of bands of a slice.
-        dtype: number type of the pixels.
+        dtype: dtype of the pixels.
         spacing: distance of slices, rows and columns in mm, None where it is not known.
         quotes_fields: errors of the libraries may quote fields that name a person; messages name only their kind.
     """

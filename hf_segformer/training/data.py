@@ -30,7 +30,7 @@ class Data:
     """Training and evaluation data with their classes.
 
     A row has the columns `image`, a Pillow image or, with other than one or three bands, an array (C, H, W), and
-    `label`, integers (H, W): 0..K-1, and the processor's `ignore_index` for pixels that do not count. A single class
+    `label`, integers (H, W): 0..K-1, and the processor's `ignore_index` for ignored pixels. A single class
     has the labels 0 and 1.
 
     Args:
@@ -93,7 +93,7 @@ def load_data(
         config: the table `[data]`.
         num_channels: bands C.
         split: the table `[split]`.
-        ignore_index: label of pixels that do not count, the model's `semantic_loss_ignore_index`; by default that of a
+        ignore_index: label of ignored pixels, the model's `semantic_loss_ignore_index`; by default that of a
             new model with as many classes.
 
     Raises:

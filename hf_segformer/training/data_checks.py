@@ -164,7 +164,7 @@ _Found = tuple[np.ndarray, bytes, int | None, tuple[float, float, float, float] 
 
 
 def _count(labels: np.ndarray, num_labels: int) -> np.ndarray:
-    """Count the pixels of each label, and last those that do not count."""
+    """Count the pixels of each label, and last the ignored ones."""
     counts = np.bincount(labels[(labels >= 0) & (labels < num_labels)], minlength=num_labels)
     return np.append(counts, labels.size - counts.sum())
 
@@ -217,7 +217,7 @@ def _summary(faults: Sequence[str]) -> str:
 
 
 def _check_counts(counts: np.ndarray, names: Sequence[str]) -> None:
-    """Raise ValueError if no pixel counts in training or in evaluation, or all of one class of two are ignored."""
+    """Raise ValueError if no pixel is valid in training or in evaluation, or all of one class of two are ignored."""
     for split, labels in zip(SPLITS, counts[:, :-1], strict=True):
         if not labels.any():
             raise ValueError(f"all pixels of {split} are ignored: check data.ignore_values and data.label_values")
@@ -244,7 +244,7 @@ def format_counts(counts: np.ndarray, names: Sequence[str]) -> str:
           road      100.000      50.000
           car             -      50.000
           ignored    10.000           -
-        Class shares are of the pixels that count, the ignored share is of all pixels.
+        Class shares are of the valid pixels, the ignored share is of all pixels.
     """
     shown = (f"not {names[0]}", names[0]) if len(names) == 1 else names
     valid, total = counts[:, :-1].sum(axis=1), counts.sum(axis=1)
@@ -256,7 +256,7 @@ def format_counts(counts: np.ndarray, names: Sequence[str]) -> str:
     for name, *values in zip((*shown, "ignored"), *shares, strict=True):
         train, evaluation = (f"{value:.3f}" if value else "-" for value in values)
         lines.append(f"  {name:{width}}  {train:>8}  {evaluation:>10}")
-    return "\n".join([*lines, "Class shares are of the pixels that count, the ignored share is of all pixels."])
+    return "\n".join([*lines, "Class shares are of the valid pixels, the ignored share is of all pixels."])
 
 
 def check_classes(names: Sequence[str], checkpoint_id2label: Mapping[Any, str]) -> str | None:

@@ -19,7 +19,7 @@ from ..upsampling_segformer import at_least_float32, check_labels, upsample, ups
 class SegmentationLoss(LossConfig):
     """Weighted sum of segmentation losses on logits that are upsampled once to the masks' size.
 
-    Arguments and errors are those of `LossConfig`. Where no pixel counts, the loss is 0 with zero gradient.
+    Arguments and errors are those of `LossConfig`. Where no pixel is valid, the loss is 0 with zero gradient.
 
     Examples:
         >>> import torch
@@ -35,7 +35,7 @@ class SegmentationLoss(LossConfig):
         Args:
             logits: (B, K, h, w).
             labels: (B, H, W), 0..K-1 (0 and 1 where K is 1) or `ignore_index`.
-            ignore_index: label of pixels that do not count, by default that of a model with as many classes.
+            ignore_index: label of ignored pixels, by default that of a model with as many classes.
 
         Raises:
             ValueError: if labels do not fit, or class weights are still a scheme or not one for each class.
@@ -133,7 +133,7 @@ def _divide(total: Tensor, number: Tensor) -> Tensor:
 def _overlaps(
     log_probabilities: Tensor, log_likelihood: Tensor, targets: Tensor, counted: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum p t, p and t over all pixels that count, for probabilities p and targets t of each class, (K,) each."""
+    """Sum p t, p and t over all valid pixels, for probabilities p and targets t of each class, (K,) each."""
     num_images, num_classes, height, _ = log_probabilities.shape
     # Sums of a row first: one running sum of millions of float32 loses its small terms.
     rows = log_likelihood.new_zeros(num_images, height, num_classes)
@@ -169,7 +169,7 @@ def _lovasz(errors: Tensor, is_true: Tensor, counted: Tensor) -> Tensor:
     It is linear between the orders of the errors: its gradient is what IoU loses with each pixel in that order.
     """
     with torch.no_grad():
-        # The last ones are those that do not count.
+        # The last ones are ignored.
         order = errors.where(counted, -1).flatten().sort(descending=True).indices
         true, wrong = is_true.flatten()[order], (counted & ~is_true).flatten()[order]
         # Sums of integers, which lose no small term.

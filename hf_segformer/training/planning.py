@@ -219,7 +219,7 @@ def crop_size(draft: Draft) -> tuple[int, str]:
 
 
 def cross_entropy(draft: Draft) -> tuple[float, str]:
-    """Train by cross entropy over the pixels that count (paper, 4.1)."""
+    """Train by cross entropy over the valid pixels (paper, 4.1)."""
     binary = ", of one logit: foreground or not" if len(draft.description.names) == 1 else ""
     return 1.0, f"as in the paper{binary}"
 

@@ -291,4 +291,4 @@ def test_a_list_of_classes_that_is_wrong_is_refused(tmp_path):
 )
 def test_a_note_says_that_value_255_does_not_count(values, names, is_ignored):
     notes = explain_values(values, names, "classes.json", {}).notes
-    assert ("Pixels of mask value 255 do not count." in notes) is is_ignored
+    assert ("Pixels of mask value 255 are ignored." in notes) is is_ignored

@@ -148,5 +148,5 @@ def test_a_stream_is_refused():
 
 
 def test_images_without_a_pixel_that_counts_are_refused():
-    with pytest.raises(ValueError, match="no pixel counts"):
+    with pytest.raises(ValueError, match="no pixel of the training images is valid"):
         ClassBalance(np.zeros((3, 2)), 0.5)

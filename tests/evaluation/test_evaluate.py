@@ -575,7 +575,7 @@ def test_a_binary_checkpoint_is_judged_on_two_classes(checkpoint, recipe, tmp_pa
 
 
 def test_a_recipe_is_evaluated_with_the_models_own_ignore_index(checkpoint, recipe, tmp_path):
-    """The masks' 255, which does not count, becomes the label that the checkpoint leaves out."""
+    """The masks' 255, which is ignored, becomes the label that the checkpoint leaves out."""
     data = tmp_path / "data"
     for split in ("train", "val"):
         for kind in ("images", "masks"):

@@ -183,7 +183,7 @@ def test_a_segmentation_is_read_as_it_was_written(tmp_path, make):
     np.testing.assert_array_equal(read(volume, path), labels)
     values = {"LESION": 7, "liver": 5, "background": 9}
     np.testing.assert_array_equal(read(volume, path, values, 9), np.array([9, 5, 7])[labels])
-    found = read(volume, path, {"liver": 0, "lesion": 1}, None)  # without a background the rest does not count
+    found = read(volume, path, {"liver": 0, "lesion": 1}, None)  # without a background the rest is ignored
     np.testing.assert_array_equal(np.ma.getmaskarray(found), labels == 0)
     np.testing.assert_array_equal(found.filled(8), np.array([8, 0, 1])[labels])
 

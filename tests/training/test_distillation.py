@@ -90,7 +90,7 @@ def test_a_step_adds_the_weighted_loss_on_the_same_input(teacher_folder, tmp_pat
     teacher = load_teacher(config, NAMES, SegFormerImageProcessor(do_resize=False))
     trainer = tiny_trainer(tmp_path / "run", False, options={"teacher": teacher}, save_strategy="no", max_steps=1)
     [batch] = [next(iter(trainer.get_train_dataloader()))]
-    batch["labels"][:, :8, :8] = 255  # four positions of the logits, which no longer count
+    batch["labels"][:, :8, :8] = 255  # four positions of the logits, which are ignored from now on
     own = trainer.model.train()(**batch)
     is_counted = (batch["labels"].unfold(1, 4, 4).unfold(2, 4, 4) != 255).flatten(3).any(-1)
     assert 0 < is_counted.float().mean() < 1

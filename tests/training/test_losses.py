@@ -32,7 +32,7 @@ def batch(num_logits, dtype=torch.float32):
 
 
 def pixels_of(logits, labels):
-    """Probabilities of all classes and the label of each pixel that counts."""
+    """Probabilities of all classes and the label of each valid pixel."""
     logits = upsample(logits.double(), labels.shape[-2:])
     pixels = []
     for image in range(labels.shape[0]):

@@ -268,7 +268,7 @@ _BLOB = r"(/{repository})?/blobs/([0-9a-f]{{2}}/)?[0-9a-f]{{40,64}}"
 
 
 def resolve_inside(folder: str | Path, name: str | Path) -> Path:
-    """Path of a file that a stranger named, guaranteed to lead nowhere but into a folder.
+    """Resolve an untrusted relative path inside a folder.
 
     Every name that comes from a file, an archive, a data set or a pattern goes through here before it is opened,
     written or published. Symbolic links are followed, wherever they stand on the way, and may not leave the folder;
@@ -316,7 +316,7 @@ def _is_cached_blob(root: Path, target: Path) -> bool:
 
 
 def printable(name: object) -> str:
-    r"""A stranger's name, such as a class's, with line breaks and control characters as escapes.
+    r"""Escape line breaks and control characters in an untrusted name.
 
     Examples:
         >>> from hf_segformer.files import printable

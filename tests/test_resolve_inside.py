@@ -1,4 +1,4 @@
-"""Names that strangers give: `resolve_inside` keeps each of them within its folder."""
+"""Untrusted names: `resolve_inside` keeps each of them within its folder."""
 
 import os
 

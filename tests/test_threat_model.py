@@ -1,4 +1,4 @@
-"""Lines of docs/explanation/threat-model.md: what a stranger's file tries, and that it fails."""
+"""Lines of docs/explanation/threat-model.md: what an untrusted file tries, and that it fails."""
 
 import ast
 import json
@@ -37,7 +37,7 @@ SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
 
 @pytest.fixture
 def secret(tmp_path):
-    """A private file beside everything that strangers wrote."""
+    """A private file beside all untrusted files."""
     path = tmp_path / "private" / "id_ed25519"
     path.parent.mkdir()
     path.write_text(SECRET)
@@ -375,7 +375,7 @@ DANGEROUS |= {"expandvars", "expanduser", "urlopen", "urlretrieve", "create_modu
 
 
 def dangerous_calls(source):
-    """Yield calls that run code or unpack what a stranger wrote, and arguments that allow it."""
+    """Yield calls that run code or unpack what others wrote, and arguments that allow it."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue

@@ -48,16 +48,16 @@ def group_names(names: Iterable[str], pattern: str, setting: str = "the group pa
         expression = re.compile(pattern)
     except re.error as error:
         raise ValueError(f"{setting} is {pattern!r}; expected a regular expression: {error}") from error
-    groups, strangers = [], []
+    groups, unmatched = [], []
     for name in names:
         match = expression.search(name)
         group = match[1 if expression.groups else 0] if match else None
         if group is None:
-            strangers.append(name)
+            unmatched.append(name)
         groups.append(group or "")
-    if strangers:
-        others = f", nor in {len(strangers) - 1} others" if len(strangers) > 1 else ""
-        raise ValueError(f"{setting} {pattern!r} is not found in the image name {strangers[0]!r}{others}")
+    if unmatched:
+        others = f", nor in {len(unmatched) - 1} others" if len(unmatched) > 1 else ""
+        raise ValueError(f"{setting} {pattern!r} is not found in the image name {unmatched[0]!r}{others}")
     return groups
 
 

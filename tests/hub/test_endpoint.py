@@ -62,9 +62,9 @@ def probabilities(folder):
 
 
 @pytest.fixture(scope="module")
-def stranger(hub, tmp_path_factory):
+def user(hub, tmp_path_factory):
     """Somebody without the package."""
-    client = Client(tmp_path_factory.mktemp("stranger") / "home", hub.url)
+    client = Client(tmp_path_factory.mktemp("user") / "home", hub.url)
     yield client
     client.close()
 
@@ -78,11 +78,11 @@ def folder(author, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def published(author, stranger, folder, tmp_path_factory):
-    """The files of its repository, where a stranger has fetched them."""
+def published(author, user, folder, tmp_path_factory):
+    """The files of its repository, where a user has fetched them."""
     assert author(run_command, str(folder), "me/endpoint")[0] == 0
     target = tmp_path_factory.mktemp("repository") / "model"
-    stranger(download, "me/endpoint", str(target))
+    user(download, "me/endpoint", str(target))
     return target
 
 
@@ -102,13 +102,13 @@ def mask_of(segment):
 
 @pytest.mark.slow
 @NEEDS_AUTO_IMAGE_PROCESSOR
-def test_an_endpoint_answers_as_the_pipeline_does_without_a_request(hub, author, stranger, folder, published):
+def test_an_endpoint_answers_as_the_pipeline_does_without_a_request(hub, author, user, folder, published):
     expected = author(segment, str(folder))
     scores = author(probabilities, str(folder))
     before = len(hub.requests)
     content = file_of(image())
     turned = file_of(image().transpose(Image.Transpose.ROTATE_90), "PNG", exif=bytes(exif(6)))
-    first, *others, upright = stranger(
+    first, *others, upright = user(
         answer_requests,
         str(published),
         {"inputs": image()},
@@ -142,8 +142,8 @@ def exif(orientation):
 
 @pytest.mark.slow
 @NEEDS_AUTO_IMAGE_PROCESSOR
-def test_a_threshold_leaves_pixels_to_no_class_and_bad_requests_are_answered_in_one_line(stranger, published):
-    none, all_pixels, *errors = stranger(
+def test_a_threshold_leaves_pixels_to_no_class_and_bad_requests_are_answered_in_one_line(user, published):
+    none, all_pixels, *errors = user(
         answer_requests,
         str(published),
         {"inputs": image(), "parameters": {"threshold": 1}},
@@ -163,11 +163,11 @@ def test_a_threshold_leaves_pixels_to_no_class_and_bad_requests_are_answered_in_
 
 @pytest.mark.slow
 @NEEDS_AUTO_IMAGE_PROCESSOR
-def test_a_binary_model_answers_with_background_and_its_threshold(author, stranger, tmp_path):
+def test_a_binary_model_answers_with_background_and_its_threshold(author, user, tmp_path):
     logits = author(save_binary, str(tmp_path / "binary"), 0.52)
     for name, content in handler_files().items():
         (tmp_path / "binary" / name).write_bytes(content)
-    [answer, lower] = stranger(
+    [answer, lower] = user(
         answer_requests,
         str(tmp_path / "binary"),
         {"inputs": image()},

@@ -119,8 +119,8 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stranger(hub, home):
-    client = Client(home / "stranger", hub.url)
+def user(hub, home):
+    client = Client(home / "user", hub.url)
     yield client
     client.close()
 
@@ -159,14 +159,14 @@ def test_a_push_publishes_the_files_of_the_model_and_nothing_else(hub, author, f
     assert url == f"{hub.url}/me/whole/commit/{oid}"
 
 
-def test_a_published_model_loads_by_repo_id_with_and_without_the_plugin(author, stranger, folder, expected):
+def test_a_published_model_loads_by_repo_id_with_and_without_the_plugin(author, user, folder, expected):
     oid, _ = author(push, folder, "me/loads")
     pinned = {"trust_remote_code": True, "revision": oid, "code_revision": oid}
     for client, options in (
         (author, {}),
         (author, pinned),
-        (stranger, pinned),
-        (stranger, {"trust_remote_code": True}),
+        (user, pinned),
+        (user, {"trust_remote_code": True}),
     ):
         _, answer = client(load, SEGMENTATION, "me/loads", **options)
         np.testing.assert_allclose(answer, expected["answer"], atol=1e-6)  # sums of another order
@@ -395,7 +395,7 @@ def test_a_model_without_a_segmentation_head_has_its_own_class_and_no_handler(
 
 
 @NEEDS_AUTO_IMAGE_PROCESSOR
-def test_a_trainer_publishes_model_processor_code_and_our_card(hub, author, stranger, tmp_path):
+def test_a_trainer_publishes_model_processor_code_and_our_card(hub, author, user, tmp_path):
     expected = author(train_and_push, str(tmp_path / "run"), "me/trained")
     files = hub.repositories["me/trained"].files()
     belongs = {
@@ -411,7 +411,7 @@ def test_a_trainer_publishes_model_processor_code_and_our_card(hub, author, stra
     assert {result.metric_type for result in card.data.eval_results} >= {"mean_iou", "overall_accuracy"}
     assert 'from_pretrained("me/trained")' in card.text
     assert "| disc |" in card.text
-    _, answer = stranger(load, SEGMENTATION, "me/trained", trust_remote_code=True)
+    _, answer = user(load, SEGMENTATION, "me/trained", trust_remote_code=True)
     np.testing.assert_allclose(answer, expected, atol=1e-6)  # sums of another order
 
 

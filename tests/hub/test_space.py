@@ -183,10 +183,10 @@ def test_a_page_fetches_model_card_and_images_but_no_checkpoints(hub, author, fo
 @pytest.mark.slow
 def test_a_model_that_may_not_be_read_is_named_with_the_remedy(hub, author, folder, tmp_path):
     author(run_command, folder, "me/hidden", "--private")
-    stranger = Client(tmp_path / "stranger", hub.url, has_plugin=True)
+    user = Client(tmp_path / "user", hub.url, has_plugin=True)
     try:
-        message = stranger(fetch, "me/hidden", hub.repositories["me/hidden"].branches["main"])
+        message = user(fetch, "me/hidden", hub.repositories["me/hidden"].branches["main"])
     finally:
-        stranger.close()
+        user.close()
     assert "no accessible model me/hidden" in message
     assert "HF_TOKEN" in message

@@ -189,7 +189,7 @@ def test_autocast_with_kernels_is_as_exact_as_without(interpreter):
         assert 0 < with_kernels < 1.5 * without
 
 
-STRANGER = """
+WITHOUT_PACKAGE = """
 import json, sys
 sys.modules["hf_segformer"] = None
 import torch
@@ -211,7 +211,7 @@ def test_a_checkpoints_copy_has_a_table_of_its_own_without_kernels(tmp_path):
     model.save_pretrained(tmp_path / "model")
     torch.save(images, tmp_path / "tensor.pt")
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_SEGFORMER_KERNELS": "1"}
-    command = [sys.executable, "-c", STRANGER, "model", "tensor.pt"]
+    command = [sys.executable, "-c", WITHOUT_PACKAGE, "model", "tensor.pt"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     explained = json.loads(result.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Processes of the Hub tests: an author who has the plugin, and strangers who have not.
+"""Processes of the Hub tests: an author who has the plugin, and users who have not.
 
 The Hub's client reads its environment when it is imported, and imports cannot be undone, so each
 part is played in a fresh process. This file imports nothing heavy at its top: the environment comes first.

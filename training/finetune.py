@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.finetune", description="Fine-tune as a recipe says.")
     parser.add_argument("recipe", help="a name such as camvid_b0, or a TOML file")
     parser.add_argument("overrides", nargs="*", metavar="table.key=value", help="for example trainer.max_steps=24")
-    parser.add_argument("--resume", action="store_true", help="continue from the newest whole checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest complete checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="take the place of a finished run")
     options = parser.parse_intermixed_args(arguments)
     recipe = read_recipe(options.recipe, options.overrides)

@@ -109,8 +109,8 @@ def _check_volumes(dataset: Any, pattern: str | None) -> None:
     columns = getattr(dataset, "column_names", None) or ()
     if pattern is None and GROUP_COLUMN in columns and len(set(dataset.with_format(None)[GROUP_COLUMN])) < 2:
         raise ValueError(
-            "the images are slices of one volume, which says nothing of others; expected two volumes or more, or "
-            "--group .+ to draw slices as if they were independent"
+            "the images are slices of one volume, which cannot show how models differ on other volumes; expected two "
+            "volumes or more, or --group .+ to draw slices as if they were independent"
         )
 
 

@@ -143,7 +143,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def one_line_errors(debug: bool = False) -> Iterator[None]:
-    """Print an error as one line on stderr, after its traceback where that is wanted, and go on after the block."""
+    """Print an error as one line on stderr, after its traceback where that is wanted, and continue after the block."""
     try:
         yield
     except BrokenPipeError:

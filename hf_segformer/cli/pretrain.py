@@ -28,7 +28,7 @@ def add_pretrain(commands) -> None:
         "overrides", nargs="*", metavar="table.key=value", help="set a value, for example data.root=DIR"
     )
     parser.add_argument("--list", action="store_true", help="print the names of the recipes, and stop")
-    parser.add_argument("--resume", action="store_true", help="continue from the newest whole checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest complete checkpoint")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a finished run, which is moved to another name"
     )

@@ -47,7 +47,7 @@ def add_train(commands) -> None:
     )
     add_output_dir(parser, "folder of the run, as trainer.output_dir=DIR")
     parser.add_argument("--list", action="store_true", help="print the names of the recipes, and stop")
-    parser.add_argument("--resume", action="store_true", help="continue from the newest whole checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest complete checkpoint")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a finished run, which is moved to another name"
     )

@@ -90,8 +90,8 @@ def image_processor_for(path: str | Path, num_channels: int) -> SegFormerImagePr
     """Load or make the image processor of a checkpoint, for a number of channels.
 
     A folder's own, or the default one (squash to 512x512, ImageNet's statistics). For another number of channels its
-    means and deviations are dealt out as `convert.inflate` deals out filters; channels that are no bytes need
-    statistics of their own.
+    means and deviations are repeated over the channels as `convert.inflate` repeats filters; channels that are not
+    bytes need statistics of their own.
 
     Args:
         path: of the checkpoint.

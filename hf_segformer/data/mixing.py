@@ -14,7 +14,7 @@ _Sample = dict[str, Tensor]
 
 
 def draw_mix(sample: _Sample, other: _Sample, options: AugmentationConfig, generator: Generator, ignore: int) -> Tensor:
-    """Draw the pixels that `other` gives to `sample`: by CutMix or ClassMix, as their probabilities are.
+    """Draw the pixels that `other` gives to `sample`: by CutMix or ClassMix, chosen by their probabilities.
 
     Args:
         sample: `pixel_values` (C, H, W) and `labels` (H, W).

@@ -67,7 +67,7 @@ def suffixes_of(kind: Kind) -> tuple[str, ...]:
 
 
 def note_on_videos(paths: Iterable[str | Path]) -> str:
-    """Return the end of a message about files of which none is an image: what to do with a video; empty without one."""
+    """Return a hint about videos for a message about missing images; empty if there is no video."""
     video = next((path for path in paths if str(path).lower().endswith(suffixes_of("video"))), None)
     if video is None:
         return ""
@@ -322,7 +322,7 @@ def read_color_mask(source: Any, name: str = "", page: int | None = None, ignore
 
 
 def is_turned_alone(image: Any, mask: Any) -> bool:
-    """Return True if EXIF turns an image but not its mask, so that they do not lie on each other.
+    """Return True if EXIF turns an image but not its mask, so that they no longer align.
 
     Args:
         image: a path or a stored file, `{"bytes": ..., "path": ...}`; others have no EXIF.

@@ -287,7 +287,7 @@ class DatasetSource:
         return f"row {item.source} of {self.name}"
 
     def origin(self, item: InputItem) -> str:
-        """Return the text that tells the row from every other one."""
+        """Return a unique identifier of the row."""
         return f"row {item.source}, {self._origin}"
 
 
@@ -363,7 +363,7 @@ class FileSource:
         return _described(item)
 
     def origin(self, item: InputItem) -> str:
-        """Return the text that tells the image from every other one, of several files with a digest of their names."""
+        """Return a unique identifier of the image, for one of several files with a digest of their names."""
         origin = os.path.abspath(str(item.source))
         if len(item.files) > 1:
             names = "\n".join(os.path.basename(path) for path in item.files).encode(errors="surrogateescape")

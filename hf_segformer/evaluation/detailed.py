@@ -181,7 +181,7 @@ def _seen(source: str | Path, dataset: Any) -> list[str]:
 
 
 def describe_leakage(source: str | Path, dataset: Any) -> str:
-    """Say how many images of a data set a model was trained on; empty as far as nothing tells.
+    """Say how many images of a data set a model was trained on; empty if there are none, or no `split.csv` is found.
 
     Args:
         source: of the model. Its folder, or those of the members of an ensemble, tell by their `split.csv`, which a run

@@ -168,7 +168,7 @@ def _build_overviews(plain: Path, path: Path, factors: Sequence[int]) -> None:
         with rasterio.open(plain, "r+", driver="GTiff") as out:
             out.build_overviews(factors, rasterio.enums.Resampling.nearest)
     except (rasterio.errors.RasterioError, ValueError) as error:
-        logger.warning(f"{path} has not the overviews {list(factors)}: {error}")
+        logger.warning(f"{path}: overviews {list(factors)} could not be written: {error}")
 
 
 def _not_written(path: Path, reason: str) -> OSError:

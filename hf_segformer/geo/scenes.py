@@ -84,7 +84,7 @@ class SceneSource(FileSource):
         return kind
 
     def origin(self, item: InputItem) -> str:
-        """Return the text that tells a scene from every other one."""
+        """Return a unique identifier of the scene."""
         return f"mosaic {self.mosaic_digest}" if self._is_mosaic else super().origin(item)
 
 

@@ -224,7 +224,7 @@ class NiftiVolume(Volume):
             while part := file.read(1 << 16):  # up to the end, where the checksum is
                 behind += len(part)
                 if behind > _MOST_BEHIND:
-                    raise OSError(f"{self.name} goes on behind its voxels; expected {needed} bytes, as in its header")
+                    raise OSError(f"{self.name} has data after its voxels; expected {needed} bytes, as in its header")
         unpacked.flush()
 
     @property

@@ -110,7 +110,7 @@ RULES: dict[str, Rule] = {
     "load_best_model_at_end": _EVALUATION,
     "metric_for_best_model": _EVALUATION,
     "greater_is_better": _EVALUATION,
-    "save_only_model": Rule(PROGRAM, "--resume needs whole checkpoints; limit them by trainer.save_total_limit"),
+    "save_only_model": Rule(PROGRAM, "--resume needs complete checkpoints; limit them by trainer.save_total_limit"),
     "save_strategy": _SAVE,
     "save_steps": _SAVE,
     "save_on_each_node": _SAVE,

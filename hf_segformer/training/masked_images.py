@@ -34,7 +34,7 @@ class MaskedImageOutput(ModelOutput):
 
 
 class SegFormerForMaskedImages(SegFormerPreTrainedModel):
-    """The encoder with a linear head that draws hidden patches; `model.segformer` is what a pre-training is for.
+    """The encoder with a linear head that reconstructs masked patches; keep `model.segformer` after pre-training.
 
     Examples:
         >>> import torch

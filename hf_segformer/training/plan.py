@@ -184,7 +184,7 @@ def default_output_dir(root: str) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a time for people.
+    """Format a duration, such as "2 h 3 min".
 
     Examples:
         >>> from hf_segformer.training.plan import format_duration

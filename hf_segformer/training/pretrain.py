@@ -48,7 +48,7 @@ def pretrain(recipe: PretrainRecipe, resume: bool = False, overwrite: bool = Fal
 
     Args:
         recipe: description of the run.
-        resume: continue from the newest whole checkpoint in `trainer.output_dir`.
+        resume: continue from the newest complete checkpoint in `trainer.output_dir`.
         overwrite: if that folder holds a finished run, move it away and take its place.
 
     Returns:
@@ -102,7 +102,7 @@ def pretraining_arguments(recipe: PretrainRecipe) -> TrainingArguments:
 
 
 def load_samples(recipe: PretrainRecipe, arguments: TrainingArguments) -> Samples:
-    """Open the images of a recipe, and make one sample, so that what is wrong with all of them is seen at once.
+    """Open the images of a recipe, and build one sample, to fail early on errors that affect all of them.
 
     Raises:
         ValueError: if the images do not fit the recipe.

@@ -15,9 +15,10 @@ from .trainer import SegFormerTrainer
 
 
 class PretrainTrainer(SegFormerTrainer):
-    """A `SegFormerTrainer` for classification or masked images, with all that it says about resumed runs and averages.
+    """A `SegFormerTrainer` for classification or masked images.
 
-    One learning rate for all weights, and weight decay on matrices and convolutions alone, as in DeiT's recipe.
+    Resuming and weight averaging work as in `SegFormerTrainer`. All weights have one learning rate, and weight decay is
+    on matrices and convolutions alone, as in DeiT's recipe.
 
     Args:
         model: `SegFormerForImageClassification` or `SegFormerForMaskedImages`.

@@ -114,7 +114,10 @@ class Recipe:
         return replace(_checked(self.name, self.name, tables, ""), trusted_code=self.trusted_code)
 
     def check_trainable(self) -> None:
-        """Raise ValueError if a training lacks what reading the recipe, for its data say, does not need."""
+        """Raise ValueError if a setting is missing that training needs.
+
+        A recipe that is read only for its data may lack it.
+        """
         self.check_code()
         if self.lora.rank and not self.model.get("checkpoint"):
             raise ValueError("lora.rank is set, but adapters cannot train a random encoder: set model.checkpoint")

@@ -1,4 +1,4 @@
-"""The newest whole checkpoint of a run.
+"""The newest complete checkpoint of a run.
 
 A run that is cut off while it writes leaves a checkpoint that looks like one and fails, or worse, when it is loaded.
 """

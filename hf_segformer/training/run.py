@@ -48,7 +48,7 @@ def fine_tune(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> 
 
     Args:
         recipe: description of the run.
-        resume: continue from the newest whole checkpoint in `trainer.output_dir`.
+        resume: continue from the newest complete checkpoint in `trainer.output_dir`.
         overwrite: if that folder holds a finished run, move it away and take its place.
 
     Returns:

@@ -47,7 +47,7 @@ class SegFormerTrainer(Trainer):
       weights; checkpoints hold both.
     - With a `teacher`, its predictions are a second target. The logged loss is the sum; evaluation measures the model's
       own.
-    - An `EarlyStoppingCallback` of a resumed run goes on counting where the run was. A changed learning rate or weight
+    - An `EarlyStoppingCallback` of a resumed run continues its count. A changed learning rate or weight
       decay applies from there on.
     - One run at a time trains in `output_dir`.
 
@@ -204,7 +204,7 @@ class SegFormerTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Compute the model's loss, and in training add what a teacher has to say."""
+        """Compute the loss; in training, add the distillation loss."""
         if self.teacher is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]  # which a loss function of the user's takes out

@@ -485,7 +485,7 @@ def test_a_recipe_trains_and_evaluates_on_scans_and_names_nobody(tmp_path, capfd
         names = [row["image"] for row in csv.DictReader(file)]
     assert names == [f"p4_p{number:03d}.nii.gz" for number in range(1, 5)]
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    assert metrics["intervals"] == {}  # one volume says nothing of others, however many slices it has
+    assert metrics["intervals"] == {}  # one volume does not show how others vary, however many slices it has
 
 
 def test_models_are_compared_by_volumes(tmp_path, capsys):
@@ -499,7 +499,7 @@ def test_models_are_compared_by_volumes(tmp_path, capsys):
     assert "paired bootstrap over groups" in capsys.readouterr().out
     single = [str(each).replace("train", "val") for each in command]
     assert run(*single) == 1
-    assert "slices of one volume, which says nothing of others" in capsys.readouterr().err
+    assert "slices of one volume, which cannot show how models differ on other volumes" in capsys.readouterr().err
     assert run(*single, "--group", ".+") == 0
     assert "4 images" in capsys.readouterr().out
 

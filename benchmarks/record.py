@@ -1,7 +1,7 @@
 """Rows of measurements in CSV files, with machine, versions and commit.
 
-A row is a comparison, B0 at 512x512 say, with a record for each candidate. It is replaced as a whole, only by one that
-succeeded, and only by one of the same processor.
+A row is a comparison, such as B0 at 512x512, with a record for each candidate. It is replaced as a whole, only by one
+that succeeded, and only by one of the same processor.
 """
 
 import argparse

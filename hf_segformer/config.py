@@ -67,10 +67,10 @@ class DataConfig:
         annotation_file: for `coco` and `panoptic`, the JSON file below `root`; `{split}` stands for the split's name.
         split_file: for `folders`, a text file below `root` that names the images of `{split}`, one a line, with or
             without suffix. Image and mask folder then hold all splits, and others than the named images are left out.
-        image_suffix: ending of the images' names, `"_leftImg8bit.png"` say; empty is any known suffix. What is between
-            prefix and suffix pairs an image with its mask.
+        image_suffix: ending of the images' names, such as `"_leftImg8bit.png"`; empty is any known suffix. What is
+            between prefix and suffix pairs an image with its mask.
         mask_suffix: ending of the masks' names.
-        image_prefix: beginning of the images' names, `"img_"` say.
+        image_prefix: beginning of the images' names, such as `"img_"`.
         mask_prefix: beginning of the masks' names.
         instance_masks: for folders with `{image}`: all masks of an image show objects of the only class, one each.
         names: class names in order of their labels, after `reduce_labels`; empty if the data bring them.
@@ -514,7 +514,7 @@ class OptimizerConfig:
         layer_lr_decay: each block's learning rate as a share of the next one's; 1 is the paper's.
         freeze_encoder: train the head alone.
         freeze_stages: number N of stages whose weights stay as they are, patch embeddings, blocks and LayerNorms of
-            stage 1 to N. Their drop path and dropout go on, as with `freeze_encoder`; the encoder has no running
+            stage 1 to N. Their drop path and dropout stay active, as with `freeze_encoder`; the encoder has no running
             statistics.
         power: exponent of the polynomial decay.
 
@@ -660,8 +660,8 @@ class EmaConfig:
     Averaged are the weights that are trained and BatchNorm's running statistics, once per optimizer step.
 
     Args:
-        decay: share of the average that a step keeps, 0.999 say, which averages over about the last thousand steps; 0
-            is no average.
+        decay: share of the average that a step keeps, such as 0.999, which averages over about the last thousand steps;
+            0 is no average.
         warmup: keep min(decay, (1 + t) / (10 + t)) after step t, counted from 0, so that the average forgets the first
             weights within a few steps.
 

@@ -509,7 +509,7 @@ def read_image(
     """Decode one image; three channels mean a colour image, any other number means bands of measurements.
 
     An 8-bit PIL image stays one, since PIL resizes it without a detour over an array. PGM and PNG files of mode I are
-    uint16. Other images of mode I are uint16 where their values lie in 0 to 65535 and one exceeds 255; up to 255 they
+    uint16. Other images of mode I are uint16 where their values are from 0 to 65535 and one exceeds 255; up to 255 they
     are bytes.
 
     Args:

@@ -410,7 +410,7 @@ class SegFormerPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Load a checkpoint as `PreTrainedModel.from_pretrained` does, but no shards from elsewhere.
+        """Load a checkpoint as `PreTrainedModel.from_pretrained` does, but no shards outside its folder.
 
         Raises:
             ValueError: if the index of the shards names a file that is not beside it.

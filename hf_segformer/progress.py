@@ -19,7 +19,7 @@ class Progress:
     minute, and none for jobs that are shorter.
 
     Args:
-        task: name of the job, "predict" say.
+        task: name of the job, such as "predict".
         total: number of steps; None if it is not known.
         unit: what a step is, in the plural: images, tiles.
         initial: steps that were done before.

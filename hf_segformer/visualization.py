@@ -167,7 +167,7 @@ def overlay(
         labels: (H, W) integers; pixels that are no class show the image alone.
         palette: one (red, green, blue) for each class.
         alpha: 0 shows the image alone, 1 the colours alone.
-        clear: classes without colour, the background say.
+        clear: classes without colour, such as the background.
         padding: bool (H, W), True where the image holds no data; these pixels are hatched.
 
     Returns:

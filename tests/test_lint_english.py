@@ -21,6 +21,16 @@ from tests.support.lint_english import check_file, fragments, phrases
         "Whoever calls this",
         "a batch, likewise",
         "start anew",
+        "the mean over the pixels that count",
+        "label of pixels which do not count",
+        "where no pixel counts",
+        "the number type of the weights",
+        "a page without anything from elsewhere",
+        "the name of a job, `predict` say.",
+        "a prefix, `img_` say; a suffix",
+        "numbers have nine digits that count",
+        "a stranger's file",
+        "a module that lies in the current folder",
     ],
 )
 def test_refused_phrases_are_reported_with_their_line(line):
@@ -31,7 +41,16 @@ def test_refused_phrases_are_reported_with_their_line(line):
 
 @pytest.mark.parametrize(
     "line",
-    ["label_mapping = LabelMapping()", "the mask and its labels", "a multiple of 32", "predict every image", "cannot"],
+    [
+        "label_mapping = LabelMapping()",
+        "the mask and its labels",
+        "a multiple of 32",
+        "predict every image",
+        "cannot",
+        "all pixel counts are 0",
+        "strange values",
+        "`--bands` say how images are read",
+    ],
 )
 def test_ordinary_lines_pass(line):
     assert list(phrases(line)) == []

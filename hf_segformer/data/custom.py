@@ -109,7 +109,7 @@ def _load(path: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         raise ValueError(
             f"augmentation.custom is {path!r}, but there is no module {error.name}; expected one that is installed or "
-            f"lies in {os.getcwd()}"
+            f"is in {os.getcwd()}"
         ) from error
     for part in name.split("."):
         if not hasattr(found, part):

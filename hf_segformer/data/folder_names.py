@@ -92,7 +92,7 @@ def _words(part: str) -> set[str]:
 
 
 def is_train(split: str) -> bool:
-    """Return True for the name of a training split, `train2017` say."""
+    """Return True for the name of a training split, such as `train2017`."""
     return split.rstrip("0123456789").lower() in TRAIN_SPLITS
 
 

@@ -85,7 +85,7 @@ class ImageFile:
 
     @property
     def dtype(self) -> np.dtype:
-        """Number type of the pixels."""
+        """Dtype of the pixels."""
         return self._pixels.dtype
 
     @property

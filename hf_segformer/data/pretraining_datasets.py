@@ -157,7 +157,7 @@ class PretrainEvalDataset(KeyedDataset):
 class PretrainCollator:
     """Batches of training and evaluation samples.
 
-    Labels of training samples become probabilities (B, K), smoothed and mixed as the options say; those of evaluation
+    Labels of training samples become probabilities (B, K), smoothed and mixed as the options state; those of evaluation
     samples stay numbers (B,).
 
     Args:

@@ -96,7 +96,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def comparison_html(comparison: Comparison, title: str = "Comparison", sheet: bytes | None = None) -> str:
-    """One page without anything from elsewhere.
+    """Render a comparison as a self-contained HTML page.
 
     Args:
         comparison: of `compare`.

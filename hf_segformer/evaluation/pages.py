@@ -1,4 +1,4 @@
-"""HTML pages of the evaluation report and of a comparison: one file each, without anything from elsewhere.
+"""Self-contained HTML pages of the evaluation report and of a comparison.
 
 Figures are inlined as PNG data URIs; there is no script, no font and no style sheet to load.
 """

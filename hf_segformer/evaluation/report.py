@@ -108,7 +108,7 @@ class Report:
         return [folder / name for name in ("metrics.json", *files)]
 
     def to_html(self) -> str:
-        """Return the page, one file without anything from elsewhere."""
+        """Render the report as a self-contained HTML page."""
         return self._html(self._sheets(), self._figures())
 
     def _html(self, sheets: Mapping[str, bytes | None], figures: Mapping[str, bytes | None]) -> str:

@@ -1,7 +1,7 @@
 """Folder of a web page that runs the network in the browser, with WebGPU where there is, else WebAssembly.
 
-The page consists of static files: nothing is loaded from elsewhere, and images stay in the browser. ONNX Runtime Web is
-copied from an installed npm package; nothing is downloaded here.
+The page consists of static files: nothing is loaded from other hosts, and images stay in the browser. ONNX Runtime Web
+is copied from an installed npm package; nothing is downloaded here.
 """
 
 import json

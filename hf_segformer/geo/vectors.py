@@ -292,7 +292,7 @@ def _is_geopackage(head: bytes) -> bool:
 
 
 def _check_content(path: Path, head: bytes) -> None:
-    """Refuse names by which GDAL would choose another driver, and tables that lie in other files."""
+    """Refuse names by which GDAL would choose another driver, and tables that are stored in other files."""
     ending = ".gpkg" if _is_geopackage(head) else ".shp"
     if path.suffix.lower() != ending:
         raise ValueError(f"{path} is a {_KINDS[ending]} of another name; expected one that ends in {ending}: rename it")

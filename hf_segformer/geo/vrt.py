@@ -121,7 +121,7 @@ def check_grids(definition: str, name: str) -> None:
     if _GRID_FILE.search(definition):
         raise ValueError(
             f"{name} has a reference system that names a file of grid shifts, which is not opened; expected one "
-            "without, by its EPSG code say: set it in QGIS, or for a raster by rio edit-info --crs EPSG:..."
+            "without, such as an EPSG code: set it in QGIS, or for a raster by rio edit-info --crs EPSG:..."
         )
 
 

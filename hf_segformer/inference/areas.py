@@ -38,7 +38,7 @@ class Area(NamedTuple):
 
 
 AREA_COLUMNS = ("slice", "class", "pixels", "square_mm", "cubic_mm", "diameter_mm")
-_DIGITS = 9  # that count
+_DIGITS = 9  # significant ones
 
 
 class Areas:
@@ -97,7 +97,7 @@ class Areas:
 
 
 def write_areas(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    """Write the areas of a volume as CSV, atomically; numbers have nine digits that count.
+    """Write the areas of a volume as CSV, atomically; numbers have nine significant digits.
 
     Args:
         path: the file.

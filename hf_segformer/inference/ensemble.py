@@ -65,7 +65,7 @@ class Ensemble(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Number type of the weights."""
+        """Dtype of the weights."""
         return self.members[0].dtype
 
     def num_parameters(self) -> int:

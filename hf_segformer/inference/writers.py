@@ -39,7 +39,7 @@ class Outputs:
         kind: `"png"`, a file for each image; `"parquet"`, shards of many; or the kind of an installed writer.
         overlay: also write overlays of the classes on the images.
         legend: `"right"` or `"below"` adds a legend to overlays.
-        clear: names of classes that overlays leave clear, `background` say.
+        clear: names of classes that overlays leave clear, such as `background`.
         probabilities: `"uint8"` or `"float16"` also writes the probabilities of all classes.
         options: options of an installed writer, which JSON can hold.
         masks_as: `"palette"`, an image with the classes as values and their colours as a palette; `"values"`, the

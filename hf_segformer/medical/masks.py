@@ -168,7 +168,7 @@ class Segmentation:
         return {number: known[label.casefold()] for number, label in labels.items()}
 
     def _frames_of(self, volume: DicomVolume, index: int) -> "list[_PlacedFrame]":
-        """Return the frames that lie in a slice."""
+        """Return the frames of a slice."""
         place = volume.place_of(index)
         self._check_frames(volume)
         if place.position is None:
@@ -197,9 +197,7 @@ class Segmentation:
         for frame in self.frames:
             if frame.position is None or places[0].position is None:
                 if not frame.sources & known:
-                    raise ValueError(
-                        f"{self.name} does not say where its frame {frame.index + 1} lies in {volume.name}"
-                    )
+                    raise ValueError(f"{self.name} does not say where in {volume.name} its frame {frame.index + 1} is")
                 continue
             distances = np.array([place.position for place in places]) - frame.position
             spacing = np.array([*(places[0].spacing or (1.0, 1.0)), volume.spacing[0] or 1.0])

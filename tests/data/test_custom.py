@@ -186,7 +186,7 @@ def test_wrong_results_are_named(name, message):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("no_such_module:f", "there is no module no_such_module; expected one that is installed or lies in /"),
+        ("no_such_module:f", "there is no module no_such_module; expected one that is installed or is in /"),
         (f"{HERE}:no_such", f"{HERE} has no no_such; expected a callable"),
         (f"{HERE}:number", "a int; expected a callable"),
     ],

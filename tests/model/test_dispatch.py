@@ -49,7 +49,7 @@ def step(model, images, labels):
 
 
 def assert_equal_steps(found, expected, tolerance):
-    """Gradients that are mathematically zero (of keys' biases, say) are the rounding of larger ones."""
+    """Gradients that are mathematically zero (such as those of keys' biases) are the rounding of larger ones."""
     assert found.keys() == expected.keys()
     largest = max(value.abs().max() for name, value in expected.items() if name.startswith("gradient"))
     for name, value in expected.items():

@@ -31,7 +31,7 @@ PHRASES = {
     r"pictures?(?![a-z])": "image",
     r"\blabelling\b": "batch inference, prediction or annotation",
     r"\btold\b": "report, name, know",
-    r"\b(lie|lies|lay|lying) (beside|apart|next|under|at|there|over)\b": "is, or stored in",
+    r"\b(lie|lies|lay|lying) (in|on|beside|apart|next|under|at|there|over)\b": "is, or stored in",
     r"\btwins?\b": "reference (implementation), or fast path",
     r"\bwhole or not\b|\bwhole, or not\b|\bor not there\b": "atomic",
     r"\banew\b": "again",
@@ -45,6 +45,14 @@ PHRASES = {
     r"\bbut for\b": "except",
     r"\bgo on where\b|\bgoes on where\b|\bgo(es)? on (from|with)\b": "resume, continue",
     r"\bnought\b|\bnaught\b": "zero",
+    r"\bpixels?,? (that |which )(do(es)? not )?counts?\b|\bpixels? do(es)? not count\b|\bno pixel counts\b": (
+        "valid pixels, ignored pixels"
+    ),
+    r"\bnumber[- ]types?\b": "dtype",
+    r"\bfrom elsewhere\b": "from other hosts or folders, or self-contained",
+    r"\bsay;|[\"`0-9],? say[.,)]": "such as",
+    r"\bdigits that count\b": "significant digits",
+    r"\bstrangers?(?![a-z])": "untrusted, or the user",
 }
 _COMPILED = [(re.compile(pattern, re.IGNORECASE), instead) for pattern, instead in PHRASES.items()]
 

@@ -426,7 +426,7 @@ def test_a_model_that_was_given_none_has_its_own(model, images, labels, tmp_path
     model.save_pretrained(tmp_path)
     loaded = SegFormerForSemanticSegmentation.from_pretrained(tmp_path)
     assert loaded.loss_function is upsample_cross_entropy
-    # Not to the bit: oneDNN sums by where weights lie in memory.
+    # Not to the bit: the order of oneDNN's sums depends on the weights' addresses.
     torch.testing.assert_close(loaded(images, labels=labels).loss, output.loss, rtol=2e-6, atol=0)
 
 

@@ -1,9 +1,13 @@
-"""MkDocs hook: copy the repository's files that pages link to into the site.
+"""MkDocs hooks: copy the repository's files that pages link to into the site, and list the options of the commands.
 
 A link such as `../tests/test_docs.py` works in a checkout as it is. In the site it leads to a copy of that file under
 `repository/`, so that pages can cite tests, recipes and measurements with one kind of link.
+
+The page of the command line gets the options from the argument parsers, so that it lists all of them, with the text of
+`--help`.
 """
 
+import argparse
 import os
 import re
 from pathlib import Path
@@ -11,6 +15,7 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
+OPTIONS_MARK = "<!-- options of every command -->"
 _LINK = re.compile(r"(\]\()(\.\./[^)\s#]+)")
 
 
@@ -25,6 +30,41 @@ def _copy_of(path: str) -> str:
     return f"repository/{path}" + ("" if path.endswith((".png", ".svg", ".csv", ".json")) else ".txt")
 
 
+def options_of_commands() -> str:
+    """Return a section for each command: its description, and a table of its arguments and its own options."""
+    from segformer_command import defer_package
+
+    defer_package()  # the parsers need no PyTorch
+    from hf_segformer.cli.main import build_parser
+
+    _, commands = build_parser()
+    return "\n\n".join(
+        f"## segformer {name}\n\n{_as_markdown(parser.description or '')}\n\n{_table_of(parser)}"
+        for name, parser in commands.items()
+    )
+
+
+def _table_of(parser: argparse.ArgumentParser) -> str:
+    """Return the table of a parser's arguments and options, with a row for the title of each group after the first."""
+    formatter = parser._get_formatter()
+    lines = ["| option | meaning |", "|---|---|"]
+    for number, group in enumerate(parser._action_groups):
+        rows = [
+            f"| `{formatter._format_action_invocation(action)}` | {_as_markdown(formatter._expand_help(action))} |"
+            for action in group._group_actions
+            if action.help not in (None, argparse.SUPPRESS) and action.dest not in ("help", "debug")
+        ]
+        if rows and number > 1:  # the first two are argparse's own: arguments and options
+            lines.append(f"| **{group.title}** | |")
+        lines += rows
+    return "\n".join(lines)
+
+
+def _as_markdown(text: str) -> str:
+    """Escape the signs of a help text that Markdown would take for its own."""
+    return re.sub(r"([*|])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")
+
+
 def on_files(files, config):
     """Add every linked file to the site."""
     pages = [file.src_uri for file in files.documentation_pages()]
@@ -35,7 +75,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Point such links to the copies."""
+    """Point such links to the copies, and list the options of the commands."""
 
     def replace(match):
         path = _outside(page.file.src_uri, match[2])
@@ -43,4 +83,5 @@ def on_page_markdown(markdown, page, config, files):
             return match[0]
         return match[1] + os.path.relpath(_copy_of(path), Path(page.file.src_uri).parent)
 
-    return _LINK.sub(replace, markdown)
+    markdown = _LINK.sub(replace, markdown)
+    return markdown.replace(OPTIONS_MARK, options_of_commands()) if OPTIONS_MARK in markdown else markdown

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import doctest
 import importlib
+import importlib.util
 import io
 import re
 import shlex
@@ -19,7 +20,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 import hf_segformer
 from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegFormerImageProcessor, config
-from hf_segformer.cli.main import main, parse
+from hf_segformer.cli.main import build_parser, main, parse
 from hf_segformer.data.pretraining_config import PretrainingConfig
 from tests.support.tiny import TINY
 
@@ -178,6 +179,25 @@ def test_the_layers_are_the_same_in_both_places():
     [architecture] = [text for text in blocks(ROOT / "docs/explanation/architecture.md", "text") if "<-" in text]
     [contributing] = [text for text in blocks(ROOT / "CONTRIBUTING.md", "text") if "<-" in text]
     assert architecture == contributing
+
+
+def test_the_page_of_the_command_line_lists_every_option():
+    pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs/hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    page = (ROOT / "docs/reference/cli.md").read_text()
+    assert hooks.OPTIONS_MARK in page
+    _, *sections = re.split(r"^## segformer ", hooks.options_of_commands(), flags=re.MULTILINE)
+    _, commands = build_parser()
+    assert [section.split()[0] for section in sections] == list(commands)
+    options: set[str] = set()
+    for section, parser in zip(sections, commands.values(), strict=True):
+        own = {name for action in parser._actions for name in action.option_strings} - {"-h", "--help"}
+        listed = " ".join(re.findall(r"^\| `([^`]+)`", section, flags=re.MULTILINE))
+        assert own - set(re.findall(r"--?[a-z][a-z0-9-]*", listed)) <= {"--debug"}
+        options |= own
+    assert set(re.findall(r"`(--[a-z-]+)`", page)) <= options
 
 
 def test_figures_in_the_readme_are_measured():

@@ -1,7 +1,7 @@
 """Entry point of the command `segformer`: arguments first, heavy imports last.
 
 `import hf_segformer` registers the Auto classes, so it imports PyTorch and Transformers, which takes seconds. This
-module lies outside the package and puts the package into `sys.modules` without running its `__init__`. The argument
+module is outside the package and puts the package into `sys.modules` without running its `__init__`. The argument
 parsers then import without it, and `--help`, `--version` and usage errors answer at once. The package runs its
 `__init__` when a command starts, or when anybody asks it for an attribute that it does not have yet: it is the same
 module object before and after.

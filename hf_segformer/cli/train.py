@@ -55,10 +55,14 @@ def add_train(commands) -> None:
         "--folds",
         type=whole_number(2, MOST_FOLDS),
         metavar="K",
-        help="train K models, each without one of K folds of the images, evaluate each on its fold, and average them",
+        help="train K models, 2 to 20, each without one of K folds of the images, evaluate each on its fold, and "
+        "average them",
     )
     parser.add_argument(
-        "--seeds", type=whole_number(2, MOST_FOLDS), metavar="N", help="train N models that differ in their seed alone"
+        "--seeds",
+        type=whole_number(2, MOST_FOLDS),
+        metavar="N",
+        help="train N models, 2 to 20, that differ in their seed alone",
     )
     parser.add_argument("--check-data", action="store_true", help="read all images and masks of a recipe, and stop")
     parser.add_argument(

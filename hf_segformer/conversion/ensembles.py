@@ -25,7 +25,7 @@ def is_ensemble(path: str | Path) -> bool:
 
 
 def read_member_names(folder: str | Path) -> list[str]:
-    """Names of an ensemble's members, relative to its folder.
+    """Names of an ensemble's 2 to 100 members, relative to its folder.
 
     Raises:
         ValueError: if the file does not have its format, or a name leads elsewhere.

@@ -17,9 +17,9 @@ def add_pretrain(commands) -> None:
     parser = commands.add_parser(
         "pretrain",
         help="train an encoder on images without masks, by a recipe",
-        description="Trains an encoder to classify images, or to draw hidden parts of images without any labels, and "
-        "leaves a folder for `segformer train DIR --init FOLDER`. Any value of the recipe can be set on the command "
-        "line. Several processes: torchrun --nproc-per-node N -m hf_segformer pretrain ...",
+        description="Trains an encoder to classify images, or to reconstruct masked parts of images without labels, "
+        "and leaves a folder for `segformer train DIR --init FOLDER`. Any value of the recipe can be set on the "
+        "command line. Several processes: torchrun --nproc-per-node N -m hf_segformer pretrain ...",
     )
     parser.add_argument(
         "source", nargs="?", metavar="RECIPE", help="the name of a recipe of pre-training (--list), or a TOML file"

@@ -195,7 +195,7 @@ class PretrainingConfig:
 
     Args:
         method: `"classification"` needs a class for each image; `"masked_images"` (SimMIM, Xie et al. 2022) needs none:
-            the network draws hidden patches of an image from those that it sees.
+            the network reconstructs masked patches of an image from those that it sees.
         label_smoothing: share of the target that is spread evenly over the classes, for classification.
         mask_ratio: share of the patches that are hidden, rounded up to a whole number of them.
         mask_size: side in pixels of a patch; it divides `augmentation.crop_size`.

@@ -111,7 +111,7 @@ def prepare(predictor: SegFormerPredictor, body: BytesIO, max_pixels: int) -> Pr
     if kind_of(source) not in ("image", "raster"):
         raise no_image
     try:
-        height, width = image_size(source, predictor.model.config.num_channels)
+        height, width = image_size(source)
     except ValueError as error:
         is_large = isinstance(error.__cause__, Image.DecompressionBombError)
         raise HTTPException(413 if is_large else 422, " ".join(str(error).split())) from error

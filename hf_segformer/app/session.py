@@ -107,7 +107,7 @@ def _check_size(predictor: SegFormerPredictor, path: Path) -> None:
     Raises:
         ValueError: if one of them is too large.
     """
-    size = _size_in_header(path, predictor.model.config.num_channels)
+    size = _size_in_header(path)
     if size is None:  # it is no image, and reading it says so
         return
     height, width = size
@@ -126,12 +126,12 @@ def _check_size(predictor: SegFormerPredictor, path: Path) -> None:
             )
 
 
-def _size_in_header(path: Path, num_channels: int) -> tuple[int, int] | None:
+def _size_in_header(path: Path) -> tuple[int, int] | None:
     """(H, W) of an upload by its content, without decoding it; None where it cannot be opened."""
     try:
         source = ImageSource(path)
         if not source.head.startswith(NUMPY_MAGIC):
-            return image_size(source, num_channels)
+            return image_size(source)
         shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
     except (*DECODE_ERRORS, Warning) as error:
         if isinstance(error, ValueError) and isinstance(error.__cause__, Image.DecompressionBombError):

@@ -174,15 +174,14 @@ def open_raster(source: Any, num_channels: int = 3, name: str = "", **options: A
     return find_reader(source, by_tiles=True)[0](source, ReadOptions(num_channels, **options))
 
 
-def image_size(source: Any, num_channels: int = 3) -> tuple[int, int]:
+def image_size(source: Any) -> tuple[int, int]:
     """Return height and width of an image by its header, without decoding its pixels.
 
     Args:
         source: a path, bytes or an `ImageSource`; no NumPy array.
-        num_channels: number of channels that the model takes.
 
     Raises:
-        ValueError: if it has more pixels than Pillow opens, bands do not fit, or a library is missing.
+        ValueError: if it has more pixels than Pillow opens, the file holds several images, or a library is missing.
         OSError: if the header cannot be read.
 
     Examples:
@@ -198,7 +197,7 @@ def image_size(source: Any, num_channels: int = 3) -> tuple[int, int]:
     reader = find_reader(source)[0]
     if reader is ImageFile:
         return size_in_header(source.file, source.name)
-    with reader(source, ReadOptions(num_channels)) as opened:
+    with reader(source, ReadOptions(0)) as opened:
         return opened.height, opened.width
 
 

@@ -18,6 +18,7 @@ from ..visualization import Color
 from . import plots
 from .accumulator import MetricAccumulator, typical_images, worst_images
 from .bootstrap import class_scores
+from .numbers import percent
 from .pages import render_report
 from .samples import Sample, sample_sheet
 from .summary import (
@@ -26,7 +27,6 @@ from .summary import (
     classes_latex,
     frequent_confusions,
     per_image_csv,
-    percent,
     shown_classes,
 )
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
 
 # Pillow's readers that decode pixels by themselves.
@@ -174,7 +174,7 @@ def open_image_file(
 
 
 def _decode(
-    file: Image.Image,
+    file: ImageFile.ImageFile,
     source: Any,
     name: str,
     ignore_exif: bool = False,
@@ -196,6 +196,15 @@ def _decode(
         image = _with_stored_labels(image, raw_mode, file.format)
     image.format = file.format
     return image
+
+
+def _loses_values(image: Image.Image, is_mask: bool) -> bool:
+    """Return True for an image that is not decoded yet if Pillow changes its values then, and no longer says how."""
+    if image.format not in _formats() or getattr(image, "fp", None) is None:
+        return False
+    raw_mode = _raw_mode(image)
+    is_changed_grey = is_mask and _grey_changes(raw_mode, image.format) != (1, False)
+    return is_changed_grey or bool(_low_bytes(raw_mode)) or _maxval(image) not in (None, 255, 65535)
 
 
 def _decode_copy(image: Any, name: str, **options: Any) -> Image.Image | np.ndarray:
@@ -292,15 +301,20 @@ def _with_stored_values(image: Image.Image, maxval: int, keeps_values: bool, nam
     return Image.fromarray(np.rint(np.asarray(image) * (maxval / 255)).astype(np.uint8))
 
 
-def _with_stored_labels(image: Image.Image, raw_mode: str, file_format: str | None) -> Image.Image:
-    """Undo Pillow's stretch of grey of 2 and 4 bits to 8, and its inversion of TIFF files in which 0 is white."""
+def _grey_changes(raw_mode: str, file_format: str | None) -> tuple[int, bool]:
+    """Return by which factor Pillow stretches grey of few bits, and True if it inverts a TIFF file whose 0 is white."""
     mode, _, layout = raw_mode.partition(";")
-    step = _STRETCH.get(layout[:1], 1)
-    is_inverted = file_format == "TIFF" and "I" in layout  # in PBM files 1 is always black, and no choice of the author
-    if mode not in ("1", "L") or not (is_inverted or step > 1):
-        return image
+    if mode not in ("1", "L"):
+        return 1, False
+    return _STRETCH.get(layout[:1], 1), file_format == "TIFF" and "I" in layout  # a PBM file cannot choose its white
+
+
+def _with_stored_labels(image: Image.Image, raw_mode: str, file_format: str | None) -> Image.Image:
+    """Undo Pillow's stretch and inversion of grey."""
+    factor, is_inverted = _grey_changes(raw_mode, file_format)
     values = ~np.asarray(image) if is_inverted else np.asarray(image)
-    return Image.fromarray(values // np.uint8(step) if step > 1 else values)
+    values = values // np.uint8(factor) if factor > 1 else values
+    return Image.fromarray(values) if is_inverted or factor > 1 else image
 
 
 def count_images(source: Any, name: str = "the image") -> int:
@@ -392,9 +406,7 @@ def _load(
         return open_image_file(source, name, page, check_size=check_size, **options)
     if isinstance(source, Image.Image):
         try:
-            # Pillow changes values as it decodes these files, and a decoded image no longer says how.
-            is_changed = _maxval(source) is not None or ";" in _raw_mode(source)
-            if is_changed and source.format in _formats() and getattr(source, "fp", None) is not None:
+            if _loses_values(source, options.get("is_mask", False)):
                 return _decode_copy(source, name, **options)
             source.load()
             is_upright = options.get("ignore_exif") or source.getexif().get(_ORIENTATION, 1) == 1

@@ -1,7 +1,6 @@
 """Masks of few bits, and TIFF masks in which 0 is white: labels are the stored values, as of palettes and rasters."""
 
 import struct
-import zlib
 from io import BytesIO
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 from hf_segformer import SegFormerImageProcessor
 from hf_segformer.data.readers import read_whole_image, read_whole_mask
 from hf_segformer.image_io_segformer import read_mask
+from tests.support.encoded import exif, packed, png
 
 WHITE_IS_ZERO, BLACK_IS_ZERO = 0, 1
 
@@ -18,22 +18,6 @@ WHITE_IS_ZERO, BLACK_IS_ZERO = 0, 1
 def labels(bits):
     """(5, 7), every value of that many bits that there is room for."""
     return (np.arange(35).reshape(5, 7) * 7 % 2**bits).astype(np.uint8)
-
-
-def packed(values, bits, order="big"):
-    rows = (values[..., None] >> np.arange(bits - 1, -1, -1) & 1).reshape(len(values), -1)
-    return np.packbits(rows.astype(np.uint8), axis=1, bitorder=order)
-
-
-def png(values, bits, orientation=1):
-    def part(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
-    exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + struct.pack(">HHI", orientation, 0, 0)
-    rows = b"".join(b"\0" + row.tobytes() for row in packed(values, bits))
-    parts = ((b"IHDR", head), (b"eXIf", exif), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(part(*each) for each in parts)
 
 
 def tiff(values, bits, photometric, fill_order=1, orientation=1):
@@ -70,7 +54,7 @@ def test_labels_are_the_stored_values(bits, content, tmp_path):
         np.testing.assert_array_equal(batch["labels"][0], labels(bits))
 
 
-@pytest.mark.parametrize("content", [png(labels(4), 4, 6), tiff(labels(4), 4, WHITE_IS_ZERO, orientation=6)])
+@pytest.mark.parametrize("content", [png(labels(4), 4, exif(6)), tiff(labels(4), 4, WHITE_IS_ZERO, orientation=6)])
 def test_exif_turns_labels_of_few_bits(content):
     for source in (BytesIO(content), Image.open(BytesIO(content))):
         np.testing.assert_array_equal(read_mask(source, "the mask"), np.rot90(labels(4), -1))

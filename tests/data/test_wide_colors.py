@@ -1,7 +1,5 @@
 """Colours of 16 bits, which Pillow has no mode for, and TIFF files of which it would leave out bands."""
 
-import struct
-import zlib
 from io import BytesIO
 
 import numpy as np
@@ -11,6 +9,7 @@ from PIL import Image
 from hf_segformer import SegFormerImageProcessor
 from hf_segformer.data.image_measures import measure_image
 from hf_segformer.data.readers import read_color_mask, read_whole_image, read_whole_mask
+from tests.support.encoded import exif, png
 
 tifffile = pytest.importorskip("tifffile")
 HEIGHT, WIDTH = 6, 9
@@ -18,28 +17,6 @@ HEIGHT, WIDTH = 6, 9
 
 def values(bands):
     return np.random.default_rng(bands).integers(0, 4096, (HEIGHT, WIDTH, bands)).astype(np.uint16)
-
-
-def png(array, chunk=b""):
-    """A PNG file of 16 bits, (H, W, C), which Pillow cannot write."""
-
-    def part(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    height, width, bands = array.shape
-    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[bands], 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
-    parts = (
-        part(b"IHDR", head),
-        chunk and part(b"eXIf", chunk),
-        part(b"IDAT", zlib.compress(rows)),
-        part(b"IEND", b""),
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-def exif(orientation):
-    return b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + struct.pack(">HHI", orientation, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +43,7 @@ def test_colors_turn_grey_as_those_of_8_bits(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_turns_all_bits(tmp_path, orientation):
     array = values(3)
-    (tmp_path / "a.png").write_bytes(png(array, exif(orientation)))
+    (tmp_path / "a.png").write_bytes(png(array, exif_data=exif(orientation)))
     Image.fromarray((array >> 4).astype(np.uint8)).save(tmp_path / "b.png", exif=exif(orientation))
     expected = np.asarray(read_whole_image(tmp_path / "b.png", 3))
     np.testing.assert_array_equal(np.moveaxis(read_whole_image(tmp_path / "a.png", 3), 0, -1) >> 4, expected)
@@ -86,7 +63,7 @@ def test_the_processor_sees_what_it_sees_of_an_array():
 @pytest.mark.parametrize("bands", [2, 3, 4])
 def test_pil_images_that_are_not_decoded_yet_keep_all_bits_and_stay_so(bands):
     array, processor = values(bands), SegFormerImageProcessor(do_resize=False, value_range=(0, 4095))
-    for content, expected in ((png(array), array), (png(array, exif(6)), np.rot90(array, -1))):
+    for content, expected in ((png(array), array), (png(array, exif_data=exif(6)), np.rot90(array, -1))):
         expected = expected[..., [0] * 3] if bands == 2 else expected[..., :3]
         with Image.open(BytesIO(content)) as image:
             for _ in range(2):  # the first call leaves the image as it is

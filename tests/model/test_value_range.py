@@ -158,9 +158,9 @@ def test_stored_values_of_pgm_files_are_ranged_whatever_their_largest(tmp_path, 
     values = np.linspace(0, maxval, 24).round().astype(np.uint16).reshape(4, 6)
     path = write_pgm(tmp_path / "a.pgm", values, maxval, is_plain)
     assert np.array_equal(read_mask(path, "mask"), values)
-    opened = Image.open(path)
-    for source in (path, opened, opened):  # the first call leaves it as it is
-        np.testing.assert_allclose(scaled(source, [0, maxval])[0], values / maxval * 255, atol=1e-4)
+    with Image.open(path) as image:
+        for source in (path, image, image):  # the first call leaves it as it is
+            np.testing.assert_allclose(scaled(source, [0, maxval])[0], values / maxval * 255, atol=1e-4)
     assert np.array_equal(read_whole_image(path, 1, bands=(1,), any_range=True)[0], values)
 
 

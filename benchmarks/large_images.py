@@ -33,7 +33,7 @@ from .record import Options, Record, Row, main
 
 TILE, NUM_CLASSES = 1024, 6
 _TRAINED = ROOT / "docs" / "results" / "camvid_b0"
-_SEAMS = ROOT / "docs" / "images" / "seams.png"
+_SEAMS, _STREET = (ROOT / "docs" / "images" / name for name in ("seams.png", "street.png"))
 _SMALL_TILE = 384  # pixels, near the 360 of the frames that the network was trained on
 _PANEL, _BUILDING = (16, 44, 336, 284), 1  # the first map in predicted.png; a class
 # CamVid's colour of a class, and what such things look like.
@@ -41,14 +41,14 @@ _LOOKS = {
     (128, 128, 128): (205, 215, 230),
     (128, 0, 0): (150, 135, 120),
     (192, 192, 128): (80, 80, 80),
-    (128, 64, 128): (90, 90, 92),
-    (60, 40, 222): (140, 135, 130),
+    (128, 64, 128): (75, 75, 80),
+    (60, 40, 222): (155, 150, 148),
     (128, 128, 0): (55, 75, 40),
     (192, 128, 128): (190, 60, 50),
-    (64, 64, 128): (110, 95, 80),
-    (64, 0, 128): (60, 20, 25),
-    (64, 64, 0): (70, 55, 60),
-    (0, 128, 192): (40, 45, 80),
+    (64, 64, 128): (85, 75, 62),
+    (64, 0, 128): (70, 15, 60),
+    (64, 64, 0): (50, 45, 45),
+    (0, 128, 192): (30, 35, 50),
 }
 
 
@@ -143,7 +143,7 @@ def street() -> Image.Image:
     classes = np.concatenate([classes, classes[:, ::-1]], 1)
     row, column = np.indices(classes.shape)
     pixels = looks[classes]
-    pixels[(classes == _BUILDING) & (row % 70 < 36) & (column % 60 < 24)] = 45, 50, 60  # windows
+    pixels[(classes == _BUILDING) & (row % 70 < 36) & (column % 60 < 24)] = 85, 85, 88  # windows
     shaded = torch.from_numpy(pixels).permute(2, 0, 1)
     generator = torch.Generator().manual_seed(0)
     for cell, strength in ((2, 5.0), (16, 6.0)):
@@ -177,7 +177,9 @@ def tiled(model: SegFormerForSemanticSegmentation, pixels: Tensor, tiling: Infer
 
 
 def draw_seams(model: SegFormerForSemanticSegmentation, pixels: Tensor) -> None:
-    """Draw docs/images/seams.png: the street predicted whole, and in tiles without and with overlap."""
+    """Draw docs/images: street.png, half of the street, and seams.png, it predicted whole and in tiles."""
+    half = street().crop((0, 0, 960, 704)).resize((720, 528), Image.Resampling.BOX)
+    half.save(_STREET, optimize=True)
     colors = list(_LOOKS)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     overlaps = (0, _SMALL_TILE // 2)
@@ -188,7 +190,6 @@ def draw_seams(model: SegFormerForSemanticSegmentation, pixels: Tensor) -> None:
     titles = ["image", "predicted whole", *(f"tiles of {_SMALL_TILE}, overlap {overlap}" for overlap in overlaps)]
     images = [street(), *(colorize(labels.numpy(), colors) for labels in maps)]
     crops = [image.crop((0, 0, 1280, 704)) for image in images]
-    _SEAMS.parent.mkdir(parents=True, exist_ok=True)
     figure([crops], titles, names, colors, panel_height=220).save(_SEAMS, optimize=True)
 
 

@@ -210,7 +210,9 @@ def check_space(space: Space) -> None:
         elif not isinstance(values, list) or not values:
             raise ValueError(f"{key} is {values!r}; expected (low, high), (low, high, 'log') or a list of values")
         for value in values[:2] if isinstance(values, tuple) else values:
-            parse_overrides([f"{key}={_as_toml(value)}"])
+            found = parse_overrides([f"{key}={_as_toml(value)}"])[table][key.partition(".")[2]]
+            if type(found) is not type(value):
+                raise ValueError(f"{key} is {value!r}; expected {found!r}, a {type(found).__name__}")
 
 
 def _check_range(key: str, values: tuple) -> None:

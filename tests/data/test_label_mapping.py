@@ -124,11 +124,10 @@ def test_a_configuration_may_not_ignore_a_class(num_labels, index):
         SegFormerConfig(num_labels=num_labels, semantic_loss_ignore_index=index)
 
 
-def test_the_ignore_index_of_a_file_can_be_overridden_with_the_classes(tmp_path):
+def test_the_ignore_index_of_a_file_follows_the_classes_or_is_given_with_them(tmp_path):
     SegFormerConfig(num_labels=150).save_pretrained(tmp_path)
+    names = [str(index) for index in range(300)]
     with pytest.raises(ValueError, match="semantic_loss_ignore_index=-100"):
-        SegFormerConfig.from_pretrained(tmp_path, id2label=[str(index) for index in range(300)])
-    config = SegFormerConfig.from_pretrained(
-        tmp_path, id2label=[str(index) for index in range(300)], semantic_loss_ignore_index=-100
-    )
+        SegFormerConfig.from_pretrained(tmp_path, id2label=names, semantic_loss_ignore_index=255)
+    config = SegFormerConfig.from_pretrained(tmp_path, id2label=names)
     assert (config.num_labels, config.semantic_loss_ignore_index, config.label2id["299"]) == (300, -100, 299)

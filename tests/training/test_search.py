@@ -58,7 +58,7 @@ def test_ranges_become_optunas_suggestions():
         ({"loss.dice": (0.0, 1.0, "lin")}, r"expected \(low, high\) or"),
         ({"loss.dice": 1.0}, "or a list of values"),
         ({"loss.dicee": (0.0, 1.0)}, "did you mean 'loss.dice'"),
-        ({"model.variant": [0, 1]}, "model.variant"),
+        ({"model.variant": [0, 1]}, "model.variant is 0; expected '0', a str"),
         ({"model.num_channels": [3, 4]}, "model.num_channels cannot be searched"),
         ({"loss.dice": (0.0, math.inf)}, "expected finite bounds"),
     ],

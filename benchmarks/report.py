@@ -311,7 +311,9 @@ def processor_section(results: Results, link: str) -> str:
         plot = f"![Time and memory of a pixel against the side of the image]({link}/sizes.png)"
         parts.append(f"### Cost against size\n\n{plot}\n\n{size_table(rows)}\n\n{growth(rows)}".rstrip())
     if large := results.get("large_images"):
-        parts.append(f"### Images larger than memory\n\n{large_table(large)}")
+        parts.append("### Images larger than memory")
+        if large.keys() - {"agreement"}:
+            parts.append(large_table(large))
         if "agreement" in large:
             parts.append(agreement_table(large))
     return "\n\n".join([*parts, f"### All records\n\n{record_sections(results, link)}"])

@@ -70,7 +70,8 @@ def find_inputs(
     for given in inputs:
         number = len(found)
         for item in _items_of(given, out, skipped if skipped is not None else Counter()):
-            other = found.setdefault(str(item.source) if joined else item.name, item)
+            key = os.path.realpath(str(item.source)) if joined else item.name
+            other = found.setdefault(key, item)
             if other != item and not joined:
                 raise ValueError(
                     f"{other.source} and {item.source} would both be filed as {item.name}: "

@@ -106,7 +106,7 @@ class GeoRaster(Raster):
         self.colors: np.ndarray | None = None
         self.dtype = np.result_type(*(file.dtypes[band] for band in self.bands))
         has_palette = colors[first - 1] == ColorInterp.palette and self.num_bands == 1
-        self.palette: dict[int, tuple[int, ...]] | None = file.colormap(first) if has_palette else None
+        self.palette = self._palette(first, num_channels) if has_palette else None
         if self.palette is not None and num_channels in (0, 3):
             self.colors = _color_table(self.palette)
             self.num_bands, self.dtype = 3, self.colors.dtype
@@ -115,6 +115,18 @@ class GeoRaster(Raster):
         self.may_lack_data = self.alpha is not None or self.has_mask or any(v is not None for v in self.nodata)
         pixel = sum(np.dtype(file.dtypes[band]).itemsize for band in self.bands)
         self.keep_at_hand(max(file.block_shapes), pixel, options.num_rows)
+
+    def _palette(self, band: int, num_channels: int) -> dict[int, tuple[int, ...]] | None:
+        """Return the colour table of a band, None where a virtual raster declares a palette without one."""
+        try:
+            return self.file.colormap(band)
+        except ValueError as error:
+            if num_channels != 3:
+                return None
+            raise ValueError(
+                f"{self.name} declares a palette but holds no colour table; expected one for 3 channels: add it, or "
+                "declare the band as grey"
+            ) from error
 
     def __enter__(self) -> "GeoRaster":
         import rasterio

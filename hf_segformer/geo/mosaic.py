@@ -80,7 +80,7 @@ class MosaicRaster(GeoRaster):
         """Return where a raster is relative to the first one, after a check that they fit together."""
         with GeoRaster(source, self.options) as raster:
             own = raster.reference()
-            if own.crs is None and raster.kind == "image":
+            if own.crs is None and first.crs is not None and raster.kind == "image":
                 raise ValueError(_no_scene(raster.name))
             for name, value, expected in (
                 ("coordinate reference system", own.crs, first.crs),

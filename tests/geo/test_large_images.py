@@ -19,7 +19,7 @@ from hf_segformer import SegFormerConfig, SegFormerForSemanticSegmentation, SegF
 from hf_segformer.config import InferenceOptions
 from hf_segformer.data.image_measures import measure_image
 from hf_segformer.data.reader_protocol import ImageSource, Tile
-from hf_segformer.data.readers import count_pages, find_reader, kind_of, open_raster, read_whole_image
+from hf_segformer.data.readers import count_pages, find_reader, kind_of, open_raster, read_whole_image, read_whole_mask
 from hf_segformer.files import is_full
 from hf_segformer.geo.tiff import PlainRaster
 from hf_segformer.inference.large_image import predict_large_image
@@ -176,6 +176,21 @@ def test_bands_are_chosen_by_number(tmp_path, model, processor):
     three = write_geotiff(tmp_path / "three.tif", pixels[[3, 2, 1]])
     _, same = predict_raster(model, processor, three, tmp_path / "same.tif")
     assert (labels == same).all()
+
+
+def test_a_palette_without_a_table_is_no_colour(tmp_path):
+    """Virtual rasters of label images may declare one."""
+    labels = scene(1) % 4
+    write_geotiff(tmp_path / "labels.tif", labels)
+    (tmp_path / "labels.vrt").write_text(
+        f'<VRTDataset rasterXSize="{labels.shape[2]}" rasterYSize="{labels.shape[1]}"><VRTRasterBand dataType="Byte" '
+        'band="1"><ColorInterp>Palette</ColorInterp><SimpleSource><SourceFilename relativeToVRT="1">labels.tif'
+        "</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    np.testing.assert_array_equal(read_whole_mask(tmp_path / "labels.vrt"), labels[0])
+    np.testing.assert_array_equal(read_whole_image(tmp_path / "labels.vrt", 1), labels)
+    with pytest.raises(ValueError, match=r"labels\.vrt declares a palette but holds no colour table"):
+        read_whole_image(tmp_path / "labels.vrt", 3)
 
 
 def test_grey_and_palette_files_are_read_as_rgb(tmp_path, model, processor):

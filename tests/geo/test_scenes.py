@@ -141,11 +141,20 @@ def test_scenes_of_a_mosaic_may_have_one_name(tmp_path):
     for number in range(2):
         (tmp_path / f"{number}").mkdir()
         part(tmp_path / f"{number}" / "tile.tif", pixels, 0, 100 * number, 150, 100)
-    inputs = [str(tmp_path / "0"), str(tmp_path / "1"), str(tmp_path / "0" / "tile.tif")]
+    again = tmp_path / "1" / ".." / "0" / "tile.tif"  # one scene, however it is named
+    inputs = [str(tmp_path / "0"), str(tmp_path / "1"), str(tmp_path / "0" / "tile.tif"), str(again)]
     [item] = SceneSource(inputs, tmp_path / "out", mosaic=True).items()
     assert item.files == (str(tmp_path / "0" / "tile.tif"), str(tmp_path / "1" / "tile.tif"))
     with pytest.raises(ValueError, match="would both be filed as tile"):
         SceneSource(inputs, tmp_path / "out")
+
+
+def test_scenes_without_a_reference_system_get_the_remedy(tmp_path):
+    paths = [str(tmp_path / f"{name}.tif") for name in "ab"]
+    for path in paths:
+        Image.fromarray(np.moveaxis(scene(), 0, -1)).save(path)
+    with pytest.raises(ValueError, match=r"a\.tif has no transform to a reference system; expected one"):
+        MosaicRaster.join(paths)
 
 
 def test_the_first_scene_that_holds_data_counts_and_gaps_are_no_data(tmp_path):

@@ -37,6 +37,10 @@ _SEAL = re.compile(r"\n<!-- Rendered by hf_segformer ([0-9a-f]{16}); once edited
 _FRONT_MATTER = re.compile(r"\A\s*---\n.*?^---\s*$", re.DOTALL | re.MULTILINE)
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _DRAFT = "generated automatically according to the information the Trainer had access to"
+_GENERATED = (
+    "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
+    "automatically generated."
+)
 
 
 def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
@@ -98,11 +102,22 @@ def is_hub_id(name: Any) -> bool:
 
 
 def _is_rendered(text: str) -> bool:
-    """Return True if a card is unchanged since it was rendered here, or is the Trainer's generated draft."""
+    """Return True if a card is unchanged since it was rendered here, or is a draft that Transformers generated."""
     seal = _SEAL.search(text)
     if seal is None:
-        return _DRAFT in " ".join(text.split())
+        return _DRAFT in " ".join(text.split()) or _is_template(text)
     return seal[1] == _digest(text[: seal.start()])
+
+
+def _is_template(text: str) -> bool:
+    """Return True for the Hub's blank template, which `push_to_hub` of Transformers' models fills in."""
+    if _GENERATED not in text:
+        return False
+    from huggingface_hub import ModelCard, ModelCardData
+
+    template = ModelCard.from_template(ModelCardData(), model_description=_GENERATED).content
+    ours, theirs = (_FRONT_MATTER.sub("", each).split() for each in (text, template))
+    return ours == theirs
 
 
 def _digest(text: str) -> str:

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from hf_segformer import SegFormerForSemanticSegmentation, SegFormerImageProcessor, SegFormerModel
 from hf_segformer.evaluation.accumulator import MetricAccumulator
 from hf_segformer.evaluation.summary import summarize
-from hf_segformer.hub.model_card import card_text, write_card
+from hf_segformer.hub.model_card import card_text, is_edited_text, write_card
 from hf_segformer.training.plots import draw_curve
 from hf_segformer.training.run_record import build_run_record, write_run_record
 from hf_segformer.training.trainer import SegFormerTrainer
@@ -337,6 +337,19 @@ def test_the_same_folder_gives_the_same_card(measured):
     first = write_card(measured, repo_id="me/street").read_bytes()
     (measured / "README.md").unlink()
     assert write_card(measured, repo_id="me/street").read_bytes() == first
+
+
+def test_the_blank_template_of_transformers_is_no_edited_card():
+    from huggingface_hub import ModelCard, ModelCardData
+
+    description = (
+        "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
+        "automatically generated."
+    )
+    values = ModelCardData(tags=["a"], library_name="transformers")
+    text = str(ModelCard.from_template(values, model_description=description))
+    assert not is_edited_text(text)
+    assert is_edited_text(text.replace("[More Information Needed]", "Mine", 1))
 
 
 def test_a_rendered_card_follows_the_numbers_and_an_edited_one_is_kept(measured):

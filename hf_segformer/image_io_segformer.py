@@ -155,7 +155,7 @@ def open_image_file(
                 )
             if page is not None and page >= len(frames):
                 raise ValueError(f"{name} has no page {page + 1}; expected at most {len(frames)}")
-            if len(frames) > 1:
+            if frames[page or 0]:
                 file.seek(frames[page or 0])
                 check_area(file.height, file.width, name)
             return _decode(file, source, name, ignore_exif, keeps_values, num_channels, is_mask)
@@ -263,7 +263,7 @@ def _decode_low_bytes(source: Any, frame: int, ignore_exif: bool) -> Image.Image
     with Image.open(source, formats=_formats()) as file:
         if frame:
             file.seek(frame)
-        file.filename = ""  # see `open_image_file`
+        file.filename = ""  # see `_decode`
         low = _low_bytes(_raw_mode(file))
         file.tile = [
             tile._replace(args=(low, *tile.args[1:]) if isinstance(tile.args, tuple) else low) for tile in file.tile
@@ -341,6 +341,8 @@ def size_in_header(source: Any, name: str = "the image") -> tuple[int, int]:
     """
     try:
         with Image.open(source, formats=_formats()) as file:
+            if file.format == "TIFF" and (frame := _frames(file)[0]):  # after a thumbnail
+                file.seek(frame)
             orientation = Image.Image.getexif(file).get(_ORIENTATION, 1)  # that of PNG files decodes their pixels
             return file.size if orientation in (5, 6, 7, 8) else file.size[::-1]
     except Image.DecompressionBombError as error:

@@ -9,6 +9,7 @@ from PIL import Image
 from hf_segformer import SegFormerImageProcessor
 from hf_segformer.data.image_measures import measure_image
 from hf_segformer.data.readers import read_color_mask, read_whole_image, read_whole_mask
+from hf_segformer.image_io_segformer import open_image_file, size_in_header
 from tests.support.encoded import exif, png
 
 tifffile = pytest.importorskip("tifffile")
@@ -38,6 +39,15 @@ def test_colors_turn_grey_as_those_of_8_bits(tmp_path):
     [grey] = read_whole_image(tmp_path / "a.png", 1)
     expected = np.asarray(Image.fromarray((array >> 4).astype(np.uint8)).convert("L"))
     assert np.abs(grey / 16 - expected).max() < 2
+
+
+def test_an_image_after_its_thumbnail_is_read(tmp_path):
+    image = np.arange(6 * 9 * 3, dtype=np.uint8).reshape(6, 9, 3)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(image[:2, :3], photometric="rgb", subfiletype=1)
+        file.write(image, photometric="rgb")
+    assert size_in_header(tmp_path / "a.tif") == (6, 9)
+    np.testing.assert_array_equal(np.asarray(open_image_file(tmp_path / "a.tif", "a")), image)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

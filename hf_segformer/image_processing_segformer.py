@@ -509,6 +509,8 @@ class SegFormerImageProcessor(BaseImageProcessor):
         self._refuse({keyword: value for keyword, value in overrides.items() if keyword not in own})
         processor = copy.copy(self)
         for keyword, value in overrides.items():
+            if keyword in ("image_mean", "image_std") and isinstance(value, Real) and not isinstance(value, bool):
+                value = [value] * len(self.image_mean)
             if keyword in own and (value is not None or keyword == "size_divisor"):
                 setattr(processor, keyword, value)
         processor._settle()

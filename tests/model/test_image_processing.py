@@ -648,6 +648,9 @@ class TestKeywords:
         assert (processor.image_mean, processor.image_std) == ([0.5] * 3, [0.25] * 3)
         expected = SegformerImageProcessorPil(image_mean=0.5, image_std=0.25)(random_image())["pixel_values"][0]
         np.testing.assert_array_equal(processor(random_image())["pixel_values"][0], expected)
+        one_band = SegFormerImageProcessor(image_mean=[0.1], image_std=[0.1])
+        pixels = one_band(np.zeros((5, 7), np.float32), image_mean=0.5, image_std=0.5, do_resize=False)["pixel_values"]
+        assert pixels[0].shape == (1, 5, 7)  # a call keeps the number of channels
 
     @pytest.mark.parametrize("overrides", [{}, {"do_rescale": True}])
     def test_attributes_may_be_set_like_keywords(self, overrides):

@@ -60,9 +60,9 @@ class DataConfig:
         mask_column: column of a data set that holds the masks.
         streaming: read the training split while it is used, without loading or storing all of it.
         image_folder: for `folders`, `coco` and `panoptic`, below `root`. `{split}` stands for the split's name; without
-            it the split is a sub-folder of `folders`, unless evaluation images are held out by `eval_share`, or only
-            `mask_folder` has it and there is no such sub-folder: then all splits are in one folder, of which the files
-            are taken that have a partner. `{image}` stands for the name of each image's own folder.
+            it the split is a sub-folder of `folders`. Where there is no such sub-folder, or `eval_share` divides whole
+            groups, evaluation images are held out of the whole folder; where only one of the two folders has it, the
+            files of the other are taken that have a partner. `{image}` stands for the name of each image's own folder.
         mask_folder: the masks' folder, by the same rules; for `panoptic` that of the PNG files.
         annotation_file: for `coco` and `panoptic`, the JSON file below `root`; `{split}` stands for the split's name.
         split_file: for `folders`, a text file below `root` that names the images of `{split}`, one a line, with or

@@ -164,7 +164,7 @@ def _open_folders(
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """Training and evaluation images; None where those are still to be held out of the first."""
     templates = (image_folder, mask_folder)
-    if config.eval_share and not split.group:
+    if config.eval_share and not split.group and config.train_split != config.eval_split_name:
         _check_no_own_split(config, root, templates)
     if config.eval_share or split.holds_out:
         return _read_folders(config, split, root, templates, config.train_split, True), None
@@ -200,7 +200,9 @@ def _read_folders(
     folders, shared = [root / each for each in named], ""
     listed = resolve_inside(root, config.split_file.replace("{split}", name)) if config.split_file else None
     if listed is None:
-        is_below = not held_out or all((folder / name).is_dir() for folder in folders)
+        # Groups keep what belongs together on one side, so that a share of all splits may be drawn again.
+        divides_all = bool(held_out and config.eval_share and split.group)
+        is_below = not held_out or (not divides_all and all((folder / name).is_dir() for folder in folders))
         have_split = ["{split}" in template for template in templates]
         below = [folder if has else folder / name for folder, has in zip(folders, have_split, strict=True)]
         if sum(have_split) == 1 and (held_out or not all(folder.is_dir() for folder in below)):

@@ -14,7 +14,8 @@ from .label_mapping import unpack_color
 
 _MOST_CLASSES = 256  # more values than these are numbers of objects or measurements
 _NUM_SHOWN, _MOST_COLORS = 12, 40
-_BRIGHT, _NUM_BRIGHT = 200, 4  # values of smoothed edges near 255; indices of classes are lower
+_BRIGHT, _NUM_BRIGHT = 200, 4  # values of smoothed edges towards 255
+_NEAR = 5  # distance of such values from 0 and 255
 
 
 class Meaning(NamedTuple):
@@ -81,7 +82,7 @@ def explain_values(
         raise ValueError(
             f"masks hold {len(counted)} values from 0 to 255, {_list(counted)}: smoothed or compressed edges of black "
             "and white masks seem to have them; expected two values: store the masks again without interpolation, "
-            "with 0 below 128 and 255 from there"
+            "with 0 below 128 and 255 from there, or set data.names if each value is a class"
         )
     meaning = _explain_named(counted, names, names_source) if names else _explain_unnamed(counted)
     classes = meaning.tables.get("label_values", range(max(len(meaning.names), 2)))
@@ -91,9 +92,10 @@ def explain_values(
 
 
 def _are_smoothed(counted: Sequence[int]) -> bool:
-    """Return True for values from 0 to 255 that leave no gap at one of the ends, as those of blurred edges."""
-    bright = sum(_BRIGHT <= value < IGNORE_INDEX for value in counted)
-    return {0, IGNORE_INDEX} <= {*counted} and bool({1, 254} & {*counted}) and bright >= _NUM_BRIGHT
+    """Return True for 0, 255 and values near both, as those of blurred edges."""
+    found, bright = {*counted}, sum(_BRIGHT <= value < IGNORE_INDEX for value in counted)
+    near = found & {*range(1, 1 + _NEAR)} and found & {*range(IGNORE_INDEX - _NEAR, IGNORE_INDEX)}
+    return {0, IGNORE_INDEX} <= found and bool(near) and bright >= _NUM_BRIGHT
 
 
 def _meaning(tables: dict[str, Any], names: Sequence[str], source: str, notes: Sequence[str] = ()) -> Meaning:

@@ -185,6 +185,10 @@ def test_values_of_two_meanings_are_refused_with_the_setting(values, names, mess
         explain_values(values, choice.get("names", names), "classes.json", choice)
 
 
+def test_many_classes_with_255_for_ignored_pixels_are_no_smoothed_masks():
+    assert len(explain_values([*range(211), 255], (), "", {}).names) == 211
+
+
 def test_values_of_another_data_set_name_the_layout(tmp_path):
     for split in ("train", "val"):
         pairs(tmp_path, f"{split}/{{}}.png", f"{split}annot/{{}}.png", "ab", (0, 11, 12, 13))

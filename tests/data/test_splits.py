@@ -306,6 +306,18 @@ class TestSeenImages:
         other = open_source(DataConfig("camvid", root=str(link)), SplitConfig(folds=2, group=BY_DRIVE))
         assert len(seen_images([run], other.train)) == len(source.train)
 
+    def test_a_share_of_groups_is_drawn_from_all_folders(self, tmp_path):
+        for split, number in (("train", 6), ("val", 4)):
+            for kind in ("images", "masks"):
+                (tmp_path / kind / split).mkdir(parents=True)
+                for index in range(number):
+                    Image.new("L", (8, 6), index % 2).save(tmp_path / kind / split / f"{split}{index}.png")
+        config = DataConfig("folders", root=str(tmp_path), eval_share=0.5)
+        source = open_source(config, SplitConfig(group="([0-9])"))
+        assert len(source.train) + len(source.evaluation) == 10
+        sides = [{name[-5] for name in image_paths(side)} for side in (source.train, source.evaluation)]
+        assert sides[0].isdisjoint(sides[1])
+
     def test_pages_of_one_file_are_told_apart(self, tmp_path):
         for name in ("images", "masks"):
             (tmp_path / "data" / name).mkdir(parents=True)

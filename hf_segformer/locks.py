@@ -26,7 +26,7 @@ def locked_folder(folder: str | Path, job: str) -> Iterator[None]:
 
     Args:
         folder: the output folder.
-        job: what holds the lock, for the message to others: such as "batch inference".
+        job: what holds the lock, for the message to others, such as "batch inference".
 
     Raises:
         ValueError: if another process holds it; the message names its owner and host.

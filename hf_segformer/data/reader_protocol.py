@@ -132,8 +132,8 @@ class Reader(Protocol):
     """An open image.
 
     A reader of further formats may have `suffixes`, the endings in lower case by which folders are searched for them,
-    `gather(paths)`, which joins files of one folder that make up one image (see `gather`), `states_window`, True if
-    its files may state a window for display, `keeps_identity`, True if a mask may name the person of the image,
+    `gather(paths)`, which joins files of one folder that make up one image (see `readers.gather`), `states_window`,
+    True if its files may state a window for display, `keeps_identity`, True if a mask may name the person of the image,
     and for volumes `mask_reader`, `module:function`, which reads the mask of a slice (see `medical.masks.read_labels`).
 
     Attributes:

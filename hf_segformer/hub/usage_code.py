@@ -41,13 +41,13 @@ def remote_usage(kind: str, source: str, dtype: str, on_hub: bool) -> str:
     """Write the same lines for the code beside the weights, without the package."""
     name, where = loading_classes(kind)[1], json.dumps(source, ensure_ascii=False)
     pins = ', "revision": "COMMIT", "code_revision": "COMMIT"' if on_hub else ""
-    number_type = ", dtype=torch.float32" if dtype in HALF else ""
+    dtype_option = ", dtype=torch.float32" if dtype in HALF else ""
     lines = [
         *(["import torch"] if dtype in HALF else []),
         f"from transformers import AutoImageProcessor, {name}",
         "",
         f'options = {{"trust_remote_code": True{pins}}}',
-        f"model = {name}.from_pretrained({where}, **options{number_type}).eval()",
+        f"model = {name}.from_pretrained({where}, **options{dtype_option}).eval()",
         f"processor = AutoImageProcessor.from_pretrained({where}, **options)",
     ]
     return "\n".join(lines)

@@ -201,8 +201,7 @@ def sliding_window(draft: Draft) -> tuple[int, str] | None:
 def crop_size(draft: Draft) -> tuple[int, str]:
     """Crop the shorter side in multiples of 32, at most 512 (paper, ADE20K), or 1024 of as large images (Cityscapes).
 
-    On a CPU at most 256: recipe camvid_b0, for images of 360x480. Halved while two images do
-    not fit into memory.
+    On a CPU at most 256, as in recipe camvid_b0. Halved while two images do not fit into memory.
     """
     side = (draft["augmentation.base_size"] or [int(statistics.median(_shorter_sides(draft)))])[0]
     most = 256 if draft.machine.is_cpu else 1024 if side >= 1024 else 512

@@ -470,11 +470,10 @@ def _nearest_key(table: str, key: str, known: _Known) -> str:
         if near:
             return f"did you mean '{each}.{near[0]}'?"
     names = known[table]
-    return (
-        f"expected one of {', '.join(names)}"
-        if len(names) < 30
-        else f"docs/reference/config.md lists the keys of [{table}]"
-    )
+    if len(names) < 30:
+        return f"expected one of {', '.join(names)}"
+    kind = "transformers.TrainingArguments" if table == "trainer" else "hf_segformer.config.DataConfig"
+    return f"the fields of {kind} are the keys of [{table}]"
 
 
 def _matches(value: Any, annotation: ast.expr) -> bool:

@@ -218,7 +218,7 @@ class MaskVideo(_Frames):
         self._open_encoder()
 
     def write(self, mask: np.ndarray, pts: int, duration: int) -> None:
-        """Write a mask (H, W) of the dtype."""
+        """Write a mask (H, W) of the stream's dtype."""
         import av
 
         self.add(av.VideoFrame.from_ndarray(np.ascontiguousarray(mask), format=self._format), pts, duration)

@@ -73,6 +73,8 @@ def test_lists_are_written_as_in_toml(literal, value):
         ("model.freeze=true", "unknown key 'model.freeze'; did you mean 'optimizer.freeze_encoder'"),
         ("model.learning_rate=1", "did you mean 'trainer.learning_rate'"),
         ("lora.qqqq=1", "unknown key 'lora.qqqq'; expected one of rank, alpha, dropout, target_modules"),
+        ("trainer.qqqqqq=1", r"the fields of transformers.TrainingArguments are the keys of \[trainer\]"),
+        ("data.qqqq=1", r"the fields of hf_segformer.config.DataConfig are the keys of \[data\]"),
         ("trainer.label_smoothing_factor=0.1", "trainer.label_smoothing_factor cannot be set: .*loss.label_smoothing"),
         ("trainer.per_device_eval_batch_size=2", "set evaluation.batch_size"),
         ("trainer.dataloader_persistent_workers=true", "set trainer.dataloader_persistent_workers=false"),

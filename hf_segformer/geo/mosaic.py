@@ -76,11 +76,19 @@ class MosaicRaster(GeoRaster):
         moved = part_transform(first.transform, top, left)
         self._reference = Reference(self.height, self.width, first.crs, moved)
 
+    def _has_scenes(self) -> bool:
+        """Return True if one of the rasters has a reference system, so that those without one are something else."""
+        for source in self.sources:
+            with GeoRaster(source, self.options) as raster:
+                if raster.reference().crs is not None:
+                    return True
+        return False
+
     def _place(self, source: ImageSource, first: Reference) -> _Scene:
         """Return where a raster is relative to the first one, after a check that they fit together."""
         with GeoRaster(source, self.options) as raster:
             own = raster.reference()
-            if own.crs is None and first.crs is not None and raster.kind == "image":
+            if own.crs is None and raster.kind == "image" and self._has_scenes():
                 raise ValueError(_no_scene(raster.name))
             for name, value, expected in (
                 ("coordinate reference system", own.crs, first.crs),

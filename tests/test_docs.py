@@ -6,6 +6,7 @@ import doctest
 import importlib
 import importlib.util
 import io
+import json
 import re
 import shlex
 import shutil
@@ -214,3 +215,5 @@ def test_figures_in_the_readme_are_measured():
     assert f"{float(theirs['milliseconds']) / float(ours['milliseconds']):.1f} times as fast" in readme
     assert f"{float(ours['mebibytes']) / float(theirs['mebibytes']):.0%} of".replace("%", " %") in readme
     assert f"{ours['processor']}, {ours['cores']} cores" in readme
+    mean_iou = json.loads((RESULTS / "camvid_b0/metrics.json").read_text())["mean_iou"]
+    assert f"mean IoU {100 * mean_iou:.1f} % on val" in readme
